@@ -1,0 +1,98 @@
+"""Recordings in, mono float32 samples out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float32
+
+# libsndfile gives a FLAC file written to a pipe, whose header has no length, 2^63 - 1 frames.
+LONGEST_FRAMES = 2**40
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used: its path and the `reason`, in one line."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    path = Path(path)
+    try:
+        # libsndfile's own words for these two are "System error" and "Format not recognised".
+        if not path.is_file():
+            raise AudioError(path, "no such file")
+        if path.stat().st_size == 0:
+            raise AudioError(path, "the file is empty")
+        with soundfile.SoundFile(path) as sound:
+            if sound.frames == 0:
+                raise AudioError(path, "no samples")
+            if sound.frames > LONGEST_FRAMES:
+                raise AudioError(path, "the header does not say how long it is")
+            yield sound
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, error.error_string.removeprefix("Error : ") or "corrupt") from error
+    except OSError as error:
+        raise AudioError(path, error.strerror or "cannot be read") from error
+
+
+def audio_duration_seconds(path: str | Path) -> float:
+    """Length of a recording by its header, in seconds. Raises AudioError."""
+    with _opened(path) as sound:
+        return sound.frames / sound.samplerate
+
+
+def read_audio(
+    path: str | Path,
+    *,
+    sample_rate_hz: int,
+    offset_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+) -> Float32[np.ndarray, " S"]:
+    """Reads a recording, or the stretch of it from `offset_seconds` for `duration_seconds`.
+
+    Whatever libsndfile reads (FLAC, WAV, Ogg Vorbis and Opus, MP3). Channels are averaged, other
+    rates resampled to `sample_rate_hz`. A stretch that reaches beyond the end stops there.
+
+    Returns samples in -1..1 (resampling may overshoot by a little).
+    Raises AudioError for a file that is missing, empty, corrupt or truncated, for a stretch
+    without samples and for samples that are not finite.
+    """
+    with _opened(path) as sound:
+        rate_hz, end = sound.samplerate, sound.frames
+        start = round(offset_seconds * rate_hz)
+        if duration_seconds is not None:
+            end = min(end, start + round(duration_seconds * rate_hz))
+        if not 0 <= start < end:
+            raise AudioError(
+                path,
+                f"no samples from {offset_seconds:g} s on, "
+                f"the recording has {sound.frames / rate_hz:g} s",
+            )
+        sound.seek(start)
+        channels = sound.read(end - start, dtype="float32", always_2d=True)
+    if len(channels) < end - start:
+        raise AudioError(path, f"truncated, {len(channels)} of {end - start} samples")
+    samples = channels.mean(axis=1)
+    if not np.isfinite(samples).all():
+        raise AudioError(path, "samples that are not finite")
+    return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+
+
+def change_speed(samples: Float32[np.ndarray, " S"], speed: float) -> Float32[np.ndarray, " S2"]:
+    """Plays `samples` at `speed` times the speed: above 1 is shorter and higher.
+
+    Tempo and pitch change together (Ko et al., "Audio augmentation for speech recognition",
+    Interspeech 2015). Returns about S / speed samples; speed 1 returns the same ones.
+    """
+    return samples if speed == 1 else _resample(samples, speed)
+
+
+def _resample(samples: np.ndarray, input_per_output: float) -> np.ndarray:
+    return soxr.resample(samples, input_per_output, 1.0)

@@ -1,0 +1,56 @@
+"""What a run trains on: the utterances of data.train that can be used, and their labels."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asr_jax.config import Config
+from asr_jax.data.manifest import read_manifest, select_utterances
+from asr_jax.features.frames import frame_count
+from asr_jax.layers.length import halved
+from asr_jax.text import Tokenizer
+from asr_jax.types import Skipped, Utterance
+
+
+class Corpus(NamedTuple):
+    utterances: list[Utterance]
+    labels: list[np.ndarray]
+    skipped: list[Skipped]
+
+
+def training_corpus(config: Config, tokenizer_path: Path) -> tuple[Corpus, Tokenizer]:
+    """What can be trained on of data.train; the tokenizer is trained where the run has none yet."""
+    if not config.data.train:
+        raise ValueError("data.train is empty: it must name a folder or a manifest")
+    utterances, unreadable = read_manifest(config.data.train)
+    if tokenizer_path.exists():
+        tokenizer = Tokenizer.load(tokenizer_path)
+    else:
+        tokenizer = Tokenizer.train(
+            (utterance.text for utterance in utterances),
+            kind=config.tokenizer.kind,
+            vocabulary_size=config.tokenizer.vocabulary_size,
+            path=tokenizer_path,
+        )
+    features = config.features
+    frames_of = lambda seconds: halved(
+        halved(frame_count(round(seconds * features.sample_rate_hz), features))
+    )
+    kept, labels, unfit = select_utterances(
+        utterances,
+        tokenizer,
+        min_seconds=config.data.min_seconds,
+        max_seconds=config.data.bucket_seconds[-1],
+        max_labels=config.data.bucket_labels[-1],
+        frames_of=frames_of,
+        # A CTC head beside the transducer leaves out what it cannot align, at each step.
+        ctc=False,
+    )
+    skipped = unreadable + unfit
+    if not kept:
+        raise ValueError(
+            f"data.train = {config.data.train}: none of its {len(skipped)} utterances can be "
+            f"trained on, the first is {skipped[0].id}: {skipped[0].reason}"
+        )
+    return Corpus(kept, labels, skipped), tokenizer

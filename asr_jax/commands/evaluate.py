@@ -1,0 +1,77 @@
+"""`asr-jax evaluate RUN --data DATA`: recognises DATA and counts the errors."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from asr_jax.commands.arguments import parse
+from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.data.manifest import read_manifest
+from asr_jax.scoring.report import write_evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Recognises DATA and writes wer.json, hypotheses.jsonl and report.html."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory."""
+    data: str
+    """Folder in LibriSpeech layout or JSONL manifest."""
+    checkpoint: str = "best"
+    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    decoder: Literal["greedy"] = "greedy"
+    """How labels are searched for."""
+    output: Path | None = None
+    """Where to write; RUN/evaluation/NAME, named after DATA, where not given."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, arguments, program="asr-jax evaluate")
+    output = options.output or default_output(options.run, options.data)
+    evaluate(options.run, options.data, checkpoint=options.checkpoint, output=output)
+    return 0
+
+
+def default_output(run: Path, data: str) -> Path:
+    """samples/an4/test is named an4-test: many corpora have a test."""
+    path = Path(data).absolute().with_suffix("")
+    return run / "evaluation" / "-".join(part for part in path.parts[-2:] if part != "/")
+
+
+def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
+    """Writes the evaluation and prints its one-line summary, and what could not be read."""
+    utterances, unreadable = read_manifest(data)
+    recognizer = open_run(run, checkpoint)
+    recognition = recognize_utterances(recognizer, utterances)
+    for skipped in unreadable + recognition.failed:
+        print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
+    lost = {skipped.id for skipped in recognition.failed}
+    scored = [(u, t) for u, t in zip(utterances, recognition.texts) if u.id not in lost]
+    if not scored:
+        raise ValueError(f"--data {data}: none of its recordings can be read")
+    figures = write_evaluation(
+        output,
+        utterances=[utterance for utterance, _ in scored],
+        hypotheses=[text for _, text in scored],
+        title=f"{run.name} on {data}",
+        facts={
+            "run": str(run),
+            "data": data,
+            "checkpoint": recognizer.checkpoint,
+            "decoder": "greedy",
+            "left out": str(len(unreadable) + len(lost)),
+        },
+        audio_seconds=recognition.audio_seconds,
+        wall_seconds=recognition.wall_seconds,
+        embed_audio=True,
+    )
+    low, high = figures["wer_95_percent_interval"]
+    print(
+        f"WER on {data}: {figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence) of "
+        f"{figures['reference_words']} words in {figures['utterances']} recordings; "
+        f"{output / 'report.html'}"
+    )

@@ -1,0 +1,89 @@
+"""A run's model brought back for evaluation and transcription."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from asr_jax.commands.arguments import load_config
+from asr_jax.commands.devices import prepare_devices
+from asr_jax.config import Config
+from asr_jax.data.pipeline import evaluation_batches
+from asr_jax.decoding.recognizer import hypotheses, make_recognizer
+from asr_jax.text import Tokenizer
+from asr_jax.training.checkpoint import load_averaged
+from asr_jax.training.sharding import make_mesh, state_shardings
+from asr_jax.training.state import split_model
+from asr_jax.types import Batch, Skipped, Utterance
+
+
+class Recognizer(NamedTuple):
+    config: Config
+    tokenizer: Tokenizer
+    graphdef: nnx.GraphDef
+    params: Any
+    mesh: Mesh
+    checkpoint: str
+    """Which steps the parameters are of."""
+
+
+class Recognition(NamedTuple):
+    texts: list[str]
+    failed: list[Skipped]
+    audio_seconds: float
+    wall_seconds: float
+    """Compiling not counted."""
+
+
+def open_run(run: Path, which: str) -> Recognizer:
+    """Config, tokenizer and averaged parameters of a run directory."""
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run}: not a run directory, it has no config.json")
+    config = load_config(run / "config.json")
+    prepare_devices(config)
+    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
+    mesh = make_mesh(config.mesh)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        abstract,
+        state_shardings(abstract, mesh),
+    )
+    params, steps = load_averaged(run, which, abstract)
+    return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
+
+
+def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
+    """The text of every utterance; a recording that cannot be read gives none, and is listed."""
+    config, params = recognizer.config, recognizer.params
+    run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
+    no_labels = [np.zeros(0, np.int32)] * len(utterances)
+    batches = evaluation_batches(
+        utterances, no_labels, data=config.data, sample_rate_hz=config.features.sample_rate_hz
+    )
+    compiled: set[tuple[int, ...]] = set()
+    compile_seconds = 0.0
+
+    def compiled_first() -> Iterator[Batch]:
+        nonlocal compile_seconds
+        for batch in batches:
+            if batch.samples.shape not in compiled:
+                compiled.add(batch.samples.shape)
+                before = time.monotonic()
+                jax.block_until_ready(run(params, batch))
+                compile_seconds += time.monotonic() - before
+            yield batch
+
+    began = time.monotonic()
+    texts = hypotheses(
+        run, params, compiled_first(), recognizer.tokenizer, utterances=len(utterances)
+    )
+    wall_seconds = time.monotonic() - began - compile_seconds
+    return Recognition(
+        texts, batches.failed, sum(u.duration_seconds for u in utterances), wall_seconds
+    )

@@ -1,0 +1,224 @@
+"""`asr-jax train CONFIG`: trains, keeps checkpoints, and ends with the WER on data.test."""
+
+import collections
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from asr_jax.commands.arguments import UsageError, load_config, parse, write_config
+from asr_jax.commands.corpus import Corpus, training_corpus
+from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.evaluate import default_output, evaluate
+from asr_jax.config import Config, flatten
+from asr_jax.data.manifest import read_manifest
+from asr_jax.data.pipeline import bucket_samples, evaluation_batches, training_batches
+from asr_jax.decoding.recognizer import hypotheses, make_recognizer
+from asr_jax.scoring.wer import word_error_rate
+from asr_jax.text import Tokenizer
+from asr_jax.training import checkpoint
+from asr_jax.training.loop import compile_steps, train
+from asr_jax.training.optimizer import make_optimizer
+from asr_jax.training.progress import ProgressDisplay
+from asr_jax.training.sharding import check_batch, make_mesh
+from asr_jax.training.state import abstract_state, initial_state, split_model
+from asr_jax.types import Batch
+
+# Fields that a run may go on with changed: none of them touches what has been learned so far.
+CHANGEABLE = ("checkpoint.", "decoding.", "mesh.", "data.dev", "data.test", "data.read", "data.cache") + (
+    "train.steps", "train.log_every_steps", "train.evaluate_every_steps", "train.max_skipped",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains CONFIG, or goes on with it where RUN already holds a checkpoint."""
+
+    run: Path | None = None
+    """Run directory; runs/NAME for configs/NAME.py where not given."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
+    path = Path(arguments[0])
+    helped = arguments[0] in ("-h", "--help")
+    config = Config() if helped else load_config(path)
+    options = parse(
+        Options,
+        ["--help"] if helped else arguments[1:],
+        program="asr-jax train CONFIG",
+        default=Options(config=config),
+    )
+    config = options.config
+    beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
+    directory = options.run or beside
+    reason = _train(config, directory)
+    if reason is not None:
+        print(f"stopped by {reason}; saved. The same command goes on from there.", file=sys.stderr)
+        return 128 + getattr(signal, reason)
+    if config.data.test:
+        output = default_output(directory, config.data.test)
+        evaluate(directory, config.data.test, checkpoint="best", output=output)
+    return 0
+
+
+def _train(config: Config, run: Path) -> str | None:
+    """Trains to the end (None), or until a signal, whose name is returned."""
+    stopped_by = _signals()
+    prepare_devices(config)
+    mesh = make_mesh(config.mesh)
+    for utterances in config.data.bucket_utterances:
+        check_batch(utterances, mesh, config.train.accumulate)
+    _claim(run, config)
+    corpus, tokenizer = training_corpus(config, run / "tokenizer.model")
+    evaluate_dev = _dev_evaluation(config, tokenizer, mesh)
+    write_config(config, run / "config.json")
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
+    abstract = abstract_state(*sizes)
+    graphdef, _ = split_model(config, tokenizer.vocabulary_size)
+
+    with checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer:
+        state, warnings = checkpoint.restore(checkpointer, abstract)
+        start = 0 if state is None else int(state.step)
+        with ProgressDisplay(steps=config.train.steps, start=start) as progress:
+            for warning in warnings:
+                progress.note(f"warning: {warning}")
+            _describe(progress.note, corpus, run, abstract.params, mesh)
+            if state is not None:
+                progress.note(f"going on from step {start} of {config.train.steps}")
+            if start >= config.train.steps:
+                return None
+            steps = compile_steps(
+                config, graphdef, optimizer, abstract, mesh, _shapes(config), note=progress.note
+            )
+            if state is None:
+                state = initial_state(*sizes)
+            batches = training_batches(
+                corpus.utterances,
+                corpus.labels,
+                data=config.data,
+                augment=config.augment,
+                sample_rate_hz=config.features.sample_rate_hz,
+                seed=config.train.seed,
+                position=int(state.data_position),
+                separator=tokenizer.separator,
+            )
+            _, reason = train(
+                state,
+                config=config,
+                run=run,
+                steps=steps,
+                batches=batches,
+                utterance_ids=[u.id for u in corpus.utterances],
+                evaluate=evaluate_dev and (lambda averaged: evaluate_dev(graphdef, averaged)),
+                checkpointer=checkpointer,
+                stopped_by=stopped_by,
+                progress=progress,
+            )
+            for failure in batches.failed:
+                progress.note(f"could not be read: {failure.id}: {failure.reason}")
+    return reason
+
+
+def _signals() -> Callable[[], str | None]:
+    """From now on SIGTERM and Ctrl-C are noted, not obeyed; returns a look at the note."""
+    noted: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        if noted:
+            os._exit(128 + number)  # asked twice: leave at once, what is saved is safe
+        noted.append(signal.Signals(number).name)
+        print(f"\n{noted[0]}: saving, then leaving; once more leaves at once", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return lambda: noted[0] if noted else None
+
+
+def _claim(run: Path, config: Config) -> None:
+    """Makes the run directory, or checks that the one there is of this config."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "config.json"
+    if not path.exists():
+        if any(run.iterdir()):
+            raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
+        return
+    before, now = flatten(load_config(path)), flatten(config)
+    changed = [name for name in now if now[name] != before[name]]
+    fixed = [name for name in changed if not name.startswith(CHANGEABLE)]
+    if fixed:
+        name = fixed[0]
+        raise UsageError(
+            f"--run {run}: holds another run, whose {name} is {before[name]!r}, not {now[name]!r}"
+            f"{f' (and {len(fixed) - 1} more fields differ)' if len(fixed) > 1 else ''}; "
+            "choose another directory"
+        )
+
+
+def _describe(note: Callable[[str], None], corpus: Corpus, run: Path, params: Any, mesh: Any) -> None:
+    hours = sum(u.duration_seconds for u in corpus.utterances) / 3600
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    note(
+        f"{run}: {len(corpus.utterances)} utterances, {hours:.2f} hours; "
+        f"{count / 1e6:.2f} million parameters; {mesh.size} {jax.default_backend()} device(s)"
+    )
+    listed = run / "skipped.jsonl"
+    listed.write_text("".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in corpus.skipped))
+    kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
+    for kind, number in kinds.most_common():
+        note(f"left out: {number} utterances, {kind} (listed in {listed})")
+
+
+def _shapes(config: Config) -> list[Batch]:
+    """A batch of abstract arrays for every bucket."""
+    data = config.data
+    shapes = []
+    for seconds, labels, rows in zip(data.bucket_seconds, data.bucket_labels, data.bucket_utterances):
+        samples = bucket_samples(
+            seconds,
+            max_tempo=max(1.0, config.augment.tempo_range[1]),
+            sample_rate_hz=config.features.sample_rate_hz,
+        )
+        abstract = jax.ShapeDtypeStruct
+        shapes.append(
+            Batch(
+                samples=abstract((rows, samples), np.float32),
+                sample_lengths=abstract((rows,), np.int32),
+                labels=abstract((rows, labels), np.int32),
+                label_lengths=abstract((rows,), np.int32),
+                tempo=abstract((rows,), np.float32),
+                utterances=abstract((rows,), np.int32),
+            )
+        )
+    return shapes
+
+
+def _dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
+    """(graphdef, averaged parameters) -> WER on data.dev in percent; None without data.dev."""
+    if not config.data.dev:
+        return None
+    utterances, _ = read_manifest(config.data.dev)
+    references: Sequence[str] = [utterance.text for utterance in utterances]
+    no_labels = [np.zeros(0, np.int32)] * len(utterances)
+    recognizers: dict[str, Any] = {}
+
+    def evaluate_dev(graphdef: Any, averaged: Any) -> float:
+        recognize = recognizers.setdefault("dev", make_recognizer(graphdef, config, mesh))
+        batches = evaluation_batches(
+            utterances, no_labels, data=config.data, sample_rate_hz=config.features.sample_rate_hz
+        )
+        texts = hypotheses(recognize, averaged, batches, tokenizer, utterances=len(utterances))
+        return 100 * word_error_rate(references, texts)
+
+    return evaluate_dev

@@ -1,0 +1,60 @@
+"""`asr-jax transcribe RUN AUDIO ...`: prints the text of recordings."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from asr_jax.audio import AudioError, audio_duration_seconds
+from asr_jax.commands.arguments import parse
+from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.types import Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Prints a line for every recording: its path, a tab, its text."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory."""
+    audio: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels."""
+    checkpoint: str = "best"
+    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    json: bool = False
+    """A JSON object per line instead: audio_filepath, duration, text."""
+
+
+def run(arguments: list[str]) -> int:
+    """Exit status 1 where some recording could not be read; the others are printed all the same."""
+    options = parse(Options, arguments, program="asr-jax transcribe")
+    if not options.audio:
+        raise ValueError("AUDIO: name at least one recording")
+    problems = []
+    utterances = []
+    for number, path in enumerate(options.audio):
+        try:
+            seconds = audio_duration_seconds(path)
+            utterances.append(Utterance(str(number), path, "", seconds))
+        except AudioError as error:
+            problems.append(str(error))
+    if utterances:
+        recognition = recognize_utterances(open_run(options.run, options.checkpoint), utterances)
+        failed = {skipped.id: skipped.reason for skipped in recognition.failed}
+        problems += failed.values()
+        for utterance, text in zip(utterances, recognition.texts):
+            if utterance.id not in failed:
+                print(_line(utterance, text, options.json))
+    for problem in problems:
+        print(f"asr-jax transcribe: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _line(utterance: Utterance, text: str, as_json: bool) -> str:
+    if not as_json:
+        return f"{utterance.audio}\t{text}"
+    fields = {"audio_filepath": str(utterance.audio), "duration": utterance.duration_seconds}
+    return json.dumps(fields | {"text": text}, ensure_ascii=False)

@@ -1,0 +1,342 @@
+"""Every setting of an experiment: frozen dataclasses with units, the only schema.
+
+A file in configs/ ends in `config = Config(...)`. The command line overrides any field
+(`--optimizer.peak-learning-rate 1e-3`), and the resolved values are saved beside the
+checkpoints as flat JSON (`"encoder.layers": 12`), which can be run again.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {value!r}: {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which recordings, and the few static shapes their batches are padded to."""
+
+    train: str = ""
+    """Folder in LibriSpeech layout or JSONL manifest to train on."""
+    dev: str = ""
+    """The same, for choosing the best checkpoint; empty: none is chosen."""
+    test: str = ""
+    """The same, read once when training has ended; empty: not read."""
+    min_seconds: float = 0.1
+    """Shorter training recordings are left out, counted and listed."""
+    bucket_seconds: tuple[float, ...] = (4.0, 8.0, 16.0)
+    """Upper edge of each bucket, in seconds after speed and tempo changes, increasing."""
+    bucket_labels: tuple[int, ...] = (32, 64, 128)
+    """Most labels that an utterance of each bucket may have."""
+    bucket_utterances: tuple[int, ...] = (32, 16, 8)
+    """Utterances in a (global) batch of each bucket."""
+    read_threads: int = 2
+    """Threads that decode and pad batches ahead of the step."""
+    read_ahead_batches: int = 8
+    """Batches kept ready."""
+    cache_gib: float = 4.0
+    """Decoded audio kept in memory, so that each recording is decoded once; 0 decodes every time."""
+
+    def __post_init__(self) -> None:
+        edges = self.bucket_seconds
+        _require(
+            bool(edges) and all(a < b for a, b in zip((0.0, *edges), edges)),
+            "data.bucket_seconds",
+            edges,
+            "must be positive and increasing",
+        )
+        for name in ("bucket_labels", "bucket_utterances"):
+            values = getattr(self, name)
+            _require(
+                len(values) == len(edges) and all(v > 0 for v in values),
+                f"data.{name}",
+                values,
+                f"needs one positive value for each of the {len(edges)} data.bucket_seconds",
+            )
+        _require(self.read_threads > 0, "data.read_threads", self.read_threads, "must be positive")
+        _require(
+            self.read_ahead_batches > 0,
+            "data.read_ahead_batches",
+            self.read_ahead_batches,
+            "must be positive",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Changes made to the training recordings only."""
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Speed perturbation (tempo and pitch): one factor is drawn per utterance and epoch."""
+    tempo_range: tuple[float, float] = (1.0, 1.0)
+    """Time stretching of the features, pitch kept: a log-uniform factor; above 1 is faster."""
+    join_probability: float = 0.0
+    """Share of utterances that are followed by another one of the same speaker."""
+    frequency_masks: int = 2
+    """SpecAugment (arXiv 1904.08779): masks along mel bins."""
+    frequency_mask_bins: int = 27
+    """Widest frequency mask."""
+    time_masks: int = 10
+    """Masks along time."""
+    time_mask_share: float = 0.05
+    """Widest time mask as a share of the utterance."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.speeds) and all(s > 0 for s in self.speeds),
+            "augment.speeds",
+            self.speeds,
+            "needs at least one positive factor",
+        )
+        low, high = self.tempo_range
+        _require(
+            0 < low <= high, "augment.tempo_range", self.tempo_range, "needs 0 < lowest <= highest"
+        )
+        _require(
+            0 <= self.join_probability <= 1,
+            "augment.join_probability",
+            self.join_probability,
+            "must lie in 0..1",
+        )
+        _require(
+            0 <= self.time_mask_share <= 1,
+            "augment.time_mask_share",
+            self.time_mask_share,
+            "must lie in 0..1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Log-mel filterbank; the defaults are Kaldi's with dither 0 and snip_edges false."""
+
+    sample_rate_hz: int = 16_000
+    """Recordings at other rates are resampled to it."""
+    window_ms: float = 25.0
+    """Length of a frame."""
+    hop_ms: float = 10.0
+    """From one frame to the next."""
+    window: Literal["povey", "hann", "hamming"] = "povey"
+    """Shape of the window."""
+    mel_bins: int = 80
+    """Filters."""
+    mel_scale: Literal["kaldi", "slaney"] = "kaldi"
+    """kaldi: 1127 ln(1 + f / 700), triangles of height 1; slaney: librosa's, triangles of area 1."""
+    low_hz: float = 20.0
+    """Lower edge of the first filter."""
+    high_hz: float = -400.0
+    """Upper edge of the last filter; zero or negative: that much below half the sample rate."""
+    preemphasis: float = 0.97
+    """Pre-emphasis within each frame; 0 for none."""
+    remove_dc: bool = True
+    """Subtract each frame's mean first."""
+    normalization: Literal["none", "utterance"] = "utterance"
+    """utterance: every bin to mean 0 and deviation 1 over the utterance's frames."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.sample_rate_hz > 0, "features.sample_rate_hz", self.sample_rate_hz, "must be positive"
+        )
+        _require(self.hop_ms > 0, "features.hop_ms", self.hop_ms, "must be positive")
+        _require(
+            self.window_ms >= self.hop_ms,
+            "features.window_ms",
+            self.window_ms,
+            "must be at least features.hop_ms",
+        )
+        nyquist_hz = self.sample_rate_hz / 2
+        high_hz = self.high_hz if self.high_hz > 0 else nyquist_hz + self.high_hz
+        _require(
+            0 <= self.low_hz < high_hz <= nyquist_hz,
+            "features.high_hz",
+            self.high_hz,
+            f"the band {self.low_hz} to {high_hz} Hz must rise and lie within 0..{nyquist_hz}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """SentencePiece, trained on the training transcripts. Blank is id 0."""
+
+    kind: Literal["unigram", "bpe", "char"] = "unigram"
+    """char: one piece per character."""
+    vocabulary_size: int = 1024
+    """Pieces, blank and unknown included; ignored for char."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Conformer (arXiv 2005.08100)."""
+
+    layers: int = 16
+    """Conformer blocks."""
+    width: int = 144
+    """Model dimension."""
+    heads: int = 4
+    """Attention heads."""
+    feedforward_factor: int = 4
+    """Inner width of the feed-forward modules, as a multiple of width."""
+    kernel_frames: int = 31
+    """Depthwise convolution's length in (subsampled) frames, odd."""
+    subsampling_channels: int = 144
+    """Channels of the two strided convolutions that make one frame of four."""
+    dropout: float = 0.1
+    """Probability of dropping, in every residual branch."""
+    remat: Literal["none", "layer", "dots"] = "layer"
+    """What the backward pass recomputes: nothing, whole layers, or all but matrix products."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % self.heads == 0,
+            "encoder.heads",
+            self.heads,
+            f"must divide encoder.width = {self.width}",
+        )
+        _require(
+            self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
+        )
+        _require(self.layers > 0, "encoder.layers", self.layers, "must be positive")
+        _require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "must lie in 0..1, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The network over the labels emitted so far."""
+
+    kind: Literal["stateless", "lstm"] = "stateless"
+    """stateless: embedding and a convolution over the last context labels (arXiv 2002.10472 style)."""
+    context: int = 2
+    """Labels that the stateless predictor sees."""
+    embedding_width: int = 320
+    """Width of the label embedding."""
+    width: int = 320
+    """Width of the predictor's output (lstm: of its state)."""
+    dropout: float = 0.1
+    """Probability of dropping, on the embedding and the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """activation(encoded + predicted) @ kernel + bias."""
+
+    width: int = 320
+    """Both sides are projected to it."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Between the sum and the output layer."""
+    chunk_frames: int | None = None
+    """Frames per scanned, rematerialised chunk of joint and loss; None chooses."""
+    ctc_weight: float = 0.0
+    """Weight of an auxiliary CTC head on the encoder; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    peak_learning_rate: float = 1e-3
+    """Reached at the end of the warm-up."""
+    warmup_steps: int = 1000
+    """Steps of linear rise."""
+    final_learning_rate_share: float = 0.01
+    """Where the cosine ends, as a share of the peak."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.01
+    """On matrices and convolutions, not on biases, norms or embeddings."""
+    clip_norm: float = 1.0
+    """Global norm that gradients are clipped to."""
+    ema_decay: float = 0.999
+    """Decay per step of the averaged parameters, which evaluation uses; 0 switches averaging off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices are arranged. data * fsdp * model must be the number of devices."""
+
+    data: int = -1
+    """Copies of the model, each on its share of the batch; -1: all devices that are left."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are split, and the batch too."""
+    model: int = 1
+    """Devices over which the widths of large matrices are split."""
+    cpu_devices: int | None = None
+    """Without an accelerator: how many devices to make of the processor; None: one per core, at most 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 100_000
+    """Steps until the end of the learning-rate schedule, and of training."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and dropout."""
+    accumulate: int = 1
+    """Micro-batches that a batch is split into, one after the other."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters, optimizer state and the lattice stay float32."""
+    log_every_steps: int = 20
+    """Steps from one line of metrics.jsonl to the next."""
+    evaluate_every_steps: int = 1000
+    """Steps from one WER on dev to the next; the last step is always evaluated."""
+    max_skipped_in_a_row: int = 10
+    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "log_every_steps", "evaluate_every_steps"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    every_steps: int = 1000
+    """Steps from one checkpoint to the next; the last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints kept, beside the best by WER on dev."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """Greedy search."""
+
+    max_symbols_per_frame: int = 5
+    """Bound on the labels emitted at one frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """An experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        for utterances in self.data.bucket_utterances:
+            _require(
+                utterances % self.train.accumulate == 0,
+                "train.accumulate",
+                self.train.accumulate,
+                f"must divide every data.bucket_utterances, also {utterances}",
+            )
+
+
+def flatten(config: Config) -> dict[str, object]:
+    """Every field under its dotted name, sorted: what config.json holds."""
+    nested = asdict(config)
+    flat = {f"{part}.{name}": value for part, fields in nested.items() for name, value in fields.items()}
+    return dict(sorted(flat.items()))

@@ -1,0 +1,64 @@
+"""From padded audio to text: features, encoder and greedy search compiled as one function."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asr_jax.config import Config
+from asr_jax.decoding.greedy import greedy_search
+from asr_jax.features.logmel import log_mel
+from asr_jax.text import Tokenizer
+from asr_jax.types import Batch
+
+
+def recognize(
+    params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: Config
+) -> tuple[jax.Array, jax.Array]:
+    """Labels of every row [B, N] and how many it has [B]."""
+    model = nnx.merge(graphdef, params)
+    features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
+    encoded, lengths = model.encoder(features, lengths)
+    return greedy_search(
+        model, encoded, lengths, max_symbols_per_frame=config.decoding.max_symbols_per_frame
+    )
+
+
+def make_recognizer(
+    graphdef: nnx.GraphDef, config: Config, mesh: Mesh
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """`recognize`, compiled once per batch shape, the batch's rows spread over the mesh."""
+    compiled = jax.jit(
+        functools.partial(recognize, graphdef=graphdef, config=config),
+        out_shardings=NamedSharding(mesh, P()),
+    )
+
+    def run(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        spread = P(("data", "fsdp")) if len(batch.samples) % rows == 0 else P()
+        return compiled(params, jax.device_put(batch, NamedSharding(mesh, spread)))
+
+    return run
+
+
+def hypotheses(
+    run: Callable[[Any, Batch], tuple[jax.Array, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    tokenizer: Tokenizer,
+    *,
+    utterances: int,
+) -> list[str]:
+    """The text recognised for each of the `utterances` that the batches' rows refer to."""
+    texts = [""] * utterances
+    for batch in batches:
+        labels, counts = jax.device_get(run(params, batch))
+        for row, utterance in enumerate(np.asarray(batch.utterances)):
+            if utterance >= 0:
+                texts[utterance] = tokenizer.decode(labels[row, : counts[row]].tolist())
+    return texts

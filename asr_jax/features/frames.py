@@ -1,0 +1,31 @@
+"""How samples fall into frames: integer arithmetic that host code can use without JAX."""
+
+from typing import Any
+
+from asr_jax.config import FeaturesConfig
+
+
+def window_samples(config: FeaturesConfig) -> int:
+    """Samples in a frame, rounded down as Kaldi does."""
+    return int(config.sample_rate_hz * config.window_ms / 1000)
+
+
+def hop_samples(config: FeaturesConfig) -> int:
+    """Samples from one frame to the next, rounded down as Kaldi does."""
+    return int(config.sample_rate_hz * config.hop_ms / 1000)
+
+
+def frame_count(num_samples: Any, config: FeaturesConfig) -> Any:
+    """Frames of a recording: samples / hop, rounded to the nearest (Kaldi's snip_edges=false).
+
+    Frame t is centred at sample hop * t + hop / 2.
+
+    Args:
+        num_samples: an int, or an integer array (NumPy or JAX) of any shape.
+        config: gives the hop.
+
+    Returns:
+        As many ints as came in.
+    """
+    hop = hop_samples(config)
+    return (num_samples + hop // 2) // hop

@@ -1,0 +1,48 @@
+"""The Conformer block (arXiv 2005.08100, section 2.4)."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from asr_jax.layers.attention import RelativeAttention
+from asr_jax.layers.convolution import ConvolutionModule
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.feedforward import FeedForward
+
+
+class ConformerBlock(nnx.Module):
+    """Half a feed-forward step, attention, convolution, the other half step, norm."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        feedforward_factor: int,
+        kernel_frames: int,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        self.first_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
+        self.attention = RelativeAttention(width, heads=heads, rngs=rngs)
+        self.convolution = ConvolutionModule(width, kernel_frames=kernel_frames, rngs=rngs)
+        self.second_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Float[Array, "R D"],
+        mask: Bool[Array, "B T"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Without a key nothing is dropped."""
+        keys = [None] * 4 if key is None else jax.random.split(key, 4)
+        drop = lambda y, key: dropout(y, self.dropout, key)
+        x = x + 0.5 * drop(self.first_feedforward(x), keys[0])
+        x = x + drop(self.attention(x, positions, mask), keys[1])
+        x = x + drop(self.convolution(x, mask), keys[2])
+        x = x + 0.5 * drop(self.second_feedforward(x), keys[3])
+        return self.norm(x)

@@ -1,0 +1,17 @@
+"""The feed-forward module of the Conformer (arXiv 2005.08100, section 2.3)."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class FeedForward(nnx.Module):
+    """Norm, expansion, swish, projection back."""
+
+    def __init__(self, width: int, *, factor: int, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.expand = nnx.Linear(width, factor * width, rngs=rngs)
+        self.project = nnx.Linear(factor * width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.project(jax.nn.silu(self.expand(self.norm(x))))

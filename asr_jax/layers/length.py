@@ -1,0 +1,14 @@
+"""Padding: which frames are real, and how many remain after a strided layer."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def frame_mask(lengths: Int[Array, "B"], frames: int) -> Bool[Array, "B {frames}"]:
+    """True where a frame lies within its utterance."""
+    return jnp.arange(frames) < lengths[:, None]
+
+
+def halved(length):
+    """Frames that remain of `length` after a convolution of kernel 3, stride 2, padding 1."""
+    return (length + 1) // 2

@@ -1,0 +1,46 @@
+"""The transducer loss of ready-made logits."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from asr_jax.losses._checks import check_blank, check_float, check_integer
+from asr_jax.losses._lattice import log_likelihood
+from asr_jax.losses._log_probs import edge_log_probs
+
+
+def rnnt_loss(
+    logits: Float[Array, "B T U1 V"],
+    labels: Int[Array, "B U"],
+    logit_lengths: Int[Array, "B"],
+    label_lengths: Int[Array, "B"],
+    *,
+    blank_id: int = 0,
+) -> Float32[Array, "B"]:
+    """-log P(labels | logits), in nats, for each utterance; the plain form that other libraries have.
+
+    The probability is that of all alignments together (Graves 2012, arXiv 1211.3711); it is computed
+    in float32. `transducer_loss` gives the same number in a small part of the memory.
+
+    Args:
+        logits: scores, not normalised; cell (t, u) is frame t after u labels, U1 = U + 1.
+        labels: without blanks.
+        logit_lengths: frames of each utterance. Zero frames: loss inf, gradient zero.
+        label_lengths: labels of each utterance; zero, or more than frames, are fine.
+        blank_id: index of the blank in the vocabulary.
+
+    What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or blank_id lies outside the vocabulary.
+    """
+    check_float("logits", logits, None, None, None, None)
+    batch, frames, cells, vocabulary = logits.shape
+    check_integer("labels", labels, batch, cells - 1)
+    check_integer("logit_lengths", logit_lengths, batch)
+    check_integer("label_lengths", label_lengths, batch)
+    check_blank(blank_id, vocabulary)
+    real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
+    real = real_frames & (jnp.arange(cells) <= label_lengths[:, None, None])
+    logits = jnp.where(real[..., None], logits, 0.0).astype(jnp.float32)
+    blank, label = edge_log_probs(logits, labels, blank_id)
+    return -log_likelihood(blank, label, logit_lengths, label_lengths)

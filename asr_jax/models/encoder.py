@@ -1,0 +1,84 @@
+"""From features to encoded frames: subsampling and a stack of Conformer blocks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from asr_jax.layers.attention import relative_positions
+from asr_jax.layers.conformer import ConformerBlock
+from asr_jax.layers.convolution import Subsampling
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.length import frame_mask
+
+_REMAT = {
+    "none": lambda body: body,
+    "layer": jax.checkpoint,
+    "dots": functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
+
+
+class ConformerEncoder(nnx.Module):
+    """Conformer (arXiv 2005.08100). The blocks' parameters are stacked along a leading layer axis."""
+
+    def __init__(
+        self,
+        mel_bins: int,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        feedforward_factor: int,
+        kernel_frames: int,
+        subsampling_channels: int,
+        dropout: float,
+        remat: str,
+        rngs: nnx.Rngs,
+    ):
+        self.subsampling = Subsampling(mel_bins, width, channels=subsampling_channels, rngs=rngs)
+
+        @nnx.vmap
+        def stacked(rngs: nnx.Rngs) -> ConformerBlock:
+            return ConformerBlock(
+                width,
+                heads=heads,
+                feedforward_factor=feedforward_factor,
+                kernel_frames=kernel_frames,
+                dropout=dropout,
+                rngs=rngs,
+            )
+
+        self.blocks = stacked(rngs.split(layers))
+        self.layers = layers
+        self.dropout = dropout
+        self.remat = remat
+
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        lengths: Int[Array, "B"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T4 D"], Int[Array, "B"]]:
+        """Returns a frame for every four of the features', and how many of them are real.
+
+        What the padding holds changes no real frame. Without a key nothing is dropped.
+        """
+        x, lengths = self.subsampling(features, lengths)
+        mask = frame_mask(lengths, x.shape[1])
+        positions = relative_positions(x.shape[1], x.shape[2]).astype(x.dtype)
+        keys = None
+        if key is not None:
+            key, *_ = keys = jax.random.split(key, self.layers + 1)
+            x, keys = dropout(x, self.dropout, key), keys[1:]
+
+        def run(x, block_and_key):
+            block, key = block_and_key
+            return block(x, positions, mask, key=key), None
+
+        x, _ = jax.lax.scan(_REMAT[self.remat](run), x, (self.blocks, keys))
+        return jnp.where(mask[..., None], x, 0), lengths

@@ -1,0 +1,103 @@
+"""The network over the labels emitted so far, stateless or recurrent.
+
+Both kinds read a whole label sequence at once in training and one label at a time in search:
+`__call__(labels)[:, u]` equals the output after `step`ping through the first u labels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from asr_jax.layers.dropout import dropout
+
+BLANK_ID = 0
+NONE_ID = -1
+
+
+class StatelessPredictor(nnx.Module):
+    """Embedding and one convolution over the last `context` labels (arXiv 2109.07513).
+
+    Before the first label the context is [none, ..., none, blank]; none embeds to zeros.
+    """
+
+    def __init__(
+        self, vocabulary_size: int, *, context: int, embedding_width: int, width: int, dropout: float, rngs: nnx.Rngs
+    ):
+        self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
+        self.convolution = nnx.Linear(context * embedding_width, width, rngs=rngs)
+        self.context = context
+        self.dropout = dropout
+
+    def __call__(
+        self, labels: Int[Array, "B U"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B U1 D"]:
+        """Output after 0, 1, ..., U labels. Padding labels change no output before them."""
+        history = jnp.concatenate([self.start(len(labels)), labels], axis=1)
+        positions = labels.shape[1] + 1
+        contexts = jnp.stack([history[:, k : k + positions] for k in range(self.context)], axis=-1)
+        return self._output(contexts, key)
+
+    def start(self, batch: int) -> Int[Array, "B K"]:
+        """State before the first label."""
+        return jnp.full((batch, self.context), NONE_ID).at[:, -1].set(BLANK_ID)
+
+    def output(self, state: Int[Array, "B K"]) -> Float[Array, "B D"]:
+        return self._output(state, None)
+
+    def step(self, state: Int[Array, "B K"], labels: Int[Array, "B"]) -> Int[Array, "B K"]:
+        """State after one more label."""
+        return jnp.concatenate([state[:, 1:], labels[:, None]], axis=1)
+
+    def _output(self, contexts: Int[Array, "*B K"], key: Key[Array, ""] | None):
+        embedded = self.embedding(jnp.maximum(contexts, 0)) * (contexts >= 0)[..., None]
+        embedded = embedded.reshape(*contexts.shape[:-1], -1)
+        return jax.nn.relu(self.convolution(dropout(embedded, self.dropout, key)))
+
+
+class LSTMPredictor(nnx.Module):
+    """Embedding and one LSTM layer (arXiv 1211.3711); its first input is blank, its first state zero."""
+
+    def __init__(
+        self, vocabulary_size: int, *, embedding_width: int, width: int, dropout: float, rngs: nnx.Rngs
+    ):
+        self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
+        self.input = nnx.Linear(embedding_width, 4 * width, rngs=rngs)
+        self.recurrent = nnx.Linear(width, 4 * width, use_bias=False, rngs=rngs)
+        self.width = width
+        self.dropout = dropout
+
+    def __call__(
+        self, labels: Int[Array, "B U"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B U1 D"]:
+        """Output after 0, 1, ..., U labels. Padding labels change no output before them."""
+        inputs = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=BLANK_ID)
+        keys = (None, None) if key is None else jax.random.split(key)
+        gates = self.input(dropout(self.embedding(inputs), self.dropout, keys[0]))
+        zeros = jnp.zeros((len(labels), self.width), gates.dtype)
+
+        def run(state, gates):
+            state = self._cell(state, gates)
+            return state, state[0]
+
+        _, hidden = jax.lax.scan(run, (zeros, zeros), jnp.swapaxes(gates, 0, 1))
+        return dropout(jnp.swapaxes(hidden, 0, 1), self.dropout, keys[1])
+
+    def start(self, batch: int):
+        """State before the first label: hidden and cell after reading blank."""
+        zeros = jnp.zeros((batch, self.width), self.recurrent.kernel.dtype)
+        return self.step((zeros, zeros), jnp.full((batch,), BLANK_ID))
+
+    def output(self, state) -> Float[Array, "B D"]:
+        return state[0]
+
+    def step(self, state, labels: Int[Array, "B"]):
+        """State after one more label."""
+        return self._cell(state, self.input(self.embedding(labels)))
+
+    def _cell(self, state, gates: Float[Array, "B G"]):
+        hidden, cell = state
+        i, f, g, o = jnp.split(gates + self.recurrent(hidden), 4, axis=-1)
+        # + 1: a forget gate that starts open lets gradients through (Jozefowicz et al., 2015).
+        cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(cell), cell

@@ -1,0 +1,212 @@
+"""The three files that an evaluation leaves: hypotheses.jsonl, wer.json and report.html."""
+
+import base64
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from asr_jax.scoring import wer
+from asr_jax.scoring.report_page import render_page
+from asr_jax.scoring.wer import Edit, ErrorCounts
+from asr_jax.types import Utterance
+
+EMBEDDED_AUDIO_BYTES = 20_000_000
+"""Audio that one report may hold, before base64 makes four bytes of three."""
+
+_MIME_TYPES = {
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".oga": "audio/ogg",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".wav": "audio/wav",
+}
+
+
+def write_evaluation(
+    output: Path,
+    *,
+    utterances: Sequence[Utterance],
+    hypotheses: Sequence[str],
+    title: str,
+    facts: dict[str, str],
+    audio_seconds: float,
+    wall_seconds: float,
+    embed_audio: bool,
+) -> dict:
+    """Scores hypotheses against the utterances' texts and writes three files into `output`.
+
+    hypotheses.jsonl  {"id", "reference", "hypothesis"}, a line per utterance, in their order
+    report.html       one page that needs no network: figures, charts, confusions, every utterance
+    wer.json          the figures; written last, so that where it is, the others are complete
+
+    In wer.json "wer", "wer_95_percent_interval", "cer", "sentence_error_rate" and "wer_by_speaker"
+    (of utterances that name one) are percent: 12.3 is 12.3 %. "rtfx" is seconds of audio
+    recognised per second of wall clock. A rate over no reference words is null.
+
+    Args:
+        output: folder, made if missing; files of the same names are replaced, each at once.
+        utterances: what was recognised; `text` is the reference.
+        hypotheses: one for each utterance.
+        title: heading of the page, such as the name of the data.
+        facts: what the page lists about the run (checkpoint, decoder, device); kept in wer.json.
+        audio_seconds: audio recognised.
+        wall_seconds: how long that took.
+        embed_audio: put the recordings into the page, up to EMBEDDED_AUDIO_BYTES, those with the
+            most errors first.
+
+    Returns:
+        What wer.json holds.
+
+    Raises:
+        ValueError: no utterances, another number of hypotheses, or wall_seconds not positive.
+    """
+    if not utterances:
+        raise ValueError("utterances = []: nothing to score, needs at least one")
+    if len(hypotheses) != len(utterances):
+        raise ValueError(
+            f"len(hypotheses) = {len(hypotheses)}: must equal len(utterances) = {len(utterances)}"
+        )
+    if wall_seconds <= 0:
+        raise ValueError(f"wall_seconds = {wall_seconds!r}: must be positive")
+
+    alignments = [wer.align(u.text.split(), h.split()) for u, h in zip(utterances, hypotheses)]
+    counts = [wer.count_word_errors(u.text, h) for u, h in zip(utterances, hypotheses)]
+    speakers = wer.counts_by([u.speaker for u in utterances], counts)
+    speakers.pop("", None)
+    figures = _figures(utterances, hypotheses, counts, audio_seconds, wall_seconds)
+    figures["wer_by_speaker"] = {s: _percent(c.rate) for s, c in sorted(speakers.items())}
+    figures["facts"] = facts
+
+    audio_uris, audio_of = _embedded_audio(utterances, counts) if embed_audio else ([], {})
+    page = render_page(
+        title=title,
+        figures=figures,
+        speakers=speakers,
+        durations=_by_duration(utterances, counts),
+        confusions=Counter(
+            (edit.reference, edit.hypothesis)
+            for columns in alignments
+            for edit in columns
+            if edit.op != "equal"
+        ),
+        rows=[
+            _row(utterance, columns, count, audio_of.get(utterance.audio))
+            for utterance, columns, count in zip(utterances, alignments, counts)
+        ],
+        audio_uris=audio_uris,
+        audio_wanted=embed_audio,
+    )
+
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "hypotheses.jsonl", _lines(utterances, hypotheses))
+    _write(output / "report.html", page)
+    _write(output / "wer.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    return figures
+
+
+def _figures(
+    utterances: Sequence[Utterance],
+    hypotheses: Sequence[str],
+    counts: list[ErrorCounts],
+    audio_seconds: float,
+    wall_seconds: float,
+) -> dict:
+    corpus = wer.total(counts)
+    pairs = zip(utterances, hypotheses)
+    characters = wer.total(wer.count_character_errors(u.text, h) for u, h in pairs)
+    low, high = wer.bootstrap_interval(counts, seed=0)
+    return {
+        "wer": _percent(corpus.rate),
+        "wer_95_percent_interval": [_percent(low), _percent(high)],
+        "substitutions": corpus.substitutions,
+        "deletions": corpus.deletions,
+        "insertions": corpus.insertions,
+        "reference_words": corpus.reference_words,
+        "utterances": len(utterances),
+        "cer": _percent(characters.rate),
+        "sentence_error_rate": _percent(wer.sentence_error_rate(counts)),
+        "audio_seconds": audio_seconds,
+        "wall_seconds": wall_seconds,
+        "rtfx": audio_seconds / wall_seconds,
+    }
+
+
+def _percent(rate: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(rate) else 100 * rate
+
+
+def _by_duration(
+    utterances: Sequence[Utterance], counts: list[ErrorCounts]
+) -> dict[str, ErrorCounts]:
+    """Counts per octave of duration, the shortest first."""
+    octaves = [math.ceil(math.log2(max(u.duration_seconds, 1.0))) for u in utterances]
+    groups = wer.counts_by([str(octave) for octave in octaves], counts)
+    return {
+        f"{2 ** (octave - 1)} to {2**octave} s" if octave else "up to 1 s": groups[str(octave)]
+        for octave in sorted(set(octaves))
+    }
+
+
+def _row(
+    utterance: Utterance, columns: list[Edit], counts: ErrorCounts, audio: int | None
+) -> dict[str, object]:
+    """An utterance as the page's script reads it: `text` has runs of right words as strings, and
+    errors as [reference, hypothesis], one of them null for a deletion or an insertion."""
+    text: list[str | list[str | None]] = []
+    for op, reference, hypothesis in columns:
+        if op != "equal":
+            text.append([reference, hypothesis])
+        elif text and isinstance(text[-1], str):
+            text[-1] += f" {reference}"
+        else:
+            text.append(str(reference))
+    return {
+        "id": utterance.id,
+        "speaker": utterance.speaker,
+        "seconds": round(utterance.duration_seconds, 3),
+        "offset": round(utterance.offset_seconds, 3),
+        "words": counts.reference_words,
+        "errors": counts.errors,
+        "text": text,
+        "audio": audio,
+    }
+
+
+def _embedded_audio(
+    utterances: Sequence[Utterance], counts: list[ErrorCounts]
+) -> tuple[list[str], dict[Path, int]]:
+    """data: URIs, and which of them each recording is. The worst utterances are worth hearing
+    most, so they come first; what has no playable file or no longer fits is left out."""
+    uris: list[str] = []
+    index: dict[Path, int] = {}
+    budget_bytes = EMBEDDED_AUDIO_BYTES
+    for i in sorted(range(len(utterances)), key=lambda i: -counts[i].errors):
+        path = utterances[i].audio
+        mime_type = _MIME_TYPES.get(path.suffix.lower())
+        if path in index or mime_type is None or not path.is_file():
+            continue
+        if (size := path.stat().st_size) <= budget_bytes:
+            budget_bytes -= size
+            index[path] = len(uris)
+            uris.append(f"data:{mime_type};base64,{base64.b64encode(path.read_bytes()).decode()}")
+    return uris, index
+
+
+def _lines(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> str:
+    lines = (
+        {"id": utterance.id, "reference": utterance.text, "hypothesis": hypothesis}
+        for utterance, hypothesis in zip(utterances, hypotheses)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _write(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,155 @@
+"""Word error rate (WER): alignment, counts, rates, and how far chance could move them.
+
+A rate is a fraction of the reference words: 0.123 is a WER of 12.3 %. Words are compared as they
+stand, case and punctuation included; normalise beforehand what should not count. Words are lists
+of strings; given lists of characters instead, the same functions yield the character error rate.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+
+class Edit(NamedTuple):
+    """One column of an alignment; the side that has no word there is None."""
+
+    op: Literal["equal", "substitute", "delete", "insert"]
+    reference: str | None
+    hypothesis: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """Edits that turn the reference into the hypothesis. Counts of several utterances add up."""
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    reference_words: int = 0
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference word, a fraction that may exceed 1; nan without reference words."""
+        return self.errors / self.reference_words if self.reference_words else float("nan")
+
+    def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
+        return ErrorCounts(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.reference_words + other.reference_words,
+        )
+
+
+def align(reference: list[str], hypothesis: list[str]) -> list[Edit]:
+    """A shortest edit script (Levenshtein distance, every edit costs 1), column by column.
+
+    The reference sides that are not None spell the reference, the hypothesis sides the hypothesis.
+    Where several scripts are equally short, one of them, always the same.
+    """
+    columns = []
+    for block in Levenshtein.opcodes(reference, hypothesis):
+        said = reference[block.src_start : block.src_end]
+        heard = hypothesis[block.dest_start : block.dest_end]
+        match block.tag:
+            case "equal":
+                columns += [Edit("equal", *pair) for pair in zip(said, heard)]
+            case "replace":
+                columns += [Edit("substitute", *pair) for pair in zip(said, heard)]
+            case "delete":
+                columns += [Edit("delete", word, None) for word in said]
+            case "insert":
+                columns += [Edit("insert", None, word) for word in heard]
+    return columns
+
+
+def count_errors(reference: list[str], hypothesis: list[str]) -> ErrorCounts:
+    """The edits of `align`, counted. Over an empty reference, every word is an insertion."""
+    tags = Counter(edit.tag for edit in Levenshtein.editops(reference, hypothesis))
+    return ErrorCounts(tags["replace"], tags["delete"], tags["insert"], len(reference))
+
+
+def count_word_errors(reference: str, hypothesis: str) -> ErrorCounts:
+    """Errors between two transcripts; words are what whitespace separates."""
+    return count_errors(reference.split(), hypothesis.split())
+
+
+def count_character_errors(reference: str, hypothesis: str) -> ErrorCounts:
+    """The same in characters; the one space between two words is a character, other spaces are not.
+
+    `reference_words` counts characters here.
+    """
+    return count_errors(list(" ".join(reference.split())), list(" ".join(hypothesis.split())))
+
+
+def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    """The sum, from which a corpus' rate is taken: long utterances weigh more than short ones."""
+    return sum(counts, start=ErrorCounts())
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """WER of a corpus as a fraction: all errors over all reference words, nan if there are none.
+
+    Raises ValueError unless there is one hypothesis for each reference.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"len(hypotheses) = {len(hypotheses)}: must equal len(references) = {len(references)}"
+        )
+    return total(map(count_word_errors, references, hypotheses)).rate
+
+
+def sentence_error_rate(counts: Sequence[ErrorCounts]) -> float:
+    """Share of utterances with at least one error, nan if there are none."""
+    return float(np.mean([c.errors > 0 for c in counts])) if counts else float("nan")
+
+
+def counts_by(keys: Sequence[str], counts: Sequence[ErrorCounts]) -> dict[str, ErrorCounts]:
+    """Sum of the counts under each key, such as a speaker, in order of appearance."""
+    sums: dict[str, ErrorCounts] = {}
+    for key, count in zip(keys, counts, strict=True):
+        sums[key] = sums.get(key, ErrorCounts()) + count
+    return sums
+
+
+def bootstrap_interval(
+    counts: Sequence[ErrorCounts], *, seed: int, samples: int = 1000, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the corpus' rate over utterances (Bisani and Ney, ICASSP 2004).
+
+    `samples` corpora of as many utterances are drawn with replacement; the interval holds the
+    middle `confidence` of their rates. It covers the choice of utterances, not of speakers: with
+    few speakers it is too narrow. Draws without reference words have no rate and are left out.
+
+    Returns (low, high) as fractions, the same for the same seed; nan where no draw has a rate.
+    Raises ValueError for samples below 1 and for a confidence outside 0..1.
+    """
+    if samples < 1:
+        raise ValueError(f"samples = {samples!r}: must be at least 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence!r}: must lie between 0 and 1")
+    errors = np.array([c.errors for c in counts], np.int64)
+    words = np.array([c.reference_words for c in counts], np.int64)
+    if not words.any():
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn_errors, drawn_words = np.empty((2, samples), np.int64)
+    # One corpus at a time: all at once would need samples x utterances indices in memory.
+    for sample in range(samples):
+        drawn = rng.integers(len(counts), size=len(counts))
+        drawn_errors[sample], drawn_words[sample] = errors[drawn].sum(), words[drawn].sum()
+    has_words = drawn_words > 0
+    rates = drawn_errors[has_words] / drawn_words[has_words]
+    if not rates.size:
+        return float("nan"), float("nan")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(rates, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,136 @@
+"""Transcripts to labels and back, by SentencePiece."""
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, SupportsInt
+
+import sentencepiece
+
+BLANK_ID, UNKNOWN_ID = 0, 1
+# What SentencePiece writes for a space within its pieces.
+SPACE_PIECE = "\u2581"
+ERRORS_ONLY = 2
+
+
+def collapse_white_space(text: str) -> str:
+    """One space for each run of white space, none around."""
+    return " ".join(text.split())
+
+
+class Tokenizer:
+    """A SentencePiece model (Kudo and Richardson, arXiv 1808.06226) whose ids are the labels.
+
+    Id 0 is the blank and never encoded, id 1 stands for characters the model lacks; there is no
+    begin or end of sentence. Text is taken as it is, but for its white space, so that
+
+        decode(encode(text)) == collapse_white_space(text)
+        encode(a + " " + b) == encode(a) + separator + encode(b)
+
+    hold for all text without `unknown_characters`.
+    """
+
+    def __init__(self, model: bytes):
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._characters = {
+            piece
+            for piece in map(self._processor.id_to_piece, range(2, self.vocabulary_size))
+            if len(piece) == 1
+        }
+        first = self._processor.encode("x", out_type=str)[0]
+        space = self._processor.piece_to_id(SPACE_PIECE)
+        self.separator: list[int] = [] if first.startswith(SPACE_PIECE) else [space]
+        """Labels between two joined transcripts: none where words begin with their space."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a model that `train` wrote. Raises ValueError for a missing or other file."""
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+        except RuntimeError as error:
+            raise ValueError(f"{path}: not a SentencePiece model") from error
+        if tokenizer._processor.pad_id() != BLANK_ID:
+            raise ValueError(f"{path}: a SentencePiece model without the blank as id {BLANK_ID}")
+        return tokenizer
+
+    @classmethod
+    def train(
+        cls,
+        transcripts: Iterable[str],
+        *,
+        kind: Literal["unigram", "bpe", "char"],
+        vocabulary_size: int,
+        path: str | Path,
+    ) -> "Tokenizer":
+        """Trains on `transcripts`, every character of which becomes a piece; writes `path`.
+
+        `vocabulary_size` counts blank and unknown. For char it is ignored: one piece per
+        character, the space included. Raises ValueError for a size that these transcripts do not
+        allow, naming the nearest that they do.
+        """
+        texts = [text for text in map(collapse_white_space, transcripts) if text]
+        if not texts:
+            raise ValueError("transcripts: all are empty, nothing to train a tokenizer on")
+        is_char = kind == "char"
+        characters = set().union(" ", *texts) - {SPACE_PIECE}
+        smallest_size = len(characters) + 2
+        if vocabulary_size < smallest_size and not is_char:
+            raise ValueError(
+                f"tokenizer.vocabulary_size = {vocabulary_size}: blank, unknown and the characters "
+                f"of these transcripts need at least {smallest_size}"
+            )
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type=kind,
+                vocab_size=smallest_size if is_char else vocabulary_size,
+                hard_vocab_limit=not is_char,
+                # Words begin with their space, the first one too; characters do not.
+                add_dummy_prefix=not is_char,
+                character_coverage=1.0,
+                # Even where each transcript is one word, since transcripts may be joined.
+                required_chars=SPACE_PIECE,
+                normalization_rule_name="identity",
+                # Longer sentences would be left out, and characters that only they have.
+                max_sentence_length=max(4096, *(len(text.encode()) for text in texts)),
+                pad_id=BLANK_ID,
+                pad_piece="<blk>",
+                unk_id=UNKNOWN_ID,
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=ERRORS_ONLY,
+            )
+        except RuntimeError as error:
+            largest = re.search(r"set it to a value <= (\d+)", str(error))
+            rule = (
+                f"these transcripts allow at most {largest[1]}"
+                if largest
+                else f"SentencePiece says: {' '.join(str(error).split())}"
+            )
+            raise ValueError(f"tokenizer.vocabulary_size = {vocabulary_size}: {rule}") from error
+        Path(path).write_bytes(model.getvalue())
+        return cls(model.getvalue())
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of labels, blank and unknown included."""
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Labels of `text`."""
+        return self._processor.encode(collapse_white_space(text))
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """Text of labels."""
+        return self._processor.decode([int(id) for id in ids])
+
+    def unknown_characters(self, text: str) -> str:
+        """Characters of `text` that no label stands for, each once, sorted."""
+        # The space's own piece is a space to SentencePiece, so as a character it is unknown.
+        known = {" " if piece == SPACE_PIECE else piece for piece in self._characters}
+        return "".join(sorted(set(collapse_white_space(text)) - known))

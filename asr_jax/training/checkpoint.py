@@ -1,0 +1,185 @@
+"""A run's checkpoints: RUN/checkpoints/STEP, written by Orbax in the background.
+
+A checkpoint appears under its name only when all of it is on disk, so a process killed at any
+instant leaves the ones before it whole.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from asr_jax.config import CheckpointConfig
+from asr_jax.training.state import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model; one line."""
+
+
+@contextmanager
+def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.training.Checkpointer]:
+    """For writing: keeps the newest `config.keep` and the best by `wer_percent`.
+
+    Waits at the end until the last save is on disk.
+    """
+    # Orbax reports each half-written directory that it clears away; the run's log says it better.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    policy = _policies.AnyPreservationPolicy(
+        [
+            _policies.LatestN(config.keep),
+            _policies.BestN(
+                get_metric_fn=lambda metrics: metrics["wer_percent"],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    checkpointer = ocp.training.Checkpointer(
+        _directory(run), preservation_policy=policy, cleanup_tmp_directories=True
+    )
+    try:
+        yield checkpointer
+    finally:
+        checkpointer.close()
+
+
+def save(
+    checkpointer: ocp.training.Checkpointer, state: TrainState, *, wer_percent: float | None
+) -> None:
+    """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
+
+    Raises CheckpointError where this save, or the one before it, could not be written.
+    """
+    metrics = None if wer_percent is None else {"wer_percent": wer_percent}
+    step = int(state.step)
+    try:
+        checkpointer.wait()
+        checkpointer.save_async(step, state._asdict(), metrics=metrics, force=True)
+    except Exception as error:
+        raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
+
+
+def finish(checkpointer: ocp.training.Checkpointer) -> None:
+    """Returns when everything is on disk; raises CheckpointError where it could not be written."""
+    try:
+        checkpointer.wait()
+    except Exception as error:
+        raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
+
+
+def restore(
+    checkpointer: ocp.training.Checkpointer, abstract: TrainState
+) -> tuple[TrainState | None, list[str]]:
+    """The newest checkpoint that can be read, or None where there is none, and warnings.
+
+    One that cannot be read is moved to RUN/unreadable, never deleted.
+    """
+    warnings = []
+    directory = Path(checkpointer.directory)
+    for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
+        try:
+            return TrainState(**checkpointer.load(step, abstract._asdict())), warnings
+        except Exception as error:
+            mismatch = _mismatch(checkpointer, step, abstract.params, "params")
+            if mismatch:
+                raise CheckpointError(f"{directory / str(step)} {mismatch}") from error
+            aside = directory.parent / "unreadable" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            (directory / str(step)).rename(aside)
+            checkpointer.reload()
+            warnings.append(f"checkpoint {step} cannot be read and was moved to {aside}")
+    return None, warnings
+
+
+def load_averaged(run: Path, which: str, abstract_params: Any) -> tuple[Any, str]:
+    """Averaged parameters of the run's checkpoint `which`, and which steps these are.
+
+    which: "best" by WER on dev (the newest where none was measured), "last", a step, or
+    "average:N", the mean over the newest N.
+    """
+    if not _directory(run).is_dir():
+        raise CheckpointError(f"{run}: holds no checkpoints yet")
+    with ocp.training.Checkpointer(_directory(run)) as checkpointer:
+        steps = _choose(checkpointer, run, which)
+        loaded = [_load_averaged(checkpointer, step, abstract_params) for step in steps]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *loaded)
+    return mean, f"{which} ({', '.join(map(str, steps))})"
+
+
+def _directory(run: Path) -> Path:
+    return run.absolute() / "checkpoints"
+
+
+def _choose(checkpointer: ocp.training.Checkpointer, run: Path, which: str) -> list[int]:
+    saved = sorted(checkpointer.checkpoints, key=lambda c: c.step)
+    steps = [c.step for c in saved]
+    if not steps:
+        raise CheckpointError(f"{run}: holds no checkpoints yet")
+    kind, _, count = which.partition(":")
+    if which == "last":
+        return steps[-1:]
+    if which == "best":
+        scored = [c for c in saved if c.metrics]
+        return [min(scored, key=lambda c: c.metrics["wer_percent"]).step] if scored else steps[-1:]
+    if kind == "average" and count.isdigit() and 0 < int(count) <= len(steps):
+        return steps[-int(count) :]
+    if which.isdigit() and int(which) in steps:
+        return [int(which)]
+    raise CheckpointError(
+        f"--checkpoint {which}: must be best, last, average:1..{len(steps)} or one of {steps}"
+    )
+
+
+def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_params: Any) -> Any:
+    try:
+        names = TrainState._fields
+        whole = dict.fromkeys(names, ocp.PLACEHOLDER)
+        saved = checkpointer.metadata(step).metadata
+        for name in names:
+            whole[name] = jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name])
+        whole["averaged"] = abstract_params
+        return checkpointer.load(step, whole)["averaged"]
+    except Exception as error:
+        path = Path(checkpointer.directory) / str(step)
+        mismatch = _mismatch(checkpointer, step, abstract_params, "averaged")
+        raise CheckpointError(
+            f"{path} {mismatch or 'cannot be read: ' + _first_line(error)}"
+        ) from error
+
+
+def _mismatch(checkpointer, step: int, abstract_params: Any, name: str) -> str:
+    """How the saved parameters differ from the model's, or nothing."""
+    try:
+        saved = checkpointer.metadata(step).metadata[name]
+    except Exception:
+        return ""
+    shapes = lambda tree: {
+        "/".join(str(p.key) for p in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    saved, expected = shapes(saved), shapes(abstract_params)
+    for path in sorted(saved.keys() | expected.keys()):
+        if saved.get(path) != expected.get(path):
+            return (
+                f"is of another model than the config's: {path} is {saved.get(path, 'missing')}, "
+                f"expected {expected.get(path, 'none')}"
+            )
+    return ""
+
+
+def _unwritten(directory: Any, error: Exception) -> str:
+    return f"{directory}: a checkpoint could not be written ({_first_line(error)}); earlier ones are kept"
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

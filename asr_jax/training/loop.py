@@ -1,0 +1,219 @@
+"""The training loop: batches in, checkpoints and metrics out.
+
+Order of a start: the caller restores the newest checkpoint or draws parameters; every bucket's
+step is compiled; metrics beyond the restored step are cut off; then steps follow one another,
+and step 0 is no other code than step n.
+"""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+from tensorboardX import SummaryWriter
+
+from asr_jax.config import Config
+from asr_jax.training import checkpoint
+from asr_jax.training.progress import ProgressDisplay
+from asr_jax.training.sharding import batch_sharding
+from asr_jax.training.state import TrainState
+from asr_jax.training.step import Metrics, train_step
+from asr_jax.types import Batch
+
+
+class TrainingDiverged(ValueError):
+    """Too many steps in a row with a loss or gradient that is not finite."""
+
+
+class Steps(NamedTuple):
+    """The training step compiled for every bucket, found by the batch's shape."""
+
+    compiled: dict[tuple[int, ...], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]
+    batch_sharding: jax.sharding.NamedSharding
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        on_device = jax.device_put(batch, self.batch_sharding)
+        return self.compiled[_shape(batch)](state, on_device)
+
+
+def _shape(batch: Batch) -> tuple[int, ...]:
+    return (*batch.samples.shape, batch.labels.shape[1])
+
+
+def compile_steps(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+    shapes: Sequence[Batch],
+    *,
+    note: Callable[[str], None],
+) -> Steps:
+    """Compiles the step for batches of these shapes before the first step is taken."""
+    state_shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    step = jax.jit(
+        functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config),
+        in_shardings=(state_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, None),
+        donate_argnums=0,
+    )
+    compiled = {}
+    for i, batch in enumerate(shapes, 1):
+        rows, samples, labels = _shape(batch)
+        seconds = samples / config.features.sample_rate_hz
+        began = time.monotonic()
+        compiled[_shape(batch)] = step.lower(abstract, batch).compile()
+        note(
+            f"compiled bucket {i} of {len(shapes)}: {rows} utterances x {seconds:.1f} s of audio, "
+            f"{labels} labels ({time.monotonic() - began:.0f} s)"
+        )
+    return Steps(compiled, batch_sharding(mesh))
+
+
+def train(
+    state: TrainState,
+    *,
+    config: Config,
+    run: Path,
+    steps: Steps,
+    batches: Iterator[Batch],
+    utterance_ids: Sequence[str],
+    evaluate: Callable[[Any], float] | None,
+    checkpointer: ocp.training.Checkpointer,
+    stopped_by: Callable[[], str | None],
+    progress: ProgressDisplay,
+) -> tuple[TrainState, str | None]:
+    """Trains until `train.steps`, or until `stopped_by` names a reason, which is returned.
+
+    `evaluate` gives the WER in percent of averaged parameters on dev. Whatever ends the loop, the
+    state is saved before it returns. Raises TrainingDiverged and checkpoint.CheckpointError.
+    """
+    step, total = int(state.step), config.train.steps
+    reason = None
+    best = min((c.metrics["wer_percent"] for c in checkpointer.checkpoints if c.metrics), default=None)
+    log = MetricsLog(run, start=step)
+    waited = audio_seconds = 0.0
+    since, began = step, time.monotonic()
+    unread: tuple[Metrics, np.ndarray] | None = None
+    progress.begin()
+
+    while step < total and reason is None:
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
+        state, metrics = steps(state, batch)
+        step += 1
+        # Read one step late, so that the devices are never idle while the host looks.
+        if unread is not None:
+            audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
+        unread = metrics, batch.utterances
+
+        reason = stopped_by()
+        last = step == total
+        due = lambda every_steps: last or step % every_steps == 0
+        if last or reason or step % config.train.log_every_steps == 0:
+            audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
+            unread, elapsed = None, time.monotonic() - began
+            figures = {name: float(value) for name, value in metrics._asdict().items()}
+            figures |= {
+                "audio_seconds_per_second": audio_seconds / elapsed,
+                "steps_per_second": (step - since) / elapsed,
+                "waiting_share": waited / elapsed,
+            }
+            del figures["audio_seconds"]
+            log.write(step, figures)
+            progress.step(
+                step,
+                f"loss {figures['loss']:.3f}  dev WER {_percent(best)}  "
+                f"{figures['audio_seconds_per_second']:.0f} audio s/s  "
+                f"waiting {figures['waiting_share']:.1%}",
+            )
+            waited = audio_seconds = 0.0
+            since, began = step, time.monotonic()
+
+        wer_percent = None
+        if evaluate is not None and reason is None and due(config.train.evaluate_every_steps):
+            wer_percent = evaluate(state.averaged)
+            log.write(step, {"dev_wer": wer_percent})
+            progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
+        improved = wer_percent is not None and (best is None or wer_percent < best)
+        if improved:
+            best = wer_percent
+        if improved or reason or due(config.checkpoint.every_steps):
+            checkpoint.save(checkpointer, state, wer_percent=wer_percent)
+        if wer_percent is not None or reason:
+            since, began, waited = step, time.monotonic(), 0.0
+    checkpoint.finish(checkpointer)
+    log.close()
+    return state, reason
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def _examine(
+    step: int,
+    metrics: Metrics,
+    utterances: np.ndarray,
+    config: Config,
+    utterance_ids: Sequence[str],
+    progress: ProgressDisplay,
+) -> float:
+    """Reports a skipped step, and gives up after too many in a row. Returns the audio seconds."""
+    in_a_row = int(metrics.skipped_in_a_row)
+    if in_a_row:
+        names = ", ".join(utterance_ids[u] for u in utterances if u >= 0)
+        progress.note(f"step {step}: skipped, loss or gradient is not finite; utterances {names}")
+        if in_a_row >= config.train.max_skipped_in_a_row:
+            raise TrainingDiverged(
+                f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not "
+                f"finite; the last one's utterances are {names}"
+            )
+    return float(metrics.audio_seconds)
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl, a line per logged step, and the same figures for TensorBoard."""
+
+    def __init__(self, run: Path, *, start: int):
+        """Lines of steps after `start`, which a killed process had written, are cut off."""
+        path = run / "metrics.jsonl"
+        kept = _lines_until(path, start) if path.exists() else []
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        # JSON has no NaN, and a reader of the file is not to stumble over one.
+        finite = {k: (v if np.isfinite(v) else None) for k, v in figures.items()}
+        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # the half-written last line of a killed process
+    return kept

@@ -1,0 +1,79 @@
+"""Everything that training changes, in one tree."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from asr_jax.config import Config
+from asr_jax.models.transducer import Transducer
+from asr_jax.training.sharding import state_shardings
+
+
+class TrainState(NamedTuple):
+    step: Int[Array, ""]
+    """Steps taken, skipped ones included."""
+    data_position: Int[Array, ""]
+    """Batches consumed since the first step of the run: all there is to know about the data."""
+    key: Key[Array, ""]
+    """Root of the run's randomness; a step folds its number in."""
+    params: Any
+    averaged: Any
+    """Exponential moving average of the parameters, which evaluation uses."""
+    optimizer: optax.OptState
+    skipped: Int[Array, ""]
+    """Steps that changed nothing because loss or gradient was not finite."""
+    skipped_in_a_row: Int[Array, ""]
+
+
+def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
+    """The model's structure, and its parameters as a dict of abstract arrays: nothing is computed."""
+    model = nnx.eval_shape(lambda: Transducer(config, vocabulary_size, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def _initial_state(
+    config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation
+) -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(config.train.seed))
+    model = Transducer(config, vocabulary_size, rngs=nnx.Rngs(init_key))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero(),
+        data_position=zero(),
+        key=key,
+        params=params,
+        averaged=jax.tree.map(jnp.copy, params),
+        optimizer=optimizer.init(params),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
+    )
+
+
+def abstract_state(
+    config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state's shapes, dtypes and shardings: what a restored checkpoint must match."""
+    abstract = jax.eval_shape(lambda: _initial_state(config, vocabulary_size, optimizer))
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        abstract,
+        state_shardings(abstract, mesh),
+    )
+
+
+def initial_state(
+    config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Random parameters, created where they are to lie."""
+    abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(
+        lambda: _initial_state(config, vocabulary_size, optimizer), out_shardings=shardings
+    )()

@@ -1,0 +1,152 @@
+"""One training step: a pure function of state and batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from asr_jax.config import Config
+from asr_jax.features.augment import spec_augment, time_stretch
+from asr_jax.features.frames import frame_count
+from asr_jax.features.logmel import log_mel
+from asr_jax.training.objective import utterance_losses
+from asr_jax.training.optimizer import learning_rate_schedule
+from asr_jax.training.state import TrainState
+from asr_jax.types import Batch
+
+
+class Metrics(NamedTuple):
+    loss: Float[Array, ""]
+    """Transducer loss, nats per label."""
+    ctc_loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    """Before clipping."""
+    learning_rate: Float[Array, ""]
+    audio_seconds: Float[Array, ""]
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+def bucket_frames(samples: int, config: Config) -> int:
+    """Feature frames that a batch of this many samples is padded to, after the tempo change."""
+    return frame_count(round(samples / config.augment.tempo_range[1]), config.features)
+
+
+def augmented_features(
+    batch: Batch, key: jax.Array, config: Config
+) -> tuple[Float[Array, "B T F"], Int[Array, "B"]]:
+    """Log-mel features, stretched in time and masked."""
+    features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
+    features, lengths = time_stretch(
+        features, lengths, batch.tempo, frames=bucket_frames(batch.samples.shape[1], config)
+    )
+    augment = config.augment
+    return (
+        spec_augment(
+            features,
+            lengths,
+            key,
+            frequency_masks=augment.frequency_masks,
+            frequency_mask_bins=augment.frequency_mask_bins,
+            time_masks=augment.time_masks,
+            time_mask_share=augment.time_mask_share,
+        ),
+        lengths,
+    )
+
+
+def cast(params: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def batch_gradients(
+    params: Any, graphdef: nnx.GraphDef, batch: Batch, key: jax.Array, config: Config
+) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
+    """Gradients of the batch's objective per label, its transducer loss and its CTC loss per label."""
+    augment_key, dropout_key = jax.random.split(key)
+    features, lengths = augmented_features(batch, augment_key, config)
+    real = batch.utterances >= 0
+    dtype, weight = config.train.compute_dtype, config.joint.ctc_weight
+
+    def objective(params, rows, key):
+        features, lengths, labels, label_lengths, real = rows
+        transducer, ctc = utterance_losses(
+            nnx.merge(graphdef, cast(params, dtype)),
+            features.astype(dtype),
+            lengths,
+            labels,
+            label_lengths,
+            config=config.joint,
+            key=key,
+        )
+        total = lambda losses: jnp.sum(jnp.where(real, losses, 0))
+        return total(transducer + weight * ctc), (total(transducer), total(ctc))
+
+    gradients_of = jax.grad(objective, has_aux=True)
+    rows = (features, lengths, batch.labels, batch.label_lengths, real)
+    parts = config.train.accumulate
+    if parts == 1:
+        sums = gradients_of(params, rows, dropout_key)
+    else:
+        # Row i goes to micro-batch i % parts: each stays spread over the devices as the batch was.
+        micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
+        keys = jax.random.split(dropout_key, parts)
+        add = lambda sums, row: (
+            jax.tree.map(jnp.add, sums, gradients_of(params, row[0], row[1])),
+            None,
+        )
+        zeros = (jax.tree.map(jnp.zeros_like, params), (jnp.float32(0), jnp.float32(0)))
+        sums, _ = jax.lax.scan(add, zeros, (micro, keys))
+    labels = jnp.maximum(jnp.sum(jnp.where(real, batch.label_lengths, 0)), 1)
+    gradients, (transducer, ctc) = jax.tree.map(lambda x: x / labels, sums)
+    return gradients, transducer, ctc
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step; a non-finite loss or gradient changes nothing but the counters."""
+    key = jax.random.fold_in(state.key, state.step)
+    gradients, loss, ctc_loss = batch_gradients(state.params, graphdef, batch, key, config)
+    grad_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(ctc_loss) & jnp.isfinite(grad_norm)
+
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The average of a young run must not remember its random start.
+    taken = state.step - state.skipped
+    decay = jnp.minimum(config.optimizer.ema_decay, (1 + taken) / (10 + taken))
+    averaged = optax.incremental_update(params, state.averaged, 1 - decay)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    audio_seconds = jnp.sum(batch.sample_lengths) / config.features.sample_rate_hz
+    skipped_in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+    schedule = learning_rate_schedule(config.optimizer, steps=config.train.steps)
+    new_state = TrainState(
+        step=state.step + 1,
+        data_position=state.data_position + 1,
+        key=state.key,
+        params=keep(params, state.params),
+        averaged=keep(averaged, state.averaged),
+        optimizer=keep(optimizer_state, state.optimizer),
+        skipped=state.skipped + (~finite),
+        skipped_in_a_row=skipped_in_a_row,
+    )
+    metrics = Metrics(
+        loss=loss,
+        ctc_loss=ctc_loss,
+        grad_norm=grad_norm,
+        learning_rate=jnp.asarray(schedule(taken), jnp.float32),
+        audio_seconds=audio_seconds,
+        skipped=new_state.skipped,
+        skipped_in_a_row=skipped_in_a_row,
+    )
+    return new_state, metrics

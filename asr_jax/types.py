@@ -1,0 +1,49 @@
+"""What flows from room to room on the host, and the letters of array axes.
+
+B batch, S samples, T frames (of the tensor at hand), F mel bins, U labels, D width, H heads,
+K kernel, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One transcribed stretch of a recording, as a manifest names it."""
+
+    id: str
+    audio: Path
+    text: str
+    duration_seconds: float
+    speaker: str = ""
+    offset_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An utterance that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """Utterances padded to one of the bucket's static shapes, as NumPy arrays.
+
+    Rows beyond the last utterance have `utterances` -1, no samples and no labels. Padding is zero.
+    """
+
+    samples: Float32[np.ndarray, "B S"]
+    """Audio in -1..1 at the config's sample rate."""
+    sample_lengths: Int32[np.ndarray, "B"]
+    labels: Int32[np.ndarray, "B U"]
+    label_lengths: Int32[np.ndarray, "B"]
+    tempo: Float32[np.ndarray, "B"]
+    """Factor by which the features are to be shortened in time; 1 leaves them alone."""
+    utterances: Int32[np.ndarray, "B"]
+    """Index of the (first) utterance in the manifest, -1 for a padding row."""

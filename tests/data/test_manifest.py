@@ -1,0 +1,195 @@
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.data.manifest import read_manifest, select_utterances
+from asr_jax.text import Tokenizer
+from asr_jax.types import Utterance
+
+AN4 = Path(__file__).parents[2] / "samples" / "an4"
+
+
+def write_tone(path: Path, seconds: float, sample_rate_hz: int = 8000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n = np.arange(round(seconds * sample_rate_hz))
+    opus = {"format": "OGG", "subtype": "OPUS"} if path.suffix in (".ogg", ".opus") else {}
+    soundfile.write(path, 0.3 * np.sin(0.1 * n), sample_rate_hz, **opus)
+
+
+def write_folder(folder: Path, transcripts: dict[str, str], name: str = "7-1") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{id} {text}\n" for id, text in transcripts.items()]
+    (folder / f"{name}.trans.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def write_jsonl(path: Path, *entries: dict) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def test_folder_in_librispeech_layout(tmp_path):
+    chapter = write_folder(
+        tmp_path / "train" / "7" / "1", {"7-1-0001": "  TWO\u3000 WORDS ", "7-1-0000": "größer"}
+    )
+    write_tone(chapter / "7-1-0001.flac", 0.5)
+    write_tone(chapter / "7-1-0000.opus", 1.25)
+    flat = write_folder(tmp_path / "extra", {"a": "", "b": "HERE"}, name="all")
+    write_tone(flat / "a.wav", 2.0)
+    write_tone(flat / "b.ogg", 0.25)
+    write_tone(flat / "without a transcript.wav", 0.25)
+
+    utterances, skipped = read_manifest(str(tmp_path))
+    assert skipped == []
+    assert utterances == [
+        Utterance("7-1-0000", chapter / "7-1-0000.opus", "größer", 1.25, "7"),
+        Utterance("7-1-0001", chapter / "7-1-0001.flac", "TWO WORDS", 0.5, "7"),
+        Utterance("a", flat / "a.wav", "", 2.0, ""),
+        Utterance("b", flat / "b.ogg", "HERE", 0.25, ""),
+    ]
+
+
+def test_jsonl_with_offsets(tmp_path):
+    write_tone(tmp_path / "audio" / "long.wav", 4.0)
+    long = str(tmp_path / "audio" / "long.wav")
+    manifest = write_jsonl(
+        tmp_path / "manifest.jsonl",
+        {"audio_filepath": "audio/long.wav", "text": "A  B", "offset": 1.5, "duration": 0.5},
+        {"audio_filepath": "audio/long.wav", "text": "REST", "offset": 3, "duration": None},
+        {"audio_filepath": long, "text": "ALL", "id": "0", "speaker": 12, "lang": "en"},
+    )
+    audio = tmp_path / "audio" / "long.wav"
+    utterances, skipped = read_manifest(manifest)
+    assert skipped == []
+    assert utterances == [
+        Utterance("0", audio, "ALL", 4.0, "12"),
+        Utterance("audio/long.wav@1.5", audio, "A B", 0.5, "", 1.5),
+        Utterance("audio/long.wav@3", audio, "REST", 1.0, "", 3.0),
+    ]
+
+
+def test_bad_recordings_are_skipped_with_countable_reasons(tmp_path):
+    chapter = write_folder(tmp_path / "7" / "1", {f"7-1-{n}": "A" for n in range(4)})
+    write_tone(chapter / "7-1-0.wav", 0.5)
+    (chapter / "7-1-3.flac").write_bytes(b"not a recording")
+    utterances, skipped = read_manifest(tmp_path)
+    assert [utterance.id for utterance in utterances] == ["7-1-0"]
+    assert [one.id for one in skipped] == ["7-1-1", "7-1-2", "7-1-3"]
+    reasons = Counter(one.reason.split(": ")[0] for one in skipped)
+    assert reasons.pop("no such file") == 2 and len(reasons) == 1
+
+    manifest = write_jsonl(
+        tmp_path / "manifest.jsonl",
+        {"audio_filepath": "7/1/7-1-0.wav", "text": "A"},
+        {"audio_filepath": "7/1/7-1-0.wav", "text": "A", "offset": 0.5},
+        {"audio_filepath": "gone.wav", "text": "A", "duration": 3.0},
+    )
+    utterances, skipped = read_manifest(manifest)
+    assert len(utterances) == 1
+    assert sorted(one.reason.split(": ")[0] for one in skipped) == [
+        "no such file",
+        "offset beyond the end",
+    ]
+
+
+def test_errors_of_a_whole_data_set_are_one_line(tmp_path):
+    def require(data: Path, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            read_manifest(data)
+        assert str(data) in str(caught.value) and "\n" not in str(caught.value)
+
+    require(tmp_path / "none", "no such folder or manifest")
+    (tmp_path / "empty").mkdir()
+    require(tmp_path / "empty", "no transcripts in it")
+    require(write_jsonl(tmp_path / "empty.jsonl"), "no transcripts in it")
+    write_folder(tmp_path / "mute" / "7" / "1", {"7-1-0": "A"})
+    require(tmp_path / "mute", "none of its 1 recordings can be read, the first is 7-1-0: no such")
+    write_folder(tmp_path / "twice" / "7" / "1", {"7-1-0": "A"})
+    write_folder(tmp_path / "twice" / "7" / "2", {"7-1-0": "A"}, name="7-2")
+    require(tmp_path / "twice", "the id 7-1-0 occurs 2 times")
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "gr\u00f6\u00dfer"}'.encode("latin-1"))
+    require(tmp_path / "latin.jsonl", "not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"audio_filepath": "a.wav", "text": "A"', "not JSON, .* column"),
+        ('["a.wav", "A"]', "needs a JSON object"),
+        ('{"text": "A"}', "needs the field audio_filepath, a string"),
+        ('{"audio_filepath": "a.wav", "text": 5}', "needs the field text, a string"),
+        ('{"audio_filepath": "a.wav", "text": "A", "duration": "1"}', "duration = '1' must be"),
+        ('{"audio_filepath": "a.wav", "text": "A", "duration": NaN}', "duration = nan must be"),
+        ('{"audio_filepath": "a.wav", "text": "A", "offset": -1}', "offset = -1 must be"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('\n{"audio_filepath": "a.wav", "text": "A", "duration": 1}\n' + line)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_manifest(manifest)
+    assert str(caught.value).startswith(f"{manifest}:3: ") and "\n" not in str(caught.value)
+
+
+def test_sample_corpus_is_what_its_readme_says():
+    utterances, skipped = read_manifest(AN4 / "dev")
+    assert (len(utterances), skipped) == (77, [])
+    assert len({utterance.speaker for utterance in utterances}) == 6
+    assert sum(len(utterance.text.split()) for utterance in utterances) == 449
+    minutes = sum(utterance.duration_seconds for utterance in utterances) / 60
+    assert minutes == pytest.approx(3.0, abs=0.05)
+    assert utterances == sorted(utterances, key=lambda utterance: utterance.id)
+
+
+def test_selection_gives_each_reason(tmp_path):
+    tokenizer = Tokenizer.train(
+        ["ABCDE F"], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
+    )
+    base = Utterance("good", Path("a.wav"), "AB", 2.0)
+    utterances = [
+        base,
+        replace(base, id="empty", text=""),
+        replace(base, id="characters", text="ABÉ?"),
+        replace(base, id="short", duration_seconds=0.04),
+        replace(base, id="frame", duration_seconds=0.09),
+        replace(base, id="long", duration_seconds=16.01),
+        replace(base, id="at the edge", duration_seconds=16.0, text="ABCDEABCDE"),
+        replace(base, id="labels", text="ABCDEABCDEA"),
+        replace(base, id="ctc holds it", text="ABCDE", duration_seconds=0.5),
+        replace(base, id="ctc repeats", text="ABBDE", duration_seconds=0.5),
+    ]
+
+    def select(ctc: bool) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:
+        kept, labels, skipped = select_utterances(
+            utterances,
+            tokenizer,
+            min_seconds=0.05,
+            max_seconds=16.0,
+            max_labels=10,
+            frames_of=lambda seconds: int(seconds * 10),
+            ctc=ctc,
+        )
+        return kept, labels, {one.id: one.reason for one in skipped}
+
+    kept, labels, reasons = select(ctc=True)
+    assert [utterance.id for utterance in kept] == ["good", "at the edge", "ctc holds it"]
+    assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in kept]
+    assert all(ids.dtype == np.int32 for ids in labels)
+    assert reasons == {
+        "empty": "empty transcript",
+        "characters": "characters that the tokenizer lacks: ?É",
+        "short": "shorter than 0.05 s: 0.04 s",
+        "frame": "too short for one frame: 0.09 s",
+        "long": "longer than the last bucket's 16 s: 16.01 s",
+        "labels": "more labels than the last bucket's 10: 11",
+        "ctc repeats": "more labels than frames, which CTC needs: 6 for 5",
+    }
+    assert {utterance.id for utterance in select(ctc=False)[0]} == {
+        *(utterance.id for utterance in kept),
+        "ctc repeats",
+    }

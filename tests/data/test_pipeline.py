@@ -1,0 +1,217 @@
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.audio import change_speed, read_audio
+from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.cache import AudioCache
+from asr_jax.data.pipeline import (
+    Batches,
+    bucket_samples,
+    evaluation_batches,
+    training_batches,
+    training_plan,
+)
+from asr_jax.types import Batch, Utterance
+
+RATE_HZ = 8000
+DATA = DataConfig(
+    bucket_seconds=(0.5, 1.0),
+    bucket_labels=(6, 12),
+    bucket_utterances=(4, 2),
+    read_threads=2,
+    read_ahead_batches=3,
+    cache_gib=1.0,
+)
+VARIED = AugmentConfig(speeds=(0.9, 1.0, 1.1), tempo_range=(0.8, 1.25), join_probability=0.5)
+SEPARATOR = (2,)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[list[Utterance], list[np.ndarray]]:
+    """23 stretches of noise by three speakers, at three rates, some resampled when read."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    utterances, labels = [], []
+    for n in range(23):
+        rate_hz = (8000, 8000, 16_000, 11_025)[n % 4]
+        size = rate_hz // 10 + int(rng.integers(0, rate_hz * 8 // 10))
+        path = folder / f"{n:02d}.wav"
+        soundfile.write(path, rng.uniform(-0.9, 0.9, size), rate_hz, subtype="PCM_16")
+        utterances.append(Utterance(f"{n:02d}", path, "", size / rate_hz, f"speaker {n % 3}"))
+        labels.append(rng.integers(3, 30, 1 + n % 6).astype(np.int32))
+    return utterances, labels
+
+
+def training(corpus, *, data=DATA, augment=VARIED, **options) -> Batches:
+    return training_batches(
+        *corpus,
+        data=data,
+        augment=augment,
+        sample_rate_hz=RATE_HZ,
+        seed=5,
+        separator=SEPARATOR,
+        **options,
+    )
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right):
+        for field, value in one._asdict().items():
+            np.testing.assert_array_equal(value, getattr(other, field), strict=True)
+
+
+def test_rows_are_what_the_plan_says(corpus):
+    utterances, labels = corpus
+    plan = training_plan(*corpus, data=DATA, augment=VARIED, seed=5, separator=SEPARATOR)
+    planned = [batch for epoch in range(2) for batch in plan.batches(epoch)]
+    joins = 0
+    for plan_batch, batch in zip(planned, training(corpus)):
+        S = bucket_samples(plan_batch.seconds, max_tempo=1.25, sample_rate_hz=RATE_HZ)
+        assert batch.samples.shape == (len(plan_batch.first), S)
+        assert batch.labels.shape == (len(plan_batch.first), plan_batch.labels)
+        np.testing.assert_array_equal(batch.utterances, plan_batch.first)
+        np.testing.assert_array_equal(batch.tempo, plan_batch.tempo.astype(np.float32))
+        for row, (first, second) in enumerate(zip(plan_batch.first, plan_batch.second)):
+            parts = [n for n in (first, second) if n >= 0]
+            joins += len(parts) == 2
+            sound = [read_audio(utterances[n].audio, sample_rate_hz=RATE_HZ) for n in parts]
+            ids = [labels[n] for n in parts]
+            samples = np.concatenate([np.zeros(0, np.float32), *sound])
+            if len(parts) == 2:
+                ids.insert(1, np.array(SEPARATOR))
+            if parts:
+                samples = change_speed(samples, plan_batch.speed[row])
+            ids = np.concatenate([np.zeros(0, np.int32), *ids])
+
+            assert batch.sample_lengths[row] == len(samples)
+            assert batch.label_lengths[row] == len(ids)
+            np.testing.assert_array_equal(batch.samples[row, : len(samples)], samples)
+            np.testing.assert_array_equal(batch.labels[row, : len(ids)], ids)
+            assert not batch.samples[row, len(samples) :].any()
+            assert not batch.labels[row, len(ids) :].any()
+    assert joins > 5
+
+
+def test_threads_cache_and_read_ahead_change_nothing(corpus):
+    expected = list(islice(training(corpus), 25))
+    for threads, ahead, cache_gib in ((1, 1, 0.0), (4, 7, 0.0), (3, 2, 1e-5), (8, 30, 1.0)):
+        data = replace(DATA, read_threads=threads, read_ahead_batches=ahead, cache_gib=cache_gib)
+        assert_same(list(islice(training(corpus, data=data), 25)), expected)
+
+
+@pytest.mark.parametrize("position", [1, 6, 7, 8, 20])
+def test_resuming_at_a_position_gives_the_rest_of_the_stream(corpus, position):
+    whole = list(islice(training(corpus), 25))
+    assert_same(list(islice(training(corpus, position=position), 25 - position)), whole[position:])
+
+
+def test_processes_share_the_rows_of_each_batch(corpus):
+    whole = list(islice(training(corpus), 12))
+    shares = [
+        list(islice(training(corpus, process_index=index, process_count=2), 12)) for index in (0, 1)
+    ]
+    joined = [
+        Batch(*(np.concatenate(columns) for columns in zip(*batches))) for batches in zip(*shares)
+    ]
+    assert_same(joined, whole)
+    with pytest.raises(ValueError, match="data.bucket_utterances has .* multiple of the 3 proc"):
+        next(training(corpus, process_index=0, process_count=3))
+
+
+def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
+    utterances, labels = corpus
+    broken = list(utterances)
+    for n, content in ((4, b""), (9, b"no recording")):
+        path = tmp_path / f"{n}.wav"
+        path.write_bytes(content)
+        broken[n] = replace(utterances[n], audio=path)
+    augment = AugmentConfig(speeds=(0.9, 1.1))
+    expected = list(islice(training(corpus, augment=augment), 20))
+    stream = training((broken, labels), augment=augment)
+    batches = list(islice(stream, 20))
+
+    lost = 0
+    for batch, whole in zip(batches, expected):
+        failed = np.isin(whole.utterances, (4, 9))
+        lost += failed.sum()
+        for field, value in whole._asdict().items():
+            padding = {"tempo": 1, "utterances": -1}.get(field, 0)
+            mask = failed.reshape(-1, *(1,) * (value.ndim - 1))
+            np.testing.assert_array_equal(getattr(batch, field), np.where(mask, padding, value))
+    assert lost >= 4
+    assert sorted(one.id for one in stream.failed) == ["04", "09"]
+    reasons = {one.id: one.reason for one in stream.failed}
+    assert reasons["04"] == f"the file is empty: {tmp_path / '4.wav'}"
+
+
+def test_a_joined_row_needs_both_recordings(corpus):
+    utterances, labels = corpus
+    plan = training_plan(*corpus, data=DATA, augment=VARIED, seed=5, separator=SEPARATOR)
+    planned = [batch for epoch in range(3) for batch in plan.batches(epoch)]
+    lost = max(int(batch.second.max()) for batch in planned)
+    missing = replace(utterances[lost], audio=Path("/missing.wav"))
+    stream = training(([*utterances[:lost], missing, *utterances[lost + 1 :]], labels))
+    for expected, batch in zip(planned, stream):
+        fails = (expected.first == lost) | (expected.second == lost)
+        np.testing.assert_array_equal(batch.utterances, np.where(fails, -1, expected.first))
+        assert not batch.samples[fails].any() and not batch.label_lengths[fails].any()
+
+
+def test_evaluation_reads_each_utterance_once_unchanged(corpus):
+    utterances, labels = corpus
+    long = Utterance("long", utterances[0].audio, "", 0.3)
+    data = DataConfig(bucket_seconds=(0.1, 0.25), bucket_labels=(1, 2), bucket_utterances=(4, 2))
+    everything, all_labels = [*utterances, long], [*labels, np.arange(3, 20, dtype=np.int32)]
+    seen = []
+    for batch in evaluation_batches(everything, all_labels, data=data, sample_rate_hz=RATE_HZ):
+        for row, n in enumerate(batch.utterances.tolist()):
+            if n < 0:
+                assert not batch.samples[row].any() and not batch.labels[row].any()
+                assert batch.sample_lengths[row] == batch.label_lengths[row] == 0
+                continue
+            seen.append(n)
+            samples = read_audio(
+                everything[n].audio,
+                sample_rate_hz=RATE_HZ,
+                duration_seconds=everything[n].duration_seconds,
+            )
+            length = batch.sample_lengths[row]
+            np.testing.assert_array_equal(batch.samples[row, :length], samples)
+            assert not batch.samples[row, length:].any() and batch.tempo[row] == 1
+            np.testing.assert_array_equal(
+                batch.labels[row, : batch.label_lengths[row]], all_labels[n]
+            )
+    assert sorted(seen) == list(range(24))
+
+
+def test_nothing_to_evaluate_is_no_batches():
+    assert list(evaluation_batches([], [], data=DATA, sample_rate_hz=RATE_HZ)) == []
+
+
+def test_the_cache_is_exact_and_bounded(corpus):
+    utterances, _ = corpus
+    fresh = {u.id: read_audio(u.audio, sample_rate_hz=RATE_HZ) for u in utterances}
+    capacity_bytes = sum(samples.nbytes for samples in fresh.values()) // 3
+    cache = AudioCache(sample_rate_hz=RATE_HZ, capacity_bytes=capacity_bytes)
+    for _ in range(2):
+        for utterance in utterances:
+            np.testing.assert_array_equal(cache.read(utterance), fresh[utterance.id], strict=True)
+    assert 0 <= cache.free_bytes < capacity_bytes / 2
+
+
+def test_the_cache_keeps_sixteen_bits_in_two_bytes_and_reads_once(tmp_path):
+    integers = np.random.default_rng(0).integers(-32768, 32768, 4000).astype(np.int16)
+    integers[:2] = -32768, 32767
+    soundfile.write(tmp_path / "a.wav", integers, RATE_HZ)
+    utterance = Utterance("a", tmp_path / "a.wav", "", 0.5)
+    cache = AudioCache(sample_rate_hz=RATE_HZ, capacity_bytes=2 * 4000)
+    cache.read(utterance)
+    assert cache.free_bytes == 0
+    (tmp_path / "a.wav").unlink()
+    np.testing.assert_array_equal(cache.read(utterance), integers / 32768)

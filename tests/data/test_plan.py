@@ -1,0 +1,226 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
+
+BUCKETS = Buckets(seconds=(4.0, 8.0, 16.0), labels=(20, 64, 64), utterances=(8, 4, 3))
+PLAIN = AugmentConfig(speeds=(1.0,))
+VARIED = AugmentConfig(speeds=(0.8, 1.0, 1.25), tempo_range=(0.7, 1.3), join_probability=0.6)
+
+
+def random_plan(N: int, seed: int = 0, augment: AugmentConfig = VARIED) -> TrainingPlan:
+    rng = np.random.default_rng(seed)
+    return TrainingPlan(
+        durations_seconds=rng.uniform(0.2, 16.0, N),
+        label_lengths=rng.integers(1, 64, N),
+        speakers=rng.integers(-1, 1 + N // 8, N),
+        buckets=BUCKETS,
+        augment=augment,
+        seed=seed,
+        separator_labels=1,
+    )
+
+
+def items_of(batch: PlannedBatch) -> list[tuple[int, int, float, float]]:
+    columns = (batch.first, batch.second, batch.speed, batch.tempo)
+    return [item for item in zip(*(column.tolist() for column in columns)) if item[0] >= 0]
+
+
+def lengths_of(plan: TrainingPlan, item: tuple[int, int, float, float]) -> tuple[float, int]:
+    """Written out: seconds after the changes, and labels."""
+    first, second, speed, tempo = item
+    seconds, labels = plan.durations_seconds[first], plan.label_lengths[first]
+    if second >= 0:
+        seconds = seconds + plan.durations_seconds[second]
+        labels = labels + plan.separator_labels + plan.label_lengths[second]
+    return seconds / (speed * tempo), int(labels)
+
+
+def assert_same(left: list[PlannedBatch], right: list[PlannedBatch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right):
+        for field, value in one._asdict().items():
+            np.testing.assert_array_equal(value, getattr(other, field))
+
+
+@settings(max_examples=60, deadline=None)
+@given(N=st.integers(1, 120), seed=st.integers(0, 10_000), epoch=st.integers(0, 50))
+def test_an_epoch_has_every_utterance_once_in_batches_that_hold_it(N, seed, epoch):
+    plan = random_plan(N, seed)
+    batches = plan.batches(epoch)
+    items = [(k, item) for k, batch in enumerate(batches) for item in items_of(batch)]
+    assert sorted(item[0] for _, item in items) == list(range(N))
+    assert len(batches) == plan.number_of_batches(epoch)
+
+    carried = {seconds: 0 for seconds in BUCKETS.seconds}
+    for k, item in items:
+        seconds, labels = lengths_of(plan, item)
+        assert seconds <= batches[k].seconds and labels <= batches[k].labels
+        first_fit = next(
+            edge
+            for edge, most in zip(BUCKETS.seconds, BUCKETS.labels)
+            if seconds <= edge and labels <= most
+        )
+        for edge in BUCKETS.seconds:
+            carried[edge] += first_fit <= edge < batches[k].seconds
+    # What goes up is less than a batch of the bucket that it leaves.
+    for edge, utterances in zip(BUCKETS.seconds, BUCKETS.utterances):
+        assert carried[edge] < utterances
+
+    sizes = dict(zip(BUCKETS.seconds, BUCKETS.utterances))
+    padded = [batch for batch in batches if (batch.first < 0).any()]
+    assert len(padded) <= 1 and all(batch.seconds == BUCKETS.seconds[-1] for batch in padded)
+    for batch in batches:
+        assert all(len(column) == sizes[batch.seconds] for column in batch[2:])
+        real = len(items_of(batch))
+        assert real > 0 and (batch.first[:real] >= 0).all()
+        assert (batch.first[real:] == -1).all() and (batch.second[real:] == -1).all()
+        assert (batch.speed[real:] == 1).all() and (batch.tempo[real:] == 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(N=st.integers(2, 120), seed=st.integers(0, 10_000))
+def test_joined_utterances_are_two_of_one_known_speaker(N, seed):
+    plan = random_plan(N, seed)
+    for batch in plan.batches(0):
+        for first, second, speed, tempo in items_of(batch):
+            assert speed in VARIED.speeds
+            assert 0.7 <= tempo * (1 + 1e-12) and tempo <= 1.3 * (1 + 1e-12)
+            if second >= 0:
+                assert first != second
+                assert plan.speakers[first] == plan.speakers[second] >= 0
+
+
+def test_draws_have_the_distributions_they_claim():
+    N = 4000
+    augment = AugmentConfig(speeds=(0.5, 2.0), tempo_range=(0.5, 2.0), join_probability=0.25)
+    plan = TrainingPlan(
+        durations_seconds=np.full(N, 0.5),
+        label_lengths=np.ones(N, np.int64),
+        speakers=np.arange(N) // 4,
+        buckets=BUCKETS,
+        augment=augment,
+        seed=3,
+    )
+    items = np.array([item for batch in plan.batches(0) for item in items_of(batch)])
+    first, second, speed, tempo = items[np.argsort(items[:, 0])].T
+    # Five deviations of each sample mean, for draws that the seed fixes.
+    assert abs(np.mean(second >= 0) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / N)
+    assert abs(np.mean(speed == 0.5) - 0.5) < 5 * 0.5 / np.sqrt(N)
+    quartiles = np.quantile(np.log2(tempo), [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(quartiles, [-0.5, 0.0, 0.5], atol=5 * 0.5 / np.sqrt(N))
+    joined = second >= 0
+    step = (second - first)[joined] % 4
+    share = np.bincount(step.astype(int), minlength=4) / joined.sum()
+    np.testing.assert_allclose(
+        share, [0, 1 / 3, 1 / 3, 1 / 3], atol=5 * 0.5 / np.sqrt(joined.sum())
+    )
+
+
+def test_an_item_that_would_not_fit_gives_up_the_join_then_the_changes():
+    def only(durations, labels, **augment) -> list[tuple[int, int, float, float]]:
+        plan = TrainingPlan(
+            durations_seconds=np.array(durations),
+            label_lengths=np.array(labels),
+            speakers=np.zeros(len(durations), np.int64),
+            buckets=BUCKETS,
+            augment=AugmentConfig(**augment),
+            seed=0,
+            separator_labels=1,
+        )
+        return sorted(item for batch in plan.batches(0) for item in items_of(batch))
+
+    join = {"speeds": (1.0,), "join_probability": 1.0}
+    assert only([8.0, 8.0], [31, 32], **join) == [(0, 1, 1.0, 1.0), (1, 0, 1.0, 1.0)]
+    assert only([8.0, 8.1], [31, 32], **join) == [(0, -1, 1.0, 1.0), (1, -1, 1.0, 1.0)]
+    assert only([8.0, 8.0], [32, 32], **join) == [(0, -1, 1.0, 1.0), (1, -1, 1.0, 1.0)]
+    slow = {"speeds": (0.5,), "tempo_range": (1.25, 1.25)}
+    (one,) = only([10.0], [1], **slow)
+    assert one == (0, -1, 0.5, pytest.approx(1.25))
+    assert only([10.1], [1], **slow) == [(0, -1, 1.0, 1.0)]
+    assert [item[1] for item in only([6.0, 6.0], [1, 1], **slow, join_probability=1.0)] == [-1, -1]
+
+
+def test_the_plan_depends_on_seed_and_epoch_alone():
+    plan = random_plan(100)
+    later = plan.batches(7)
+    plan.batches(3), plan.locate(50)
+    assert_same(plan.batches(7), later)
+    assert_same(random_plan(100).batches(7), later)
+    orders = {
+        tuple(np.concatenate([batch.first for batch in batches]).tolist())
+        for batches in (later, plan.batches(8), replace(plan, seed=1).batches(7))
+    }
+    assert len(orders) == 3
+
+
+def test_position_counts_the_batches_of_all_epochs():
+    plan = random_plan(50)
+    expected = [(epoch, n) for epoch in range(12) for n in range(len(plan.batches(epoch)))]
+    assert len({plan.number_of_batches(epoch) for epoch in range(12)}) > 1
+    assert [plan.locate(position) for position in range(len(expected))] == expected
+    assert random_plan(50).locate(len(expected) - 1) == expected[-1]
+
+
+def test_an_epoch_of_librispeech():
+    N = 281_241
+    rng = np.random.default_rng(0)
+    durations = np.clip(rng.gamma(8.0, 1.55, N), 1.3, 16.0)
+    plan = TrainingPlan(
+        durations_seconds=durations,
+        label_lengths=(durations * 3.9).astype(np.int64),
+        speakers=rng.integers(0, 2338, N),
+        buckets=Buckets((4.0, 8.0, 12.0, 16.0), (20, 40, 60, 100), (64, 48, 32, 24)),
+        augment=AugmentConfig(join_probability=0.1, tempo_range=(0.9, 1.1)),
+        seed=0,
+    )
+    batches = plan.batches(0)
+    first = np.concatenate([batch.first for batch in batches])
+    np.testing.assert_array_equal(np.sort(first[first >= 0]), np.arange(N))
+    assert np.sum(first < 0) < 24 and len(batches) == plan.number_of_batches(0)
+    # Shuffled: no bucket comes in one piece.
+    seconds = np.array([batch.seconds for batch in batches])
+    assert np.mean(seconds[1:] != seconds[:-1]) > 0.3
+
+
+def test_training_data_that_does_not_fit_is_an_error():
+    plan = random_plan(5)
+    with pytest.raises(ValueError, match=r"^durations_seconds\[2\] = 16.5: .* at most 16.0$"):
+        replace(plan, durations_seconds=np.array([1.0, 2.0, 16.5, 3.0, 4.0]))
+    with pytest.raises(ValueError, match=r"^label_lengths\[1\] = 65: .* at most 64$"):
+        replace(plan, label_lengths=np.array([1, 65, 2, 3, 4]))
+    with pytest.raises(ValueError, match="no utterances"):
+        none = np.zeros(0, np.int64)
+        replace(plan, durations_seconds=np.zeros(0), label_lengths=none, speakers=none)
+    with pytest.raises(ValueError, match=r"data.bucket_labels = \(64, 32, 128\): must not dec"):
+        Buckets.of(DataConfig(bucket_labels=(64, 32, 128)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    durations=st.lists(st.floats(0.01, 90.0), max_size=40),
+    labels=st.lists(st.integers(0, 200), min_size=40, max_size=40),
+)
+def test_evaluation_has_every_utterance_once_however_long(durations, labels):
+    seconds, lengths = np.array(durations, np.float64), np.array(labels)[: len(durations)]
+    batches = evaluation_plan(seconds, lengths, buckets=BUCKETS)
+    first = [n for batch in batches for n in batch.first.tolist() if n >= 0]
+    assert sorted(first) == list(range(len(durations)))
+    shapes = list(zip(BUCKETS.seconds, BUCKETS.labels))
+    shapes += [(16.0 * k, 64 * k) for k in range(2, 8)]
+    for batch in batches:
+        real = batch.first[batch.first >= 0]
+        assert (np.diff(seconds[real]) >= 0).all()
+        assert (batch.second == -1).all() and (batch.speed == 1).all() and (batch.tempo == 1).all()
+        for n in real:
+            holding = [s for s in shapes if seconds[n] <= s[0] and lengths[n] <= s[1]]
+            assert (batch.seconds, batch.labels) == holding[0]
+    edges = [batch.seconds for batch in batches]
+    assert edges == sorted(edges)
+    full = [batch for batch, after in zip(batches, edges[1:]) if batch.seconds == after]
+    assert all((batch.first >= 0).all() for batch in full)

@@ -1,0 +1,127 @@
+"""Each layer against its definition written out, and the laws of padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.layers.attention import RelativeAttention, relative_positions, shift_relative
+from asr_jax.layers.conformer import ConformerBlock
+from asr_jax.layers.convolution import ConvolutionModule, Subsampling, depthwise_convolution
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.length import frame_mask
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_shift_relative_picks_each_pairs_distance():
+    frames = 5
+    scores = normal(0, 2, 3, frames, 2 * frames - 1)
+    shifted = shift_relative(scores)
+    for t in range(frames):
+        for s in range(frames):
+            np.testing.assert_array_equal(shifted[:, :, t, s], scores[:, :, t, frames - 1 - t + s])
+
+
+def test_relative_positions_are_sinusoids_of_the_distance():
+    positions = relative_positions(4, 6)
+    for row, distance in enumerate([3, 2, 1, 0, -1, -2, -3]):
+        for pair in range(3):
+            angle = distance / 10_000 ** (2 * pair / 6)
+            np.testing.assert_allclose(positions[row, 2 * pair], np.sin(angle), atol=1e-6)
+            np.testing.assert_allclose(positions[row, 2 * pair + 1], np.cos(angle), atol=1e-6)
+
+
+def test_attention_equals_the_formula_written_out():
+    width, heads, frames, length = 8, 2, 5, 4
+    layer = RelativeAttention(width, heads=heads, rngs=nnx.Rngs(0))
+    layer.content_bias[...] = normal(1, heads, width // heads)
+    layer.position_bias[...] = normal(2, heads, width // heads)
+    x = normal(3, 1, frames, width)
+    got = layer(x, relative_positions(frames, width), frame_mask(jnp.array([length]), frames))
+
+    normed = np.asarray(layer.norm(x))[0]
+    query, key = normed @ layer.query.kernel[...], normed @ layer.key.kernel[...]
+    value = normed @ layer.value.kernel[...] + layer.value.bias[...]
+    expected = np.zeros((frames, width))
+    for h in range(heads):
+        of_head = slice(h * width // heads, (h + 1) * width // heads)
+        for t in range(frames):
+            scores = []
+            for s in range(length):
+                sinusoid = relative_positions(frames, width)[frames - 1 - (t - s)]
+                position = (sinusoid @ layer.position.kernel[...])[of_head]
+                scores.append(
+                    (query[t, of_head] + layer.content_bias[h]) @ key[s, of_head]
+                    + (query[t, of_head] + layer.position_bias[h]) @ position
+                )
+            weights = jax.nn.softmax(jnp.array(scores) / np.sqrt(width // heads))
+            expected[t, of_head] = weights @ value[:length, of_head]
+    expected = expected @ layer.out.kernel[...] + layer.out.bias[...]
+    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+
+
+def test_depthwise_convolution_equals_a_loop():
+    x, kernel = normal(0, 2, 6, 3), normal(1, 5, 3)
+    expected = np.zeros(x.shape)
+    for t in range(6):
+        for k in range(5):
+            if 0 <= t + k - 2 < 6:
+                expected[:, t] += x[:, t + k - 2] * kernel[k]
+    np.testing.assert_allclose(depthwise_convolution(x, kernel), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", range(1, 10))
+def test_subsampling_reports_the_frames_that_it_makes(frames):
+    layer = Subsampling(8, 4, channels=2, rngs=nnx.Rngs(0))
+    encoded, lengths = layer(normal(0, 1, frames, 8), jnp.array([frames]))
+    assert encoded.shape[1] == lengths[0] == -(-frames // 4)
+
+
+def test_subsampling_ignores_padding():
+    layer = Subsampling(8, 4, channels=2, rngs=nnx.Rngs(0))
+    layer.first.bias[...] = layer.second.bias[...] = jnp.ones(2)
+    for length in range(1, 12):
+        x = normal(length, 1, length, 8)
+        padded = jnp.pad(x, ((0, 0), (0, 12 - length), (0, 0)), constant_values=jnp.nan)
+        alone, lengths = layer(x, jnp.array([length]))
+        within, padded_lengths = layer(padded, jnp.array([length]))
+        assert lengths == padded_lengths
+        np.testing.assert_allclose(within[:, : lengths[0]], alone, atol=1e-6)
+
+
+def test_convolution_module_takes_padding_for_silence():
+    layer = ConvolutionModule(6, kernel_frames=5, rngs=nnx.Rngs(0))
+    x = normal(0, 1, 4, 6)
+    padded = jnp.concatenate([x, jnp.full((1, 3, 6), 1e3)], axis=1)
+    alone = layer(x, frame_mask(jnp.array([4]), 4))
+    within = layer(padded, frame_mask(jnp.array([4]), 7))
+    np.testing.assert_allclose(within[:, :4], alone, atol=1e-6)
+
+
+def test_block_without_frames_gives_numbers():
+    block = ConformerBlock(
+        8, heads=2, feedforward_factor=2, kernel_frames=3, dropout=0.1, rngs=nnx.Rngs(0)
+    )
+    out = block(jnp.zeros((1, 4, 8)), relative_positions(4, 8), jnp.zeros((1, 4), bool))
+    assert jnp.isfinite(out).all()
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    x = jnp.ones((200, 1001))
+    dropped = dropout(x, 0.25, jax.random.key(0))
+    assert abs(float(jnp.mean(dropped == 0)) - 0.25) < 0.01
+    np.testing.assert_allclose(jnp.unique(dropped), [0, 1 / 0.75], rtol=1e-6)
+    assert abs(float(dropped.mean()) - 1) < 0.01
+    # Elements that share a word of the generator are independent all the same.
+    zeros = np.asarray(dropped == 0, float)
+    assert abs(np.corrcoef(zeros[:, 0:-1:4].ravel(), zeros[:, 1::4].ravel())[0, 1]) < 0.02
+
+
+def test_dropout_without_key_or_probability_changes_nothing():
+    x = normal(0, 3, 5)
+    np.testing.assert_array_equal(dropout(x, 0.5, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(0)), x)

@@ -1,0 +1,139 @@
+"""Laws of encoder, predictor and joint, and the paper's parameter counts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.models.encoder import ConformerEncoder
+from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
+from asr_jax.models.transducer import Transducer
+
+SIZES = dict(
+    layers=2,
+    width=16,
+    heads=2,
+    feedforward_factor=2,
+    kernel_frames=5,
+    subsampling_channels=4,
+    dropout=0.1,
+)
+
+
+def encoder(remat="none"):
+    return ConformerEncoder(20, **SIZES, remat=remat, rngs=nnx.Rngs(0))
+
+
+def features(batch=3, frames=37):
+    return jax.random.normal(jax.random.key(1), (batch, frames, 20))
+
+
+def test_encoder_ignores_what_padding_holds_and_how_much_there_is():
+    x, lengths = features(), jnp.array([37, 20, 9])
+    encoded, encoded_lengths = encoder()(x, lengths)
+    np.testing.assert_array_equal(encoded_lengths, [10, 5, 3])
+    for row, length in enumerate([37, 20, 9]):
+        alone, alone_lengths = encoder()(x[row : row + 1, :length], lengths[row : row + 1])
+        assert alone_lengths[0] == encoded_lengths[row]
+        frames = alone.shape[1]
+        np.testing.assert_allclose(encoded[row, :frames], alone[0], atol=1e-5)
+    poisoned = jnp.where(jnp.arange(37)[:, None] < lengths[:, None, None], x, jnp.nan)
+    np.testing.assert_array_equal(encoder()(poisoned, lengths)[0], encoded)
+
+
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+def test_rematerialisation_changes_no_gradient(remat):
+    def gradients(remat):
+        graphdef, params = nnx.split(encoder(remat), nnx.Param)
+        loss = lambda p: jnp.sum(
+            nnx.merge(graphdef, p)(features(), jnp.array([37, 20, 9]), key=jax.random.key(2))[0] ** 2
+        )
+        return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        gradients(remat),
+        gradients("none"),
+    )
+
+
+def test_layers_differ_in_parameters_and_in_dropout():
+    model = encoder()
+    kernel = model.blocks.attention.query.kernel[...]
+    assert not jnp.allclose(kernel[0], kernel[1])
+    # The same parameters in both layers: with one mask for both, swapping them would change nothing.
+    first, _ = model(features(), jnp.array([37] * 3), key=jax.random.key(0))
+    second, _ = model(features(), jnp.array([37] * 3), key=jax.random.key(1))
+    assert not jnp.allclose(first, second)
+
+
+PREDICTORS = {
+    "stateless": lambda: StatelessPredictor(
+        11, context=2, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)
+    ),
+    "context 3": lambda: StatelessPredictor(
+        11, context=3, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)
+    ),
+    "lstm": lambda: LSTMPredictor(11, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTORS)
+def test_predictor_reads_a_sequence_as_it_reads_label_by_label(kind):
+    predictor = PREDICTORS[kind]()
+    labels = jax.random.randint(jax.random.key(0), (2, 5), 1, 11)
+    whole = predictor(labels)
+    assert whole.shape == (2, 6, 8)
+    state = predictor.start(2)
+    for u in range(6):
+        np.testing.assert_allclose(predictor.output(state), whole[:, u], atol=1e-6)
+        if u < 5:
+            state = predictor.step(state, labels[:, u])
+
+
+@pytest.mark.parametrize("kind", PREDICTORS)
+def test_predictor_does_not_look_ahead(kind):
+    predictor = PREDICTORS[kind]()
+    labels = jnp.array([[3, 4, 5, 6]])
+    changed = labels.at[0, 2:].set(jnp.array([9, 0]))
+    np.testing.assert_array_equal(predictor(labels)[:, :3], predictor(changed)[:, :3])
+    assert not jnp.allclose(predictor(labels)[:, 3], predictor(changed)[:, 3])
+
+
+def test_stateless_context_starts_with_none_which_embeds_to_zeros_and_blank():
+    predictor = PREDICTORS["stateless"]()
+    np.testing.assert_array_equal(predictor.start(1), [[-1, 0]])
+    embedding = predictor.embedding.embedding[...]
+    context = jnp.concatenate([jnp.zeros(6), embedding[0]])
+    expected = jax.nn.relu(predictor.convolution(context))
+    np.testing.assert_allclose(predictor(jnp.zeros((1, 0), jnp.int32))[0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, layers, width, heads, predictor_width, millions",
+    [("S", 16, 144, 4, 320, 10.3), ("M", 16, 256, 4, 640, 30.7), ("L", 17, 512, 8, 640, 118.8)],
+)
+def test_parameter_counts_are_the_papers(size, layers, width, heads, predictor_width, millions):
+    """Table 1 of arXiv 2005.08100, its kernel of 32 frames being 31 here, as elsewhere."""
+    config = Config(
+        encoder=EncoderConfig(
+            layers=layers, width=width, heads=heads, subsampling_channels=width
+        ),
+        predictor=PredictorConfig(kind="lstm", embedding_width=320, width=predictor_width),
+        joint=JointConfig(width=320),
+    )
+    model = nnx.eval_shape(lambda: Transducer(config, 1024, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert abs(count / 1e6 / millions - 1) < 0.02
+
+
+def test_auxiliary_head_exists_only_with_a_weight():
+    config = Config(encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2))
+    with_head = dataclasses.replace(config, joint=JointConfig(ctc_weight=0.3))
+    build = lambda config: nnx.eval_shape(lambda: Transducer(config, 5, rngs=nnx.Rngs(0)))
+    assert build(config).ctc_head is None
+    assert build(with_head).ctc_head.kernel.shape == (8, 5)

@@ -1,0 +1,259 @@
+"""What an evaluation writes agrees with itself, survives any text, and needs no network."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from asr_jax.scoring import report, wer
+from asr_jax.types import Utterance
+
+HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text of each script by its id."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: dict[str, str] = {}
+        self.words: list[str] = []
+        self.script: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.script = dict(attrs).get("id", "program") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self.script = None
+
+    def handle_data(self, data):
+        if self.script is None:
+            self.words.append(data)
+        else:
+            self.scripts[self.script] = self.scripts.get(self.script, "") + data
+
+    @property
+    def rows(self) -> list[dict]:
+        return json.loads(self.scripts["rows"])
+
+
+def utterance(
+    name: str, text: str, *, speaker: str = "", audio: Path = Path("none.raw"), seconds=3
+):
+    return Utterance(name, audio, text, float(seconds), speaker)
+
+
+def evaluate(output: Path, pairs, *, embed_audio=False, facts=None, title="test") -> dict:
+    utterances, hypotheses = zip(*pairs)
+    return report.write_evaluation(
+        output,
+        utterances=list(utterances),
+        hypotheses=list(hypotheses),
+        title=title,
+        facts=facts or {},
+        audio_seconds=30.0,
+        wall_seconds=2.0,
+        embed_audio=embed_audio,
+    )
+
+
+def page_of(output: Path) -> Page:
+    return Page((output / "report.html").read_text(encoding="utf-8"))
+
+
+PAIRS = [
+    (utterance("u1", "the cat sat down", speaker="ann"), "the hat sat down there"),
+    (utterance("u2", "yes", speaker="bob", seconds=0.5), "yes"),
+    (utterance("u3", "Größe zählt doch", speaker="ann", seconds=9), "größe doch"),
+    (utterance("u4", "", seconds=8), ""),
+]
+
+
+def test_figures_are_percent_and_agree_with_the_files(tmp_path):
+    figures = evaluate(tmp_path, PAIRS, facts={"decoder": "greedy"})
+    assert figures == json.loads((tmp_path / "wer.json").read_text())
+    # By hand: cat/hat, +there; Größe/größe, -zählt; over 4 + 1 + 3 words, in 2 of 4 utterances.
+    assert figures["wer"] == 50.0
+    assert [figures[k] for k in ("substitutions", "deletions", "insertions")] == [2, 1, 1]
+    assert (figures["reference_words"], figures["utterances"]) == (8, 4)
+    assert figures["sentence_error_rate"] == 50.0
+    assert figures["rtfx"] == 15.0
+    # 1 + 6 of 16 characters, 0 of 3, 1 + 6 of 16.
+    assert figures["cer"] == pytest.approx(100 * 14 / 35)
+    assert figures["wer_by_speaker"] == {"ann": pytest.approx(400 / 7), "bob": 0.0}
+    assert figures["facts"] == {"decoder": "greedy"}
+    counts = [wer.count_word_errors(u.text, h) for u, h in PAIRS]
+    interval = [100 * edge for edge in wer.bootstrap_interval(counts, seed=0)]
+    assert figures["wer_95_percent_interval"] == interval
+    lines = (tmp_path / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"id": u.id, "reference": u.text, "hypothesis": h} for u, h in PAIRS
+    ]
+
+
+def test_the_page_holds_every_utterance_aligned(tmp_path):
+    evaluate(tmp_path, PAIRS)
+    page = page_of(tmp_path)
+    for row, (source, hypothesis) in zip(page.rows, PAIRS, strict=True):
+        pieces = [[p, p] if isinstance(p, str) else p for p in row["text"]]
+        said, heard = ([p[side] for p in pieces if p[side] is not None] for side in (0, 1))
+        assert (" ".join(said), " ".join(heard)) == (source.text, hypothesis)
+        assert row["errors"] == wer.count_word_errors(source.text, hypothesis).errors
+        assert row["id"] == source.id and row["seconds"] == source.duration_seconds
+    assert page.rows[0]["text"] == ["the", ["cat", "hat"], "sat down", [None, "there"]]
+
+
+def test_the_page_shows_the_figures_and_the_confusions(tmp_path):
+    pairs = PAIRS + [(utterance(f"v{i}", "red fish"), "dead fish") for i in range(3)]
+    evaluate(tmp_path, pairs, facts={"device": "one & only"}, title="a < b")
+    page = page_of(tmp_path)
+    text = " ".join(page.words)
+    for shown in ("a < b", "one & only", "50.00", "up to 1 s", "2 to 4 s", "4 to 8 s", "8 to 16 s"):
+        assert shown in text
+    found = [value for name, value in page.attributes if name == "data-find"]
+    assert found[0] == "red→dead"  # The commonest comes first.
+    assert set(found[1:]) == {"cat→hat", "Größe→größe", "zählt→∅", "∅→there"}
+
+
+def test_bars_are_as_long_as_their_rates_and_the_worst_speakers_come_first(tmp_path):
+    """Speaker n has n errors in 20 words, half of them deletions; those beyond 12 are left out."""
+    words = list("abcdefghijklmnopqrst")
+    pairs = [
+        (
+            utterance(f"u{n}", " ".join(words), speaker=f"speaker {n}"),
+            " ".join(["x"] * (n // 2) + words[n:]),
+        )
+        for n in range(2, 18)
+    ]
+    evaluate(tmp_path, pairs)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    chart = html[html.index("WER by speaker") : html.index("WER by duration")]
+    groups = re.findall(r"<title>speaker (\d+):(.*?)</g>", chart)
+    assert [int(n) for n, _ in groups] == list(range(17, 5, -1))
+    for n, group in groups:
+        widths = [float(w) for w in re.findall(r'width="([\d.]+)%"', group)]
+        kinds = re.findall(r'rect class="(\w+)"', group)
+        starts = [float(x) for x in re.findall(r'<rect[^>]* x="([\d.]+)%"', group)]
+        assert starts == pytest.approx([22 + sum(widths[:i]) for i in range(3)], abs=0.02)
+        substitutions = int(n) // 2
+        expected = {"sub": substitutions, "del": int(n) - substitutions, "ins": 0}
+        assert {k: round(17 * w / 42, 1) for k, w in zip(kinds, widths)} == expected
+
+
+def test_no_text_can_leave_its_place(tmp_path):
+    """The page has the same elements whether its texts are hostile or plain."""
+
+    def page(name: str, text: str) -> Page:
+        word = text.split()[0]
+        source = utterance(f"{word} 1", f"{text} {word}", speaker=word)
+        evaluate(tmp_path / name, [(source, text)], facts={word: text}, title=text)
+        return page_of(tmp_path / name)
+
+    hostile, plain = (
+        page("hostile", HOSTILE),
+        page("plain", HOSTILE.translate(dict.fromkeys(b'<>&"'))),
+    )
+    assert hostile.tags == plain.tags and "b" in plain.tags
+    (row,) = hostile.rows
+    assert row["text"] == [" ".join(HOSTILE.split()), [HOSTILE.split()[0], None]]
+    # Browsers, unlike this parser, also let "<!--" and "<script" change where a script ends.
+    assert "<" not in hostile.scripts["rows"]
+    assert hostile.scripts["program"] == plain.scripts["program"]
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
+    evaluate(tmp_path, PAIRS)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    attributes = Page(html).attributes
+    assert not {"src", "srcset", "action", "data"} & {name for name, _ in attributes}
+    assert [value for name, value in attributes if name == "href"] == ["data:,"]
+    assert not re.search(r"https?:|@import|url\(", html)
+    (policy,) = (v for name, v in attributes if name == "content" and v and "default-src" in v)
+    assert "default-src 'none'" in policy
+
+
+def test_recordings_are_embedded_once_the_worst_first_up_to_the_cap(tmp_path, monkeypatch):
+    def recording(name: str, size: int) -> Path:
+        path = tmp_path / name
+        path.write_bytes(bytes([size]) * size)
+        return path
+
+    shared = recording("shared.FLAC", 60)
+    pairs = [
+        (utterance("right", "a b", audio=recording("right.wav", 70)), "a b"),
+        (utterance("wrong", "a b", audio=recording("wrong.ogg", 40)), "x y"),
+        (Utterance("part", shared, "a b", 2.0, offset_seconds=1.5), "a"),
+        (Utterance("rest", shared, "a", 2.0, offset_seconds=3.5), "a"),
+        (utterance("odd", "a b", audio=recording("odd.raw", 1)), "x y z"),
+        (utterance("gone", "a b", audio=tmp_path / "gone.wav"), "x y z"),
+    ]
+    monkeypatch.setattr(report, "EMBEDDED_AUDIO_BYTES", 160)
+    evaluate(tmp_path / "with", pairs, embed_audio=True)
+    page = page_of(tmp_path / "with")
+    audio = {row["id"]: page.scripts.get(f"audio-{row['audio']}") for row in page.rows}
+    encoded = {size: base64.b64encode(bytes([size]) * size).decode() for size in (40, 60)}
+    flac = f"data:audio/flac;base64,{encoded[60]}"
+    assert audio == {
+        "right": None,
+        "wrong": f"data:audio/ogg;base64,{encoded[40]}",
+        "part": flac,
+        "rest": flac,
+        "odd": None,
+        "gone": None,
+    }
+    assert sum(name.startswith("audio-") for name in page.scripts) == 2
+    assert page.rows[2]["offset"] == 1.5
+    assert "3 of 6 utterances" in " ".join(page.words)
+
+    evaluate(tmp_path / "without", pairs)
+    page = page_of(tmp_path / "without")
+    assert all(row["audio"] is None for row in page.rows)
+    assert "data:audio" not in " ".join(page.scripts.values())
+    assert "of 6 utterances" not in " ".join(page.words)
+
+
+def test_a_corpus_of_silence_is_null_in_json(tmp_path):
+    figures = evaluate(tmp_path, [(utterance("u", "", speaker="ann"), "hm")])
+    assert figures["wer"] is None and figures["cer"] is None
+    assert figures["wer_95_percent_interval"] == [None, None]
+    assert figures["wer_by_speaker"] == {"ann": None}
+    assert (figures["insertions"], figures["sentence_error_rate"]) == (1, 100.0)
+    assert json.loads((tmp_path / "wer.json").read_text()) == figures
+
+
+def test_a_second_evaluation_replaces_the_first_and_leaves_nothing_else(tmp_path):
+    evaluate(tmp_path, PAIRS)
+    evaluate(tmp_path, PAIRS[:1])
+    assert json.loads((tmp_path / "wer.json").read_text())["utterances"] == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"hypotheses.jsonl", "report.html", "wer.json"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"utterances": [], "hypotheses": []}, r"^utterances = \[\]: "),
+        ({"hypotheses": ["a", "b"]}, r"^len\(hypotheses\) = 2: .* = 1$"),
+        ({"wall_seconds": 0.0}, r"^wall_seconds = 0\.0: must be positive$"),
+    ],
+)
+def test_it_refuses_before_it_writes(tmp_path, change, message):
+    arguments = dict(
+        utterances=[utterance("u", "a")],
+        hypotheses=["a"],
+        title="test",
+        facts={},
+        audio_seconds=1.0,
+        wall_seconds=1.0,
+        embed_audio=False,
+    )
+    with pytest.raises(ValueError, match=message):
+        report.write_evaluation(tmp_path / "out", **(arguments | change))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,160 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.audio import AudioError, audio_duration_seconds, change_speed, read_audio
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def tone(frequency_hz: float, *, sample_rate_hz: int, seconds: float = 1.0) -> np.ndarray:
+    n = np.arange(round(seconds * sample_rate_hz))
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * n / sample_rate_hz)).astype(np.float32)
+
+
+def strongest_hz(samples: np.ndarray, sample_rate_hz: int) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 1 << 18))
+    return float(np.argmax(spectrum)) * sample_rate_hz / (1 << 18)
+
+
+def test_sixteen_bit_samples_are_read_exactly(tmp_path):
+    integers = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
+    for suffix in (".wav", ".flac"):
+        soundfile.write(tmp_path / f"a{suffix}", integers, 16_000, subtype="PCM_16")
+        samples = read_audio(tmp_path / f"a{suffix}", sample_rate_hz=16_000)
+        np.testing.assert_array_equal(samples, integers / 32768)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_stretch_is_that_slice_of_the_whole(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, np.random.default_rng(3).uniform(-0.9, 0.9, 16_000), 16_000)
+    whole = read_audio(path, sample_rate_hz=16_000)
+    stretch = read_audio(path, sample_rate_hz=16_000, offset_seconds=0.25, duration_seconds=0.5)
+    np.testing.assert_array_equal(stretch, whole[4000:12_000])
+    to_the_end = read_audio(path, sample_rate_hz=16_000, offset_seconds=0.75, duration_seconds=9.0)
+    np.testing.assert_array_equal(to_the_end, whole[12_000:])
+
+
+def test_channels_are_averaged(tmp_path):
+    channels = np.random.default_rng(1).uniform(-1, 1, (1000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", channels, 16_000, subtype="FLOAT")
+    samples = read_audio(tmp_path / "a.wav", sample_rate_hz=16_000)
+    np.testing.assert_array_equal(samples, (channels[:, 0] + channels[:, 1]) / 2)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 22_050, 48_000])
+def test_another_rate_gives_the_same_sound(tmp_path, rate_hz):
+    soundfile.write(tmp_path / "a.wav", tone(440, sample_rate_hz=rate_hz), rate_hz, subtype="FLOAT")
+    samples = read_audio(tmp_path / "a.wav", sample_rate_hz=16_000)
+    expected = tone(440, sample_rate_hz=16_000)
+    assert len(samples) == len(expected) and samples.dtype == np.float32
+    # The ends differ: a filter there sees the tone begin.
+    np.testing.assert_allclose(samples[1000:-1000], expected[1000:-1000], atol=1e-4)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1, 1.5])
+def test_speed_divides_the_length_and_multiplies_the_pitch(speed):
+    samples = tone(500, sample_rate_hz=16_000, seconds=2.0)
+    changed = change_speed(samples, speed)
+    assert abs(len(changed) - len(samples) / speed) <= 1 and changed.dtype == np.float32
+    assert strongest_hz(changed, 16_000) == pytest.approx(500 * speed, abs=0.5)
+    np.testing.assert_array_equal(change_speed(samples, 1.0), samples)
+
+
+def unusable(folder: Path) -> list[tuple[str, Path]]:
+    """What the message must say and a file of that kind, for each that cannot be read."""
+    noise = np.random.default_rng(2).uniform(-0.5, 0.5, 60_000).astype(np.float32)
+    for name, samples in (
+        ("none.wav", noise[:0]),
+        ("nan.wav", np.append(noise, np.nan)),
+        ("infinite.wav", np.append(noise, -np.inf)),
+    ):
+        soundfile.write(folder / name, samples, 16_000, subtype="FLOAT")
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_bytes(b"this is no recording" * 50)
+
+    soundfile.write(folder / "whole.ogg", noise, 16_000, format="OGG", subtype="OPUS")
+    ogg = bytearray((folder / "whole.ogg").read_bytes())
+    ogg[len(ogg) // 2 : len(ogg) // 2 + 3000] = bytes(3000)
+    (folder / "damaged.ogg").write_bytes(ogg)
+
+    soundfile.write(folder / "whole.flac", noise, 16_000)
+    flac = bytearray((folder / "whole.flac").read_bytes())
+    (folder / "half.flac").write_bytes(flac[: len(flac) // 2])
+    # The 36 bits of the number of samples, which a FLAC file written to a pipe leaves at zero.
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    (folder / "streamed.flac").write_bytes(flac)
+    return [
+        ("no such file", folder / "missing.wav"),
+        ("no such file", folder),
+        ("the file is empty", folder / "empty.wav"),
+        ("not recognised", folder / "text.wav"),
+        ("no samples", folder / "none.wav"),
+        ("not finite", folder / "nan.wav"),
+        ("not finite", folder / "infinite.wav"),
+        ("truncated, [0-9]+ of 60000 samples", folder / "damaged.ogg"),
+        ("corrupt|truncated|sync", folder / "half.flac"),
+        ("does not say how long", folder / "streamed.flac"),
+    ]
+
+
+def test_an_unusable_recording_is_one_line_with_path_and_reason(tmp_path):
+    for reason, path in unusable(tmp_path):
+        with pytest.raises(AudioError, match=reason) as caught:
+            read_audio(path, sample_rate_hz=16_000)
+        assert str(caught.value) == f"{path}: {caught.value.reason}"
+        assert "\n" not in str(caught.value)
+
+
+def test_a_stretch_outside_the_recording_is_an_error(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(300, sample_rate_hz=16_000), 16_000)
+    for offset, duration in ((1.0, None), (3.0, 1.0), (0.5, 0.0)):
+        with pytest.raises(AudioError, match="no samples from .* has 1 s"):
+            read_audio(
+                tmp_path / "a.wav",
+                sample_rate_hz=16_000,
+                offset_seconds=offset,
+                duration_seconds=duration,
+            )
+
+
+def test_sample_corpus_decodes_to_the_length_of_its_headers():
+    recordings = sorted((SAMPLES / "an4" / "test").rglob("*.ogg"))
+    assert len(recordings) == 91
+    seconds = 0.0
+    for path in recordings:
+        samples = read_audio(path, sample_rate_hz=16_000)
+        assert len(samples) == round(audio_duration_seconds(path) * 16_000)
+        assert 0.01 < np.abs(samples).max() < 1.5
+        seconds += len(samples) / 16_000
+    assert seconds / 60 == pytest.approx(4.36, abs=0.005)
+
+
+def test_encode_opus_keeps_lengths_and_everything_else(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    chapter = source / "train" / "7" / "1"
+    chapter.mkdir(parents=True)
+    (chapter / "7-1.trans.txt").write_bytes(b"7-1-0000 A TONE\n7-1-0001 ANOTHER")
+    recordings = {
+        "7-1-0000": tone(300, sample_rate_hz=16_000),
+        "7-1-0001": tone(50, sample_rate_hz=16_000)[:3333],
+    }
+    for id, samples in recordings.items():
+        soundfile.write(chapter / f"{id}.flac", samples, 16_000)
+    command = [sys.executable, str(SAMPLES / "encode_opus.py"), str(source), str(out)]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"2 recordings\n"
+
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert written == {f"train/7/1/7-1{end}" for end in (".trans.txt", "-0000.ogg", "-0001.ogg")}
+    transcripts = out / "train" / "7" / "1" / "7-1.trans.txt"
+    assert transcripts.read_bytes() == (chapter / "7-1.trans.txt").read_bytes()
+    for id, samples in recordings.items():
+        decoded = read_audio(transcripts.with_name(f"{id}.ogg"), sample_rate_hz=16_000)
+        assert len(decoded) == len(samples)
+        assert np.corrcoef(decoded, samples)[0, 1] > 0.95

@@ -137,7 +137,10 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.sample_rate_hz > 0, "features.sample_rate_hz", self.sample_rate_hz, "must be positive"
+            self.sample_rate_hz > 0,
+            "features.sample_rate_hz",
+            self.sample_rate_hz,
+            "must be positive",
         )
         _require(self.hop_ms > 0, "features.hop_ms", self.hop_ms, "must be positive")
         _require(
@@ -180,6 +183,8 @@ class EncoderConfig:
     """Inner width of the feed-forward modules, as a multiple of width."""
     kernel_frames: int = 31
     """Depthwise convolution's length in (subsampled) frames, odd."""
+    subsampling: Literal["conv2d", "conv1d"] = "conv2d"
+    """Over time and mel bins, as in the paper, or over time alone, which is faster on a CPU."""
     subsampling_channels: int = 144
     """Channels of the two strided convolutions that make one frame of four."""
     dropout: float = 0.1
@@ -198,7 +203,9 @@ class EncoderConfig:
             self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
         )
         _require(self.layers > 0, "encoder.layers", self.layers, "must be positive")
-        _require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "must lie in 0..1, below 1")
+        _require(
+            0 <= self.dropout < 1, "encoder.dropout", self.dropout, "must lie in 0..1, below 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +294,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every_steps", "evaluate_every_steps"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+            _require(
+                getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,5 +347,7 @@ class Config:
 def flatten(config: Config) -> dict[str, object]:
     """Every field under its dotted name, sorted: what config.json holds."""
     nested = asdict(config)
-    flat = {f"{part}.{name}": value for part, fields in nested.items() for name, value in fields.items()}
+    flat = {
+        f"{part}.{name}": value for part, fields in nested.items() for name, value in fields.items()
+    }
     return dict(sorted(flat.items()))

@@ -40,10 +40,10 @@ class Batch(NamedTuple):
 
     samples: Float32[np.ndarray, "B S"]
     """Audio in -1..1 at the config's sample rate."""
-    sample_lengths: Int32[np.ndarray, "B"]
+    sample_lengths: Int32[np.ndarray, " B"]
     labels: Int32[np.ndarray, "B U"]
-    label_lengths: Int32[np.ndarray, "B"]
-    tempo: Float32[np.ndarray, "B"]
+    label_lengths: Int32[np.ndarray, " B"]
+    tempo: Float32[np.ndarray, " B"]
     """Factor by which the features are to be shortened in time; 1 leaves them alone."""
-    utterances: Int32[np.ndarray, "B"]
+    utterances: Int32[np.ndarray, " B"]
     """Index of the (first) utterance in the manifest, -1 for a padding row."""

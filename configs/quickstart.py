@@ -22,13 +22,22 @@ config = Config(
         bucket_labels=(32, 48, 96),
         bucket_utterances=(16, 12, 8),
     ),
-    augment=AugmentConfig(tempo_range=(0.85, 1.35), time_masks=2, time_mask_share=0.08, frequency_mask_bins=20),
+    augment=AugmentConfig(
+        tempo_range=(0.85, 1.35), join_probability=0.2, time_masks=2, time_mask_share=0.08, frequency_mask_bins=20
+    ),
     tokenizer=TokenizerConfig(kind="char"),
     encoder=EncoderConfig(
-        layers=4, width=96, heads=4, kernel_frames=15, subsampling_channels=32, dropout=0.1, remat="none"
+        layers=4,
+        width=96,
+        heads=4,
+        kernel_frames=15,
+        subsampling="conv1d",
+        subsampling_channels=96,
+        dropout=0.1,
+        remat="none",
     ),
     predictor=PredictorConfig(embedding_width=64, width=96),
-    joint=JointConfig(width=128, ctc_weight=0.3),
+    joint=JointConfig(width=128, chunk_frames=10, ctc_weight=0.3),
     optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=250, ema_decay=0.998),
     train=TrainConfig(steps=1800, evaluate_every_steps=600),
     checkpoint=CheckpointConfig(every_steps=600),

@@ -1,6 +1,6 @@
 """Eight virtual CPU devices for every test, so that sharding is tested everywhere."""
 
-import jax
+import os
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

@@ -26,7 +26,9 @@ class UsageError(ValueError):
     """Something on the command line or in a config file that cannot be; one line."""
 
 
-def parse(schema: type[T], arguments: Sequence[str], *, program: str, default: T | None = None) -> T:
+def parse(
+    schema: type[T], arguments: Sequence[str], *, program: str, default: T | None = None
+) -> T:
     """Fills the dataclass from `arguments`; prints help and exits where that is asked for."""
     options = {} if default is None else {"default": default}
     complaint = io.StringIO()
@@ -41,9 +43,7 @@ def parse(schema: type[T], arguments: Sequence[str], *, program: str, default: T
 
 def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "") -> Config:
     """The config of a .py file (its `config`) or of a run's config.json, with overrides applied."""
-    return parse(
-        Config, overrides, program=program or str(path), default=_read_config(path)
-    )
+    return parse(Config, overrides, program=program or str(path), default=_read_config(path))
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -70,7 +70,7 @@ def _config_from_json(path: Path) -> Config:
     except (ValueError, OSError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not isinstance(flat, dict):
-        raise UsageError(f"{path}: must be an object of fields, such as \"encoder.layers\": 12")
+        raise UsageError(f'{path}: must be an object of fields, such as "encoder.layers": 12')
     defaults = flatten(Config())
     arguments = []
     for name, value in flat.items():
@@ -102,7 +102,9 @@ def _nearest_file(path: Path) -> str:
 
 def _with_nearest_field(error: Exception) -> str:
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
-    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    unexpected = re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message
+    )
     if not unexpected:
         return message
     sections = {type(part).__name__: part for part in vars(Config()).values()}

@@ -1,5 +1,6 @@
 """A run's model brought back for evaluation and transcription."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import Config
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
+from asr_jax.mesh import make_mesh
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
-from asr_jax.training.sharding import make_mesh, state_shardings
+from asr_jax.training.sharding import state_shardings
 from asr_jax.training.state import split_model
 from asr_jax.types import Batch, Skipped, Utterance
 
@@ -48,7 +50,7 @@ def open_run(run: Path, which: str) -> Recognizer:
     prepare_devices(config)
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, jax.devices())
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         abstract,
@@ -63,8 +65,11 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     config, params = recognizer.config, recognizer.params
     run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
+    devices = recognizer.mesh.size
+    rows = tuple(-(-n // devices) * devices for n in config.data.bucket_utterances)
+    data = dataclasses.replace(config.data, bucket_utterances=rows)
     batches = evaluation_batches(
-        utterances, no_labels, data=config.data, sample_rate_hz=config.features.sample_rate_hz
+        utterances, no_labels, data=data, sample_rate_hz=config.features.sample_rate_hz
     )
     compiled: set[tuple[int, ...]] = set()
     compile_seconds = 0.0

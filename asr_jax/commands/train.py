@@ -22,19 +22,30 @@ from asr_jax.config import Config, flatten
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import bucket_samples, evaluation_batches, training_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
+from asr_jax.mesh import check_batch, make_mesh
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 from asr_jax.training.loop import compile_steps, train
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.progress import ProgressDisplay
-from asr_jax.training.sharding import check_batch, make_mesh
 from asr_jax.training.state import abstract_state, initial_state, split_model
 from asr_jax.types import Batch
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
-CHANGEABLE = ("checkpoint.", "decoding.", "mesh.", "data.dev", "data.test", "data.read", "data.cache") + (
-    "train.steps", "train.log_every_steps", "train.evaluate_every_steps", "train.max_skipped",
+CHANGEABLE = (
+    "checkpoint.",
+    "decoding.",
+    "mesh.",
+    "data.dev",
+    "data.test",
+    "data.read",
+    "data.cache",
+) + (
+    "train.steps",
+    "train.log_every_steps",
+    "train.evaluate_every_steps",
+    "train.max_skipped",
 )
 
 
@@ -76,7 +87,7 @@ def _train(config: Config, run: Path) -> str | None:
     """Trains to the end (None), or until a signal, whose name is returned."""
     stopped_by = _signals()
     prepare_devices(config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
     _claim(run, config)
@@ -166,7 +177,9 @@ def _claim(run: Path, config: Config) -> None:
         )
 
 
-def _describe(note: Callable[[str], None], corpus: Corpus, run: Path, params: Any, mesh: Any) -> None:
+def _describe(
+    note: Callable[[str], None], corpus: Corpus, run: Path, params: Any, mesh: Any
+) -> None:
     hours = sum(u.duration_seconds for u in corpus.utterances) / 3600
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     note(
@@ -184,7 +197,9 @@ def _shapes(config: Config) -> list[Batch]:
     """A batch of abstract arrays for every bucket."""
     data = config.data
     shapes = []
-    for seconds, labels, rows in zip(data.bucket_seconds, data.bucket_labels, data.bucket_utterances):
+    for seconds, labels, rows in zip(
+        data.bucket_seconds, data.bucket_labels, data.bucket_utterances
+    ):
         samples = bucket_samples(
             seconds,
             max_tempo=max(1.0, config.augment.tempo_range[1]),

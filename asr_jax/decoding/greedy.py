@@ -11,10 +11,10 @@ from asr_jax.models.transducer import Transducer
 def greedy_search(
     model: Transducer,
     encoded: Float[Array, "B T D"],
-    lengths: Int[Array, "B"],
+    lengths: Int[Array, " B"],
     *,
     max_symbols_per_frame: int,
-) -> tuple[Int[Array, "B N"], Int[Array, "B"]]:
+) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
     """The most probable symbol at every step (arXiv 1211.3711), rows in step with one another.
 
     At each turn a row either emits a label and stays at its frame, or goes on to the next frame: on

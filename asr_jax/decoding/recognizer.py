@@ -13,16 +13,18 @@ from jax.sharding import PartitionSpec as P
 from asr_jax.config import Config
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.features.logmel import log_mel
+from asr_jax.mesh import batch_sharding, over_rows
 from asr_jax.text import Tokenizer
 from asr_jax.types import Batch
 
 
 def recognize(
-    params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: Config
+    params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: Config, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
     """Labels of every row [B, N] and how many it has [B]."""
     model = nnx.merge(graphdef, params)
-    features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
+    mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
+    features, lengths = mel(batch.samples, batch.sample_lengths)
     encoded, lengths = model.encoder(features, lengths)
     return greedy_search(
         model, encoded, lengths, max_symbols_per_frame=config.decoding.max_symbols_per_frame
@@ -34,16 +36,11 @@ def make_recognizer(
 ) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
     """`recognize`, compiled once per batch shape, the batch's rows spread over the mesh."""
     compiled = jax.jit(
-        functools.partial(recognize, graphdef=graphdef, config=config),
+        functools.partial(recognize, graphdef=graphdef, config=config, mesh=mesh),
         out_shardings=NamedSharding(mesh, P()),
     )
 
-    def run(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        spread = P(("data", "fsdp")) if len(batch.samples) % rows == 0 else P()
-        return compiled(params, jax.device_put(batch, NamedSharding(mesh, spread)))
-
-    return run
+    return lambda params, batch: compiled(params, jax.device_put(batch, batch_sharding(mesh)))
 
 
 def hypotheses(

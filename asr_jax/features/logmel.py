@@ -104,6 +104,4 @@ def _normalize(
     count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=real) / count
     centred = features - mean(features)
-    # Once more, because a float32 mean of many frames is off by more than their last bits.
-    centred -= mean(centred)
     return centred / jnp.sqrt(mean(centred**2) + _VARIANCE_FLOOR)

@@ -11,13 +11,17 @@ def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
     distances = jnp.arange(frames - 1, -frames, -1, dtype=jnp.float32)
     rates = jnp.exp(jnp.arange(0, width, 2) * (-jnp.log(10_000.0) / width))
     angles = distances[:, None] * rates
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(distances), -1)[:, :width]
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(distances), -1)[
+        :, :width
+    ]
 
 
 def shift_relative(scores: Float[Array, "B H T R"]) -> Float[Array, "B H T T"]:
     """From scores[t, r] over distances r to scores[t, s] over frames s, where r = T - 1 - t + s."""
     *batch, frames, distances = scores.shape
-    skewed = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0))).reshape(*batch, distances + 1, frames)
+    skewed = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0))).reshape(
+        *batch, distances + 1, frames
+    )
     return skewed[..., 1:, :].reshape(*batch, frames, distances)[..., :frames]
 
 

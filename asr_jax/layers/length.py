@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-def frame_mask(lengths: Int[Array, "B"], frames: int) -> Bool[Array, "B {frames}"]:
+def frame_mask(lengths: Int[Array, " B"], frames: int) -> Bool[Array, "B {frames}"]:
     """True where a frame lies within its utterance."""
     return jnp.arange(frames) < lengths[:, None]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Lengths = Int[Array, "B"]
+Lengths = Int[Array, " B"]
 
 
 @jax.custom_vjp
@@ -19,15 +19,14 @@ def log_likelihood(
     label: Float[Array, "B T U"],
     frame_lengths: Lengths,
     label_lengths: Lengths,
-) -> Float[Array, "B"]:
+) -> Float[Array, " B"]:
     """log of the summed probability of all alignments, in nats.
 
     blank and label are the log-probabilities of the edges that leave node (t, u); U1 = U + 1. What
     lies beyond the lengths is never looked at. No alignment (zero frames, or lengths that the axes
     cannot hold): -inf and a zero gradient. The gradient is the occupancy of each edge.
     """
-    diagonals = _diagonals(*_close(blank, label, frame_lengths, label_lengths))
-    return _forward_variables(*diagonals)[1][..., -1]
+    return _forward(*diagonals(*_close(blank, label, frame_lengths, label_lengths)))[0]
 
 
 def _log_likelihood_fwd(blank, label, frame_lengths, label_lengths):
@@ -49,25 +48,18 @@ def occupancy(
     label: Float[Array, "B T U"],
     frame_lengths: Lengths,
     label_lengths: Lengths,
-) -> tuple[Float[Array, "B"], Float[Array, "B T U1"], Float[Array, "B T U"]]:
+) -> tuple[Float[Array, " B"], Float[Array, "B T U1"], Float[Array, "B T U"]]:
     """The log-likelihood, and how probable it is that an alignment takes each blank and label.
 
     Blank occupancies sum to one in every frame, label occupancies to one for every label.
     """
     frames, labels = label.shape[1:]
-    edges = _diagonals(*_close(blank, label, frame_lengths, label_lengths))
-    total, alpha, beta = _forward_backward(*edges)
-    ends = beta[1:], jnp.pad(beta[1:, :, 1:], ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
-    possible = total > -jnp.inf
-    scale = jnp.where(possible, total, 0.0)[:, None]
-    taken_blank, taken_label = (
-        _from_diagonals(
-            jnp.where(possible[:, None], jnp.exp(alpha[:-1] + edge + end - scale), 0.0), frames
-        )
-        for edge, end in zip(edges, ends)
-    )
+    edges = diagonals(*_close(blank, label, frame_lengths, label_lengths))
+    total, _, through_blank, through_label = forward_backward(*edges)
     real = jnp.arange(frames)[:, None] < frame_lengths[:, None, None]
-    return total, jnp.where(real, taken_blank, 0.0), jnp.where(real, taken_label, 0.0)[..., :labels]
+    taken = (_from_diagonals(jnp.exp(x), frames) for x in (through_blank, through_label))
+    taken_blank, taken_label = (jnp.where(real, x, 0.0) for x in taken)
+    return total, taken_blank, taken_label[..., :labels]
 
 
 def _close(blank, label, frame_lengths, label_lengths):
@@ -91,7 +83,7 @@ def _close(blank, label, frame_lengths, label_lengths):
     )
 
 
-def _diagonals(*planes):
+def diagonals(*planes):
     """[B, T+1, U+1] planes to [T+U, B, U+1]: element (t, u) moves to diagonal t + u, column u.
 
     Rows of a transposed and padded plane, read with a stride that is one short, slide by one each:
@@ -100,9 +92,9 @@ def _diagonals(*planes):
 
     def skew(plane):
         batch, rows, columns = plane.shape
-        plane = jnp.pad(
-            plane.mT, ((0, 0), (0, 0), (0, columns)), constant_values=-jnp.inf
-        ).reshape(batch, -1)
+        plane = jnp.pad(plane.mT, ((0, 0), (0, 0), (0, columns)), constant_values=-jnp.inf).reshape(
+            batch, -1
+        )
         plane = plane[:, :-columns].reshape(batch, columns, -1)
         return jnp.moveaxis(plane[..., :-1], 2, 0)
 
@@ -117,29 +109,44 @@ def _from_diagonals(plane, frames):
     return plane[..., :frames].mT
 
 
-def _forward_variables(blank, label):
-    """log-probability of reaching the nodes of each anti-diagonal, and of the last one."""
+def _forward(blank, label):
+    """Total log-likelihood; alpha on each anti-diagonal, less a shift; the shifts, summed up.
+
+    Far into the lattice alpha is in the thousands, where float32 has four decimals left. So the
+    largest entry of each anti-diagonal is moved out of it, to 0, and added up on its own.
+    """
 
     def step(alpha, edges):
         blank, label = edges
-        stay, move = alpha + blank, alpha + label
-        padding = [(0, 0)] * (move.ndim - 1) + [(1, 0)]
-        moved = jnp.pad(move[..., :-1], padding, constant_values=-jnp.inf)
-        return jnp.logaddexp(stay, moved), alpha
+        padding = [(0, 0)] * (alpha.ndim - 1) + [(1, 0)]
+        moved = jnp.pad((alpha + label)[..., :-1], padding, constant_values=-jnp.inf)
+        reached = jnp.logaddexp(alpha + blank, moved)
+        shift = reached.max(-1, keepdims=True)
+        shift = jnp.where(shift > -jnp.inf, shift, 0.0)
+        return reached - shift, (alpha, shift[..., 0])
 
-    start = jnp.where(jnp.arange(blank.shape[-1]) == 0, jnp.zeros_like(blank[0]), -jnp.inf)
-    last, alpha = jax.lax.scan(step, start, (blank, label))
-    return alpha, last
+    start = jnp.full_like(blank[0], -jnp.inf).at[..., 0].set(0.0)
+    last, (alpha, shifts) = jax.lax.scan(step, start, (blank, label))
+    shifts = jnp.cumsum(shifts, axis=0)
+    return last[..., -1] + shifts[-1], alpha, shifts
 
 
-def _forward_backward(blank, label):
-    """alpha and beta [T+U+1, B, U+1], log-probability to reach a node and to get from it to the end.
+def forward_backward(blank, label):
+    """Total log-likelihood of edges [T+U, B, U+1], and what of it goes through each edge.
 
-    beta is alpha of the reversed lattice; both advance in one scan.
+    Every alignment takes exactly one edge from every anti-diagonal. So the second result [T+U, B],
+    the log-likelihood summed over the edges of each, is the total over and over; and the last two,
+    log occupancies of blanks and labels, are normalised by it and keep no error that has piled up
+    on the way. beta is alpha of the reversed lattice; both advance in one scan.
     """
     reverse = lambda x: jnp.flip(x, (0, -1))
-    reversed_label = jnp.roll(reverse(label), -1, -1)  # a label's start is its end's left neighbour
-    edges = jnp.stack([blank, reverse(blank)], 1), jnp.stack([label, reversed_label], 1)
-    alpha, last = _forward_variables(*edges)
-    both = jnp.concatenate([alpha, last[None]])
-    return last[0, :, -1], both[:, 0], reverse(both[:, 1])
+    left = lambda x: jnp.pad(x[..., 1:], ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
+    edges = jnp.stack([blank, reverse(blank)], 1), jnp.stack([label, left(reverse(label))], 1)
+    total, alpha, shifts = _forward(*edges)
+    alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the anti-diagonal where edges end
+    through = jnp.stack([alpha + blank + beta, alpha + label + left(beta)])
+    sums = jax.nn.logsumexp(through, axis=(0, -1))
+    finite = (sums > -jnp.inf)[..., None]
+    occupancies = jnp.where(finite, through - jnp.where(finite, sums[..., None], 0.0), -jnp.inf)
+    before = jnp.pad(shifts[:-1], ((1, 0), (0, 0), (0, 0)))
+    return total[0], sums + before[:, 0] + jnp.flip(before[:, 1], 0), *occupancies

@@ -16,7 +16,7 @@ def edge_log_probs(
 
 
 def edges_and_normalizer(logits, labels, blank_id):
-    """The same, and each cell's logsumexp, with which the backward pass has its softmax in one exp."""
+    """The same, and each cell's logsumexp: with it the backward pass has its softmax in one exp."""
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.take_along_axis(logits[:, :, :-1], labels[:, None, :, None], axis=-1)[..., 0]
     return logits[..., blank_id] - normalizer, label - normalizer[..., :-1], normalizer
@@ -42,7 +42,8 @@ def _fwd(logits, labels, blank_id):
 
 
 def _bwd(blank_id, residuals, cotangents):
-    return logits_gradient(*residuals, blank_id, *cotangents), None
+    logits, normalizer, labels = residuals
+    return logits_gradient(logits, normalizer, labels, blank_id, *cotangents), None
 
 
 edge_log_probs.defvjp(_fwd, _bwd)

@@ -40,9 +40,7 @@ def loss_and_gradient(
         for u in reversed(range(cells)):
             beta[t, u] = beta[t + 1, u] + log_probs[t, u, blank_id]
             if u < cells - 1:
-                beta[t, u] = np.logaddexp(
-                    beta[t, u], beta[t, u + 1] + log_probs[t, u, labels[u]]
-                )
+                beta[t, u] = np.logaddexp(beta[t, u], beta[t, u + 1] + log_probs[t, u, labels[u]])
     total = beta[0, 0]
     gradient = np.zeros((frames, cells, vocabulary))
     for t, u in np.ndindex(frames, cells):
@@ -83,7 +81,7 @@ def joint_loss_and_gradients(
     blank_id: int = 0,
     activation: str = "tanh",
 ) -> tuple[float, tuple[np.ndarray, ...]]:
-    """Loss of one utterance from encoded [T, D], predicted [U+1, D]; gradients of the four floats."""
+    """One utterance's loss from encoded [T, D] and predicted [U+1, D], and all four gradients."""
     encoded, predicted, kernel, bias = (
         np.asarray(x, np.float64) for x in (encoded, predicted, kernel, bias)
     )

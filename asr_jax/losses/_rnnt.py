@@ -11,15 +11,15 @@ from asr_jax.losses._log_probs import edge_log_probs
 def rnnt_loss(
     logits: Float[Array, "B T U1 V"],
     labels: Int[Array, "B U"],
-    logit_lengths: Int[Array, "B"],
-    label_lengths: Int[Array, "B"],
+    logit_lengths: Int[Array, " B"],
+    label_lengths: Int[Array, " B"],
     *,
     blank_id: int = 0,
-) -> Float32[Array, "B"]:
-    """-log P(labels | logits), in nats, for each utterance; the plain form that other libraries have.
+) -> Float32[Array, " B"]:
+    """-log P(labels | logits), in nats, for each utterance, in the form other libraries have it.
 
-    The probability is that of all alignments together (Graves 2012, arXiv 1211.3711); it is computed
-    in float32. `transducer_loss` gives the same number in a small part of the memory.
+    The probability is that of all alignments together (Graves 2012, arXiv 1211.3711), computed in
+    float32. `transducer_loss` gives the same number in a small part of the memory.
 
     Args:
         logits: scores, not normalised; cell (t, u) is frame t after u labels, U1 = U + 1.
@@ -42,5 +42,5 @@ def rnnt_loss(
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
     real = real_frames & (jnp.arange(cells) <= label_lengths[:, None, None])
     logits = jnp.where(real[..., None], logits, 0.0).astype(jnp.float32)
-    blank, label = edge_log_probs(logits, labels, blank_id)
-    return -log_likelihood(blank, label, logit_lengths, label_lengths)
+    edges = edge_log_probs(logits, labels, blank_id)
+    return -log_likelihood(*edges, logit_lengths, label_lengths)  # pyright: ignore[reportGeneralTypeIssues]

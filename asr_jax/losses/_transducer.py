@@ -17,16 +17,16 @@ def transducer_loss(
     encoded: Float[Array, "B T D"],
     predicted: Float[Array, "B U1 D"],
     kernel: Float[Array, "D V"],
-    bias: Float[Array, "V"] | None,
+    bias: Float[Array, " V"] | None,
     labels: Int[Array, "B U"],
-    encoded_lengths: Int[Array, "B"],
-    label_lengths: Int[Array, "B"],
+    encoded_lengths: Int[Array, " B"],
+    label_lengths: Int[Array, " B"],
     *,
     blank_id: int = 0,
     activation: Literal["tanh", "relu"] = "tanh",
     chunk_frames: int | None = None,
     implementation: Literal["reference", "xla", "mosaic_gpu"] | None = None,
-) -> Float32[Array, "B"]:
+) -> Float32[Array, " B"]:
     """-log P(labels | encoded), in nats, for each utterance, without the 4-D tensor of logits.
 
     logits[b, t, u] = activation(encoded[b, t] + predicted[b, u]) @ kernel + bias, and the loss is
@@ -59,8 +59,7 @@ def transducer_loss(
     check_float("predicted", predicted, batch, cells, width)
     check_float("kernel", kernel, width, None)
     vocabulary = kernel.shape[1]
-    if bias is None:
-        bias = jnp.zeros(vocabulary, kernel.dtype)
+    bias = jnp.zeros(vocabulary, kernel.dtype) if bias is None else bias
     check_float("bias", bias, vocabulary)
     check_integer("encoded_lengths", encoded_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
@@ -82,10 +81,10 @@ def transducer_loss(
         return rnnt_loss(logits, labels, encoded_lengths, label_lengths, blank_id=blank_id)
     # A 32nd: small against the 4-D form, yet enough rows for a matrix product and few scan steps.
     chunk_frames = min(chunk_frames or -(-frames // 32), max(frames, 1)) or 1
-    blank, label = chunked_log_probs(
+    edges = chunked_log_probs(
         encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames
     )
-    return -log_likelihood(blank, label, encoded_lengths, label_lengths)
+    return -log_likelihood(*edges, encoded_lengths, label_lengths)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _zero_padding(rows, lengths):

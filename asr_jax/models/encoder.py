@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.layers.attention import relative_positions
 from asr_jax.layers.conformer import ConformerBlock
-from asr_jax.layers.convolution import Subsampling
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.length import frame_mask
+from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D
 
 _REMAT = {
     "none": lambda body: body,
@@ -34,12 +34,14 @@ class ConformerEncoder(nnx.Module):
         heads: int,
         feedforward_factor: int,
         kernel_frames: int,
+        subsampling: str,
         subsampling_channels: int,
         dropout: float,
         remat: str,
         rngs: nnx.Rngs,
     ):
-        self.subsampling = Subsampling(mel_bins, width, channels=subsampling_channels, rngs=rngs)
+        kind = {"conv1d": Subsampling1D, "conv2d": Subsampling2D}[subsampling]
+        self.subsampling = kind(mel_bins, width, channels=subsampling_channels, rngs=rngs)
 
         @nnx.vmap
         def stacked(rngs: nnx.Rngs) -> ConformerBlock:
@@ -60,10 +62,10 @@ class ConformerEncoder(nnx.Module):
     def __call__(
         self,
         features: Float[Array, "B T F"],
-        lengths: Int[Array, "B"],
+        lengths: Int[Array, " B"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T4 D"], Int[Array, "B"]]:
+    ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"]]:
         """Returns a frame for every four of the features', and how many of them are real.
 
         What the padding holds changes no real frame. Without a key nothing is dropped.

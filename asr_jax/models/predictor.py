@@ -22,7 +22,14 @@ class StatelessPredictor(nnx.Module):
     """
 
     def __init__(
-        self, vocabulary_size: int, *, context: int, embedding_width: int, width: int, dropout: float, rngs: nnx.Rngs
+        self,
+        vocabulary_size: int,
+        *,
+        context: int,
+        embedding_width: int,
+        width: int,
+        dropout: float,
+        rngs: nnx.Rngs,
     ):
         self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
         self.convolution = nnx.Linear(context * embedding_width, width, rngs=rngs)
@@ -45,7 +52,7 @@ class StatelessPredictor(nnx.Module):
     def output(self, state: Int[Array, "B K"]) -> Float[Array, "B D"]:
         return self._output(state, None)
 
-    def step(self, state: Int[Array, "B K"], labels: Int[Array, "B"]) -> Int[Array, "B K"]:
+    def step(self, state: Int[Array, "B K"], labels: Int[Array, " B"]) -> Int[Array, "B K"]:
         """State after one more label."""
         return jnp.concatenate([state[:, 1:], labels[:, None]], axis=1)
 
@@ -59,7 +66,13 @@ class LSTMPredictor(nnx.Module):
     """Embedding and one LSTM layer (arXiv 1211.3711); its first input is blank, its first state zero."""
 
     def __init__(
-        self, vocabulary_size: int, *, embedding_width: int, width: int, dropout: float, rngs: nnx.Rngs
+        self,
+        vocabulary_size: int,
+        *,
+        embedding_width: int,
+        width: int,
+        dropout: float,
+        rngs: nnx.Rngs,
     ):
         self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
         self.input = nnx.Linear(embedding_width, 4 * width, rngs=rngs)
@@ -91,7 +104,7 @@ class LSTMPredictor(nnx.Module):
     def output(self, state) -> Float[Array, "B D"]:
         return state[0]
 
-    def step(self, state, labels: Int[Array, "B"]):
+    def step(self, state, labels: Int[Array, " B"]):
         """State after one more label."""
         return self._cell(state, self.input(self.embedding(labels)))
 

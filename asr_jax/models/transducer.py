@@ -22,6 +22,7 @@ class Transducer(nnx.Module):
             heads=encoder.heads,
             feedforward_factor=encoder.feedforward_factor,
             kernel_frames=encoder.kernel_frames,
+            subsampling=encoder.subsampling,
             subsampling_channels=encoder.subsampling_channels,
             dropout=encoder.dropout,
             remat=encoder.remat,
@@ -52,11 +53,11 @@ class Transducer(nnx.Module):
     def __call__(
         self,
         features: Float[Array, "B T F"],
-        feature_lengths: Int[Array, "B"],
+        feature_lengths: Int[Array, " B"],
         labels: Int[Array, "B U"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T4 D"], Int[Array, "B"], Float[Array, "B U1 W"]]:
+    ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"], Float[Array, "B U1 W"]]:
         """Encoded frames, their lengths, and the predictor's outputs, neither side projected yet."""
         keys = (None, None) if key is None else jax.random.split(key)
         encoded, lengths = self.encoder(features, feature_lengths, key=keys[0])

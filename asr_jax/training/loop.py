@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from asr_jax.config import Config
+from asr_jax.mesh import batch_sharding
 from asr_jax.training import checkpoint
 from asr_jax.training.progress import ProgressDisplay
-from asr_jax.training.sharding import batch_sharding
 from asr_jax.training.state import TrainState
 from asr_jax.training.step import Metrics, train_step
 from asr_jax.types import Batch
@@ -34,10 +35,13 @@ class TrainingDiverged(ValueError):
     """Too many steps in a row with a loss or gradient that is not finite."""
 
 
+Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
 class Steps(NamedTuple):
     """The training step compiled for every bucket, found by the batch's shape."""
 
-    compiled: dict[tuple[int, ...], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]
+    compiled: dict[tuple[int, ...], Compiled]
     batch_sharding: jax.sharding.NamedSharding
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -62,21 +66,28 @@ def compile_steps(
     """Compiles the step for batches of these shapes before the first step is taken."""
     state_shardings = jax.tree.map(lambda a: a.sharding, abstract)
     step = jax.jit(
-        functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config),
+        functools.partial(
+            train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
+        ),
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
     )
-    compiled = {}
-    for i, batch in enumerate(shapes, 1):
-        rows, samples, labels = _shape(batch)
-        seconds = samples / config.features.sample_rate_hz
+
+    def compile_bucket(batch: Batch) -> Compiled:
         began = time.monotonic()
-        compiled[_shape(batch)] = step.lower(abstract, batch).compile()
+        compiled = step.lower(abstract, batch).compile()
+        rows, samples, labels = _shape(batch)
         note(
-            f"compiled bucket {i} of {len(shapes)}: {rows} utterances x {seconds:.1f} s of audio, "
-            f"{labels} labels ({time.monotonic() - began:.0f} s)"
+            f"compiled the step for {rows} utterances x "
+            f"{samples / config.features.sample_rate_hz:.1f} s of audio, {labels} labels "
+            f"({time.monotonic() - began:.0f} s)"
         )
+        return compiled
+
+    # XLA compiles on one core, and does not hold Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = dict(zip(map(_shape, shapes), pool.map(compile_bucket, shapes)))
     return Steps(compiled, batch_sharding(mesh))
 
 
@@ -100,7 +111,9 @@ def train(
     """
     step, total = int(state.step), config.train.steps
     reason = None
-    best = min((c.metrics["wer_percent"] for c in checkpointer.checkpoints if c.metrics), default=None)
+    best = min(
+        (c.metrics["wer_percent"] for c in checkpointer.checkpoints if c.metrics), default=None
+    )
     log = MetricsLog(run, start=step)
     waited = audio_seconds = 0.0
     since, began = step, time.monotonic()

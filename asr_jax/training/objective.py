@@ -13,13 +13,13 @@ from asr_jax.models.transducer import Transducer
 def utterance_losses(
     model: Transducer,
     features: Float[Array, "B T F"],
-    feature_lengths: Int[Array, "B"],
+    feature_lengths: Int[Array, " B"],
     labels: Int[Array, "B U"],
-    label_lengths: Int[Array, "B"],
+    label_lengths: Int[Array, " B"],
     *,
     config: JointConfig,
     key: Key[Array, ""] | None = None,
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Transducer and CTC losses in nats, one of each per utterance (CTC zero without its head).
 
     An utterance that CTC cannot align (more labels and repeats than frames) has CTC loss zero.

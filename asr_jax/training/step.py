@@ -1,17 +1,20 @@
 """One training step: a pure function of state and batch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import Config
 from asr_jax.features.augment import spec_augment, time_stretch
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
+from asr_jax.mesh import over_rows
 from asr_jax.training.objective import utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
@@ -36,10 +39,11 @@ def bucket_frames(samples: int, config: Config) -> int:
 
 
 def augmented_features(
-    batch: Batch, key: jax.Array, config: Config
-) -> tuple[Float[Array, "B T F"], Int[Array, "B"]]:
+    batch: Batch, key: jax.Array, config: Config, mesh: Mesh
+) -> tuple[Float[Array, "B T F"], Int[Array, " B"]]:
     """Log-mel features, stretched in time and masked."""
-    features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
+    mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
+    features, lengths = mel(batch.samples, batch.sample_lengths)
     features, lengths = time_stretch(
         features, lengths, batch.tempo, frames=bucket_frames(batch.samples.shape[1], config)
     )
@@ -63,11 +67,11 @@ def cast(params: Any, dtype: str) -> Any:
 
 
 def batch_gradients(
-    params: Any, graphdef: nnx.GraphDef, batch: Batch, key: jax.Array, config: Config
+    params: Any, graphdef: nnx.GraphDef, batch: Batch, key: jax.Array, config: Config, mesh: Mesh
 ) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
     """Gradients of the batch's objective per label, its transducer loss and its CTC loss per label."""
     augment_key, dropout_key = jax.random.split(key)
-    features, lengths = augmented_features(batch, augment_key, config)
+    features, lengths = augmented_features(batch, augment_key, config, mesh)
     real = batch.utterances >= 0
     dtype, weight = config.train.compute_dtype, config.joint.ctc_weight
 
@@ -112,10 +116,11 @@ def train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     config: Config,
+    mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step; a non-finite loss or gradient changes nothing but the counters."""
     key = jax.random.fold_in(state.key, state.step)
-    gradients, loss, ctc_loss = batch_gradients(state.params, graphdef, batch, key, config)
+    gradients, loss, ctc_loss = batch_gradients(state.params, graphdef, batch, key, config, mesh)
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(ctc_loss) & jnp.isfinite(grad_norm)
 

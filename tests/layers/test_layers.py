@@ -8,9 +8,10 @@ from flax import nnx
 
 from asr_jax.layers.attention import RelativeAttention, relative_positions, shift_relative
 from asr_jax.layers.conformer import ConformerBlock
-from asr_jax.layers.convolution import ConvolutionModule, Subsampling, depthwise_convolution
+from asr_jax.layers.convolution import ConvolutionModule, depthwise_convolution
 from asr_jax.layers.dropout import dropout
-from asr_jax.layers.length import frame_mask
+from asr_jax.layers.length import frame_mask, halved
+from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D
 
 
 def normal(seed, *shape):
@@ -74,17 +75,33 @@ def test_depthwise_convolution_equals_a_loop():
     np.testing.assert_allclose(depthwise_convolution(x, kernel), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("frames", range(1, 10))
-def test_subsampling_reports_the_frames_that_it_makes(frames):
-    layer = Subsampling(8, 4, channels=2, rngs=nnx.Rngs(0))
-    encoded, lengths = layer(normal(0, 1, frames, 8), jnp.array([frames]))
-    assert encoded.shape[1] == lengths[0] == -(-frames // 4)
+def test_subsampling_over_time_equals_the_convolution():
+    layer = Subsampling1D(8, 4, channels=5, rngs=nnx.Rngs(0))
+    x = normal(0, 1, 11, 8)
+    expected = x
+    for convolution in (layer.first, layer.second):
+        kernel = convolution.kernel[...].reshape(3, -1, 5)
+        expected = jax.lax.conv_general_dilated(
+            expected, kernel, (2,), ((1, 1),), dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        expected = jax.nn.relu(expected + convolution.bias[...])
+    np.testing.assert_allclose(layer(x, jnp.array([11]))[0], layer.project(expected), atol=1e-5)
 
 
-def test_subsampling_ignores_padding():
-    layer = Subsampling(8, 4, channels=2, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("kind", [Subsampling1D, Subsampling2D])
+def test_subsampling_reports_the_frames_that_it_makes(kind):
+    layer = kind(8, 4, channels=2, rngs=nnx.Rngs(0))
+    for frames in range(1, 10):
+        features = jax.ShapeDtypeStruct((1, frames, 8), jnp.float32)
+        shape = jax.eval_shape(layer, features, jnp.array([frames]))[0].shape
+        assert shape[1] == halved(halved(frames)) == -(-frames // 4)
+
+
+@pytest.mark.parametrize("kind", [Subsampling1D, Subsampling2D])
+def test_subsampling_ignores_padding(kind):
+    layer = kind(8, 4, channels=2, rngs=nnx.Rngs(0))
     layer.first.bias[...] = layer.second.bias[...] = jnp.ones(2)
-    for length in range(1, 12):
+    for length in (1, 2, 7):
         x = normal(length, 1, length, 8)
         padded = jnp.pad(x, ((0, 0), (0, 12 - length), (0, 0)), constant_values=jnp.nan)
         alone, lengths = layer(x, jnp.array([length]))

@@ -19,6 +19,7 @@ SIZES = dict(
     heads=2,
     feedforward_factor=2,
     kernel_frames=5,
+    subsampling="conv2d",
     subsampling_channels=4,
     dropout=0.1,
 )
@@ -50,7 +51,8 @@ def test_rematerialisation_changes_no_gradient(remat):
     def gradients(remat):
         graphdef, params = nnx.split(encoder(remat), nnx.Param)
         loss = lambda p: jnp.sum(
-            nnx.merge(graphdef, p)(features(), jnp.array([37, 20, 9]), key=jax.random.key(2))[0] ** 2
+            nnx.merge(graphdef, p)(features(), jnp.array([37, 20, 9]), key=jax.random.key(2))[0]
+            ** 2
         )
         return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
 
@@ -120,9 +122,7 @@ def test_stateless_context_starts_with_none_which_embeds_to_zeros_and_blank():
 def test_parameter_counts_are_the_papers(size, layers, width, heads, predictor_width, millions):
     """Table 1 of arXiv 2005.08100, its kernel of 32 frames being 31 here, as elsewhere."""
     config = Config(
-        encoder=EncoderConfig(
-            layers=layers, width=width, heads=heads, subsampling_channels=width
-        ),
+        encoder=EncoderConfig(layers=layers, width=width, heads=heads, subsampling_channels=width),
         predictor=PredictorConfig(kind="lstm", embedding_width=320, width=predictor_width),
         joint=JointConfig(width=320),
     )

@@ -1,0 +1,63 @@
+"""Strided convolutions that make one frame of four before the first block."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from asr_jax.layers.length import frame_mask, halved
+
+
+class Subsampling2D(nnx.Module):
+    """Two 3x3 convolutions of stride 2 over time and mel bins, then a projection.
+
+    What arXiv 2005.08100's implementations have; its gradient is dear on a CPU.
+    """
+
+    def __init__(self, mel_bins: int, width: int, *, channels: int, rngs: nnx.Rngs):
+        options = dict(kernel_size=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), rngs=rngs)
+        self.first = nnx.Conv(1, channels, **options)
+        self.second = nnx.Conv(channels, channels, **options)
+        self.project = nnx.Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"]]:
+        """Padding may hold anything. Returns frames and their lengths, ceil(ceil(T / 2) / 2)."""
+        x = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)[..., None]
+        for convolution in (self.first, self.second):
+            x = jax.nn.relu(convolution(x))
+            lengths = halved(lengths)
+            x = jnp.where(frame_mask(lengths, x.shape[1])[..., None, None], x, 0)
+        return self.project(x.reshape(*x.shape[:2], -1)), lengths
+
+
+class Subsampling1D(nnx.Module):
+    """Two convolutions of kernel 3 and stride 2 over time, the mel bins being their channels.
+
+    Each is one matrix product over its three taps: small models train several times faster so.
+    """
+
+    def __init__(self, mel_bins: int, width: int, *, channels: int, rngs: nnx.Rngs):
+        self.first = nnx.Linear(3 * mel_bins, channels, rngs=rngs)
+        self.second = nnx.Linear(3 * channels, channels, rngs=rngs)
+        self.project = nnx.Linear(channels, width, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"]]:
+        """Padding may hold anything. Returns frames and their lengths, ceil(ceil(T / 2) / 2)."""
+        x = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)
+        for convolution in (self.first, self.second):
+            x = jax.nn.relu(convolution(_taps(x)))
+            lengths = halved(lengths)
+            x = jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
+        return self.project(x), lengths
+
+
+def _taps(x: Float[Array, "B T D"]) -> Float[Array, "B T2 D3"]:
+    """Frames 2t - 1, 2t and 2t + 1 side by side, zeros beyond the ends."""
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
+    even, odd = x[:, ::2], x[:, 1::2]
+    before = jnp.pad(odd, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    return jnp.concatenate([before, even, odd], axis=-1)

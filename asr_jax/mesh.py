@@ -1,0 +1,51 @@
+"""The devices of a run as a mesh, and batches spread over it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asr_jax.config import MeshConfig
+
+# The axes that share a batch's rows; the third, model, shares the widths of matrices.
+BATCH = P(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The devices, arranged data x fsdp x model."""
+    data = config.data
+    if data == -1:
+        data = max(1, len(devices) // (config.fsdp * config.model))
+    if data * config.fsdp * config.model != len(devices):
+        raise ValueError(
+            f"mesh.data x mesh.fsdp x mesh.model = {data} x {config.fsdp} x {config.model}: "
+            f"must be the number of devices, {len(devices)}"
+        )
+    shape = (data, config.fsdp, config.model)
+    return jax.make_mesh(
+        shape, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
+    """Raises unless every micro-batch divides over the devices that share a batch."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if utterances % (parts * accumulate):
+        raise ValueError(
+            f"data.bucket_utterances = {utterances}: must be a multiple of mesh.data x mesh.fsdp x "
+            f"train.accumulate = {parts} x {accumulate}"
+        )
+
+
+def over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The same function of batches, each device running it on its own rows.
+
+    For what the compiler would otherwise gather: XLA of JAX 0.10 does so before a Fourier transform.
+    """
+    return jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)

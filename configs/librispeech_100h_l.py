@@ -1,0 +1,30 @@
+"""Conformer-L on the 100 hours of LibriSpeech's train-clean-100. Not run: no time and no WER.
+
+    asr-jax train configs/librispeech_100h_l.py
+    asr-jax evaluate runs/librispeech_100h_l --data data/librispeech/test-other
+
+118.5 million parameters. What it does not change, hardware, and the other sources in brackets are
+librispeech_960h_l.py's. Others reach, without a language model, on test-clean / test-other:
+6.5 / 17.3 (ESPnet, attention and CTC), 6.73 / 17.79 (icefall, pruned_transducer_stateless6).
+
+[icefall-100h]  k2-fsa/icefall: RESULTS-100hours.md, transducer_stateless_multi_datasets
+"""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+base = runpy.run_path(str(Path(__file__).with_name("librispeech_960h_l.py")))["config"]
+config = replace(
+    base,
+    data=replace(
+        base.data,
+        train="data/librispeech/train-clean-100",
+        # 600 s a batch, as 2 devices of 300 s [icefall-100h], in multiples of 8.
+        bucket_utterances=(104, 64, 48, 40, 32, 32),
+    ),
+    # Noam's factor 1 [icefall-100h] / sqrt(512 wide x 8000 steps), the warm-up of [icefall].
+    optimizer=replace(base.optimizer, peak_learning_rate=5e-4, warmup_steps=8000),
+    # About 180 passes: 60 epochs of every recording at three speeds [icefall-100h].
+    train=replace(base.train, steps=120_000),
+)

@@ -1,0 +1,262 @@
+"""Config files, their golden copies, and what a user can get wrong about either.
+
+`python tests/test_configs.py --update` (asr_jax installed) writes tests/golden/ anew, one JSON file
+per file of configs/; `git diff tests/golden` shows what a changed default does to which experiment.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asr_jax.commands.arguments import UsageError, load_config, write_config
+from asr_jax.config import Config, DataConfig, FeaturesConfig, JointConfig, flatten
+
+TESTS = Path(__file__).resolve().parent
+GOLDEN = TESTS / "golden"
+CONFIGS = sorted((TESTS.parent / "configs").glob("*.py"))
+UPDATE = "python tests/test_configs.py --update"
+
+by_name = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def golden(path: Path) -> Path:
+    return GOLDEN / f"{path.stem}.json"
+
+
+@by_name
+def test_shipped_config_equals_its_golden_copy_from_any_directory(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert golden(path).exists(), f"{path.name} has no golden copy: {UPDATE}"
+    config = load_config(path)
+    write_config(config, tmp_path / "config.json")
+    now = json.loads((tmp_path / "config.json").read_text())
+    assert now == json.loads(golden(path).read_text()), f"if that is meant: {UPDATE}"
+    assert load_config(golden(path)) == config
+
+
+def test_no_golden_copy_outlives_its_config():
+    assert {path.stem for path in GOLDEN.iterdir()} <= {path.stem for path in CONFIGS}
+
+
+@by_name
+def test_shipped_docstring_names_its_own_command_and_what_came_of_it(path):
+    docstring = path.read_text().split('"""')[1]
+    assert f"asr-jax train configs/{path.name}" in docstring
+    assert "Not run" in docstring or re.search(r"WER.*\d", docstring)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.startswith("librispeech")], ids=str)
+def test_librispeech_batches_cost_alike_and_divide_over_eight_devices(path):
+    data = load_config(path).data
+    seconds = [s * n for s, n in zip(data.bucket_seconds, data.bucket_utterances)]
+    assert max(seconds) / min(seconds) < 1.2
+    assert all(n % 8 == 0 for n in data.bucket_utterances)
+
+
+AWKWARD = Config(
+    data=DataConfig(
+        train="a folder/with ünïcode, commas and 'quotes'",
+        bucket_seconds=(0.1, 1e-1 + 0.2),
+        bucket_labels=(1, 2),
+        bucket_utterances=(8, 8),
+        cache_gib=0.0,
+    ),
+    features=FeaturesConfig(high_hz=-1.5e-05, remove_dc=False),
+    joint=JointConfig(chunk_frames=7),
+)
+
+
+@pytest.mark.parametrize("config", [Config(), AWKWARD], ids=["defaults", "awkward"])
+def test_config_json_and_back_is_the_identity(config, tmp_path):
+    write_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+def test_config_json_holds_every_field_sorted_under_its_dotted_name(tmp_path):
+    write_config(Config(), tmp_path / "config.json")
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = [
+        f"{part.name}.{field.name}"
+        for part in dataclasses.fields(Config)
+        for field in dataclasses.fields(getattr(Config(), part.name))
+    ]
+    assert list(written) == sorted(expected)
+    assert written["encoder.layers"] == Config().encoder.layers
+
+
+def test_config_json_may_name_some_fields_only(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"encoder.layers": 3, "features.remove_dc": false}')
+    expected = {"encoder.layers": 3, "features.remove_dc": False}
+    assert flatten(load_config(path)) == flatten(Config()) | expected
+
+
+@pytest.fixture(params=["config.py", "config.json"])
+def config_file(request, tmp_path):
+    """Three blocks and nothing else, in either language."""
+    path = tmp_path / request.param
+    path.write_text(
+        '{"encoder.layers": 3}'
+        if path.suffix == ".json"
+        else "from asr_jax.config import Config, EncoderConfig\n"
+        "config = Config(encoder=EncoderConfig(layers=3))\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "overrides, changed",
+    [
+        ([], {}),
+        (["--encoder.layers", "5"], {"encoder.layers": 5}),
+        (["--optimizer.peak-learning-rate", "1e-3"], {"optimizer.peak_learning_rate": 1e-3}),
+        (["--features.high-hz", "-200"], {"features.high_hz": -200.0}),
+        (["--features.no-remove-dc"], {"features.remove_dc": False}),
+        (["--joint.chunk-frames", "7"], {"joint.chunk_frames": 7}),
+        (["--augment.tempo-range", "0.9", "1.1"], {"augment.tempo_range": (0.9, 1.1)}),
+        (
+            ["--tokenizer.kind", "bpe", "--train.seed", "1"],
+            {"tokenizer.kind": "bpe", "train.seed": 1},
+        ),
+    ],
+)
+def test_overrides_change_what_they_name_and_nothing_else(config_file, overrides, changed):
+    expected = flatten(Config()) | {"encoder.layers": 3} | changed
+    assert flatten(load_config(config_file, overrides)) == expected
+
+
+def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message and "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (("--encoder.layres", "3"), ["--encoder.layres", "did you mean --encoder.layers?"]),
+        (("--encodr.layers", "3"), ["--encodr.layers", "did you mean --encoder.layers?"]),
+        (("--encoder.layers", "many"), ["--encoder.layers", "many"]),
+        (("--encoder.layers", "1.5"), ["--encoder.layers", "1.5"]),
+        (("--encoder.layers",), ["--encoder.layers"]),
+        (("--tokenizer.kind", "word"), ["--tokenizer.kind", "word", "unigram"]),
+        (("--encoder.heads", "5"), ["encoder.heads = 5: must divide encoder.width = 144"]),
+        (("--train.accumulate", "3"), ["train.accumulate = 3: must divide"]),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    message = complaint(path, overrides)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"encoder.layres": 3}', ["'encoder.layres'; did you mean encoder.layers?"]),
+        ('{"layers": 3}', ["unknown field 'layers'"]),
+        ('{"encoder": {"layers": 3}}', ["unknown field 'encoder'"]),
+        ('{"encoder.layers": "many"}', ["--encoder.layers", "many"]),
+        ('{"encoder.layers": 1.5}', ["--encoder.layers", "1.5"]),
+        ('{"encoder.layers": null}', ["--encoder.layers"]),
+        ('{"encoder.layers": true}', ["encoder.layers"]),
+        ('{"encoder.layers": [3, 4]}', ["4"]),
+        ('{"features.remove_dc": "yes"}', ["yes"]),
+        ('{"encoder.heads": 5}', ["encoder.heads = 5: must divide encoder.width = 144"]),
+        ("[3]", ["must be an object of fields"]),
+        ("encoder.layers: 3", ["not JSON"]),
+        ("", ["not JSON"]),
+    ],
+)
+def test_mistake_in_config_json_is_one_line_that_names_the_file(tmp_path, text, words):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    message = complaint(path)
+    assert all(word in message for word in [str(path), *words]), message
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("config = Config(encoder=EncoderConfig(heads=5))", ["encoder.heads = 5: must divide"]),
+        ("konfig = Config()", ["must end in `config = Config(...)`"]),
+        ("config = EncoderConfig()", ["must end in `config = Config(...)`"]),
+        ("config = Config(", ["never closed"]),
+        ("import no_such_module", ["no_such_module"]),
+    ],
+)
+def test_mistake_in_a_py_file_is_one_line_that_names_the_file(tmp_path, line, words):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from asr_jax.config import Config, EncoderConfig\n{line}\n")
+    message = complaint(path)
+    assert all(word in message for word in [str(path), *words]), message
+
+
+def test_typo_in_a_py_file_is_answered_with_the_nearest_field(tmp_path):
+    """In an interpreter of its own: the hook that checks shapes rewords what Python says here."""
+    (tmp_path / "field.py").write_text(
+        "from asr_jax.config import *\nconfig = Config(encoder=EncoderConfig(layres=3))\n"
+    )
+    (tmp_path / "part.py").write_text(
+        "from asr_jax.config import *\nconfig = Config(encodr=EncoderConfig())\n"
+    )
+    script = """
+import sys
+from pathlib import Path
+from asr_jax.commands.arguments import UsageError, load_config
+for name in sys.argv[1:]:
+    try:
+        load_config(Path(name))
+    except UsageError as error:
+        print(error)
+"""
+    paths = [str(tmp_path / "field.py"), str(tmp_path / "part.py")]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *paths], cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert ran.stdout.splitlines() == [
+        f"{paths[0]}: EncoderConfig has no field 'layres'; did you mean layers?",
+        f"{paths[1]}: Config has no field 'encodr'; did you mean encoder?",
+    ], ran.stderr
+
+
+def test_missing_file_is_named_with_the_nearest_one(tmp_path):
+    (tmp_path / "quickstart.py").touch()
+    message = complaint(tmp_path / "quikstart.py")
+    assert "no such config file" in message
+    assert f"did you mean {tmp_path / 'quickstart.py'}?" in message
+
+
+def test_config_json_is_data_and_never_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.json"
+    code = "__import__('pathlib').Path('ran').touch()"
+    path.write_text(json.dumps({"data.train": code}))
+    assert load_config(path).data.train == code
+    path.write_text(json.dumps({"encoder.layers": code}))
+    complaint(path)
+    path.write_text(code)
+    assert "not JSON" in complaint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def update() -> None:
+    """Writes a golden copy of every config, and removes those whose config is gone."""
+    for old in GOLDEN.glob("*.json"):
+        old.unlink()
+    for path in CONFIGS:
+        write_config(load_config(path), golden(path))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--update"]:
+        sys.exit(f"usage: {UPDATE}")
+    update()

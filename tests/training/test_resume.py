@@ -1,0 +1,120 @@
+"""A run that was stopped, or killed at any instant, ends where one never stopped ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from asr_jax import __main__
+from asr_jax.commands import train
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from asr_jax.config import *
+config = Config(
+    data=DataConfig(
+        train="samples/an4/dev", dev="samples/an4/dev",
+        bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
+    augment=AugmentConfig(tempo_range=(0.9, 1.2), join_probability=0.2, frequency_mask_bins=8),
+    tokenizer=TokenizerConfig(kind="char"),
+    encoder=EncoderConfig(layers=1, width=16, heads=2, kernel_frames=3, subsampling="conv1d",
+                          subsampling_channels=16, remat="none"),
+    predictor=PredictorConfig(embedding_width=8, width=8),
+    joint=JointConfig(width=8),
+    train=TrainConfig(steps=24, evaluate_every_steps=24, log_every_steps=1),
+    checkpoint=CheckpointConfig(every_steps=5, keep=2),
+)
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def saved_state(run: Path, step: int) -> dict:
+    with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
+        metadata = checkpointer.metadata(step).metadata
+        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), metadata
+        )
+        return checkpointer.load(step, abstract)
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None = None) -> int:
+    """Trains in this process; `stop_after` steps it is told to stop, as by a signal."""
+    looks = iter(range(1, 10**9))
+    told = lambda: "SIGTERM" if stop_after and next(looks) >= stop_after else None
+    monkeypatch.setattr(train, "_signals", lambda: told)
+    monkeypatch.setattr(sys, "argv", ["asr-jax", "train", str(config), "--run", str(run)])
+    return __main__.main()
+
+
+def test_resumed_equals_never_stopped_bit_for_bit(config, tmp_path, monkeypatch):
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert run_training(config, whole, monkeypatch) == 0
+    assert run_training(config, parted, monkeypatch, stop_after=7) == 128 + signal.SIGTERM
+    assert run_training(config, parted, monkeypatch, stop_after=11) == 128 + signal.SIGTERM
+    assert run_training(config, parted, monkeypatch) == 0
+    assert_same_bits(saved_state(whole, 24), saved_state(parted, 24))
+
+    def losses(run):
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+    assert losses(whole) == losses(parted)
+    assert [step for step, _ in losses(whole)] == list(range(1, 25))
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path, monkeypatch):
+    """SIGKILL in the middle of training and of saves; the last start runs to the end."""
+    random = np.random.default_rng(0)
+    arguments = ["train", str(config), "--checkpoint.every-steps", "1", "--train.steps", "60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(run):
+        return subprocess.Popen(
+            [sys.executable, "-m", "asr_jax", *arguments, "--run", str(run)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+
+    progress = killed / "metrics.jsonl"
+    steps_seen = []
+    for _ in range(4):
+        process = start(killed)
+        before = progress.read_text() if progress.exists() else ""
+        while process.poll() is None and (not progress.exists() or progress.read_text() <= before):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        steps_seen.append(json.loads(progress.read_text().splitlines()[-1])["step"])
+    final = start(killed)
+    _, messages = final.communicate()
+    assert final.returncode == 0, messages
+    assert "going on from step" in messages
+    assert 0 < steps_seen[0] < 60
+    assert_same_bits(saved_state(whole, 60), saved_state(killed, 60))

@@ -1,0 +1,197 @@
+"""Laws of the training step: devices, accumulation, padding rows, steps that are skipped."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from asr_jax.config import (
+    AugmentConfig,
+    Config,
+    EncoderConfig,
+    FeaturesConfig,
+    JointConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PredictorConfig,
+    TrainConfig,
+)
+from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.training.state import abstract_state, initial_state, split_model
+from asr_jax.training.step import batch_gradients, train_step
+from asr_jax.types import Batch
+
+VOCABULARY = 7
+CONFIG = Config(
+    augment=AugmentConfig(tempo_range=(0.9, 1.2), frequency_mask_bins=4, time_masks=2),
+    features=FeaturesConfig(sample_rate_hz=4000, mel_bins=16),
+    encoder=EncoderConfig(
+        layers=2, width=16, heads=2, kernel_frames=3, subsampling="conv1d", subsampling_channels=16
+    ),
+    predictor=PredictorConfig(embedding_width=8, width=8),
+    joint=JointConfig(width=8, ctc_weight=0.3),
+    train=TrainConfig(steps=100),
+)
+SGD = optax.sgd(0.01)
+
+
+def batch(rows=8, *, seed=0, samples=4800, labels=5):
+    random = np.random.default_rng(seed)
+    return Batch(
+        samples=random.normal(size=(rows, samples), scale=0.1).astype(np.float32),
+        sample_lengths=random.integers(samples // 2, samples, rows).astype(np.int32),
+        labels=random.integers(1, VOCABULARY, (rows, labels)).astype(np.int32),
+        label_lengths=random.integers(1, labels + 1, rows).astype(np.int32),
+        tempo=random.uniform(0.9, 1.2, rows).astype(np.float32),
+        utterances=np.arange(rows, dtype=np.int32),
+    )
+
+
+def setup(config, mesh_config, devices, optimizer=SGD):
+    """A state on the devices, and the compiled step and gradients that go with it."""
+    mesh = make_mesh(mesh_config, jax.devices()[:devices])
+    graphdef, _ = split_model(config, VOCABULARY)
+    state = initial_state(config, VOCABULARY, optimizer, mesh)
+    abstract = abstract_state(config, VOCABULARY, optimizer, mesh)
+    static = dict(graphdef=graphdef, config=config, mesh=mesh)
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    step = jax.jit(
+        functools.partial(train_step, optimizer=optimizer, **static), out_shardings=(shardings, None)
+    )
+    gradients = jax.jit(functools.partial(batch_gradients, **static))
+    place = lambda b: jax.device_put(b, batch_sharding(mesh))
+    return state, (lambda s, b: step(s, place(b))), (lambda p, b, k: gradients(p, place(b), k))
+
+
+def assert_close(a, b, tolerance):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return setup(CONFIG, MeshConfig(), 1)
+
+
+@pytest.mark.parametrize(
+    "mesh_config",
+    [MeshConfig(data=8), MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, model=2)],
+    ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 model 2"],
+)
+def test_eight_devices_train_as_one_does(alone, mesh_config):
+    state, step, gradients = alone
+    spread_state, spread_step, spread_gradients = setup(CONFIG, mesh_config, 8)
+    assert_close(state.params, spread_state.params, 0)
+
+    key = jax.random.key(5)
+    assert_close(
+        gradients(state.params, batch(), key),
+        spread_gradients(spread_state.params, batch(), key),
+        1e-5,
+    )
+    for i in range(50):
+        state, metrics = step(state, batch(seed=i))
+        spread_state, spread_metrics = spread_step(spread_state, batch(seed=i))
+        assert_close(metrics.loss, spread_metrics.loss, 1e-5)
+    assert_close(state.params, spread_state.params, 1e-5)
+    assert int(state.step) == int(state.data_position) == 50 and int(state.skipped) == 0
+
+
+def test_fsdp_splits_parameters_averages_and_moments():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
+    state = initial_state(CONFIG, VOCABULARY, optax.adam(1e-3), mesh)
+    kernel = lambda params: params["encoder"]["blocks"]["attention"]["query"]["kernel"]
+    for tree in (state.params, state.averaged, state.optimizer[0].mu, state.optimizer[0].nu):
+        assert kernel(tree).addressable_shards[0].data.size * 4 == kernel(tree).size
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_batch():
+    still = dataclasses.replace(
+        CONFIG,
+        encoder=dataclasses.replace(CONFIG.encoder, dropout=0.0),
+        predictor=dataclasses.replace(CONFIG.predictor, dropout=0.0),
+    )
+    parted = dataclasses.replace(still, train=TrainConfig(accumulate=4))
+    state, _, gradients = setup(still, MeshConfig(), 1)
+    _, _, parted_gradients = setup(parted, MeshConfig(), 1)
+    key = jax.random.key(0)
+    assert_close(
+        gradients(state.params, batch(), key), parted_gradients(state.params, batch(), key), 1e-5
+    )
+
+
+def test_padding_rows_add_nothing(alone):
+    state, _, gradients = alone
+    real = batch()
+    nonsense = real._replace(
+        samples=real.samples.copy(),
+        sample_lengths=np.where(np.arange(8) < 5, real.sample_lengths, 0).astype(np.int32),
+        label_lengths=np.where(np.arange(8) < 5, real.label_lengths, 0).astype(np.int32),
+        utterances=np.where(np.arange(8) < 5, real.utterances, -1).astype(np.int32),
+    )
+    nonsense.samples[5:] = np.nan
+    key = jax.random.key(0)
+    zeros = nonsense._replace(samples=np.nan_to_num(nonsense.samples))
+    got = gradients(state.params, nonsense, key)
+    assert_close(got, gradients(state.params, zeros, key), 0)
+    # The five alone: other shapes, the same rows and so the same masks; dropout differs, so none.
+    still = dataclasses.replace(
+        CONFIG,
+        encoder=dataclasses.replace(CONFIG.encoder, dropout=0.0),
+        predictor=dataclasses.replace(CONFIG.predictor, dropout=0.0),
+    )
+    _, _, gradients = setup(still, MeshConfig(), 1)
+    five = jax.tree.map(lambda x: x[:5], real)
+    assert_close(gradients(state.params, nonsense, key), gradients(state.params, five, key), 1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
+    state, step, _ = alone
+    poisoned = batch()
+    poisoned.samples[3] = np.inf
+    after, metrics = step(state, poisoned)
+    assert not np.isfinite(metrics.loss)
+    for name in ("params", "averaged", "optimizer"):
+        assert_close(getattr(after, name), getattr(state, name), 0)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
+    after, _ = step(after, poisoned)
+    assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 2)
+    after, metrics = step(after, batch())
+    assert np.isfinite(metrics.loss)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (3, 2, 0)
+
+
+def test_every_parameter_has_a_gradient(alone):
+    """One that is always zero is a parameter too many: Adam would blow its rounding up."""
+    state, _, gradients = alone
+    found, _, _ = gradients(state.params, batch(), jax.random.key(0))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(found):
+        assert float(jnp.max(jnp.abs(gradient))) > 1e-6, jax.tree_util.keystr(path)
+
+
+def test_bfloat16_activations_keep_parameters_in_float32():
+    config = dataclasses.replace(CONFIG, train=TrainConfig(compute_dtype="bfloat16"))
+    state, step, _ = setup(config, MeshConfig(), 1)
+    exact, exact_step, _ = setup(CONFIG, MeshConfig(), 1)
+    after, metrics = step(state, batch())
+    _, exact_metrics = exact_step(exact, batch())
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(after.params))
+    np.testing.assert_allclose(metrics.loss, exact_metrics.loss, rtol=0.02)
+    assert float(metrics.loss) != float(exact_metrics.loss)
+
+
+def test_average_follows_the_parameters():
+    """After enough steps the average is the moving one that its definition gives."""
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema_decay=0.5))
+    state, step, _ = setup(config, MeshConfig(), 1)
+    averaged = state.params
+    for i in range(12):
+        state, _ = step(state, batch(seed=i))
+        decay = min(0.5, (1 + i) / (10 + i))
+        averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, averaged, state.params)
+    assert_close(state.averaged, averaged, 1e-5)

@@ -22,15 +22,17 @@ def main() -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)
         print(f"asr-jax: no verb {verb!r}; did you mean {near[0]}?", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"asr_jax.commands.{verb}")
     try:
-        return command.run(arguments)
+        return importlib.import_module(f"asr_jax.commands.{verb}").run(arguments)
+    except KeyboardInterrupt:
+        print(f"asr-jax {verb}: interrupted", file=sys.stderr)
+        return 130
     except ValueError as error:
         if not _raised_here(error):
             raise
         problem = str(error)
     except OSError as error:
-        problem = f"{error.filename or 'file'}: {error.strerror or error}"
+        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     print(f"asr-jax {verb}: {problem}", file=sys.stderr)
     return 2
 

@@ -37,7 +37,7 @@ class DataConfig:
     read_ahead_batches: int = 8
     """Batches kept ready."""
     cache_gib: float = 4.0
-    """Decoded audio kept in memory, so that each recording is decoded once; 0 decodes every time."""
+    """Decoded audio kept in memory, so that each recording is decoded once; 0: never."""
 
     def __post_init__(self) -> None:
         edges = self.bucket_seconds
@@ -123,7 +123,7 @@ class FeaturesConfig:
     mel_bins: int = 80
     """Filters."""
     mel_scale: Literal["kaldi", "slaney"] = "kaldi"
-    """kaldi: 1127 ln(1 + f / 700), triangles of height 1; slaney: librosa's, triangles of area 1."""
+    """kaldi: 1127 ln(1 + f / 700), triangles of height 1; slaney: librosa's, of area 1."""
     low_hz: float = 20.0
     """Lower edge of the first filter."""
     high_hz: float = -400.0
@@ -177,6 +177,8 @@ class EncoderConfig:
     """Conformer blocks."""
     width: int = 144
     """Model dimension."""
+    attention: Literal["relative", "rotary"] = "relative"
+    """How it knows positions: by distance, as in the paper, or by rotation (arXiv 2104.09864)."""
     heads: int = 4
     """Attention heads."""
     feedforward_factor: int = 4
@@ -200,6 +202,12 @@ class EncoderConfig:
             f"must divide encoder.width = {self.width}",
         )
         _require(
+            self.attention == "relative" or self.width // self.heads % 2 == 0,
+            "encoder.heads",
+            self.heads,
+            f"rotary attention needs an even encoder.width / encoder.heads, {self.width} wide",
+        )
+        _require(
             self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
         )
         _require(self.layers > 0, "encoder.layers", self.layers, "must be positive")
@@ -213,7 +221,7 @@ class PredictorConfig:
     """The network over the labels emitted so far."""
 
     kind: Literal["stateless", "lstm"] = "stateless"
-    """stateless: embedding and a convolution over the last context labels (arXiv 2002.10472 style)."""
+    """stateless: embedding and a convolution over the last context labels (arXiv 2109.07513)."""
     context: int = 2
     """Labels that the stateless predictor sees."""
     embedding_width: int = 320
@@ -256,7 +264,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Global norm that gradients are clipped to."""
     ema_decay: float = 0.999
-    """Decay per step of the averaged parameters, which evaluation uses; 0 switches averaging off."""
+    """Decay per step of the averaged parameters, which evaluation uses; 0: no averaging."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +272,12 @@ class MeshConfig:
     """How the devices are arranged. data * fsdp * model must be the number of devices."""
 
     data: int = -1
-    """Copies of the model, each on its share of the batch; -1: all devices that are left."""
+    """Copies of the model, each on its share of the batch; -1: all devices that are left (of a
+    processor without accelerator: one)."""
     fsdp: int = 1
     """Devices over which parameters and optimizer state are split, and the batch too."""
     model: int = 1
     """Devices over which the widths of large matrices are split."""
-    cpu_devices: int | None = None
-    """Without an accelerator: how many devices to make of the processor; None: one per core, at most 2."""
 
 
 @dataclass(frozen=True, kw_only=True)

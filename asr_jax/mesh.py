@@ -13,7 +13,7 @@ from asr_jax.config import MeshConfig
 BATCH = P(("data", "fsdp"))
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     """The devices, arranged data x fsdp x model."""
     data = config.data
     if data == -1:
@@ -42,7 +42,7 @@ def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
 def over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """The same function of batches, each device running it on its own rows.
 
-    For what the compiler would otherwise gather: XLA of JAX 0.10 does so before a Fourier transform.
+    For what the compiler would gather: XLA of JAX 0.10 does so before a Fourier transform.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
 

@@ -17,7 +17,7 @@ from asr_jax.scoring.report import write_evaluation
 class Options:
     """Recognises DATA and writes wer.json, hypotheses.jsonl and report.html."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     data: str
     """Folder in LibriSpeech layout or JSONL manifest."""

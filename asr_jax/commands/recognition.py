@@ -47,7 +47,7 @@ def open_run(run: Path, which: str) -> Recognizer:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
     config = load_config(run / "config.json")
-    prepare_devices(config)
+    prepare_devices(config.mesh)
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
     mesh = make_mesh(config.mesh, jax.devices())

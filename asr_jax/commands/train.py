@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.config import Config, flatten
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.pipeline import bucket_samples, evaluation_batches, training_batches
+from asr_jax.data.pipeline import Batches, bucket_samples, evaluation_batches, training_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
 from asr_jax.mesh import check_batch, make_mesh
 from asr_jax.scoring.wer import word_error_rate
@@ -30,7 +30,7 @@ from asr_jax.training.loop import compile_steps, train
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import abstract_state, initial_state, split_model
-from asr_jax.types import Batch
+from asr_jax.types import Batch, Skipped
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
 CHANGEABLE = (
@@ -73,7 +73,11 @@ def run(arguments: list[str]) -> int:
     config = options.config
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside
-    reason = _train(config, directory)
+    try:
+        reason = _train(config, directory)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if reason is not None:
         print(f"stopped by {reason}; saved. The same command goes on from there.", file=sys.stderr)
         return 128 + getattr(signal, reason)
@@ -86,13 +90,15 @@ def run(arguments: list[str]) -> int:
 def _train(config: Config, run: Path) -> str | None:
     """Trains to the end (None), or until a signal, whose name is returned."""
     stopped_by = _signals()
-    prepare_devices(config)
+    prepare_devices(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
     _claim(run, config)
     corpus, tokenizer = training_corpus(config, run / "tokenizer.model")
     evaluate_dev = _dev_evaluation(config, tokenizer, mesh)
+    if config.data.test:
+        read_manifest(config.data.test)  # not after days of training
     write_config(config, run / "config.json")
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
@@ -111,7 +117,13 @@ def _train(config: Config, run: Path) -> str | None:
             if start >= config.train.steps:
                 return None
             steps = compile_steps(
-                config, graphdef, optimizer, abstract, mesh, _shapes(config), note=progress.note
+                config,
+                graphdef,
+                optimizer,
+                abstract,
+                mesh,
+                batch_shapes(config),
+                note=progress.note,
             )
             if state is None:
                 state = initial_state(*sizes)
@@ -125,21 +137,44 @@ def _train(config: Config, run: Path) -> str | None:
                 position=int(state.data_position),
                 separator=tokenizer.separator,
             )
+            listed = run / "skipped.jsonl"
             _, reason = train(
                 state,
                 config=config,
                 run=run,
                 steps=steps,
-                batches=batches,
+                batches=_readable(batches, config, listed=listed, note=progress.note),
                 utterance_ids=[u.id for u in corpus.utterances],
                 evaluate=evaluate_dev and (lambda averaged: evaluate_dev(graphdef, averaged)),
                 checkpointer=checkpointer,
                 stopped_by=stopped_by,
                 progress=progress,
             )
-            for failure in batches.failed:
-                progress.note(f"could not be read: {failure.id}: {failure.reason}")
-    return reason
+    return reason or stopped_by()
+
+
+def _readable(
+    batches: Batches, config: Config, *, listed: Path, note: Callable[[str], None]
+) -> Iterator[Batch]:
+    """The batches; a recording that turns out not to be readable is noted and listed at once.
+
+    Raises ValueError when one batch after the other has none that is: a disk is gone.
+    """
+    known = empty = 0
+    for batch in batches:
+        failed = batches.failed
+        with listed.open("a") as file:
+            file.write(_json_lines(failed[known:]))
+        for skipped in failed[known:]:
+            note(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})")
+        known = len(failed)
+        empty = 0 if np.any(batch.utterances >= 0) else empty + 1
+        if empty == config.train.max_skipped_in_a_row:
+            raise ValueError(
+                f"data.train = {config.data.train}: {empty} batches in a row had no recording that "
+                f"can be read, of late {failed[-1].id}: {failed[-1].reason}"
+            )
+        yield batch
 
 
 def _signals() -> Callable[[], str | None]:
@@ -162,8 +197,10 @@ def _claim(run: Path, config: Config) -> None:
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
-        if any(run.iterdir()):
+        if {other.name for other in run.iterdir()} - {"tokenizer.model", "config.tmp"}:
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
+        # Of a start that failed before it became a run, perhaps on other transcripts.
+        (run / "tokenizer.model").unlink(missing_ok=True)
         return
     before, now = flatten(load_config(path)), flatten(config)
     changed = [name for name in now if now[name] != before[name]]
@@ -187,13 +224,17 @@ def _describe(
         f"{count / 1e6:.2f} million parameters; {mesh.size} {jax.default_backend()} device(s)"
     )
     listed = run / "skipped.jsonl"
-    listed.write_text("".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in corpus.skipped))
+    listed.write_text(_json_lines(corpus.skipped))
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
         note(f"left out: {number} utterances, {kind} (listed in {listed})")
 
 
-def _shapes(config: Config) -> list[Batch]:
+def _json_lines(skipped: Sequence[Skipped]) -> str:
+    return "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in skipped)
+
+
+def batch_shapes(config: Config) -> list[Batch]:
     """A batch of abstract arrays for every bucket."""
     data = config.data
     shapes = []
@@ -205,7 +246,7 @@ def _shapes(config: Config) -> list[Batch]:
             max_tempo=max(1.0, config.augment.tempo_range[1]),
             sample_rate_hz=config.features.sample_rate_hz,
         )
-        abstract = jax.ShapeDtypeStruct
+        abstract: Any = jax.ShapeDtypeStruct
         shapes.append(
             Batch(
                 samples=abstract((rows, samples), np.float32),
@@ -223,8 +264,11 @@ def _dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
     """(graphdef, averaged parameters) -> WER on data.dev in percent; None without data.dev."""
     if not config.data.dev:
         return None
-    utterances, _ = read_manifest(config.data.dev)
-    references: Sequence[str] = [utterance.text for utterance in utterances]
+    utterances, unreadable = read_manifest(config.data.dev)
+    for skipped in unreadable:
+        print(f"data.dev: left out: {skipped.id}, {skipped.reason}", file=sys.stderr)
+    if not any(utterance.text for utterance in utterances):
+        raise ValueError(f"data.dev = {config.data.dev}: all transcripts are empty")
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
     recognizers: dict[str, Any] = {}
 
@@ -234,6 +278,10 @@ def _dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
             utterances, no_labels, data=config.data, sample_rate_hz=config.features.sample_rate_hz
         )
         texts = hypotheses(recognize, averaged, batches, tokenizer, utterances=len(utterances))
-        return 100 * word_error_rate(references, texts)
+        lost = {skipped.id for skipped in batches.failed}
+        scored = [(u.text, text) for u, text in zip(utterances, texts) if u.id not in lost]
+        if not scored:
+            raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
+        return 100 * word_error_rate(*zip(*scored))
 
     return evaluate_dev

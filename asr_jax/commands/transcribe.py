@@ -18,9 +18,9 @@ from asr_jax.types import Utterance
 class Options:
     """Prints a line for every recording: its path, a tab, its text."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
-    audio: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
     """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""

@@ -1,10 +1,12 @@
 """The Conformer block (arXiv 2005.08100, section 2.4)."""
 
+from typing import Literal
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from asr_jax.layers.attention import RelativeAttention
+from asr_jax.layers.attention import RelativeAttention, RotaryAttention
 from asr_jax.layers.convolution import ConvolutionModule
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
@@ -17,6 +19,7 @@ class ConformerBlock(nnx.Module):
         self,
         width: int,
         *,
+        attention: Literal["relative", "rotary"],
         heads: int,
         feedforward_factor: int,
         kernel_frames: int,
@@ -24,7 +27,8 @@ class ConformerBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.first_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
-        self.attention = RelativeAttention(width, heads=heads, rngs=rngs)
+        kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
+        self.attention = kind(width, heads=heads, rngs=rngs)
         self.convolution = ConvolutionModule(width, kernel_frames=kernel_frames, rngs=rngs)
         self.second_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
@@ -33,7 +37,7 @@ class ConformerBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Float[Array, "R D"],
+        positions: Float[Array, "R D"] | None,
         mask: Bool[Array, "B T"],
         *,
         key: Key[Array, ""] | None = None,

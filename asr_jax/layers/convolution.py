@@ -1,22 +1,42 @@
 """The Conformer's convolution module."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 
+@jax.custom_vjp
 def depthwise_convolution(
     x: Float[Array, "B T D"], kernel: Float[Array, "K D"]
 ) -> Float[Array, "B T D"]:
     """Each channel with its own kernel of odd length K, zeros beyond the ends.
 
-    Written as a sum of shifted copies, which XLA fuses: on a CPU several times faster, gradient
-    included, than a grouped `lax.conv`.
+    Written as a sum of shifted copies, which XLA fuses: on a CPU several times faster than a
+    grouped `lax.conv`. So is its gradient, which would scatter each copy back if left to JAX.
     """
-    taps, frames = kernel.shape[0], x.shape[1]
+    shifted = _shifted(x, len(kernel))
+    return functools.reduce(jnp.add, [copy * tap for copy, tap in zip(shifted, kernel)])
+
+
+def _shifted(x, taps):
     padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
-    return sum(padded[:, k : k + frames] * kernel[k] for k in range(taps))
+    return [padded[:, k : k + x.shape[1]] for k in range(taps)]
+
+
+def _depthwise_fwd(x, kernel):
+    return depthwise_convolution(x, kernel), (x, kernel)
+
+
+def _depthwise_bwd(residuals, gradient):
+    x, kernel = residuals
+    taps = [jnp.sum(copy * gradient, axis=(0, 1)) for copy in _shifted(x, len(kernel))]
+    return depthwise_convolution(gradient, kernel[::-1]), jnp.stack(taps)
+
+
+depthwise_convolution.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
 class ConvolutionModule(nnx.Module):

@@ -1,5 +1,7 @@
 """Strided convolutions that make one frame of four before the first block."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,9 +17,11 @@ class Subsampling2D(nnx.Module):
     """
 
     def __init__(self, mel_bins: int, width: int, *, channels: int, rngs: nnx.Rngs):
-        options = dict(kernel_size=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), rngs=rngs)
-        self.first = nnx.Conv(1, channels, **options)
-        self.second = nnx.Conv(channels, channels, **options)
+        convolution = functools.partial(
+            nnx.Conv, kernel_size=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), rngs=rngs
+        )
+        self.first = convolution(1, channels)
+        self.second = convolution(channels, channels)
         self.project = nnx.Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
 
     def __call__(

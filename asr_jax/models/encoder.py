@@ -1,6 +1,7 @@
 """From features to encoded frames: subsampling and a stack of Conformer blocks."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _REMAT = {
 
 
 class ConformerEncoder(nnx.Module):
-    """Conformer (arXiv 2005.08100). The blocks' parameters are stacked along a leading layer axis."""
+    """Conformer (arXiv 2005.08100). The blocks' parameters are stacked along a layer axis."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class ConformerEncoder(nnx.Module):
         *,
         layers: int,
         width: int,
+        attention: Literal["relative", "rotary"],
         heads: int,
         feedforward_factor: int,
         kernel_frames: int,
@@ -47,6 +49,7 @@ class ConformerEncoder(nnx.Module):
         def stacked(rngs: nnx.Rngs) -> ConformerBlock:
             return ConformerBlock(
                 width,
+                attention=attention,
                 heads=heads,
                 feedforward_factor=feedforward_factor,
                 kernel_frames=kernel_frames,
@@ -58,6 +61,7 @@ class ConformerEncoder(nnx.Module):
         self.layers = layers
         self.dropout = dropout
         self.remat = remat
+        self.attention = attention
 
     def __call__(
         self,
@@ -72,7 +76,9 @@ class ConformerEncoder(nnx.Module):
         """
         x, lengths = self.subsampling(features, lengths)
         mask = frame_mask(lengths, x.shape[1])
-        positions = relative_positions(x.shape[1], x.shape[2]).astype(x.dtype)
+        positions = None
+        if self.attention == "relative":
+            positions = relative_positions(x.shape[1], x.shape[2]).astype(x.dtype)
         keys = None
         if key is not None:
             key, *_ = keys = jax.random.split(key, self.layers + 1)

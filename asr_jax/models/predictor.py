@@ -63,7 +63,7 @@ class StatelessPredictor(nnx.Module):
 
 
 class LSTMPredictor(nnx.Module):
-    """Embedding and one LSTM layer (arXiv 1211.3711); its first input is blank, its first state zero."""
+    """Embedding and an LSTM layer (arXiv 1211.3711); first input blank, first state zero."""
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """The recogniser: encoder, predictor, joint, and an optional CTC head on the encoder."""
 
+import functools
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -19,6 +21,7 @@ class Transducer(nnx.Module):
             config.features.mel_bins,
             layers=encoder.layers,
             width=encoder.width,
+            attention=encoder.attention,
             heads=encoder.heads,
             feedforward_factor=encoder.feedforward_factor,
             kernel_frames=encoder.kernel_frames,
@@ -28,16 +31,17 @@ class Transducer(nnx.Module):
             remat=encoder.remat,
             rngs=rngs,
         )
-        sizes = dict(
+        kind = {
+            "lstm": LSTMPredictor,
+            "stateless": functools.partial(StatelessPredictor, context=predictor.context),
+        }[predictor.kind]
+        self.predictor = kind(
+            vocabulary_size,
             embedding_width=predictor.embedding_width,
             width=predictor.width,
             dropout=predictor.dropout,
             rngs=rngs,
         )
-        if predictor.kind == "lstm":
-            self.predictor = LSTMPredictor(vocabulary_size, **sizes)
-        else:
-            self.predictor = StatelessPredictor(vocabulary_size, context=predictor.context, **sizes)
         self.joint = Joint(
             encoder.width,
             predictor.width,
@@ -58,7 +62,7 @@ class Transducer(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"], Float[Array, "B U1 W"]]:
-        """Encoded frames, their lengths, and the predictor's outputs, neither side projected yet."""
+        """Encoded frames, their lengths, and the predictor's outputs, not yet projected."""
         keys = (None, None) if key is None else jax.random.split(key)
         encoded, lengths = self.encoder(features, feature_lengths, key=keys[0])
         return encoded, lengths, self.predictor(labels, key=keys[1])

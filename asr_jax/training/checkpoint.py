@@ -4,9 +4,10 @@ A checkpoint appears under its name only when all of it is on disk, so a process
 instant leaves the ones before it whole.
 """
 
+import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another model; one line."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.training.Checkpointer]:
     """For writing: keeps the newest `config.keep` and the best by `wer_percent`.
 
     Waits at the end until the last save is on disk.
     """
-    # Orbax reports each half-written directory that it clears away; the run's log says it better.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    policy = _policies.AnyPreservationPolicy(
+    # Orbax reports half-written directories that it clears away, and failures by whole tracebacks.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    policy: Any = _policies.AnyPreservationPolicy(
         [
             _policies.LatestN(config.keep),
             _policies.BestN(
@@ -48,7 +49,9 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
     try:
         yield checkpointer
     finally:
-        checkpointer.close()
+        # It raises once more what `save` or `finish` has raised as a CheckpointError.
+        with contextlib.suppress(Exception):
+            checkpointer.close()
 
 
 def save(
@@ -58,7 +61,7 @@ def save(
 
     Raises CheckpointError where this save, or the one before it, could not be written.
     """
-    metrics = None if wer_percent is None else {"wer_percent": wer_percent}
+    metrics: Any = None if wer_percent is None else {"wer_percent": wer_percent}
     step = int(state.step)
     try:
         checkpointer.wait()
@@ -78,25 +81,50 @@ def finish(checkpointer: ocp.training.Checkpointer) -> None:
 def restore(
     checkpointer: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState | None, list[str]]:
-    """The newest checkpoint that can be read, or None where there is none, and warnings.
+    """The newest checkpoint that can be read, or None where there are none at all, and warnings.
 
-    One that cannot be read is moved to RUN/unreadable, never deleted.
+    Newer ones, which cannot be read, are moved to RUN/unreadable, never deleted. Raises
+    CheckpointError for one of another model, and where none can be read: nothing is moved then.
     """
-    warnings = []
     directory = Path(checkpointer.directory)
+    unreadable: dict[int, str] = {}
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
         try:
-            return TrainState(**checkpointer.load(step, abstract._asdict())), warnings
+            state = TrainState(**checkpointer.load(step, abstract._asdict()))
         except Exception as error:
             mismatch = _mismatch(checkpointer, step, abstract.params, "params")
             if mismatch:
                 raise CheckpointError(f"{directory / str(step)} {mismatch}") from error
-            aside = directory.parent / "unreadable" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            (directory / str(step)).rename(aside)
+            unreadable[step] = _first_line(error)
+            continue
+        aside = directory.parent / "unreadable"
+        for later in unreadable:
+            aside.mkdir(exist_ok=True)
+            (directory / str(later)).rename(_free_name(aside / str(later)))
             checkpointer.reload()
-            warnings.append(f"checkpoint {step} cannot be read and was moved to {aside}")
-    return None, warnings
+        return state, [
+            f"checkpoint {later} cannot be read ({reason}) and was moved to {aside}"
+            for later, reason in unreadable.items()
+        ]
+    if unreadable:
+        step, reason = next(iter(unreadable.items()))
+        raise CheckpointError(
+            f"{directory}: none of its checkpoints {sorted(unreadable)} can be read, {step}: "
+            f"{reason}; they are left as they are, choose another run directory to start anew"
+        )
+    return None, []
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or where it is taken, with the first number that is not."""
+    names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())
+
+
+def measured_wers(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
+    """WER on dev in percent of every checkpoint that was saved with one, by step."""
+    found: dict[int, Any] = {c.step: c.metrics for c in checkpointer.checkpoints if c.metrics}
+    return {step: metrics["wer_percent"] for step, metrics in found.items()}
 
 
 def load_averaged(run: Path, which: str, abstract_params: Any) -> tuple[Any, str]:
@@ -114,21 +142,20 @@ def load_averaged(run: Path, which: str, abstract_params: Any) -> tuple[Any, str
     return mean, f"{which} ({', '.join(map(str, steps))})"
 
 
-def _directory(run: Path) -> Path:
+def _directory(run: Path) -> Any:
     return run.absolute() / "checkpoints"
 
 
 def _choose(checkpointer: ocp.training.Checkpointer, run: Path, which: str) -> list[int]:
-    saved = sorted(checkpointer.checkpoints, key=lambda c: c.step)
-    steps = [c.step for c in saved]
+    steps = sorted(c.step for c in checkpointer.checkpoints)
     if not steps:
         raise CheckpointError(f"{run}: holds no checkpoints yet")
     kind, _, count = which.partition(":")
     if which == "last":
         return steps[-1:]
     if which == "best":
-        scored = [c for c in saved if c.metrics]
-        return [min(scored, key=lambda c: c.metrics["wer_percent"]).step] if scored else steps[-1:]
+        measured = measured_wers(checkpointer)
+        return [min(measured, key=lambda step: (measured[step], step))] if measured else steps[-1:]
     if kind == "average" and count.isdigit() and 0 < int(count) <= len(steps):
         return steps[-int(count) :]
     if which.isdigit() and int(which) in steps:
@@ -176,10 +203,12 @@ def _mismatch(checkpointer, step: int, abstract_params: Any, name: str) -> str:
 
 
 def _unwritten(directory: Any, error: Exception) -> str:
-    return f"{directory}: a checkpoint could not be written ({_first_line(error)}); earlier ones are kept"
+    reason = _first_line(error)
+    return f"{directory}: a checkpoint could not be written ({reason}); earlier ones are kept"
 
 
 def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(" [source locations")[0][:400]

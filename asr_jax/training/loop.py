@@ -5,6 +5,7 @@ step is compiled; metrics beyond the restored step are cut off; then steps follo
 and step 0 is no other code than step n.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -111,63 +112,59 @@ def train(
     """
     step, total = int(state.step), config.train.steps
     reason = None
-    best = min(
-        (c.metrics["wer_percent"] for c in checkpointer.checkpoints if c.metrics), default=None
-    )
-    log = MetricsLog(run, start=step)
+    best = min(checkpoint.measured_wers(checkpointer).values(), default=None)
     waited = audio_seconds = 0.0
     since, began = step, time.monotonic()
     unread: tuple[Metrics, np.ndarray] | None = None
     progress.begin()
 
-    while step < total and reason is None:
-        asked = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - asked
-        state, metrics = steps(state, batch)
-        step += 1
-        # Read one step late, so that the devices are never idle while the host looks.
-        if unread is not None:
-            audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
-        unread = metrics, batch.utterances
+    with contextlib.closing(MetricsLog(run, start=step)) as log:
+        while step < total and reason is None:
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            state, metrics = steps(state, batch)
+            step += 1
+            # Read one step late, so that the devices are never idle while the host looks.
+            if unread is not None:
+                audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
+            unread = metrics, batch.utterances
 
-        reason = stopped_by()
-        last = step == total
-        due = lambda every_steps: last or step % every_steps == 0
-        if last or reason or step % config.train.log_every_steps == 0:
-            audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
-            unread, elapsed = None, time.monotonic() - began
-            figures = {name: float(value) for name, value in metrics._asdict().items()}
-            figures |= {
-                "audio_seconds_per_second": audio_seconds / elapsed,
-                "steps_per_second": (step - since) / elapsed,
-                "waiting_share": waited / elapsed,
-            }
-            del figures["audio_seconds"]
-            log.write(step, figures)
-            progress.step(
-                step,
-                f"loss {figures['loss']:.3f}  dev WER {_percent(best)}  "
-                f"{figures['audio_seconds_per_second']:.0f} audio s/s  "
-                f"waiting {figures['waiting_share']:.1%}",
-            )
-            waited = audio_seconds = 0.0
-            since, began = step, time.monotonic()
+            reason = stopped_by()
+            due = lambda every_steps, step=step: step == total or step % every_steps == 0
+            if reason or due(config.train.log_every_steps):
+                audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
+                unread, elapsed = None, time.monotonic() - began
+                figures = {name: float(value) for name, value in metrics._asdict().items()}
+                figures |= {
+                    "audio_seconds_per_second": audio_seconds / elapsed,
+                    "steps_per_second": (step - since) / elapsed,
+                    "waiting_share": waited / elapsed,
+                }
+                del figures["audio_seconds"]
+                log.write(step, figures)
+                progress.step(
+                    step,
+                    f"loss {figures['loss']:.3f}  dev WER {_percent(best)}  "
+                    f"{figures['audio_seconds_per_second']:.0f} audio s/s  "
+                    f"waiting {figures['waiting_share']:.1%}",
+                )
+                waited = audio_seconds = 0.0
+                since, began = step, time.monotonic()
 
-        wer_percent = None
-        if evaluate is not None and reason is None and due(config.train.evaluate_every_steps):
-            wer_percent = evaluate(state.averaged)
-            log.write(step, {"dev_wer": wer_percent})
-            progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
-        improved = wer_percent is not None and (best is None or wer_percent < best)
-        if improved:
-            best = wer_percent
-        if improved or reason or due(config.checkpoint.every_steps):
-            checkpoint.save(checkpointer, state, wer_percent=wer_percent)
-        if wer_percent is not None or reason:
-            since, began, waited = step, time.monotonic(), 0.0
-    checkpoint.finish(checkpointer)
-    log.close()
+            wer_percent = None
+            if evaluate is not None and reason is None and due(config.train.evaluate_every_steps):
+                wer_percent = evaluate(state.averaged)
+                log.write(step, {"dev_wer": wer_percent})
+                progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
+            improved = wer_percent is not None and (best is None or wer_percent < best)
+            if improved:
+                best = wer_percent
+            if improved or reason or due(config.checkpoint.every_steps):
+                checkpoint.save(checkpointer, state, wer_percent=wer_percent)
+            if wer_percent is not None or reason:
+                since, began, waited = step, time.monotonic(), 0.0
+        checkpoint.finish(checkpointer)
     return state, reason
 
 
@@ -186,7 +183,7 @@ def _examine(
     """Reports a skipped step, and gives up after too many in a row. Returns the audio seconds."""
     in_a_row = int(metrics.skipped_in_a_row)
     if in_a_row:
-        names = ", ".join(utterance_ids[u] for u in utterances if u >= 0)
+        names = ", ".join(utterance_ids[int(u)] for u in utterances if u >= 0)
         progress.note(f"step {step}: skipped, loss or gradient is not finite; utterances {names}")
         if in_a_row >= config.train.max_skipped_in_a_row:
             raise TrainingDiverged(
@@ -206,18 +203,21 @@ class MetricsLog:
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(kept))
         os.replace(partial, path)
-        self._file = path.open("a", buffering=1)
+        self._path = path
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         # JSON has no NaN, and a reader of the file is not to stumble over one.
         finite = {k: (v if np.isfinite(v) else None) for k, v in figures.items()}
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step} | finite) + "\n")
+        except OSError as error:  # of a full disk, which does not say where
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in figures.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         self._tensorboard.close()
 
 

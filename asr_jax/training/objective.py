@@ -30,7 +30,7 @@ def utterance_losses(
         joint.encoder_projection(encoded),
         joint.predictor_projection(predicted),
         joint.out.kernel[...],
-        joint.out.bias[...],
+        joint.out.bias[...],  # pyright: ignore[reportOptionalSubscript]
         labels,
         lengths,
         label_lengths,

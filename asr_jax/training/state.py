@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
 
 def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
-    """The model's structure, and its parameters as a dict of abstract arrays: nothing is computed."""
+    """The model's structure, and its parameters as a dict of abstract arrays."""
     model = nnx.eval_shape(lambda: Transducer(config, vocabulary_size, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)

@@ -45,7 +45,10 @@ def augmented_features(
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     features, lengths = time_stretch(
-        features, lengths, batch.tempo, frames=bucket_frames(batch.samples.shape[1], config)
+        features,
+        lengths,
+        jnp.asarray(batch.tempo),
+        frames=bucket_frames(batch.samples.shape[1], config),
     )
     augment = config.augment
     return (
@@ -69,7 +72,7 @@ def cast(params: Any, dtype: str) -> Any:
 def batch_gradients(
     params: Any, graphdef: nnx.GraphDef, batch: Batch, key: jax.Array, config: Config, mesh: Mesh
 ) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
-    """Gradients of the batch's objective per label, its transducer loss and its CTC loss per label."""
+    """Gradients of the batch's objective, its transducer and its CTC loss, each per label."""
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config, mesh)
     real = batch.utterances >= 0

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.layers.attention import RelativeAttention, relative_positions, shift_relative
+from asr_jax.layers.attention import (
+    RelativeAttention,
+    RotaryAttention,
+    relative_positions,
+    shift_relative,
+)
 from asr_jax.layers.conformer import ConformerBlock
 from asr_jax.layers.convolution import ConvolutionModule, depthwise_convolution
 from asr_jax.layers.dropout import dropout
@@ -65,6 +70,41 @@ def test_attention_equals_the_formula_written_out():
     np.testing.assert_allclose(got[0], expected, atol=1e-5)
 
 
+def test_rotary_attention_equals_the_formula_written_out():
+    width, heads, frames, length = 8, 2, 5, 4
+    layer = RotaryAttention(width, heads=heads, rngs=nnx.Rngs(0))
+    x = normal(3, 1, frames, width)
+    got = layer(x, None, frame_mask(jnp.array([length]), frames))
+
+    normed = layer.norm(x)[0]
+    query, key, value = (np.asarray(p(normed)) for p in (layer.query, layer.key, layer.value))
+    expected = np.zeros((frames, width))
+    for h in range(heads):
+        of_head = slice(h * 4, (h + 1) * 4)
+        for t in range(frames):
+            scores = []
+            for s in range(length):
+                # Pair i of a head's four channels as a complex number, turned by the distance.
+                q = query[t, of_head][:2] + 1j * query[t, of_head][2:]
+                k = key[s, of_head][:2] + 1j * key[s, of_head][2:]
+                turned = q * np.conj(k) * np.exp(1j * (t - s) * np.array([1, 10_000**-0.5]))
+                scores.append(turned.real.sum())
+            weights = jax.nn.softmax(jnp.array(scores) / 2)
+            expected[t, of_head] = weights @ value[:length, of_head]
+    np.testing.assert_allclose(got[0], layer.out(jnp.asarray(expected)), atol=1e-5)
+
+
+def test_gradient_of_the_depthwise_convolution_is_that_of_the_loop():
+    def loop(x, kernel):
+        padded = jnp.pad(x, ((0, 0), (2, 2), (0, 0)))
+        return sum(padded[:, k : k + 6] * kernel[k] for k in range(5))
+
+    x, kernel, weight = normal(0, 2, 6, 3), normal(1, 5, 3), normal(2, 2, 6, 3)
+    gradients = lambda f: jax.grad(lambda *a: jnp.sum(weight * f(*a)), argnums=(0, 1))(x, kernel)
+    for got, expected in zip(gradients(depthwise_convolution), gradients(loop)):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_depthwise_convolution_equals_a_loop():
     x, kernel = normal(0, 2, 6, 3), normal(1, 5, 3)
     expected = np.zeros(x.shape)
@@ -119,11 +159,19 @@ def test_convolution_module_takes_padding_for_silence():
     np.testing.assert_allclose(within[:, :4], alone, atol=1e-6)
 
 
-def test_block_without_frames_gives_numbers():
+@pytest.mark.parametrize("attention", ["relative", "rotary"])
+def test_block_without_frames_gives_numbers(attention):
     block = ConformerBlock(
-        8, heads=2, feedforward_factor=2, kernel_frames=3, dropout=0.1, rngs=nnx.Rngs(0)
+        8,
+        attention=attention,
+        heads=2,
+        feedforward_factor=2,
+        kernel_frames=3,
+        dropout=0.1,
+        rngs=nnx.Rngs(0),
     )
-    out = block(jnp.zeros((1, 4, 8)), relative_positions(4, 8), jnp.zeros((1, 4), bool))
+    positions = relative_positions(4, 8) if attention == "relative" else None
+    out = block(jnp.zeros((1, 4, 8)), positions, jnp.zeros((1, 4), bool))
     assert jnp.isfinite(out).all()
 
 

@@ -19,6 +19,7 @@ SIZES = dict(
     heads=2,
     feedforward_factor=2,
     kernel_frames=5,
+    attention="relative",
     subsampling="conv2d",
     subsampling_channels=4,
     dropout=0.1,
@@ -67,7 +68,6 @@ def test_layers_differ_in_parameters_and_in_dropout():
     model = encoder()
     kernel = model.blocks.attention.query.kernel[...]
     assert not jnp.allclose(kernel[0], kernel[1])
-    # The same parameters in both layers: with one mask for both, swapping them would change nothing.
     first, _ = model(features(), jnp.array([37] * 3), key=jax.random.key(0))
     second, _ = model(features(), jnp.array([37] * 3), key=jax.random.key(1))
     assert not jnp.allclose(first, second)

@@ -60,7 +60,8 @@ def setup(config, mesh_config, devices, optimizer=SGD):
     static = dict(graphdef=graphdef, config=config, mesh=mesh)
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     step = jax.jit(
-        functools.partial(train_step, optimizer=optimizer, **static), out_shardings=(shardings, None)
+        functools.partial(train_step, optimizer=optimizer, **static),
+        out_shardings=(shardings, None),
     )
     gradients = jax.jit(functools.partial(batch_gradients, **static))
     place = lambda b: jax.device_put(b, batch_sharding(mesh))

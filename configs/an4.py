@@ -1,0 +1,56 @@
+"""AN4 for half an hour on two cores: quickstart.py, wider, with more augmentation and more steps.
+
+    asr-jax train configs/an4.py
+
+Not run to its end yet. The settings are those that served a prototype of this size best: tempo
+changes and joined utterances pay from about thirty epochs on.
+"""
+
+from asr_jax.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    JointConfig,
+    OptimizerConfig,
+    PredictorConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+config = Config(
+    data=DataConfig(
+        train="samples/an4/train",
+        dev="samples/an4/dev",
+        test="samples/an4/test",
+        bucket_seconds=(2.0, 3.2, 7.0),
+        bucket_labels=(32, 48, 96),
+        bucket_utterances=(8, 8, 8),
+    ),
+    augment=AugmentConfig(
+        tempo_range=(0.85, 1.35),
+        join_probability=0.2,
+        time_masks=2,
+        time_mask_share=0.08,
+        frequency_mask_bins=20,
+    ),
+    tokenizer=TokenizerConfig(kind="char"),
+    encoder=EncoderConfig(
+        layers=4,
+        width=96,
+        attention="rotary",
+        heads=4,
+        feedforward_factor=4,
+        kernel_frames=15,
+        subsampling="conv1d",
+        subsampling_channels=96,
+        dropout=0.1,
+        remat="none",
+    ),
+    predictor=PredictorConfig(embedding_width=64, width=96),
+    joint=JointConfig(width=128, chunk_frames=10, ctc_weight=0.3),
+    optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=900, ema_decay=0.998),
+    train=TrainConfig(steps=6000, evaluate_every_steps=1000),
+    checkpoint=CheckpointConfig(every_steps=1000),
+)

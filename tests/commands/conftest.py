@@ -1,0 +1,188 @@
+"""Commands run in this process, and one tiny run that all tests look at."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.__main__ import main
+from asr_jax.commands import recognition, train
+from asr_jax.training.loop import MetricsLog
+
+RATE_HZ = 16_000
+CONFIG = """
+from asr_jax.config import *
+
+config = Config(
+    data=DataConfig(bucket_seconds=(1.0,), bucket_labels=(16,), bucket_utterances=(8,)),
+    augment=AugmentConfig(frequency_masks=1, time_masks=1),
+    tokenizer=TokenizerConfig(kind="char"),
+    encoder=EncoderConfig(layers=1, width=16, heads=2, kernel_frames=3, subsampling="conv1d",
+                          subsampling_channels=16, remat="none"),
+    predictor=PredictorConfig(embedding_width=8, width=16),
+    joint=JointConfig(width=16, ctc_weight=0.3),
+    # So little that the random model's babble stays: after four good steps it would be silent.
+    optimizer=OptimizerConfig(peak_learning_rate=1e-6),
+    train=TrainConfig(steps=4, log_every_steps=1, evaluate_every_steps=2),
+    checkpoint=CheckpointConfig(every_steps=1),
+)
+"""
+TRANSCRIPTS = ("one", "größer", "zwei drei", "三 四", "naïve five", "six")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of 4 steps, which SIGTERM stopped after 3 and the same command then ended."""
+
+    config: Path
+    data: Path
+    arguments: tuple
+    run: Path
+    until_stopped: Outcome
+    files_when_stopped: set[str] = field(repr=False)
+    to_the_end: Outcome
+
+
+@pytest.fixture(scope="session")
+def write_tone() -> Callable[..., Path]:
+    return _write_tone
+
+
+def _write_tone(path: Path, seconds: float, *, pitch_hz: float = 300.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n = np.arange(round(seconds * RATE_HZ))
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch_hz / RATE_HZ * n), RATE_HZ)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_manifest() -> Callable[[Path, dict[str, str]], Path]:
+    return _write_manifest
+
+
+def _write_manifest(path: Path, transcripts: dict[str, str]) -> Path:
+    """JSON lines of `transcripts`, by the recording's name."""
+    lines = [json.dumps({"audio_filepath": a, "text": t}) for a, t in transcripts.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def signalled() -> Callable:
+    return _signalled
+
+
+@contextlib.contextmanager
+def _signalled(number: int, *, after_step: int, times: int = 1) -> Iterator[None]:
+    """Sends this process the signal when the step is logged."""
+    write = MetricsLog.write
+
+    def write_and_send(log, step, figures):
+        write(log, step, figures)
+        if step == after_step and "loss" in figures:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    with mock.patch.object(MetricsLog, "write", write_and_send):
+        yield
+
+
+def reusing_what_is_compiled(make: Callable) -> Callable:
+    """`make`, called once for each model and shape: half of a tiny run's time is compilation."""
+    made = {}
+
+    @functools.wraps(make)
+    def look_up(*arguments, **options):
+        config = next(a for a in arguments if hasattr(a, "encoder"))
+        model = (config.augment, config.features, config.encoder, config.joint, config.train.steps)
+        graphdef = next(a for a in arguments if type(a).__name__ == "GraphDef")
+        rest = [a for a in arguments if isinstance(a, list | jax.sharding.Mesh)]
+        key = repr((model, hash(graphdef), rest))
+        if key not in made:
+            made[key] = make(*arguments, **options)
+        return made[key]
+
+    return look_up
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Outcome]:
+    """Runs `asr-jax ARGUMENTS ...` here. A traceback that a user would see fails the test."""
+    patches = [
+        mock.patch.object(train, "compile_steps", reusing_what_is_compiled(train.compile_steps))
+    ]
+    recognizer = reusing_what_is_compiled(recognition.make_recognizer)
+    patches += [mock.patch.object(m, "make_recognizer", recognizer) for m in (train, recognition)]
+
+    def run(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            with contextlib.ExitStack() as stack:
+                for patch in patches:
+                    stack.enter_context(patch)
+                stack.enter_context(
+                    mock.patch.object(sys, "argv", ["asr-jax", *map(str, arguments)])
+                )
+                stack.enter_context(contextlib.redirect_stdout(out))
+                stack.enter_context(contextlib.redirect_stderr(err))
+                status = main()
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+        return Outcome(status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(command, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "tiny.py"
+    config.write_text(CONFIG)
+    recordings = {}
+    for n, text in enumerate(TRANSCRIPTS):
+        _write_tone(folder / f"{n}.flac", 0.4 + 0.05 * n, pitch_hz=200 + 100 * n)
+        recordings[f"{n}.flac"] = text
+    data = _write_manifest(folder / "data.jsonl", recordings)
+    run = folder / "run"
+    where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
+    arguments = ("train", config, "--run", run, *where)
+    with _signalled(signal.SIGTERM, after_step=2):
+        until_stopped = command(*arguments)
+    files = {path.name for path in run.iterdir()}
+    return Trained(config, data, arguments, run, until_stopped, files, command(*arguments))
+
+
+@pytest.fixture
+def error(command) -> Callable[..., str]:
+    """Runs a command that must fail; returns its complaint, which must be one line."""
+
+    def run(*arguments: object) -> str:
+        outcome = command(*arguments)
+        assert outcome.status == 2, outcome
+        start = f"asr-jax {arguments[0]}: "
+        *before, last = outcome.err.splitlines()
+        assert last.startswith(start), outcome.err
+        assert not any(line.startswith((start, "Traceback", " ")) for line in before), outcome.err
+        return last.removeprefix(start)
+
+    return run

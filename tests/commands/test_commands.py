@@ -1,0 +1,127 @@
+"""train, evaluate and transcribe from end to end: what they print and what lies in a run."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asr_jax.config import Config, flatten
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def hypotheses(output: Path) -> dict[str, dict]:
+    lines = (output / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
+    return {entry["id"]: entry for entry in map(json.loads, lines)}
+
+
+def transcripts(data: Path) -> dict[str, str]:
+    lines = map(json.loads, data.read_text().splitlines())
+    return {entry["audio_filepath"]: entry["text"] for entry in lines}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(trained):
+    stopped = trained.until_stopped
+    assert stopped.status == 128 + signal.SIGTERM
+    assert "SIGTERM: saving, then leaving" in stopped.err
+    assert stopped.err.splitlines()[-1] == (
+        "stopped by SIGTERM; saved. The same command goes on from there."
+    )
+    assert "evaluation" not in trained.files_when_stopped
+    assert trained.to_the_end.status == 0
+    assert "going on from step 3 of 4" in trained.to_the_end.err
+
+
+def test_run_directory(trained):
+    run = trained.run
+    assert {path.name for path in run.iterdir()} == {
+        *("config.json", "tokenizer.model", "checkpoints", "metrics.jsonl", "skipped.jsonl"),
+        *("tensorboard", "evaluation"),
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert list(config) == sorted(flatten(Config()))
+    assert config["encoder.layers"] == 1
+    assert config["data.train"] == str(trained.data)
+    # The newest three, and the best by WER among 2 and 4, the steps at which it was measured.
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "3", "4"}
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (run / "skipped.jsonl").read_text() == ""
+
+
+def test_metrics_have_a_line_for_every_step_once(trained):
+    lines = metrics(trained.run)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    for line in steps:
+        for name in ("loss", "ctc_loss", "grad_norm", "audio_seconds_per_second"):
+            assert np.isfinite(line[name]) and line[name] > 0, (name, line)
+        assert line["skipped"] == 0
+    assert [line["step"] for line in lines if "dev_wer" in line] == [2, 4]
+
+
+def test_training_ends_with_the_test_set_as_evaluate_reads_it(trained, command, tmp_path):
+    (at_the_end,) = (trained.run / "evaluation").iterdir()
+    assert (at_the_end / "report.html").is_file()
+    outcome = command("evaluate", trained.run, "--data", trained.data, "--output", tmp_path)
+    assert outcome.status == 0, outcome.err
+    before, now = (json.loads((p / "wer.json").read_text()) for p in (at_the_end, tmp_path))
+    assert now["wer"] == before["wer"] == metrics(trained.run)[-1]["dev_wer"]
+    assert now["utterances"] == 6
+    assert now["reference_words"] == 9
+    assert hypotheses(at_the_end) == hypotheses(tmp_path)
+    assert f"WER on {trained.data}: {now['wer']:.1f} %" in outcome.out
+
+
+def test_references_beyond_ascii_come_through(trained):
+    (output,) = (trained.run / "evaluation").iterdir()
+    found = hypotheses(output)
+    assert {id: entry["reference"] for id, entry in found.items()} == transcripts(trained.data)
+    assert "größer" in (output / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("which, steps", [("last", "4"), ("3", "3"), ("average:2", "3, 4")])
+def test_evaluate_a_checkpoint(trained, command, tmp_path, which, steps):
+    evaluated = command(
+        *("evaluate", trained.run, "--data", trained.data),
+        *("--checkpoint", which, "--output", tmp_path),
+    )
+    assert evaluated.status == 0, evaluated.err
+    assert f"{which} ({steps})" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_transcribe_says_what_evaluate_does(trained, command):
+    (output,) = (trained.run / "evaluation").iterdir()
+    expected = {id: entry["hypothesis"] for id, entry in hypotheses(output).items()}
+    assert len(set(expected.values())) > 1, "silent, so that nothing is compared"
+    paths = {id: trained.data.parent / id for id in expected}
+
+    together = command("transcribe", trained.run, *paths.values())
+    assert together.status == 0, together.err
+    assert together.out.splitlines() == [f"{paths[id]}\t{text}" for id, text in expected.items()]
+
+    alone = command("transcribe", trained.run, paths["3.flac"], "--json")
+    assert json.loads(alone.out) == {
+        "audio_filepath": str(paths["3.flac"]),
+        "duration": 0.55,
+        "text": expected["3.flac"],
+    }
+
+
+def test_a_finished_run_is_left_as_it_is(trained, command, tmp_path):
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    before = metrics(run)
+    outcome = command("train", run / "config.json", "--data.test=")
+    assert outcome.status == 0, outcome.err
+    assert metrics(run) == before
+    assert json.loads((run / "config.json").read_text())["data.test"] == ""
+
+
+def test_help_names_every_command(command):
+    outcome = command("--help")
+    assert outcome.status == 0
+    assert all(f"asr-jax {verb} " in outcome.out for verb in ("train", "evaluate", "transcribe"))

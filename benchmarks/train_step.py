@@ -77,7 +77,7 @@ def main() -> None:
     results = []
     for shape in batch_shapes(config):
         batch = jax.device_put(noise(shape, vocabulary), batch_sharding(mesh))
-        featurize = lambda batch: augmented_features(batch, key, config, mesh)
+        featurize = lambda batch: augmented_features(batch, key, config=config, mesh=mesh)
         features, lengths = jax.jit(featurize)(batch)
 
         def encode(params: Any, features: Any, lengths: Any) -> jax.Array:

@@ -164,9 +164,9 @@ def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):
         ('{"encoder.layres": 3}', ["'encoder.layres'; did you mean encoder.layers?"]),
         ('{"layers": 3}', ["unknown field 'layers'"]),
         ('{"encoder": {"layers": 3}}', ["unknown field 'encoder'"]),
-        ('{"encoder.layers": "many"}', ["--encoder.layers", "many"]),
+        ('{"encoder.layers": "many"}', ["encoder.layers = 'many': must be a number"]),
         ('{"encoder.layers": 1.5}', ["--encoder.layers", "1.5"]),
-        ('{"encoder.layers": null}', ["--encoder.layers"]),
+        ('{"encoder.layers": null}', ["encoder.layers = None: must be a number"]),
         ('{"encoder.layers": true}', ["encoder.layers"]),
         ('{"encoder.layers": [3, 4]}', ["4"]),
         ('{"features.remove_dc": "yes"}', ["yes"]),
@@ -223,8 +223,8 @@ for name in sys.argv[1:]:
         [sys.executable, "-c", script, *paths], cwd=TESTS.parent, capture_output=True, text=True
     )
     assert ran.stdout.splitlines() == [
-        f"{paths[0]}: EncoderConfig has no field 'layres'; did you mean layers?",
-        f"{paths[1]}: Config has no field 'encodr'; did you mean encoder?",
+        f"{paths[0]}:2: EncoderConfig has no field 'layres'; did you mean layers?",
+        f"{paths[1]}:2: Config has no field 'encodr'; did you mean encoder?",
     ], ran.stderr
 
 

@@ -39,7 +39,7 @@ def bucket_frames(samples: int, config: Config) -> int:
 
 
 def augmented_features(
-    batch: Batch, key: jax.Array, config: Config, mesh: Mesh
+    batch: Batch, key: jax.Array, *, config: Config, mesh: Mesh
 ) -> tuple[Float[Array, "B T F"], Int[Array, " B"]]:
     """Log-mel features, stretched in time and masked."""
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
@@ -70,11 +70,17 @@ def cast(params: Any, dtype: str) -> Any:
 
 
 def batch_gradients(
-    params: Any, graphdef: nnx.GraphDef, batch: Batch, key: jax.Array, config: Config, mesh: Mesh
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    config: Config,
+    mesh: Mesh,
 ) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
     """Gradients of the batch's objective, its transducer and its CTC loss, each per label."""
     augment_key, dropout_key = jax.random.split(key)
-    features, lengths = augmented_features(batch, augment_key, config, mesh)
+    features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     real = batch.utterances >= 0
     dtype, weight = config.train.compute_dtype, config.joint.ctc_weight
 
@@ -123,7 +129,9 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Takes one step; a non-finite loss or gradient changes nothing but the counters."""
     key = jax.random.fold_in(state.key, state.step)
-    gradients, loss, ctc_loss = batch_gradients(state.params, graphdef, batch, key, config, mesh)
+    gradients, loss, ctc_loss = batch_gradients(
+        state.params, batch, key, graphdef=graphdef, config=config, mesh=mesh
+    )
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(ctc_loss) & jnp.isfinite(grad_norm)
 

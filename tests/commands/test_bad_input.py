@@ -19,6 +19,7 @@ from asr_jax.commands import evaluate
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 
+ROOT = Path(__file__).parents[2]
 RATE_HZ = 16_000
 
 
@@ -135,43 +136,58 @@ def test_a_config_that_is_not_there(error, trained):
     assert found == f"{near}: no such config file; did you mean {trained.config}?"
 
 
-@pytest.mark.parametrize(
-    "last_line, message",
-    [
-        (
-            "config = Config(encoder=EncoderConfig(layer=3))",
-            ":2: EncoderConfig has no field 'layer'; did you mean layers?",
-        ),
-        (
-            "config = Config(encodr=EncoderConfig())",
-            ":2: Config has no field 'encodr'; did you mean encoder?",
-        ),
-        ("config = Config(encoder=3)", ": encoder = 3: must be EncoderConfig(...)"),
-        (
-            "config = Config(encoder=EncoderConfig(layers=2.5))",
-            ": --encoder.layers: '2.5' is no whole number",
-        ),
-        (
-            "config = Config(train=TrainConfig(compute_dtype='half'))",
-            ": --train.compute-dtype: 'half' is not one of 'float32', 'bfloat16'",
-        ),
-        (
-            "config = Config(optimizer=OptimizerConfig(clip_norm='1'))",
-            ": optimizer.clip_norm = '1': must be a number",
-        ),
-        (
-            "config = Config(encoder=EncoderConfig(heads=5))",
-            ":2: encoder.heads = 5: must divide encoder.width = 144",
-        ),
-        ("config = Config(", ":2: '(' was never closed"),
-        ("import nonsense", ":2: No module named 'nonsense'"),
-        ("conf = Config()", ": must end in `config = Config(...)`"),
-    ],
-)
-def test_mistakes_in_a_config_file(error, tmp_path, last_line, message):
-    path = tmp_path / "mine.py"
-    path.write_text(f"from asr_jax.config import *\n{last_line}\n")
-    assert error("train", path, "--run", tmp_path / "run") == f"{path}{message}"
+MISTAKES = {
+    "config = Config(encoder=EncoderConfig(layer=3))": (
+        ":2: EncoderConfig has no field 'layer'; did you mean layers?"
+    ),
+    "config = Config(encodr=EncoderConfig())": (
+        ":2: Config has no field 'encodr'; did you mean encoder?"
+    ),
+    "config = Config(encoder=3)": ": encoder = 3: must be EncoderConfig(...)",
+    "config = Config(encoder=EncoderConfig(layers=2.5))": (
+        ": --encoder.layers: '2.5' is no whole number"
+    ),
+    "config = Config(train=TrainConfig(compute_dtype='half'))": (
+        ": --train.compute-dtype: 'half' is not one of 'float32', 'bfloat16'"
+    ),
+    "config = Config(optimizer=OptimizerConfig(clip_norm='1'))": (
+        ": optimizer.clip_norm = '1': must be a number"
+    ),
+    "config = Config(encoder=EncoderConfig(heads=5))": (
+        ":2: encoder.heads = 5: must divide encoder.width = 144"
+    ),
+    "config = Config(": ":2: '(' was never closed",
+    "import nonsense": ":2: No module named 'nonsense'",
+    "conf = Config()": ": must end in `config = Config(...)`",
+}
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory) -> list[str]:
+    """About a config file with each of the mistakes, of a process that checks no annotations."""
+    folder = tmp_path_factory.mktemp("configs")
+    for n, line in enumerate(MISTAKES):
+        (folder / f"{n}.py").write_text(f"from asr_jax.config import *\n{line}\n")
+    load_all = (
+        "import pathlib; from asr_jax.commands.arguments import *\n"
+        f"for n in range({len(MISTAKES)}):\n"
+        "    try: load_config(pathlib.Path(f'{n}.py'))\n"
+        "    except UsageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", load_all],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("n", range(len(MISTAKES)), ids=list(MISTAKES))
+def test_mistakes_in_a_config_file(complaints, n):
+    assert complaints[n] == f"{n}.py{list(MISTAKES.values())[n]}"
 
 
 @pytest.mark.parametrize(
@@ -399,7 +415,7 @@ def test_transcribe_goes_on_after_a_bad_recording(command, trained, mixed):
     problems = outcome.err.splitlines()
     assert f"asr-jax transcribe: {path('missing')}: no such file" in problems
     assert f"asr-jax transcribe: {path('empty')}: the file is empty" in problems
-    assert f"asr-jax transcribe: {path('not finite')}: samples that are not finite" in problems
+    assert f"asr-jax transcribe: samples that are not finite: {path('not finite')}" in problems
     assert len(problems) == 4
 
 
@@ -530,7 +546,7 @@ def test_asked_twice_it_leaves_at_once(command, run, signalled, monkeypatch):
 def test_a_process_that_is_told_to_stop(trained, tmp_path):
     run = tmp_path / "run"
     environment = {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     start = lambda steps: subprocess.Popen(

@@ -7,6 +7,7 @@ instant leaves the ones before it whole.
 import contextlib
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,8 @@ def _mismatch(checkpointer, step: int, abstract_params: Any, name: str) -> str:
 
 
 def _unwritten(directory: Any, error: Exception) -> str:
+    # Each of the writers that Orbax now abandons would print that its event loop is closed.
+    sys.unraisablehook = lambda _: None
     reason = _first_line(error)
     return f"{directory}: a checkpoint could not be written ({reason}); earlier ones are kept"
 

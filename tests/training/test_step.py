@@ -124,8 +124,9 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_batch():
     state, _, gradients = setup(still, MeshConfig(), 1)
     _, _, parted_gradients = setup(parted, MeshConfig(), 1)
     key = jax.random.key(0)
+    # Other batch shapes are other kernels with other orders of summation: 1e-5 is out of reach.
     assert_close(
-        gradients(state.params, batch(), key), parted_gradients(state.params, batch(), key), 1e-5
+        gradients(state.params, batch(), key), parted_gradients(state.params, batch(), key), 1e-4
     )
 
 

@@ -2,9 +2,9 @@
 
     asr-jax train configs/quickstart.py
 
-Two cores of a shared AMD EPYC, Python 3.11: WER 32.7 % on dev, 17.6 % on test (one seed). With other
-work on the machine training took 15 minutes; a quiet machine has not been timed yet. The settings are
-those of a small first recipe and not tuned.
+Two cores of a shared AMD EPYC, Python 3.11: WER 32.7 % on dev, 17.6 % on test (one seed). With
+other work on the machine it took 18 minutes; a quiet one has not been timed yet. The settings are
+those of a first small recipe, not tuned.
 """
 
 from asr_jax.config import (

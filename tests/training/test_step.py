@@ -69,7 +69,7 @@ def setup(config, mesh_config, devices, optimizer=SGD):
 
 
 def assert_close(a, b, tolerance):
-    """Within the tolerance of each array's own largest entry: sums round relative to their terms."""
+    """Within the tolerance of an array's largest entry: sums round relative to their terms."""
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(y))),
         a,

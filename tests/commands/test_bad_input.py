@@ -505,6 +505,7 @@ def test_a_full_disk_during_a_save(command, run):
     script = """
 import resource, sys
 from asr_jax.__main__ import main
+from asr_jax.training import checkpoint
 save = checkpoint.save
 def save_on_a_full_disk(*arguments, **options):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))

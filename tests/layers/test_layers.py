@@ -186,6 +186,20 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert abs(np.corrcoef(zeros[:, 0:-1:4].ravel(), zeros[:, 1::4].ravel())[0, 1]) < 0.02
 
 
+def test_dropout_of_neighbours_and_of_other_keys_is_independent():
+    x, p, root = jnp.ones((64, 50, 96)), 0.25, jax.random.key(7)
+    mask = lambda n: np.asarray(dropout(x, p, jax.random.fold_in(root, n)) == 0)
+    ours, others = mask(0), [mask(n) for n in (1, 2, 3)]
+    pairs = [(ours, other) for other in others]
+    for axis in range(3):
+        for lag in (1, 2, 4, 8):
+            size = ours.shape[axis]
+            pairs.append((ours.take(range(lag, size), axis), ours.take(range(size - lag), axis)))
+    for one, other in pairs:
+        both, n = np.mean(one & other), one.size
+        assert abs(both - p * p) < 4 * np.sqrt(p * p * (1 - p * p) / n)
+
+
 def test_dropout_without_key_or_probability_changes_nothing():
     x = normal(0, 3, 5)
     np.testing.assert_array_equal(dropout(x, 0.5, None), x)

@@ -90,12 +90,10 @@ def restore(
     directory = Path(checkpointer.directory)
     unreadable: dict[int, str] = {}
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
+        _require_match(checkpointer, step, abstract.params, "params")
         try:
             state = TrainState(**checkpointer.load(step, abstract._asdict()))
         except Exception as error:
-            mismatch = _mismatch(checkpointer, step, abstract.params, "params")
-            if mismatch:
-                raise CheckpointError(f"{directory / str(step)} {mismatch}") from error
             unreadable[step] = _first_line(error)
             continue
         aside = directory.parent / "unreadable"
@@ -167,6 +165,7 @@ def _choose(checkpointer: ocp.training.Checkpointer, run: Path, which: str) -> l
 
 
 def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_params: Any) -> Any:
+    _require_match(checkpointer, step, abstract_params, "averaged")
     try:
         names = TrainState._fields
         whole = dict.fromkeys(names, ocp.PLACEHOLDER)
@@ -177,18 +176,18 @@ def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_
         return checkpointer.load(step, whole)["averaged"]
     except Exception as error:
         path = Path(checkpointer.directory) / str(step)
-        mismatch = _mismatch(checkpointer, step, abstract_params, "averaged")
-        raise CheckpointError(
-            f"{path} {mismatch or 'cannot be read: ' + _first_line(error)}"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
-def _mismatch(checkpointer, step: int, abstract_params: Any, name: str) -> str:
-    """How the saved parameters differ from the model's, or nothing."""
+def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str) -> None:
+    """Raises CheckpointError where the saved parameters have other names or shapes.
+
+    Known before they are loaded: Orbax leaves much behind that complains when a load fails.
+    """
     try:
         saved = checkpointer.metadata(step).metadata[name]
     except Exception:
-        return ""
+        return  # damaged, which loading it will tell
     shapes = lambda tree: {
         "/".join(str(p.key) for p in path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -196,16 +195,21 @@ def _mismatch(checkpointer, step: int, abstract_params: Any, name: str) -> str:
     saved, expected = shapes(saved), shapes(abstract_params)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
-            return (
-                f"is of another model than the config's: {path} is {saved.get(path, 'missing')}, "
-                f"expected {expected.get(path, 'none')}"
+            raise CheckpointError(
+                f"{Path(checkpointer.directory) / str(step)} is of another model than the config's: "
+                f"{path} is {saved.get(path, 'missing')}, expected {expected.get(path, 'none')}"
             )
-    return ""
 
 
 def _unwritten(directory: Any, error: Exception) -> str:
-    # Each of the writers that Orbax now abandons would print that its event loop is closed.
-    sys.unraisablehook = lambda _: None
+    others = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        # Each of the writers that Orbax now abandons complains so when it is collected.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            others(unraisable)
+
+    sys.unraisablehook = report
     reason = _first_line(error)
     return f"{directory}: a checkpoint could not be written ({reason}); earlier ones are kept"
 

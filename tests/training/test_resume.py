@@ -1,8 +1,11 @@
 """A run that was stopped ends where one never stopped ends."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -79,3 +82,44 @@ def test_resumed_equals_never_stopped_bit_for_bit(config, tmp_path, monkeypatch)
 
     assert losses(whole) == losses(parted)
     assert [step for step, _ in losses(whole)] == list(range(1, 15))
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path):
+    """SIGKILL at moments that fall into steps and into saves; the last start runs to the end."""
+    arguments = ["train", str(config), "--checkpoint.every-steps", "1", "--train.steps", "60"]
+
+    def start(run):
+        return subprocess.Popen(
+            [sys.executable, "-m", "asr_jax", *arguments, "--run", str(run)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def step_of(run):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+
+    for target, milliseconds in ((5, 0), (20, 23), (35, 61)):
+        process = start(killed)
+        while process.poll() is None and not (
+            (killed / "metrics.jsonl").exists() and step_of(killed) >= target
+        ):
+            time.sleep(0.002)
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(milliseconds / 1000)
+        process.kill()
+        process.communicate()
+        assert target <= step_of(killed) < 60
+
+    final = start(killed)
+    _, messages = final.communicate()
+    assert final.returncode == 0, messages
+    assert "going on from step" in messages
+    assert_same_bits(saved_state(whole, 60), saved_state(killed, 60))

@@ -248,8 +248,11 @@ class JointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """Linear warm-up, cosine decay, clipping, averaging."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon (arXiv 2502.16982): orthogonalised momentum for the matrices inside the networks, AdamW
+    for the rest. Learns the small corpora in half the steps."""
     peak_learning_rate: float = 1e-3
     """Reached at the end of the warm-up."""
     warmup_steps: int = 1000
@@ -260,7 +263,7 @@ class OptimizerConfig:
     beta2: float = 0.98
     epsilon: float = 1e-9
     weight_decay: float = 0.01
-    """On matrices and convolutions, not on biases, norms or embeddings."""
+    """On matrices and convolutions, not on biases, norms or embeddings (muon: on its own only)."""
     clip_norm: float = 1.0
     """Global norm that gradients are clipped to."""
     ema_decay: float = 0.999

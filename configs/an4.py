@@ -24,9 +24,9 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        bucket_seconds=(2.0, 3.2, 7.0),
-        bucket_labels=(32, 48, 96),
-        bucket_utterances=(8, 8, 8),
+        bucket_seconds=(2.2, 3.4, 7.0),
+        bucket_labels=(32, 40, 64),
+        bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
         tempo_range=(0.85, 1.35),
@@ -50,7 +50,9 @@ config = Config(
     ),
     predictor=PredictorConfig(embedding_width=64, width=96),
     joint=JointConfig(width=128, chunk_frames=10, ctc_weight=0.3),
-    optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=900, ema_decay=0.998),
-    train=TrainConfig(steps=6000, evaluate_every_steps=1000),
+    optimizer=OptimizerConfig(
+        kind="muon", peak_learning_rate=6e-3, warmup_steps=300, ema_decay=0.998
+    ),
+    train=TrainConfig(steps=5500, evaluate_every_steps=500),
     checkpoint=CheckpointConfig(every_steps=1000),
 )

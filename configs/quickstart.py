@@ -25,11 +25,12 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        bucket_seconds=(3.0, 7.0),
-        bucket_labels=(48, 96),
-        bucket_utterances=(8, 8),
+        bucket_seconds=(2.2, 3.4, 7.0),
+        bucket_labels=(32, 40, 64),
+        bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
+        tempo_range=(0.85, 1.35),
         time_masks=2,
         time_mask_share=0.05,
         frequency_mask_bins=12,
@@ -49,7 +50,9 @@ config = Config(
     ),
     predictor=PredictorConfig(embedding_width=64, width=64, dropout=0.05),
     joint=JointConfig(width=96, chunk_frames=10, ctc_weight=0.3),
-    optimizer=OptimizerConfig(peak_learning_rate=4e-3, warmup_steps=200, ema_decay=0.995),
-    train=TrainConfig(steps=2400, evaluate_every_steps=600),
-    checkpoint=CheckpointConfig(every_steps=600),
+    optimizer=OptimizerConfig(
+        kind="muon", peak_learning_rate=8e-3, warmup_steps=200, ema_decay=0.995
+    ),
+    train=TrainConfig(steps=2000, evaluate_every_steps=500),
+    checkpoint=CheckpointConfig(every_steps=500),
 )

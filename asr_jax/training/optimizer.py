@@ -1,9 +1,13 @@
-"""AdamW (arXiv 1711.05101) with warm-up, cosine decay and clipping."""
+"""AdamW (arXiv 1711.05101) or Muon (arXiv 2502.16982) with warm-up, cosine decay and clipping."""
 
 import jax
 import optax
+import optax.contrib
 
 from asr_jax.config import OptimizerConfig
+
+# Of the momentum that Muon orthogonalises, and the root mean square of its updates: the paper's.
+_MUON_BETA, _MUON_RMS = 0.95, 0.2
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
@@ -19,17 +23,29 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
 
 
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config, steps=steps),
+    """Clips the gradients to a global norm and follows the kind's rule along the schedule."""
+    rate = learning_rate_schedule(config, steps=steps)
+    if config.kind == "adamw":
+        rule = optax.adamw(
+            rate,
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
             mask=_decays,
-        ),
-    )
+        )
+    else:
+        rule = optax.contrib.muon(
+            rate,
+            beta=_MUON_BETA,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_orthogonalised,
+            consistent_rms=_MUON_RMS,
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
 def _decays(params):
@@ -37,3 +53,17 @@ def _decays(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ("kernel", "depthwise"), params
     )
+
+
+def _orthogonalised(params):
+    """The matrix axes of every kernel but the output layers'; layers stacked before them are apart."""
+
+    def axes(path, leaf):
+        names = [part.key for part in path]
+        if names[-1] != "kernel" or names[-2] in ("out", "ctc_head") and "attention" not in names:
+            return None
+        # A convolution's taps are part of what its matrix reads.
+        first = 0 if "subsampling" in names else leaf.ndim - 2
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,10 +1,11 @@
-"""The schedule at its corners, and what weight decay touches."""
+"""The schedule at its corners, what weight decay touches, and what Muon does."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from asr_jax.config import Config, EncoderConfig, OptimizerConfig
+from asr_jax.config import Config, EncoderConfig, JointConfig, OptimizerConfig
 from asr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from asr_jax.training.state import split_model
 
@@ -46,3 +47,51 @@ def test_gradients_are_clipped_to_the_norm():
     first, _ = optimizer.update(big, optimizer.init(params), params)
     second, _ = optimizer.update(small, optimizer.init(params), params)
     np.testing.assert_allclose(first["kernel"], second["kernel"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("subsampling", ["conv1d", "conv2d"])
+def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(subsampling):
+    encoder = EncoderConfig(
+        layers=3, width=8, heads=2, subsampling=subsampling, subsampling_channels=4
+    )
+    _, abstract = split_model(Config(encoder=encoder, joint=JointConfig(ctc_weight=0.3)), 5)
+    random = np.random.default_rng(0)
+    gradients = jax.tree_util.tree_map_with_path(
+        lambda path, a: _stretched(random.normal(size=a.shape), path), abstract
+    )
+    config = OptimizerConfig(
+        kind="muon", peak_learning_rate=0.5, warmup_steps=0, weight_decay=0.0, clip_norm=1e9
+    )
+    optimizer = make_optimizer(config, steps=10)
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    orthogonal = 0
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        names = [part.key for part in path]
+        if names[-1] != "kernel" or names[:-1] in (["joint", "out"], ["ctc_head"]):
+            # Adam's first step has one size everywhere: it looks at the gradient's sign alone.
+            size = np.abs(update)
+            assert size.min() > 0.99 * size.max() > 0, names
+            continue
+        for matrix in _matrices(update, path):
+            singular = np.linalg.svd(matrix, compute_uv=False) / max(matrix.shape) ** 0.5
+            # The rate times 0.2; five Newton-Schulz iterations come within a third.
+            np.testing.assert_allclose(singular, 0.5 * 0.2, rtol=0.35, err_msg=str(names))
+            orthogonal += 1
+    assert orthogonal > 3 * 8
+
+
+def _matrices(array, path):
+    """One for every layer where they are stacked; a convolution's taps are rows."""
+    layers = len(array) if "blocks" in [part.key for part in path] else 1
+    return np.asarray(array).reshape(layers, -1, array.shape[-1])
+
+
+def _stretched(array, path):
+    """Matrices whose singular values lie between 1 and 10."""
+    if path[-1].key != "kernel":
+        return jnp.asarray(array)
+    u, s, v = np.linalg.svd(_matrices(array, path), full_matrices=False)
+    return jnp.asarray(np.einsum("lik,k,lko->lio", u, np.linspace(1, 10, s.shape[-1]), v)).reshape(
+        array.shape
+    )

@@ -5,6 +5,9 @@ A file in configs/ ends in `config = Config(...)`. The command line overrides an
 checkpoints as flat JSON (`"encoder.layers": 12`), which can be run again.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -12,6 +15,31 @@ from typing import Literal
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise ValueError(f"{name} = {value!r}: {rule}")
+
+
+def _require_numbers(
+    section: object, prefix: str, *names: str, holds: Callable[[float], bool], rule: str
+) -> None:
+    for name in names:
+        value = getattr(section, name)
+        # Whoever reads the file tells what is no number at all.
+        if isinstance(value, int | float):
+            _require(holds(value), f"{prefix}.{name}", value, rule)
+
+
+def _require_positive(section: object, prefix: str, *names: str) -> None:
+    _require_numbers(section, prefix, *names, holds=lambda x: x > 0, rule="must be positive")
+
+
+def _require_not_negative(section: object, prefix: str, *names: str) -> None:
+    _require_numbers(section, prefix, *names, holds=lambda x: x >= 0, rule="must not be negative")
+
+
+def _require_dropout(section: object, prefix: str) -> None:
+    # Dropout rounds to 1/256, and needs something to be left.
+    _require_numbers(
+        section, prefix, "dropout", holds=lambda x: 0 <= x <= 0.99, rule="must lie in 0..0.99"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +90,9 @@ class DataConfig:
             self.read_ahead_batches,
             "must be positive",
         )
+        _require(
+            0 <= self.cache_gib < math.inf, "data.cache_gib", self.cache_gib, "must be finite, >= 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +115,9 @@ class AugmentConfig:
     """Widest time mask as a share of the utterance."""
 
     def __post_init__(self) -> None:
+        _require_not_negative(
+            self, "augment", "frequency_masks", "frequency_mask_bins", "time_masks"
+        )
         _require(
             bool(self.speeds) and all(s > 0 for s in self.speeds),
             "augment.speeds",
@@ -149,6 +183,13 @@ class FeaturesConfig:
             self.window_ms,
             "must be at least features.hop_ms",
         )
+        _require(
+            int(self.sample_rate_hz * self.hop_ms / 1000) > 0,
+            "features.hop_ms",
+            self.hop_ms,
+            f"must be at least a sample at {self.sample_rate_hz} Hz",
+        )
+        _require_positive(self, "features", "mel_bins")
         nyquist_hz = self.sample_rate_hz / 2
         high_hz = self.high_hz if self.high_hz > 0 else nyquist_hz + self.high_hz
         _require(
@@ -210,10 +251,16 @@ class EncoderConfig:
         _require(
             self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
         )
-        _require(self.layers > 0, "encoder.layers", self.layers, "must be positive")
-        _require(
-            0 <= self.dropout < 1, "encoder.dropout", self.dropout, "must lie in 0..1, below 1"
+        _require_positive(
+            self,
+            "encoder",
+            "layers",
+            "width",
+            "heads",
+            "feedforward_factor",
+            "subsampling_channels",
         )
+        _require_dropout(self, "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +276,11 @@ class PredictorConfig:
     width: int = 320
     """Width of the predictor's output (lstm: of its state)."""
     dropout: float = 0.1
-    """Probability of dropping, on the embedding and the output."""
+    """Probability of dropping, on the embedding (lstm: and on the output)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "predictor", "context", "embedding_width", "width")
+        _require_dropout(self, "predictor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +295,10 @@ class JointConfig:
     """Frames per scanned, rematerialised chunk of joint and loss; None chooses."""
     ctc_weight: float = 0.0
     """Weight of an auxiliary CTC head on the encoder; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "joint", "width", "chunk_frames")
+        _require_not_negative(self, "joint", "ctc_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +324,22 @@ class OptimizerConfig:
     ema_decay: float = 0.999
     """Decay per step of the averaged parameters, which evaluation uses; 0: no averaging."""
 
+    def __post_init__(self) -> None:
+        check = functools.partial(_require_numbers, self, "optimizer")
+        check(
+            "peak_learning_rate",
+            holds=lambda x: 0 < x < math.inf,
+            rule="must be positive and finite",
+        )
+        check("final_learning_rate_share", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1")
+        check(
+            *("beta1", "beta2", "ema_decay"),
+            holds=lambda x: 0 <= x < 1,
+            rule="must lie in 0..1, below 1",
+        )
+        _require_positive(self, "optimizer", "clip_norm")
+        _require_not_negative(self, "optimizer", "warmup_steps", "weight_decay")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
@@ -281,6 +352,12 @@ class MeshConfig:
     """Devices over which parameters and optimizer state are split, and the batch too."""
     model: int = 1
     """Devices over which the widths of large matrices are split."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "mesh", "fsdp", "model")
+        _require(
+            self.data == -1 or self.data > 0, "mesh.data", self.data, "must be positive, or -1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,10 +380,16 @@ class TrainConfig:
     """Consecutive steps with a non-finite loss or gradient after which the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "log_every_steps", "evaluate_every_steps"):
-            _require(
-                getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive"
-            )
+        _require_positive(
+            self,
+            "train",
+            "steps",
+            "accumulate",
+            "log_every_steps",
+            "evaluate_every_steps",
+            "max_skipped_in_a_row",
+        )
+        _require_not_negative(self, "train", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +401,9 @@ class CheckpointConfig:
     keep: int = 3
     """Newest checkpoints kept, beside the best by WER on dev."""
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "checkpoint", "every_steps", "keep")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
@@ -325,6 +411,9 @@ class DecodingConfig:
 
     max_symbols_per_frame: int = 5
     """Bound on the labels emitted at one frame."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "decoding", "max_symbols_per_frame")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def noise(shape: Batch, vocabulary: int) -> Batch:
         label_lengths=np.full(rows, labels // 2, np.int32),
         tempo=np.ones(rows, np.float32),
         utterances=np.arange(rows, dtype=np.int32),
+        joined=np.full(rows, -1, np.int32),
     )
 
 

@@ -56,6 +56,8 @@ def write_config(config: Config, path: Path) -> None:
 
 
 def _read_config(path: Path) -> Config:
+    if (path / "config.json").is_file():
+        raise UsageError(f"{path}: a run directory; its config is {path / 'config.json'}")
     if not path.is_file():
         raise UsageError(f"{path}: no such config file{_nearest_file(path)}")
     flat = _json_fields(path) if path.suffix == ".json" else _python_fields(path)

@@ -1,5 +1,8 @@
 """What a run trains on: the utterances of data.train that can be used, and their labels."""
 
+import contextlib
+import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,20 +21,32 @@ class Corpus(NamedTuple):
     labels: list[np.ndarray]
     skipped: list[Skipped]
 
+    def fingerprint(self) -> str:
+        """Of all that the plan of batches depends on: another one makes other batches."""
+        digest = hashlib.sha256()
+        for utterance, ids in zip(self.utterances, self.labels):
+            digest.update(f"{utterance.id} {utterance.duration_seconds!r} ".encode())
+            digest.update(ids.tobytes())
+        return digest.hexdigest()
 
-def training_corpus(config: Config, tokenizer_path: Path) -> tuple[Corpus, Tokenizer]:
-    """What can be trained on of data.train; the tokenizer is trained where the run has none yet."""
+
+def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
+    """What can be trained on of data.train, and the run's tokenizer.
+
+    Where it has none yet one is trained, under a name that `keep_tokenizer` makes good: nothing is
+    kept of a start that fails.
+    """
     if not config.data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
     utterances, unreadable = read_manifest(config.data.train)
-    if tokenizer_path.exists():
-        tokenizer = Tokenizer.load(tokenizer_path)
+    if (run / "tokenizer.model").exists():
+        tokenizer = Tokenizer.load(run / "tokenizer.model")
     else:
         tokenizer = Tokenizer.train(
             (utterance.text for utterance in utterances),
             kind=config.tokenizer.kind,
             vocabulary_size=config.tokenizer.vocabulary_size,
-            path=tokenizer_path,
+            path=run / "tokenizer.tmp",
         )
     features = config.features
     frames_of = lambda seconds: halved(
@@ -44,8 +59,7 @@ def training_corpus(config: Config, tokenizer_path: Path) -> tuple[Corpus, Token
         max_seconds=config.data.bucket_seconds[-1],
         max_labels=config.data.bucket_labels[-1],
         frames_of=frames_of,
-        # A CTC head beside the transducer leaves out what it cannot align, at each step.
-        ctc=False,
+        ctc=config.joint.ctc_weight > 0,
     )
     skipped = unreadable + unfit
     if not kept:
@@ -54,3 +68,9 @@ def training_corpus(config: Config, tokenizer_path: Path) -> tuple[Corpus, Token
             f"trained on, the first is {skipped[0].id}: {skipped[0].reason}"
         )
     return Corpus(kept, labels, skipped), tokenizer
+
+
+def keep_tokenizer(run: Path) -> None:
+    """Gives a tokenizer that was just trained its name."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(run / "tokenizer.tmp", run / "tokenizer.model")

@@ -9,7 +9,7 @@ import tyro
 
 from asr_jax.commands.arguments import parse
 from asr_jax.commands.recognition import open_run, recognize_utterances
-from asr_jax.data.manifest import read_manifest
+from asr_jax.data.manifest import read_transcribed
 from asr_jax.scoring.report import write_evaluation
 
 
@@ -38,21 +38,22 @@ def run(arguments: list[str]) -> int:
 
 def default_output(run: Path, data: str) -> Path:
     """samples/an4/test is named an4-test: many corpora have a test."""
-    path = Path(data).absolute().with_suffix("")
-    return run / "evaluation" / "-".join(part for part in path.parts[-2:] if part != "/")
+    path = Path(data).absolute()
+    parts = [part for part in (path.parent.name, path.name.removesuffix(".jsonl")) if part]
+    return run / "evaluation" / ("-".join(parts) or "all")
 
 
 def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
     """Writes the evaluation and prints its one-line summary, and what could not be read."""
-    utterances, unreadable = read_manifest(data)
+    utterances, unreadable = read_transcribed(data, "--data")
     recognizer = open_run(run, checkpoint)
     recognition = recognize_utterances(recognizer, utterances)
     for skipped in unreadable + recognition.failed:
         print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
     lost = {skipped.id for skipped in recognition.failed}
     scored = [(u, t) for u, t in zip(utterances, recognition.texts) if u.id not in lost]
-    if not scored:
-        raise ValueError(f"--data {data}: none of its recordings can be read")
+    if not any(u.text for u, _ in scored):
+        raise ValueError(f"--data {data}: none of its recordings that have a text can be read")
     figures = write_evaluation(
         output,
         utterances=[utterance for utterance, _ in scored],

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from asr_jax.commands.arguments import load_config
 from asr_jax.commands.devices import prepare_devices
-from asr_jax.config import Config
+from asr_jax.config import Config, MeshConfig
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
 from asr_jax.mesh import make_mesh
@@ -47,10 +47,11 @@ def open_run(run: Path, which: str) -> Recognizer:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
     config = load_config(run / "config.json")
-    prepare_devices(config.mesh)
+    prepare_devices(MeshConfig())
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
-    mesh = make_mesh(config.mesh, jax.devices())
+    # Of the devices that are here, whatever it was trained on.
+    mesh = make_mesh(MeshConfig(), jax.devices())
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         abstract,
@@ -66,10 +67,16 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
     devices = recognizer.mesh.size
-    rows = tuple(-(-n // devices) * devices for n in config.data.bucket_utterances)
+    rows = tuple(
+        -(-min(n, len(utterances)) // devices) * devices for n in config.data.bucket_utterances
+    )
     data = dataclasses.replace(config.data, bucket_utterances=rows)
     batches = evaluation_batches(
-        utterances, no_labels, data=data, sample_rate_hz=config.features.sample_rate_hz
+        utterances,
+        no_labels,
+        data=data,
+        sample_rate_hz=config.features.sample_rate_hz,
+        multiple=devices,
     )
     compiled: set[tuple[int, ...]] = set()
     compile_seconds = 0.0
@@ -89,6 +96,6 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         run, params, compiled_first(), recognizer.tokenizer, utterances=len(utterances)
     )
     wall_seconds = time.monotonic() - began - compile_seconds
-    return Recognition(
-        texts, batches.failed, sum(u.duration_seconds for u in utterances), wall_seconds
-    )
+    lost = {skipped.id for skipped in batches.failed}
+    audio_seconds = sum(u.duration_seconds for u in utterances if u.id not in lost)
+    return Recognition(texts, batches.failed, audio_seconds, wall_seconds)

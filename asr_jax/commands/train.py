@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -15,11 +16,11 @@ import numpy as np
 import tyro
 
 from asr_jax.commands.arguments import UsageError, load_config, parse, write_config
-from asr_jax.commands.corpus import Corpus, training_corpus
+from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.config import Config, flatten
-from asr_jax.data.manifest import read_manifest
+from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches, bucket_samples, evaluation_batches, training_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
 from asr_jax.mesh import check_batch, make_mesh
@@ -37,6 +38,7 @@ CHANGEABLE = (
     "checkpoint.",
     "decoding.",
     "mesh.",
+    "data.train",
     "data.dev",
     "data.test",
     "data.read",
@@ -95,11 +97,13 @@ def _train(config: Config, run: Path) -> str | None:
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
     _claim(run, config)
-    corpus, tokenizer = training_corpus(config, run / "tokenizer.model")
+    corpus, tokenizer = training_corpus(config, run)
     evaluate_dev = _dev_evaluation(config, tokenizer, mesh)
     if config.data.test:
-        read_manifest(config.data.test)  # not after days of training
+        read_transcribed(config.data.test, "data.test")  # not after days of training
     write_config(config, run / "config.json")
+    keep_tokenizer(run)
+    about = {"config": _as_json(flatten(config)), "utterances": corpus.fingerprint()}
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
     abstract = abstract_state(*sizes)
@@ -108,6 +112,8 @@ def _train(config: Config, run: Path) -> str | None:
     with checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer:
         state, warnings = checkpoint.restore(checkpointer, abstract)
         start = 0 if state is None else int(state.step)
+        if state is not None:
+            warnings += _changes(checkpoint.saved_about(checkpointer, start), about, run)
         with ProgressDisplay(steps=config.train.steps, start=start) as progress:
             for warning in warnings:
                 progress.note(f"warning: {warning}")
@@ -115,7 +121,7 @@ def _train(config: Config, run: Path) -> str | None:
             if state is not None:
                 progress.note(f"going on from step {start} of {config.train.steps}")
             if start >= config.train.steps:
-                return None
+                return stopped_by()
             steps = compile_steps(
                 config,
                 graphdef,
@@ -145,8 +151,10 @@ def _train(config: Config, run: Path) -> str | None:
                 steps=steps,
                 batches=_readable(batches, config, listed=listed, note=progress.note),
                 utterance_ids=[u.id for u in corpus.utterances],
-                evaluate=evaluate_dev and (lambda averaged: evaluate_dev(graphdef, averaged)),
+                evaluate=evaluate_dev
+                and (lambda averaged: evaluate_dev(graphdef, averaged, progress.note)),
                 checkpointer=checkpointer,
+                about=about,
                 stopped_by=stopped_by,
                 progress=progress,
             )
@@ -163,8 +171,9 @@ def _readable(
     known = empty = 0
     for batch in batches:
         failed = batches.failed
-        with listed.open("a") as file:
-            file.write(_json_lines(failed[known:]))
+        if failed[known:]:
+            with listed.open("a") as file:
+                file.write(_json_lines(failed[known:]))
         for skipped in failed[known:]:
             note(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})")
         known = len(failed)
@@ -197,14 +206,20 @@ def _claim(run: Path, config: Config) -> None:
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
-        if {other.name for other in run.iterdir()} - {"tokenizer.model", "config.tmp"}:
+        # These are of a start that failed before it became a run.
+        if {other.name for other in run.iterdir()} - {"tokenizer.tmp", "config.tmp"}:
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
-        # Of a start that failed before it became a run, perhaps on other transcripts.
-        (run / "tokenizer.model").unlink(missing_ok=True)
         return
-    before, now = flatten(load_config(path)), flatten(config)
-    changed = [name for name in now if now[name] != before[name]]
-    fixed = [name for name in changed if not name.startswith(CHANGEABLE)]
+    _require_same(flatten(load_config(path)), flatten(config), run)
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Raises UsageError where a field differs that a run cannot go on with changed."""
+    fixed = [
+        name
+        for name in now
+        if now[name] != before.get(name, now[name]) and not name.startswith(CHANGEABLE)
+    ]
     if fixed:
         name = fixed[0]
         raise UsageError(
@@ -212,6 +227,25 @@ def _claim(run: Path, config: Config) -> None:
             f"{f' (and {len(fixed) - 1} more fields differ)' if len(fixed) > 1 else ''}; "
             "choose another directory"
         )
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]:
+    """What is not as it was when the checkpoint was saved; config.json may have been edited since.
+
+    Raises UsageError where the run cannot go on so.
+    """
+    _require_same(before.get("config", {}), now["config"], run)
+    if before.get("utterances", now["utterances"]) == now["utterances"]:
+        return []
+    return [
+        "the utterances of data.train are not those that this run was trained on so far; "
+        "the current epoch goes on with other batches"
+    ]
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples as lists, as they come back from a file."""
+    return json.loads(json.dumps(value))
 
 
 def _describe(
@@ -224,7 +258,15 @@ def _describe(
         f"{count / 1e6:.2f} million parameters; {mesh.size} {jax.default_backend()} device(s)"
     )
     listed = run / "skipped.jsonl"
-    listed.write_text(_json_lines(corpus.skipped))
+    trained_on = {utterance.id for utterance in corpus.utterances}
+    header_only = {skipped.id for skipped in corpus.skipped}
+    # Those that only reading them to the end showed to be bad, before a restart.
+    earlier = [
+        line
+        for line in (listed.read_text().splitlines(keepends=True) if listed.exists() else [])
+        if json.loads(line)["id"] in trained_on - header_only
+    ]
+    listed.write_text(_json_lines(corpus.skipped) + "".join(earlier))
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
         note(f"left out: {number} utterances, {kind} (listed in {listed})")
@@ -255,30 +297,34 @@ def batch_shapes(config: Config) -> list[Batch]:
                 label_lengths=abstract((rows,), np.int32),
                 tempo=abstract((rows,), np.float32),
                 utterances=abstract((rows,), np.int32),
+                joined=abstract((rows,), np.int32),
             )
         )
     return shapes
 
 
 def _dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
-    """(graphdef, averaged parameters) -> WER on data.dev in percent; None without data.dev."""
+    """(graphdef, averaged parameters, note) -> WER on data.dev in percent; None without one."""
     if not config.data.dev:
         return None
-    utterances, unreadable = read_manifest(config.data.dev)
+    utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
     for skipped in unreadable:
         print(f"data.dev: left out: {skipped.id}, {skipped.reason}", file=sys.stderr)
-    if not any(utterance.text for utterance in utterances):
-        raise ValueError(f"data.dev = {config.data.dev}: all transcripts are empty")
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
-    recognizers: dict[str, Any] = {}
+    recognizer_of = functools.cache(lambda graphdef: make_recognizer(graphdef, config, mesh))
+    noted: set[str] = set()
 
-    def evaluate_dev(graphdef: Any, averaged: Any) -> float:
-        recognize = recognizers.setdefault("dev", make_recognizer(graphdef, config, mesh))
+    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> float:
+        recognize = recognizer_of(graphdef)
         batches = evaluation_batches(
             utterances, no_labels, data=config.data, sample_rate_hz=config.features.sample_rate_hz
         )
         texts = hypotheses(recognize, averaged, batches, tokenizer, utterances=len(utterances))
+        for skipped in batches.failed:
+            if skipped.id not in noted:
+                note(f"data.dev: left out: {skipped.id}, {skipped.reason}")
         lost = {skipped.id for skipped in batches.failed}
+        noted.update(lost)
         scored = [(u.text, text) for u, text in zip(utterances, texts) if u.id not in lost]
         if not scored:
             raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")

@@ -58,6 +58,17 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     return utterances, skipped
 
 
+def read_transcribed(data: str | Path, name: str) -> tuple[list[Utterance], list[Skipped]]:
+    """read_manifest of what is to be scored: raises ValueError too where no transcript has a word.
+
+    `name` is what the user calls it.
+    """
+    utterances, skipped = read_manifest(data)
+    if not any(utterance.text for utterance in utterances):
+        raise ValueError(f"{name} = {data}: all transcripts are empty")
+    return utterances, skipped
+
+
 def select_utterances(
     utterances: Sequence[Utterance],
     tokenizer: Tokenizer,
@@ -71,9 +82,10 @@ def select_utterances(
     """The utterances one can train on, their labels, and the others.
 
     `max_seconds` and `max_labels` are those of the last bucket; `frames_of` gives the encoder's
-    frames for a duration in seconds. With `ctc`, labels that no CTC path can hold (they and the
-    blanks between repeats outnumber the frames) are left out too; a transducer's lattice holds any.
-    A reason is a phrase that many utterances share, then ": " and the figures of this one.
+    frames for a duration in seconds. More labels than frames are kept: a transducer's lattice holds
+    any number. With `ctc`, those that no CTC path can hold, the blanks between repeats included,
+    are kept too, and listed as left out of that loss. A reason is a phrase that many utterances
+    share, then ": " and the figures of this one.
     """
     kept, labels, skipped = [], [], []
     for utterance in utterances:
@@ -92,12 +104,12 @@ def select_utterances(
             reason = f"longer than the last bucket's {max_seconds:g} s: {seconds:.4g} s"
         elif len(ids) > max_labels:
             reason = f"more labels than the last bucket's {max_labels}: {len(ids)}"
-        elif ctc and ctc_frames > frames:
-            reason = f"more labels than frames, which CTC needs: {ctc_frames} for {frames}"
         else:
             kept.append(utterance)
             labels.append(ids)
-            continue
+            if not ctc or ctc_frames <= frames:
+                continue
+            reason = f"of the CTC loss alone, more labels than frames: {ctc_frames} for {frames}"
         skipped.append(Skipped(utterance.id, reason))
     return kept, labels, skipped
 
@@ -121,7 +133,9 @@ def _folder_utterances(folder: Path) -> Iterator[Utterance]:
     for transcripts in sorted(folder.rglob("*.trans.txt")):
         beside = transcripts.parent
         recordings = {
-            path.stem: path for path in sorted(beside.iterdir()) if path.suffix in AUDIO_SUFFIXES
+            path.stem: path
+            for path in sorted(beside.iterdir())
+            if path.suffix.lower() in AUDIO_SUFFIXES
         }
         speaker, chapter = beside.absolute().parts[-2:]
         is_librispeech = transcripts.name == f"{speaker}-{chapter}.trans.txt"
@@ -156,12 +170,14 @@ def _jsonl_utterances(manifest: Path) -> Iterator[Utterance]:
             if value is not None and not is_seconds:
                 raise ValueError(f"{where}: {name} = {value!r} must be a number of seconds")
         duration, offset = fields.get("duration"), fields.get("offset") or 0
+        id, speaker = fields.get("id"), fields.get("speaker")
+        segment = f"{audio}@{offset}" + (f"+{duration}" if duration is not None else "")
         yield Utterance(
-            id=str(fields.get("id") or (f"{audio}@{offset:g}" if offset else audio)),
+            id=str(id) if id not in (None, "") else segment if offset else audio,
             audio=manifest.parent / audio,
             text=collapse_white_space(fields["text"]),
             duration_seconds=math.nan if duration is None else float(duration),
-            speaker=str(fields.get("speaker") or ""),
+            speaker="" if speaker is None else str(speaker),
             offset_seconds=float(offset),
         )
 

@@ -110,6 +110,8 @@ def training_batches(
         sample_rate_hz=sample_rate_hz,
         max_tempo=max(1.0, augment.tempo_range[1]),
         separator=separator,
+        # Without a single frame the loss would be infinite.
+        min_samples=int(data.min_seconds * sample_rate_hz) - ROUNDING_SAMPLES,
     )
 
 
@@ -119,14 +121,19 @@ def evaluation_batches(
     *,
     data: DataConfig,
     sample_rate_hz: int,
+    multiple: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Batches in which every utterance occurs once as it is, shortest first (evaluation_plan)."""
+    """Batches in which every utterance occurs once as it is, shortest first (evaluation_plan).
+
+    Those of recordings beyond the last bucket have fewer rows, a multiple of `multiple`.
+    """
     plan = evaluation_plan(
         np.array([u.duration_seconds for u in utterances], np.float64),
         np.array([len(ids) for ids in labels], np.int64),
         buckets=Buckets.of(data),
+        multiple=multiple,
     )
     return _batches(
         lambda index: _share(plan[index], process_index, process_count),
@@ -138,6 +145,7 @@ def evaluation_batches(
         sample_rate_hz=sample_rate_hz,
         max_tempo=1.0,
         separator=(),
+        min_samples=0,
     )
 
 
@@ -164,6 +172,7 @@ def _batches(
     sample_rate_hz: int,
     max_tempo: float,
     separator: Sequence[int],
+    min_samples: int,
 ) -> Batches:
     cache = AudioCache(
         sample_rate_hz=sample_rate_hz, capacity_bytes=int(data.cache_gib * BYTES_PER_GIB)
@@ -178,6 +187,10 @@ def _batches(
             except AudioError as error:
                 failures[utterance.id] = Skipped(utterance.id, f"{error.reason}: {utterance.audio}")
                 return None
+            if len(samples[-1]) < min_samples:
+                reason = f"shorter than its manifest says: {len(samples[-1])} samples"
+                failures[utterance.id] = Skipped(utterance.id, f"{reason}: {utterance.audio}")
+                return None
         return change_speed(np.concatenate(samples), speed)
 
     def read(index: int) -> Batch:
@@ -191,6 +204,7 @@ def _batches(
             label_lengths=np.zeros(rows, np.int32),
             tempo=np.ones(rows, np.float32),
             utterances=np.full(rows, -1, np.int32),
+            joined=np.full(rows, -1, np.int32),
         )
         for row, (first, second) in enumerate(zip(plan.first, plan.second)):
             if first < 0:
@@ -208,6 +222,7 @@ def _batches(
             batch.label_lengths[row] = len(ids)
             batch.tempo[row] = plan.tempo[row]
             batch.utterances[row] = first
+            batch.joined[row] = second
         return batch
 
     options = grain.ReadOptions(

@@ -44,15 +44,19 @@ class Buckets(NamedTuple):
             raise ValueError(f"data.bucket_labels = {data.bucket_labels}: must not decrease")
         return cls(data.bucket_seconds, data.bucket_labels, data.bucket_utterances)
 
-    def extended(self, seconds: float, labels: int) -> "Buckets":
-        """With multiples of the last bucket appended, until one holds `seconds` and `labels`."""
+    def extended(self, seconds: float, labels: int, *, multiple: int = 1) -> "Buckets":
+        """With multiples of the last bucket appended, until one holds `seconds` and `labels`.
+
+        k times as long ones have a k-th of its utterances, in whole multiples of `multiple`.
+        """
         # One more than the whole quotient, so that no rounding can make the last one too small.
         times = 1 + int(max(seconds / self.seconds[-1], labels / self.labels[-1]))
         more = range(2, times + 1)
         return Buckets(
             self.seconds + tuple(k * self.seconds[-1] for k in more),
             self.labels + tuple(k * self.labels[-1] for k in more),
-            self.utterances + tuple(self.utterances[-1] for _ in more),
+            self.utterances
+            + tuple(max(1, self.utterances[-1] // (k * multiple)) * multiple for k in more),
         )
 
 
@@ -191,16 +195,20 @@ def evaluation_plan(
     label_lengths: Int64[np.ndarray, " N"],
     *,
     buckets: Buckets,
+    multiple: int = 1,
 ) -> list[PlannedBatch]:
     """Each utterance once, shortest first, unchanged, in the buckets of training.
 
-    Longer ones than the last bucket's get shapes of multiples of it. Every bucket's last batch
-    may have padding rows, since carrying them on would stretch them to the longest recording.
+    Longer ones than the last bucket's get shapes of multiples of it (`Buckets.extended`). Every
+    bucket's last batch may have padding rows, since carrying them on would stretch them to the
+    longest recording.
     """
     N = len(durations_seconds)
     if N == 0:
         return []
-    buckets = buckets.extended(float(durations_seconds.max()), int(label_lengths.max()))
+    buckets = buckets.extended(
+        float(durations_seconds.max()), int(label_lengths.max()), multiple=multiple
+    )
     ones = np.ones(N + 1)
     bucket = _buckets_of(durations_seconds, label_lengths, buckets)
     items = _Items(np.full(N + 1, -1, np.int32), ones, ones, bucket)

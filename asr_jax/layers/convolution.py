@@ -15,10 +15,13 @@ def depthwise_convolution(
     """Each channel with its own kernel of odd length K, zeros beyond the ends.
 
     Written as a sum of shifted copies, which XLA fuses: on a CPU several times faster than a
-    grouped `lax.conv`. So is its gradient, which would scatter each copy back if left to JAX.
+    grouped `lax.conv`. So is its gradient, which would scatter each copy back if left to JAX. Sums
+    are taken in float32.
     """
-    shifted = _shifted(x, len(kernel))
-    return functools.reduce(jnp.add, [copy * tap for copy, tap in zip(shifted, kernel)])
+    shifted, taps = _shifted(x, len(kernel)), kernel.astype(jnp.float32)
+    return functools.reduce(jnp.add, [copy * tap for copy, tap in zip(shifted, taps)]).astype(
+        x.dtype
+    )
 
 
 def _shifted(x, taps):
@@ -32,8 +35,9 @@ def _depthwise_fwd(x, kernel):
 
 def _depthwise_bwd(residuals, gradient):
     x, kernel = residuals
-    taps = [jnp.sum(copy * gradient, axis=(0, 1)) for copy in _shifted(x, len(kernel))]
-    return depthwise_convolution(gradient, kernel[::-1]), jnp.stack(taps)
+    wide = gradient.astype(jnp.float32)
+    taps = [jnp.sum(copy * wide, axis=(0, 1)) for copy in _shifted(x, len(kernel))]
+    return depthwise_convolution(gradient, kernel[::-1]), jnp.stack(taps).astype(kernel.dtype)
 
 
 depthwise_convolution.defvjp(_depthwise_fwd, _depthwise_bwd)

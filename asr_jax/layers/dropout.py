@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 
@@ -35,12 +34,12 @@ def _hashed_positions(shape: tuple[int, ...], key: Key[Array, ""]) -> UInt32[Arr
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     position = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
-        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
         position += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     return _mix(_mix(position ^ first) + second)
 
 
 def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

@@ -49,24 +49,40 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
     )
     try:
         yield checkpointer
-    finally:
-        # It raises once more what `save` or `finish` has raised as a CheckpointError.
+    except CheckpointError:
+        # Closing raises once more what `save` or `finish` has raised.
         with contextlib.suppress(Exception):
             checkpointer.close()
+        raise
+    except BaseException:
+        try:
+            checkpointer.close()
+        except Exception as error:
+            print(_unwritten(checkpointer.directory, error), file=sys.stderr)
+        raise
+    else:
+        checkpointer.close()
 
 
 def save(
-    checkpointer: ocp.training.Checkpointer, state: TrainState, *, wer_percent: float | None
+    checkpointer: ocp.training.Checkpointer,
+    state: TrainState,
+    *,
+    wer_percent: float | None,
+    about: dict[str, Any],
 ) -> None:
     """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
 
-    Raises CheckpointError where this save, or the one before it, could not be written.
+    `about` is JSON that `saved_about` gives back. Raises CheckpointError where this save, or the
+    one before it, could not be written.
     """
     metrics: Any = None if wer_percent is None else {"wer_percent": wer_percent}
     step = int(state.step)
     try:
         checkpointer.wait()
-        checkpointer.save_async(step, state._asdict(), metrics=metrics, force=True)
+        checkpointer.save_async(
+            step, state._asdict(), metrics=metrics, custom_metadata=about, force=True
+        )
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
 
@@ -112,6 +128,12 @@ def restore(
             f"{reason}; they are left as they are, choose another run directory to start anew"
         )
     return None, []
+
+
+def saved_about(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+    """What the checkpoint of this step was saved with as `about`."""
+    about: Any = checkpointer.metadata(step).custom_metadata
+    return about or {}
 
 
 def _free_name(path: Path) -> Path:
@@ -195,9 +217,10 @@ def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str
     saved, expected = shapes(saved), shapes(abstract_params)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
+            checkpoint = Path(checkpointer.directory) / str(step)
             raise CheckpointError(
-                f"{Path(checkpointer.directory) / str(step)} is of another model than the config's: "
-                f"{path} is {saved.get(path, 'missing')}, expected {expected.get(path, 'none')}"
+                f"{checkpoint} is of another model than the config's: {path} is "
+                f"{saved.get(path, 'missing')}, expected {expected.get(path, 'none')}"
             )
 
 

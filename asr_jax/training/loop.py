@@ -102,13 +102,15 @@ def train(
     utterance_ids: Sequence[str],
     evaluate: Callable[[Any], float] | None,
     checkpointer: ocp.training.Checkpointer,
+    about: dict[str, Any],
     stopped_by: Callable[[], str | None],
     progress: ProgressDisplay,
 ) -> tuple[TrainState, str | None]:
     """Trains until `train.steps`, or until `stopped_by` names a reason, which is returned.
 
-    `evaluate` gives the WER in percent of averaged parameters on dev. Whatever ends the loop, the
-    state is saved before it returns. Raises TrainingDiverged and checkpoint.CheckpointError.
+    `evaluate` gives the WER in percent of averaged parameters on dev; `about` is kept beside every
+    checkpoint. The state is saved before this returns. Raises TrainingDiverged, which leaves the
+    checkpoints before it, and checkpoint.CheckpointError.
     """
     step, total = int(state.step), config.train.steps
     reason = None
@@ -128,7 +130,7 @@ def train(
             # Read one step late, so that the devices are never idle while the host looks.
             if unread is not None:
                 audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
-            unread = metrics, batch.utterances
+            unread = metrics, np.concatenate([batch.utterances, batch.joined])
 
             reason = stopped_by()
             due = lambda every_steps, step=step: step == total or step % every_steps == 0
@@ -153,7 +155,12 @@ def train(
                 since, began = step, time.monotonic()
 
             wer_percent = None
-            if evaluate is not None and reason is None and due(config.train.evaluate_every_steps):
+            # Told to stop, it leaves at once; but nobody comes back to evaluate the last step.
+            if (
+                evaluate is not None
+                and (reason is None or step == total)
+                and due(config.train.evaluate_every_steps)
+            ):
                 wer_percent = evaluate(state.averaged)
                 log.write(step, {"dev_wer": wer_percent})
                 progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
@@ -161,9 +168,9 @@ def train(
             if improved:
                 best = wer_percent
             if improved or reason or due(config.checkpoint.every_steps):
-                checkpoint.save(checkpointer, state, wer_percent=wer_percent)
+                checkpoint.save(checkpointer, state, wer_percent=wer_percent, about=about)
             if wer_percent is not None or reason:
-                since, began, waited = step, time.monotonic(), 0.0
+                since, began, waited, audio_seconds = step, time.monotonic(), 0.0, 0.0
         checkpoint.finish(checkpointer)
     return state, reason
 

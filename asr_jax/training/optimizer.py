@@ -56,7 +56,7 @@ def _decays(params):
 
 
 def _orthogonalised(params):
-    """The matrix axes of every kernel but the output layers'; layers stacked before them are apart."""
+    """The matrix axes of every kernel but the output layers', each stacked layer's by itself."""
 
     def axes(path, leaf):
         names = [part.key for part in path]

@@ -14,6 +14,7 @@ from asr_jax.config import Config
 from asr_jax.features.augment import spec_augment, time_stretch
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
+from asr_jax.layers.length import frame_mask
 from asr_jax.mesh import over_rows
 from asr_jax.training.objective import utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
@@ -51,18 +52,21 @@ def augmented_features(
         frames=bucket_frames(batch.samples.shape[1], config),
     )
     augment = config.augment
-    return (
-        spec_augment(
-            features,
-            lengths,
-            key,
-            frequency_masks=augment.frequency_masks,
-            frequency_mask_bins=augment.frequency_mask_bins,
-            time_masks=augment.time_masks,
-            time_mask_share=augment.time_mask_share,
-        ),
-        lengths,
+    mask = functools.partial(
+        spec_augment,
+        key=key,
+        frequency_masks=augment.frequency_masks,
+        frequency_mask_bins=augment.frequency_mask_bins,
+        time_masks=augment.time_masks,
+        time_mask_share=augment.time_mask_share,
     )
+    if config.features.normalization == "none":
+        # A masked bin is to say nothing; of such features zero would be a loud one.
+        real = frame_mask(lengths, features.shape[1])[..., None]
+        mean = jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
+        masked = jnp.where(real, mask(features - mean, lengths) + mean, 0)
+        return jnp.where(lengths[:, None, None] > 0, masked, 0), lengths
+    return mask(features, lengths), lengths
 
 
 def cast(params: Any, dtype: str) -> Any:

@@ -17,7 +17,8 @@ import pytest
 import soundfile
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands import evaluate
+from asr_jax.commands import evaluate, train
+from asr_jax.data.pipeline import Batches, training_batches
 from asr_jax.text import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,29 @@ def test_a_verb_that_is_none(command):
             "--encoder.subsampling: 'conv3d' is not one of 'conv2d', 'conv1d'",
         ),
         ("--encoder.heads 3", "encoder.heads = 3: must divide encoder.width = 16"),
+        ("--encoder.width 0", "encoder.width = 0: must be positive"),
+        ("--encoder.dropout 0.999", "encoder.dropout = 0.999: must lie in 0..0.99"),
+        ("--predictor.dropout -0.1", "predictor.dropout = -0.1: must lie in 0..0.99"),
+        ("--predictor.context 0", "predictor.context = 0: must be positive"),
+        ("--joint.chunk-frames 0", "joint.chunk_frames = 0: must be positive"),
+        ("--joint.ctc-weight -1", "joint.ctc_weight = -1.0: must not be negative"),
+        ("--augment.time-masks -1", "augment.time_masks = -1: must not be negative"),
+        ("--features.hop-ms 0.05", "features.hop_ms = 0.05: must be at least a sample at 16000 Hz"),
+        ("--optimizer.clip-norm 0", "optimizer.clip_norm = 0.0: must be positive"),
+        ("--optimizer.ema-decay 2", "optimizer.ema_decay = 2.0: must lie in 0..1, below 1"),
+        ("--optimizer.peak-learning-rate nan", "optimizer.peak_learning_rate = nan: must be posi"),
+        ("--mesh.fsdp 0", "mesh.fsdp = 0: must be positive"),
+        ("--mesh.data -2", "mesh.data = -2: must be positive, or -1"),
         ("--train.steps 0", "train.steps = 0: must be positive"),
+        ("--train.seed -1", "train.seed = -1: must not be negative"),
+        ("--train.max-skipped-in-a-row 0", "train.max_skipped_in_a_row = 0: must be positive"),
+        ("--checkpoint.every-steps 0", "checkpoint.every_steps = 0: must be positive"),
+        ("--checkpoint.keep 0", "checkpoint.keep = 0: must be positive"),
+        ("--data.cache-gib inf", "data.cache_gib = inf: must be finite, >= 0"),
+        (
+            "--decoding.max-symbols-per-frame 0",
+            "decoding.max_symbols_per_frame = 0: must be positive",
+        ),
         (
             "--train.accumulate 3",
             "train.accumulate = 3: must divide every data.bucket_utterances, also 8",
@@ -227,6 +250,19 @@ def test_an_edited_config_json_is_never_executed(error, trained, run, tmp_path):
     assert not trace.exists()
 
 
+def test_an_edited_seed_is_another_run(error, run):
+    """The parameters would fit; the batches from here on would be another run's."""
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"train.seed": 0,', '"train.seed": 1,'))
+    assert error("train", path) == (
+        f"--run {run}: holds another run, whose train.seed is 0, not 1; choose another directory"
+    )
+
+
+def test_a_run_directory_in_place_of_its_config(error, run):
+    assert error("train", run) == f"{run}: a run directory; its config is {run / 'config.json'}"
+
+
 def test_another_model_than_the_checkpoint(error, trained, run):
     path = run / "config.json"
     path.write_text(path.read_text().replace('"encoder.layers": 1,', '"encoder.layers": 2,'))
@@ -280,23 +316,28 @@ def test_data_that_cannot_be_trained_on(error, trained, tmp_path, write_manifest
     broken = write_manifest(tmp_path / "broken.jsonl", {"0.wav": "one"})
     write_tone(tmp_path / "1.flac", 0.4)
     silent = write_manifest(tmp_path / "silent.jsonl", {"1.flac": " "})
-    train = lambda **data: error(
+    start = lambda **data: error(
         "train", trained.config, "--run", run, *(f"--data.{k}={v}" for k, v in data.items())
     )
-    assert train() == "data.train is empty: it must name a folder or a manifest"
-    assert train(train=tmp_path / "no") == f"{tmp_path / 'no'}: no such folder or manifest"
-    assert train(train=empty).startswith(f"{empty}: no transcripts in it")
-    assert train(train=broken).startswith(f"{broken}: none of its 1 recordings can be read, ")
-    assert train(train=silent) == "transcripts: all are empty, nothing to train a tokenizer on"
+    assert start() == "data.train is empty: it must name a folder or a manifest"
+    assert start(train=tmp_path / "no") == f"{tmp_path / 'no'}: no such folder or manifest"
+    assert start(train=empty).startswith(f"{empty}: no transcripts in it")
+    assert start(train=broken).startswith(f"{broken}: none of its 1 recordings can be read, ")
+    assert start(train=silent) == "transcripts: all are empty, nothing to train a tokenizer on"
     # What is wrong with the other two is known before the first step, not after the last.
     good = trained.data
-    assert train(train=good, dev=empty).startswith(f"{empty}: no transcripts in it")
-    assert train(train=good, dev=silent) == f"data.dev = {silent}: all transcripts are empty"
-    assert train(train=good, test=empty).startswith(f"{empty}: no transcripts in it")
+    assert start(train=good, dev=empty).startswith(f"{empty}: no transcripts in it")
+    assert start(train=good, dev=silent) == f"data.dev = {silent}: all transcripts are empty"
+    assert start(train=good, test=empty).startswith(f"{empty}: no transcripts in it")
+    assert start(train=good, test=silent) == f"data.test = {silent}: all transcripts are empty"
+    assert error("evaluate", trained.run, "--data", silent) == (
+        f"--data = {silent}: all transcripts are empty"
+    )
     # None of these starts has made the directory unusable, or left its tokenizer for the next.
     other = write_manifest(tmp_path / "other.jsonl", {"1.flac": "xyz"})
-    assert train(train=other, test=empty).startswith(f"{empty}: no transcripts in it")
-    assert Tokenizer.load(run / "tokenizer.model").unknown_characters("xyz one") == "eno"
+    assert start(train=other, test=empty).startswith(f"{empty}: no transcripts in it")
+    assert not (run / "tokenizer.model").exists()
+    assert Tokenizer.load(run / "tokenizer.tmp").unknown_characters("xyz one") == "eno"
 
 
 # Recordings, one by one.
@@ -350,12 +391,16 @@ def test_bad_recordings_are_listed_with_their_reason(mixed):
         "too many": "more labels than the last bucket's 16: 18",
         "unknown": "characters that the tokenizer lacks: bqu",
         "not finite": f"samples that are not finite: {folder / 'not finite.wav'}",
+        "more labels than frames": "of the CTC loss alone, more labels than frames: 13 for 7",
     }
 
 
 def test_bad_recordings_are_counted(mixed):
     run, outcome = mixed
     lines = outcome.err.splitlines()
+    assert "warning: the utterances of data.train are not those that this run was trained on" in (
+        outcome.err
+    )
     listed = f"(listed in {run / 'skipped.jsonl'})"
     assert f"left out: 1 utterances, empty transcript {listed}" in lines
     assert f"left out: 1 utterances, characters that the tokenizer lacks {listed}" in lines
@@ -371,6 +416,31 @@ def test_the_others_are_trained_on(mixed):
     (line,) = [m for m in metrics if "loss" in m]
     assert line["step"] == 4
     assert np.isfinite(line["grad_norm"]) and line["skipped"] == 0
+
+
+def test_steps_that_are_never_finite(error, trained, tmp_path, monkeypatch):
+    class Poisoned(Batches):
+        def __next__(self):
+            batch = super().__next__()
+            return batch._replace(samples=np.full_like(batch.samples, np.inf))
+
+    def poisoned(*arguments, **options):
+        batches = training_batches(*arguments, **options)
+        return Poisoned(batches, batches._failures)
+
+    monkeypatch.setattr(train, "training_batches", poisoned)
+    options = ["--run", tmp_path / "run", *trained.arguments[4:], "--train.max-skipped-in-a-row=2"]
+    found = error("train", trained.config, *options)
+    start = "2 steps in a row, up to step 2, had a loss or gradient that is not finite; "
+    assert found.startswith(f"{start}the last one's utterances are ")
+    assert sorted(found.partition("utterances are ")[2].split(", ")) == [
+        f"{n}.flac" for n in range(6)
+    ]
+    assert steps(tmp_path / "run") == {"1"}
+    # What was saved is as good as before, and the run goes on from it.
+    monkeypatch.undo()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["skipped"] == 1
 
 
 def test_nothing_that_can_be_read_any_more(error, mixed, tmp_path, write_manifest):

@@ -141,13 +141,28 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
         failed = np.isin(whole.utterances, (4, 9))
         lost += failed.sum()
         for field, value in whole._asdict().items():
-            padding = {"tempo": 1, "utterances": -1}.get(field, 0)
+            padding = {"tempo": 1, "utterances": -1, "joined": -1}.get(field, 0)
             mask = failed.reshape(-1, *(1,) * (value.ndim - 1))
             np.testing.assert_array_equal(getattr(batch, field), np.where(mask, padding, value))
     assert lost >= 4
     assert sorted(one.id for one in stream.failed) == ["04", "09"]
     reasons = {one.id: one.reason for one in stream.failed}
     assert reasons["04"] == f"the file is empty: {tmp_path / '4.wav'}"
+
+
+def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
+    """Without a frame its loss would be infinite, and its batches lost."""
+    utterances, labels = corpus
+    soundfile.write(tmp_path / "0.wav", np.zeros(48), RATE_HZ)
+    lying = [replace(utterances[0], audio=tmp_path / "0.wav"), *utterances[1:]]
+    stream = training((lying, labels), augment=AugmentConfig())
+    for batch in islice(stream, 20):
+        assert 0 not in batch.utterances
+    (failed,) = stream.failed
+    assert (failed.id, failed.reason) == (
+        lying[0].id,
+        f"shorter than its manifest says: 48 samples: {tmp_path / '0.wav'}",
+    )
 
 
 def test_a_joined_row_needs_both_recordings(corpus):

@@ -224,3 +224,12 @@ def test_evaluation_has_every_utterance_once_however_long(durations, labels):
     assert edges == sorted(edges)
     full = [batch for batch, after in zip(batches, edges[1:]) if batch.seconds == after]
     assert all((batch.first >= 0).all() for batch in full)
+
+
+def test_longer_evaluation_buckets_hold_no_more_audio_than_the_last():
+    buckets = BUCKETS.extended(80.0, 70, multiple=1)
+    assert buckets.seconds[3:] == (32.0, 48.0, 64.0, 80.0, 96.0)
+    assert buckets.utterances[3:] == (1, 1, 1, 1, 1)
+    assert Buckets((10.0,), (5,), (32,)).extended(39.0, 5, multiple=4).utterances == (32, 16, 8, 8)
+    # Every device has a row, though that is more audio.
+    assert Buckets((10.0,), (5,), (8,)).extended(19.0, 5, multiple=8).utterances == (8, 8)

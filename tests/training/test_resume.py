@@ -26,10 +26,11 @@ config = Config(
         bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
     augment=AugmentConfig(tempo_range=(0.9, 1.2), join_probability=0.2, frequency_mask_bins=8),
     tokenizer=TokenizerConfig(kind="char"),
-    encoder=EncoderConfig(layers=1, width=16, heads=2, kernel_frames=3, subsampling="conv1d",
-                          subsampling_channels=16, remat="none"),
+    encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,
+                          subsampling="conv1d", subsampling_channels=16, remat="none"),
     predictor=PredictorConfig(embedding_width=8, width=8),
     joint=JointConfig(width=8),
+    optimizer=OptimizerConfig(kind="muon"),
     train=TrainConfig(steps=14, log_every_steps=1),
     checkpoint=CheckpointConfig(every_steps=5, keep=2),
 )

@@ -21,6 +21,7 @@ from asr_jax.config import (
     TrainConfig,
 )
 from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import abstract_state, initial_state, split_model
 from asr_jax.training.step import batch_gradients, train_step
 from asr_jax.types import Batch
@@ -36,7 +37,7 @@ CONFIG = Config(
     joint=JointConfig(width=8, ctc_weight=0.3),
     train=TrainConfig(steps=100),
 )
-SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))
+SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.5))
 
 
 def batch(rows=8, *, seed=0, samples=4800, labels=5):
@@ -48,6 +49,7 @@ def batch(rows=8, *, seed=0, samples=4800, labels=5):
         label_lengths=random.integers(1, labels + 1, rows).astype(np.int32),
         tempo=random.uniform(0.9, 1.2, rows).astype(np.float32),
         utterances=np.arange(rows, dtype=np.int32),
+        joined=np.full(rows, -1, np.int32),
     )
 
 
@@ -106,12 +108,19 @@ def test_eight_devices_train_as_one_does(alone, mesh_config):
     assert int(state.step) == int(state.data_position) == 50 and int(state.skipped) == 0
 
 
-def test_fsdp_splits_parameters_averages_and_moments():
+@pytest.mark.parametrize("kind, copies", [("adamw", 4), ("muon", 3)])
+def test_fsdp_splits_parameters_averages_and_moments(kind, copies):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
-    state = initial_state(CONFIG, VOCABULARY, optax.adam(1e-3), mesh)
-    kernel = lambda params: params["encoder"]["blocks"]["attention"]["query"]["kernel"]
-    for tree in (state.params, state.averaged, state.optimizer[0].mu, state.optimizer[0].nu):
-        assert kernel(tree).addressable_shards[0].data.size * 4 == kernel(tree).size
+    optimizer = make_optimizer(OptimizerConfig(kind=kind), steps=10)
+    state = initial_state(CONFIG, VOCABULARY, optimizer, mesh)
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if [getattr(part, "key", None) for part in path[-3:]] == ["attention", "query", "kernel"]
+    ]
+    assert len(kernels) == copies
+    for kernel in kernels:
+        assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_batch():
@@ -161,6 +170,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
     poisoned.samples[3] = np.inf
     after, metrics = step(state, poisoned)
     assert not np.isfinite(metrics.loss)
+    assert jax.tree.leaves(state.optimizer)
     for name in ("params", "averaged", "optimizer"):
         assert_close(getattr(after, name), getattr(state, name), 0)
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)

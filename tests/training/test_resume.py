@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from asr_jax import __main__
 from asr_jax.commands import train
+from asr_jax.training.loop import compile_steps
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -60,11 +61,19 @@ def assert_same_bits(a: dict, b: dict) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
 
 
+def compile_once(*arguments, compiled=[], **options):  # noqa: B006
+    if not compiled:
+        compiled.append(compile_steps(*arguments, **options))
+    return compiled[0]
+
+
 def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None = None) -> int:
     """Trains in this process; `stop_after` steps it is told to stop, as by a signal."""
     looks = iter(range(1, 10**9))
     told = lambda: "SIGTERM" if stop_after and next(looks) >= stop_after else None
     monkeypatch.setattr(train, "_signals", lambda: told)
+    # The slow test below compiles anew at every start.
+    monkeypatch.setattr(train, "compile_steps", compile_once)
     monkeypatch.setattr(sys, "argv", ["asr-jax", "train", str(config), "--run", str(run)])
     return __main__.main()
 

@@ -86,8 +86,11 @@ def alone():
 
 @pytest.mark.parametrize(
     "mesh_config",
-    [MeshConfig(data=8), MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, model=2)],
-    ids=["data 8", "data 2 fsdp 4", "data 2 fsdp 2 model 2"],
+    [
+        pytest.param(MeshConfig(data=8), id="data 8"),
+        pytest.param(MeshConfig(data=2, fsdp=4), id="data 2 fsdp 4", marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=2, fsdp=2, model=2), id="data 2 fsdp 2 model 2"),
+    ],
 )
 def test_eight_devices_train_as_one_does(alone, mesh_config):
     state, step, gradients = alone

@@ -2,7 +2,7 @@
 
     asr-jax train configs/an4.py
 
-WER FIGURES
+Not run with these settings yet. WER of an earlier, less regularised version: see docs.
 
 One million parameters. What is not explained here is as in quickstart.py.
 """

@@ -87,7 +87,7 @@ def alone():
 @pytest.mark.parametrize(
     "mesh_config",
     [
-        pytest.param(MeshConfig(data=8), id="data 8"),
+        pytest.param(MeshConfig(data=8), id="data 8", marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=2, fsdp=4), id="data 2 fsdp 4", marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=2, fsdp=2, model=2), id="data 2 fsdp 2 model 2"),
     ],

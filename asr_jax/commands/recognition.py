@@ -67,9 +67,8 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
     devices = recognizer.mesh.size
-    rows = tuple(
-        -(-min(n, len(utterances)) // devices) * devices for n in config.data.bucket_utterances
-    )
+    most = max(1, len(utterances))
+    rows = tuple(-(-min(n, most) // devices) * devices for n in config.data.bucket_utterances)
     data = dataclasses.replace(config.data, bucket_utterances=rows)
     batches = evaluation_batches(
         utterances,

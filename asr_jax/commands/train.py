@@ -1,6 +1,7 @@
 """`asr-jax train CONFIG`: trains, keeps checkpoints, and ends with the WER on data.test."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -258,18 +259,22 @@ def _describe(
         f"{count / 1e6:.2f} million parameters; {mesh.size} {jax.default_backend()} device(s)"
     )
     listed = run / "skipped.jsonl"
-    trained_on = {utterance.id for utterance in corpus.utterances}
-    header_only = {skipped.id for skipped in corpus.skipped}
-    # Those that only reading them to the end showed to be bad, before a restart.
-    earlier = [
-        line
-        for line in (listed.read_text().splitlines(keepends=True) if listed.exists() else [])
-        if json.loads(line)["id"] in trained_on - header_only
-    ]
-    listed.write_text(_json_lines(corpus.skipped) + "".join(earlier))
+    # Before a restart, reading them to the end may have shown some to be bad that seem good now.
+    seem_good = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
+    earlier = [skipped for skipped in _listed(listed) if skipped.id in seem_good]
+    listed.write_text(_json_lines([*corpus.skipped, *earlier]))
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
         note(f"left out: {number} utterances, {kind} (listed in {listed})")
+
+
+def _listed(path: Path) -> list[Skipped]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the half-written last line of a killed process
+            found.append(Skipped(**json.loads(line)))
+    return found
 
 
 def _json_lines(skipped: Sequence[Skipped]) -> str:

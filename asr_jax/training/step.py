@@ -64,8 +64,7 @@ def augmented_features(
         # A masked bin is to say nothing; of such features zero would be a loud one.
         real = frame_mask(lengths, features.shape[1])[..., None]
         mean = jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
-        masked = jnp.where(real, mask(features - mean, lengths) + mean, 0)
-        return jnp.where(lengths[:, None, None] > 0, masked, 0), lengths
+        return jnp.where(real, mask(features - mean, lengths) + mean, 0), lengths
     return mask(features, lengths), lengths
 
 

@@ -409,6 +409,15 @@ def test_bad_recordings_are_counted(mixed):
     assert f"left out: {broken.name}, samples that are not finite: {broken} {listed}" in lines
 
 
+def test_a_restart_forgets_no_recording(command, mixed, tmp_path):
+    run = shutil.copytree(mixed[0], tmp_path / "run")
+    with (run / "skipped.jsonl").open("a") as file:
+        file.write('{"id": "half-writ')
+    before = skipped(mixed[0])
+    assert command("train", run / "config.json").status == 0
+    assert skipped(run) == before
+
+
 def test_the_others_are_trained_on(mixed):
     """The objective is finite with more labels than frames: 13 labels, 7 frames; CTC skips it."""
     run, _ = mixed

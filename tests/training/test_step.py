@@ -20,10 +20,11 @@ from asr_jax.config import (
     PredictorConfig,
     TrainConfig,
 )
+from asr_jax.features.logmel import log_mel
 from asr_jax.mesh import batch_sharding, make_mesh
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import abstract_state, initial_state, split_model
-from asr_jax.training.step import batch_gradients, train_step
+from asr_jax.training.step import augmented_features, batch_gradients, train_step
 from asr_jax.types import Batch
 
 VOCABULARY = 7
@@ -182,6 +183,26 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
     after, metrics = step(after, batch())
     assert np.isfinite(metrics.loss)
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (3, 2, 0)
+
+
+def test_masks_of_features_that_are_not_normalised_hold_the_mean():
+    config = dataclasses.replace(
+        CONFIG,
+        augment=AugmentConfig(frequency_mask_bins=4, time_masks=2, time_mask_share=0.2),
+        features=dataclasses.replace(CONFIG.features, normalization="none"),
+    )
+    b = batch()._replace(tempo=np.ones(8, np.float32))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    plain, lengths = log_mel(
+        jnp.asarray(b.samples), jnp.asarray(b.sample_lengths), config.features
+    )
+    masked, same_lengths = augmented_features(b, jax.random.key(1), config=config, mesh=mesh)
+    np.testing.assert_array_equal(lengths, same_lengths)
+    for row, (before, after) in enumerate(zip(np.asarray(plain), np.asarray(masked))):
+        before, after = before[: lengths[row]], after[: lengths[row]]
+        changed = np.abs(before - after) > 1e-4
+        assert 0.02 < changed.mean() < 0.9
+        np.testing.assert_allclose(after[changed], before.mean(), rtol=1e-4)
 
 
 def test_every_parameter_has_a_gradient(alone):

@@ -193,9 +193,7 @@ def test_masks_of_features_that_are_not_normalised_hold_the_mean():
     )
     b = batch()._replace(tempo=np.ones(8, np.float32))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    plain, lengths = log_mel(
-        jnp.asarray(b.samples), jnp.asarray(b.sample_lengths), config.features
-    )
+    plain, lengths = log_mel(jnp.asarray(b.samples), jnp.asarray(b.sample_lengths), config.features)
     masked, same_lengths = augmented_features(b, jax.random.key(1), config=config, mesh=mesh)
     np.testing.assert_array_equal(lengths, same_lengths)
     for row, (before, after) in enumerate(zip(np.asarray(plain), np.asarray(masked))):

@@ -427,7 +427,7 @@ def test_the_others_are_trained_on(mixed):
     assert np.isfinite(line["grad_norm"]) and line["skipped"] == 0
 
 
-def test_steps_that_are_never_finite(error, trained, tmp_path, monkeypatch):
+def test_steps_that_are_never_finite(command, error, trained, tmp_path, monkeypatch):
     class Poisoned(Batches):
         def __next__(self):
             batch = super().__next__()
@@ -447,9 +447,12 @@ def test_steps_that_are_never_finite(error, trained, tmp_path, monkeypatch):
     ]
     assert steps(tmp_path / "run") == {"1"}
     # What was saved is as good as before, and the run goes on from it.
-    monkeypatch.undo()
+    monkeypatch.setattr(train, "training_batches", training_batches)
+    outcome = command("train", trained.config, *options)
+    assert outcome.status == 0, outcome.err
+    assert "going on from step 1 of 4" in outcome.err
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["skipped"] == 1
+    assert [m["skipped"] for m in map(json.loads, lines) if "loss" in m] == [1] * 4
 
 
 def test_nothing_that_can_be_read_any_more(error, mixed, tmp_path, write_manifest):

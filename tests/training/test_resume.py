@@ -61,10 +61,13 @@ def assert_same_bits(a: dict, b: dict) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
 
 
-def compile_once(*arguments, compiled=[], **options):  # noqa: B006
-    if not compiled:
-        compiled.append(compile_steps(*arguments, **options))
-    return compiled[0]
+COMPILED = []
+
+
+def compile_once(*arguments, **options):
+    if not COMPILED:
+        COMPILED.append(compile_steps(*arguments, **options))
+    return COMPILED[0]
 
 
 def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None = None) -> int:

@@ -1,111 +1,187 @@
-"""Log-probabilities of blanks and labels, from chunks of frames instead of the 4-D logits.
+"""What the lattice needs of the joint's logits, computed tile by tile instead of in 4-D.
 
-Of a cell's V logits the loss needs three: their logsumexp, the blank's and the next label's. A scan
-computes them for `chunk_frames` frames at a time, and the backward pass recomputes each chunk's
-logits, so that no more than a chunk of the B * T * (U + 1) * V numbers ever exists.
+logits = activation(encoded + predicted) @ kernel + bias has V numbers in each of B * T * (U + 1)
+cells, of which a loss needs few: the logsumexp, the blank's and the next label's. Loops over tiles
+of existing cells compute those, and the backward pass makes each tile's logits once more, so that
+no more than a step's tiles of them ever exist.
 """
 
 from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
-from asr_jax.losses._log_probs import edges_and_normalizer, logits_gradient
+from asr_jax.losses._cells import Columns, Planes, pick, unpick
+from asr_jax.losses._tiles import Tile, from_blocks, list_tiles, pack, to_blocks, unpack
 
+Activation = Literal["tanh", "relu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("blank_id", "activation", "chunk_frames"))
-def chunked_log_probs(
+class Options(NamedTuple):
+    """What does not change from batch to batch.
+
+    shards: utterances are packed within each of so many equal parts of the batch.
+    """
+
+    columns: Columns
+    activation: Activation
+    tile: Tile
+    shards: int
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("options",))
+def joint_planes(
     encoded: Float[Array, "B T D"],
     predicted: Float[Array, "B U1 D"],
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"],
-    labels: Int[Array, "B U"],
-    blank_id: int,
-    activation: str,
-    chunk_frames: int,
-) -> tuple[Float32[Array, "B T U1"], Float32[Array, "B T U"]]:
-    """log P(blank) and log P(next label) under activation(encoded + predicted) @ kernel + bias.
+    labels: Int[Array, "B U1"],
+    frame_lengths: Int[Array, " B"],
+    cell_lengths: Int[Array, " B"],
+    options: Options,
+) -> Planes:
+    """The planes of activation(encoded + predicted) @ kernel + bias.
 
-    Matrix products take the inputs' dtype and accumulate in float32.
+    Lengths have to fit the axes, and padding to be finite. Matrix products take the inputs' dtype
+    and accumulate in float32.
     """
-    blank, label, _ = _forward(
-        encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames
+    arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
+    return _fwd(*arrays, options)[0]
+
+
+def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
+    arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
+    blocks, tiles, steps = _lay_out(*arrays, options)
+    shards, room = tiles.plane_block.shape
+    shape = shards, room, options.tile.frames, options.tile.cells
+    zeros = partial(jnp.zeros_like, encoded, jnp.float32)
+    rest = kernel.shape[1] - options.columns.symbols
+    planes = Planes(*[zeros(shape=shape)] * 3, zeros(shape=(*shape, rest)))
+
+    def body(step, planes):
+        def one(encoded, predicted, labels, encoded_block, predicted_block):
+            hidden = _hidden(encoded[encoded_block], predicted[predicted_block], kernel, options)
+            logits = _logits(hidden, kernel, bias)
+            return pick(logits, labels[predicted_block][:, None], options.columns)
+
+        found = jax.vmap(one)(*blocks, *_slice(tiles[:2], step, options))
+        put = jax.lax.dynamic_update_slice_in_dim
+        place = step * options.tile.per_step
+        return jax.tree.map(lambda plane, x: put(plane, x, place, 1), planes, found)
+
+    packed = jax.lax.fori_loop(0, steps, body, planes)
+    batch = encoded.shape[0] // shards, encoded.shape[1], predicted.shape[1]
+    merge = lambda plane, tiles: unpack(plane, tiles, *batch)
+    planes = jax.tree.map(lambda x: _unshard(jax.vmap(merge)(x, tiles)), packed)
+    return planes, (*arrays, packed.normalizer)
+
+
+def _bwd(options, residuals, cotangents):
+    *arrays, normalizers = residuals
+    encoded, predicted, kernel, bias, *_ = arrays
+    blocks, tiles, steps = _lay_out(*arrays, options)
+    shards = options.shards
+    split = lambda plane, tiles: pack(plane, tiles, options.tile)
+    packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, shards), tiles), cotangents)
+
+    def body(step, sums):
+        def one(
+            sums, encoded, predicted, labels, encoded_block, predicted_block, normalizer, given
+        ):
+            d_encoded, d_predicted, d_kernel, d_bias = sums
+            encoded, predicted = encoded[encoded_block], predicted[predicted_block]
+            hidden = _hidden(encoded, predicted, kernel, options)
+            logits = _logits(hidden, kernel, bias)
+            labels = labels[predicted_block][:, None]
+            rows = unpick(logits, labels, normalizer, given, options.columns)
+            rows = rows.reshape(-1, rows.shape[-1])
+            d_bias += rows.sum(0)
+            dtype = hidden.dtype
+            rows = rows.astype(dtype)
+            d_kernel += _dot("nd,nv->dv", hidden.reshape(-1, hidden.shape[-1]), rows)
+            d_sum = _dot("nv,dv->nd", rows, kernel).reshape(hidden.shape)
+            d_sum *= _slope(encoded, predicted, options)
+            d_encoded = _add_blocks(d_encoded, encoded_block, d_sum.sum(2))
+            d_predicted = _add_blocks(d_predicted, predicted_block, d_sum.sum(1))
+            return d_encoded, d_predicted, d_kernel, d_bias
+
+        parts = _slice((*tiles[:2], normalizers, packed), step, options)
+        return jax.vmap(one)(sums, *blocks, *parts)
+
+    zeros = lambda *shape: jnp.zeros_like(encoded, jnp.float32, shape=(shards, *shape))
+    sums = *(zeros(*x.shape[1:]) for x in blocks[:2]), zeros(*kernel.shape), zeros(*bias.shape)
+    d_encoded, d_predicted, d_kernel, d_bias = jax.lax.fori_loop(0, steps, body, sums)
+    join = lambda x, rows: from_blocks(_unshard(x), *rows.shape[:2])
+    grads = join(d_encoded, encoded), join(d_predicted, predicted), d_kernel.sum(0), d_bias.sum(0)
+    return *(g.astype(x.dtype) for g, x in zip(grads, arrays)), None, None, None
+
+
+joint_planes.defvjp(_fwd, _bwd)
+
+
+def _lay_out(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
+    """Of each shard blocks of encoded, predicted and labels, and tiles; and the steps of all."""
+    tile, frames, cells = options.tile, encoded.shape[1], predicted.shape[1]
+    part = partial(_shard, shards=options.shards)
+    blocks = (
+        jax.vmap(to_blocks, (0, None))(part(encoded), tile.frames),
+        jax.vmap(to_blocks, (0, None))(part(predicted), tile.cells),
+        jax.vmap(to_blocks, (0, None))(part(labels), tile.cells),
     )
-    return blank, label
+    listed = jax.vmap(partial(list_tiles, frames=frames, cells=cells, tile=tile))
+    tiles = listed(part(frame_lengths), part(cell_lengths))
+    return blocks, tiles, -(-tiles.count.max() // tile.per_step)
 
 
-def _forward(encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames):
-    def body(_, chunk):
-        hidden, _ = _hidden(chunk, predicted, kernel, activation)
-        return None, edges_and_normalizer(_logits(hidden, kernel, bias), labels, blank_id)
-
-    _, planes = jax.lax.scan(body, None, _split(encoded, chunk_frames))
-    return tuple(_join(plane, encoded.shape[1]) for plane in planes)
+def _shard(x, shards):
+    return x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
 
 
-def _fwd(encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames):
-    blank, label, normalizer = _forward(
-        encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames
-    )
-    return (blank, label), (encoded, predicted, kernel, bias, labels, normalizer)
+def _unshard(x):
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def _bwd(blank_id, activation, chunk_frames, residuals, cotangents):
-    encoded, predicted, kernel, bias, labels, normalizer = residuals
-
-    def body(sums, chunk):
-        encoded, normalizer, d_blank, d_label = chunk
-        hidden, pull = _hidden(encoded, predicted, kernel, activation)
-        logits = _logits(hidden, kernel, bias)
-        d_logits = logits_gradient(logits, normalizer, labels, blank_id, d_blank, d_label)
-        # Flat rows, a transpose that is made for good, and the bias's sum as a product: together
-        # an eighth of the whole loss on CPUs, where the plainer forms lower to slower code.
-        rows = d_logits.reshape(-1, d_logits.shape[-1])
-        d_bias = jnp.dot(jnp.ones(len(rows)), rows, precision="highest")
-        rows = rows.astype(hidden.dtype)
-        columns = jax.lax.optimization_barrier(hidden.reshape(-1, hidden.shape[-1]).T)
-        d_kernel = _dot("dn,nv->dv", columns, rows)
-        (d_sum,) = pull(_dot("nv,dv->nd", rows, kernel).reshape(hidden.shape))
-        grads = d_sum.sum(1), d_kernel, d_bias
-        return jax.tree.map(jnp.add, sums, grads), d_sum.sum(2)
-
-    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (predicted, kernel, bias)]
-    chunks = [_split(x, chunk_frames) for x in (encoded, normalizer, *cotangents)]
-    sums, d_encoded = jax.lax.scan(body, tuple(zeros), tuple(chunks))
-    grads = _join(d_encoded, encoded.shape[1]), *sums
-    return *(g.astype(x.dtype) for g, x in zip(grads, residuals)), None
+def _slice(arrays, step, options):
+    """A step's part of arrays [shards, N, ...]."""
+    take = partial(jax.lax.dynamic_slice_in_dim, slice_size=options.tile.per_step, axis=1)
+    return jax.tree.map(lambda x: take(x, step * options.tile.per_step), arrays)
 
 
-chunked_log_probs.defvjp(_fwd, _bwd)
+def _sum(encoded, predicted):
+    """[tiles, frames, D] and [tiles, cells, D] to [tiles, frames, cells, D]."""
+    return encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
 
 
-def _hidden(encoded, predicted, kernel, activation):
-    pre = encoded.astype(jnp.float32)[:, :, None] + predicted.astype(jnp.float32)[:, None]
-    hidden, pull = jax.vjp(ACTIVATIONS[activation], pre)
+def _hidden(encoded, predicted, kernel, options):
     dtype = jnp.result_type(encoded, predicted, kernel)
-    return hidden.astype(dtype), pull
+    return ACTIVATIONS[options.activation](_sum(encoded, predicted)).astype(dtype)
+
+
+def _slope(encoded, predicted, options):
+    before = _sum(encoded, predicted)
+    return 1 - jnp.tanh(before) ** 2 if options.activation == "tanh" else before > 0
 
 
 def _logits(hidden, kernel, bias):
-    return _dot("btud,dv->btuv", hidden, kernel) + bias.astype(jnp.float32)
+    return _dot("gtud,dv->gtuv", hidden, kernel) + bias.astype(jnp.float32)
 
 
 def _dot(subscripts, a, b):
     return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _split(x, chunk_frames):
-    """[B, T, ...] to [chunks, B, chunk_frames, ...]; frames added at the end are zero."""
-    batch, frames, *rest = x.shape
-    chunks = -(-frames // chunk_frames)
-    x = jnp.pad(x, [(0, 0), (0, chunks * chunk_frames - frames)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(x.reshape(batch, chunks, chunk_frames, *rest), 1, 0)
+def _add_blocks(sums, index, blocks):
+    """sums with blocks added at index, where an index may come often: those are summed up first.
 
-
-def _join(x, frames):
-    """The inverse."""
-    chunks, batch, chunk_frames, *rest = x.shape
-    return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * chunk_frames, *rest)[:, :frames]
+    The sum is a product and the scatter's indices are unique, so that neither the order of atomic
+    additions nor a loop over tiles comes into it.
+    """
+    count = len(index)
+    same = index[:, None] == index
+    first = jnp.argmax(same, axis=1) == jnp.arange(count)
+    totals = jnp.einsum("ij,jlw->ilw", same.astype(blocks.dtype), blocks, precision="highest")
+    place = jnp.where(first, index, len(sums) + jnp.arange(count))
+    return sums.at[place].add(totals, mode="drop", unique_indices=True)

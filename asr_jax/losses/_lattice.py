@@ -1,46 +1,71 @@
-"""The lattice of alignments: forward and backward variables over its anti-diagonals.
+"""The lattice of alignments: forward and backward variables, all utterances and directions at once.
 
 Node (t, u) means that t frames are consumed and u labels emitted. A blank goes to (t + 1, u), a
 label to (t, u + 1); an alignment is a path from (0, 0) to (T, U), and its probability the product
 of its edges (Graves 2012, arXiv 1211.3711, section 2.4). All edges from one anti-diagonal t + u end
-in the next one, so a scan over T + U anti-diagonals needs one logaddexp a step.
+in the next one, so a scan over T + U anti-diagonals needs one logaddexp a step. Where a label takes
+a frame with it, to (t + 1, u + 1), the same scan runs over the frames.
 """
+
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Lengths = Int[Array, " B"]
+Topology = Literal["rnnt", "one_symbol_per_frame"]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnames=("topology", "fastemit_lambda"))
 def log_likelihood(
     blank: Float[Array, "B T U1"],
     label: Float[Array, "B T U"],
     frame_lengths: Lengths,
     label_lengths: Lengths,
+    topology: Topology,
+    fastemit_lambda: float,
 ) -> Float[Array, " B"]:
     """log of the summed probability of all alignments, in nats.
 
     blank and label are the log-probabilities of the edges that leave node (t, u); U1 = U + 1. What
-    lies beyond the lengths is never looked at. No alignment (zero frames, or lengths that the axes
-    cannot hold): -inf and a zero gradient. The gradient is the occupancy of each edge.
+    lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient. The gradient
+    is the occupancy of each edge, that of labels times 1 + fastemit_lambda.
     """
-    return _forward(*diagonals(*_close(blank, label, frame_lengths, label_lengths)))[0]
+    steps = _steps(blank, label, frame_lengths, label_lengths, topology)
+    return _forward(*steps)[0]
 
 
-def _log_likelihood_fwd(blank, label, frame_lengths, label_lengths):
-    total, *occupancies = occupancy(blank, label, frame_lengths, label_lengths)
+def _fwd(blank, label, frame_lengths, label_lengths, topology, fastemit_lambda):
+    total, *occupancies = occupancy(blank, label, frame_lengths, label_lengths, topology)
     return total, occupancies
 
 
-def _log_likelihood_bwd(occupancies, cotangent):
+def _bwd(topology, fastemit_lambda, occupancies, cotangent):
     blank, label = occupancies
     scale = cotangent[:, None, None]
-    return scale * blank, scale * label, None, None
+    return scale * blank, (1.0 + fastemit_lambda) * scale * label, None, None
 
 
-log_likelihood.defvjp(_log_likelihood_fwd, _log_likelihood_bwd)
+log_likelihood.defvjp(_fwd, _bwd)
+
+
+def best_alignment(
+    blank: Float[Array, "B T U1"],
+    label: Float[Array, "B T U"],
+    frame_lengths: Lengths,
+    label_lengths: Lengths,
+    topology: Topology,
+) -> Float[Array, " B"]:
+    """log-probability of the most probable alignment; its gradient is one on that path's edges."""
+    steps = _steps(blank, label, frame_lengths, label_lengths, topology)
+    return _forward(*steps, plus=first_largest)[0]
+
+
+def first_largest(a, b):
+    """maximum, but of equals the first has all of the gradient."""
+    return jnp.where(a >= b, a, b)
 
 
 def occupancy(
@@ -48,102 +73,109 @@ def occupancy(
     label: Float[Array, "B T U"],
     frame_lengths: Lengths,
     label_lengths: Lengths,
+    topology: Topology,
 ) -> tuple[Float[Array, " B"], Float[Array, "B T U1"], Float[Array, "B T U"]]:
     """The log-likelihood, and how probable it is that an alignment takes each blank and label.
 
-    Blank occupancies sum to one in every frame, label occupancies to one for every label.
+    Label occupancies sum to one for every label; blank occupancies to one in every frame, where a
+    frame always ends in a blank.
     """
     frames, labels = label.shape[1:]
-    edges = diagonals(*_close(blank, label, frame_lengths, label_lengths))
-    total, _, through_blank, through_label = forward_backward(*edges)
+    steps = _steps(blank, label, frame_lengths, label_lengths, topology)
+    total, _, through_blank, through_label = forward_backward(*steps)
     real = jnp.arange(frames)[:, None] < frame_lengths[:, None, None]
-    taken = (_from_diagonals(jnp.exp(x), frames) for x in (through_blank, through_label))
+    back = _from_diagonals if topology == "rnnt" else lambda x, _: jnp.moveaxis(x, 0, 1)
+    taken = (back(jnp.exp(x), frames) for x in (through_blank, through_label))
     taken_blank, taken_label = (jnp.where(real, x, 0.0) for x in taken)
     return total, taken_blank, taken_label[..., :labels]
 
 
-def _close(blank, label, frame_lengths, label_lengths):
-    """Edges of all (T + 1, U + 1) nodes, with one free way from each utterance's end to (T, U).
+def _steps(blank, label, frame_lengths, label_lengths, topology):
+    """Edges [steps, B, U1] of each scan step, and where paths start and end, as log indicators.
 
-    The free edges give every utterance of a batch the same last node, so that nothing below has to
-    know the lengths, and the reversed lattice is a lattice of the same kind.
+    Behind an utterance's end stands a free blank that loops on its last node, so that nothing below
+    has to know the lengths, and the reversed lattice is a lattice of the same kind.
     """
-    frames, labels = label.shape[1:]
-    t, u = jnp.arange(frames + 1)[:, None], jnp.arange(labels + 1)
-    t_end, u_end = frame_lengths[:, None, None], label_lengths[:, None, None]
-    blank = jnp.pad(blank, ((0, 0), (0, 1), (0, 0)))
-    label = jnp.pad(label, ((0, 0), (0, 1), (0, 1)))
-    possible = (t_end > 0) & (t_end <= frames) & (u_end >= 0) & (u_end <= labels)
-    inside = possible & (t < t_end)
-    free_blank = possible & (t >= t_end) & (t < frames) & (u == u_end)
-    free_label = possible & (t == frames) & (u >= u_end) & (u < labels)
+    _, frames, cells = blank.shape
+    label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
+    step, u = jnp.arange(frames)[:, None, None], jnp.arange(cells)
+    t = step
+    if topology == "rnnt":
+        blank, label = diagonals(blank, label)
+        t = jnp.arange(frames + cells - 1)[:, None, None] - u
+    else:
+        blank, label = (jnp.moveaxis(x, 1, 0) for x in (blank, label))
+    t_end, u_end = frame_lengths[:, None], label_lengths[:, None]
+    possible = (t_end > 0) & (t_end <= frames) & (u_end >= 0) & (u_end < cells)
+    inside = possible & (t >= 0) & (t < t_end)
+    free = possible & (t >= t_end) & (u == u_end)
+    indicator = lambda x: jnp.where(x, 0.0, -jnp.inf)
     return (
-        jnp.where(inside & (u <= u_end), blank, jnp.where(free_blank, 0.0, -jnp.inf)),
-        jnp.where(inside & (u < u_end), label, jnp.where(free_label, 0.0, -jnp.inf)),
+        jnp.where(inside & (u <= u_end), blank, indicator(free)),
+        jnp.where(inside & (u < u_end), label, -jnp.inf),
+        indicator(possible & (u == 0)),
+        indicator(possible & (u == u_end)),
     )
 
 
-def diagonals(*planes):
-    """[B, T+1, U+1] planes to [T+U, B, U+1]: element (t, u) moves to diagonal t + u, column u.
+def diagonals(*planes: Float[Array, "B T U1"]) -> tuple[Float[Array, "steps B U1"], ...]:
+    """Element (t, u) moves to anti-diagonal t + u, column u, of the T + U that have edges.
 
     Rows of a transposed and padded plane, read with a stride that is one short, slide by one each:
-    a skew without a gather. The last anti-diagonal has no edges and is left out.
+    a skew without a gather.
     """
 
     def skew(plane):
-        batch, rows, columns = plane.shape
-        plane = jnp.pad(plane.mT, ((0, 0), (0, 0), (0, columns)), constant_values=-jnp.inf).reshape(
-            batch, -1
-        )
-        plane = plane[:, :-columns].reshape(batch, columns, -1)
-        return jnp.moveaxis(plane[..., :-1], 2, 0)
+        batch, frames, cells = plane.shape
+        padded = jnp.pad(plane.mT, ((0, 0), (0, 0), (0, cells))).reshape(batch, -1)
+        return jnp.moveaxis(padded[:, :-cells].reshape(batch, cells, -1), 2, 0)
 
     return tuple(map(skew, planes))
 
 
 def _from_diagonals(plane, frames):
     """The inverse: [T+U, B, U+1] to [B, T, U+1]."""
-    count, batch, columns = plane.shape
-    plane = jnp.pad(jnp.moveaxis(plane, 0, 2), ((0, 0), (0, 0), (0, 1))).reshape(batch, -1)
-    plane = jnp.pad(plane, ((0, 0), (0, columns))).reshape(batch, columns, -1)
+    steps, batch, cells = plane.shape
+    plane = jnp.moveaxis(plane, 0, 2).reshape(batch, -1)
+    plane = jnp.pad(plane, ((0, 0), (0, cells))).reshape(batch, cells, -1)
     return plane[..., :frames].mT
 
 
-def _forward(blank, label):
-    """Total log-likelihood; alpha on each anti-diagonal, less a shift; the shifts, summed up.
+def _forward(blank, label, start, end, plus=jnp.logaddexp):
+    """Total log-likelihood; alpha before each step, less a shift; the shifts, summed up.
 
     Far into the lattice alpha is in the thousands, where float32 has four decimals left. So the
-    largest entry of each anti-diagonal is moved out of it, to 0, and added up on its own.
+    largest entry of each step is moved out of it, to 0, and added up on its own.
     """
 
     def step(alpha, edges):
         blank, label = edges
         padding = [(0, 0)] * (alpha.ndim - 1) + [(1, 0)]
         moved = jnp.pad((alpha + label)[..., :-1], padding, constant_values=-jnp.inf)
-        reached = jnp.logaddexp(alpha + blank, moved)
-        shift = reached.max(-1, keepdims=True)
+        reached = plus(alpha + blank, moved)
+        shift = jax.lax.stop_gradient(reached.max(-1, keepdims=True))
         shift = jnp.where(shift > -jnp.inf, shift, 0.0)
         return reached - shift, (alpha, shift[..., 0])
 
-    start = jnp.full_like(blank[0], -jnp.inf).at[..., 0].set(0.0)
     last, (alpha, shifts) = jax.lax.scan(step, start, (blank, label))
     shifts = jnp.cumsum(shifts, axis=0)
-    return last[..., -1] + shifts[-1], alpha, shifts
+    return (last + end).max(-1) + shifts[-1], alpha, shifts
 
 
-def forward_backward(blank, label):
-    """Total log-likelihood of edges [T+U, B, U+1], and what of it goes through each edge.
+def forward_backward(blank, label, start, end):
+    """Total log-likelihood of a lattice's steps, and what of it goes through each edge.
 
-    Every alignment takes exactly one edge from every anti-diagonal. So the second result [T+U, B],
-    the log-likelihood summed over the edges of each, is the total over and over; and the last two,
-    log occupancies of blanks and labels, are normalised by it and keep no error that has piled up
-    on the way. beta is alpha of the reversed lattice; both advance in one scan.
+    Every alignment takes exactly one edge in every step. So the second result [steps, B], the
+    log-likelihood summed over the edges of each, is the total over and over; and the last two, log
+    occupancies of blanks and labels, are normalised by it and keep no error that has piled up on
+    the way. beta is alpha of the reversed lattice; both advance in one scan.
     """
     reverse = lambda x: jnp.flip(x, (0, -1))
     left = lambda x: jnp.pad(x[..., 1:], ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
     edges = jnp.stack([blank, reverse(blank)], 1), jnp.stack([label, left(reverse(label))], 1)
-    total, alpha, shifts = _forward(*edges)
-    alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the anti-diagonal where edges end
+    ends = jnp.stack([start, jnp.flip(end, -1)]), jnp.stack([end, jnp.flip(start, -1)])
+    total, alpha, shifts = _forward(*edges, *ends)
+    alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the step's far end
     through = jnp.stack([alpha + blank + beta, alpha + label + left(beta)])
     sums = jax.nn.logsumexp(through, axis=(0, -1))
     finite = (sums > -jnp.inf)[..., None]

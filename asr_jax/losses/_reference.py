@@ -1,9 +1,11 @@
-"""The transducer loss written out in NumPy, float64, one utterance and one cell at a time.
+"""The transducer losses written out in NumPy, float64, one utterance and one cell at a time.
 
 Slow and plain on purpose: it is what the other forms are compared with.
 """
 
-import itertools
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,23 +55,97 @@ def loss_and_gradient(
     return -total, gradient
 
 
+class Edge(NamedTuple):
+    """From node (t, u): a label, or else a blank, and how many frames it takes."""
+
+    t: int
+    u: int
+    is_label: bool
+    frames: int
+
+
+class Objective(NamedTuple):
+    """Which edges there are and what logits make of them; see `transducer_loss` and `tdt_loss`."""
+
+    blank_id: int = 0
+    topology: str = "rnnt"
+    factorization: str = "softmax"
+    durations: tuple[int, ...] = ()
+    sigma: float = 0.0
+
+    def edges(self, t: int, u: int, frames: int, labels: int) -> Iterator[Edge]:
+        """Those that leave node (t, u) of a lattice that ends in (frames, labels)."""
+        label_takes_all = self.topology == "one_symbol_per_frame"
+        for d in self.durations or (1,):
+            if 0 < d <= frames - t:
+                yield Edge(t, u, False, d)
+        for d in self.durations or (int(label_takes_all),):
+            if u < labels and (t + d < frames or (t + d == frames and label_takes_all)):
+                yield Edge(t, u, True, d)
+
+    def alignments(self, frames: int, labels: int) -> Iterator[list[Edge]]:
+        """All paths from (0, 0) to (frames, labels)."""
+
+        def go_on(t, u):
+            if (t, u) == (frames, labels):
+                yield []
+            elif t < frames:
+                for edge in self.edges(t, u, frames, labels):
+                    for rest in go_on(t + edge.frames, u + edge.is_label):
+                        yield [edge, *rest]
+
+        return go_on(0, 0)
+
+    def log_probability(self, logits: np.ndarray, labels: np.ndarray, edge: Edge) -> float:
+        """Of one edge, from all logits [T, U+1, V] of the utterance."""
+        cell = np.asarray(logits[edge.t, edge.u], np.float64)
+        symbols, durations = np.split(cell, [len(cell) - len(self.durations)])
+        symbol = labels[edge.u] if edge.is_label else self.blank_id
+        if self.factorization == "softmax":
+            score = log_softmax(symbols)[symbol]
+        elif edge.is_label:
+            others = np.delete(symbols, self.blank_id)
+            score = log_softmax(others)[symbol - (symbol > self.blank_id)]
+            score -= np.logaddexp(0.0, symbols[self.blank_id])
+        else:
+            score = -np.logaddexp(0.0, -symbols[self.blank_id])
+        if self.durations:
+            score += log_softmax(durations)[self.durations.index(edge.frames)]
+        return score - self.sigma
+
+    def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """-log of the summed probability of all alignments, by recursion over the nodes."""
+        frames, cells = logits.shape[:2]
+
+        @cache
+        def total(t, u):
+            if t == frames:
+                return 0.0 if u == cells - 1 else -np.inf
+            ways = [
+                self.log_probability(logits, labels, e) + total(t + e.frames, u + e.is_label)
+                for e in self.edges(t, u, frames, cells - 1)
+            ]
+            return np.logaddexp.reduce(ways) if ways else -np.inf
+
+        return -total(0, 0)
+
+    def scored_alignments(self, logits: np.ndarray, labels: np.ndarray) -> list:
+        """(log-probability, edges) of every alignment: the definition, for tiny lattices."""
+        frames, cells = logits.shape[:2]
+        score = lambda path: sum(self.log_probability(logits, labels, edge) for edge in path)
+        return [(score(path), path) for path in self.alignments(frames, cells - 1)]
+
+
 def enumerated_loss(logits: np.ndarray, labels: np.ndarray, blank_id: int = 0) -> float:
     """The definition: the sum over all alignments. The last symbol of each is a blank."""
-    log_probs = log_softmax(logits)
-    frames, cells, _ = log_probs.shape
-    steps = frames - 1 + cells - 1
-    scores = []
-    for label_steps in itertools.combinations(range(steps), cells - 1):
-        t, u, score = 0, 0, 0.0
-        for step in range(steps):
-            if step in label_steps:
-                score += log_probs[t, u, labels[u]]
-                u += 1
-            else:
-                score += log_probs[t, u, blank_id]
-                t += 1
-        scores.append(score + log_probs[t, u, blank_id])
-    return -float(np.logaddexp.reduce(scores))
+    scored = Objective(blank_id).scored_alignments(np.asarray(logits), labels)
+    return -float(np.logaddexp.reduce([score for score, _ in scored]))
+
+
+def joint_logits(encoded, predicted, kernel, bias, activation: str = "tanh") -> np.ndarray:
+    """[T, U+1, V] of one utterance's encoded [T, D] and predicted [U+1, D]."""
+    total = np.asarray(encoded, np.float64)[:, None] + np.asarray(predicted, np.float64)
+    return (np.tanh(total) if activation == "tanh" else np.maximum(total, 0.0)) @ kernel + bias
 
 
 def joint_loss_and_gradients(

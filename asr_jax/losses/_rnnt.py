@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from asr_jax.losses._checks import check_blank, check_float, check_integer
-from asr_jax.losses._lattice import log_likelihood
-from asr_jax.losses._log_probs import edge_log_probs
+from asr_jax.losses._cells import Columns, Factorization, edges, pick_planes
+from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective
+from asr_jax.losses._lattice import Topology, log_likelihood
 
 
 def rnnt_loss(
@@ -15,11 +15,15 @@ def rnnt_loss(
     label_lengths: Int[Array, " B"],
     *,
     blank_id: int = 0,
+    topology: Topology = "rnnt",
+    factorization: Factorization = "softmax",
+    fastemit_lambda: float = 0.0,
 ) -> Float32[Array, " B"]:
     """-log P(labels | logits), in nats, for each utterance, in the form other libraries have it.
 
     The probability is that of all alignments together (Graves 2012, arXiv 1211.3711), computed in
-    float32. `transducer_loss` gives the same number in a small part of the memory.
+    float32. `transducer_loss` gives the same number in a small part of the memory, and says what
+    topology, factorization and fastemit_lambda are.
 
     Args:
         logits: scores, not normalised; cell (t, u) is frame t after u labels, U1 = U + 1.
@@ -31,7 +35,7 @@ def rnnt_loss(
     What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or blank_id lies outside the vocabulary.
+        ValueError: a shape, dtype or option does not fit, or blank_id lies outside the vocabulary.
     """
     check_float("logits", logits, None, None, None, None)
     batch, frames, cells, vocabulary = logits.shape
@@ -39,8 +43,13 @@ def rnnt_loss(
     check_integer("logit_lengths", logit_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
     check_blank(blank_id, vocabulary)
+    check_objective(topology, factorization, fastemit_lambda)
+    columns = Columns(blank_id, vocabulary, factorization)
+    u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
-    real = real_frames & (jnp.arange(cells) <= label_lengths[:, None, None])
-    logits = jnp.where(real[..., None], logits, 0.0).astype(jnp.float32)
-    edges = edge_log_probs(logits, labels, blank_id)
-    return -log_likelihood(*edges, logit_lengths, label_lengths)  # pyright: ignore[reportGeneralTypeIssues]
+    real = real_frames & (u <= label_lengths[:, None, None])
+    logits = jnp.where(real[..., None], logits, 0)
+    labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
+    blank, label = edges(pick_planes(logits, labels, columns), columns)
+    lengths = logit_lengths, label_lengths
+    return -log_likelihood(blank, label, *lengths, topology, fastemit_lambda)  # pyright: ignore[reportGeneralTypeIssues]

@@ -1,16 +1,12 @@
 """The transducer's joint network and loss in one."""
 
-from typing import Literal
-
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from asr_jax.losses._checks import check_blank, check_float, check_integer
-from asr_jax.losses._joint import ACTIVATIONS, chunked_log_probs
-from asr_jax.losses._lattice import log_likelihood
-from asr_jax.losses._rnnt import rnnt_loss
-
-IMPLEMENTATIONS = ("reference", "xla")
+from asr_jax.losses._cells import Columns, Factorization
+from asr_jax.losses._checks import Implementation, check_joint, check_objective
+from asr_jax.losses._edges import joint_loss
+from asr_jax.losses._joint import Activation
+from asr_jax.losses._lattice import Topology, log_likelihood
 
 
 def transducer_loss(
@@ -23,15 +19,20 @@ def transducer_loss(
     label_lengths: Int[Array, " B"],
     *,
     blank_id: int = 0,
-    activation: Literal["tanh", "relu"] = "tanh",
+    activation: Activation = "tanh",
+    topology: Topology = "rnnt",
+    factorization: Factorization = "softmax",
+    fastemit_lambda: float = 0.0,
     chunk_frames: int | None = None,
-    implementation: Literal["reference", "xla", "mosaic_gpu"] | None = None,
+    utterances_per_group: int | None = None,
+    implementation: Implementation = None,
 ) -> Float32[Array, " B"]:
     """-log P(labels | encoded), in nats, for each utterance, without the 4-D tensor of logits.
 
     logits[b, t, u] = activation(encoded[b, t] + predicted[b, u]) @ kernel + bias, and the loss is
-    `rnnt_loss` of them (Graves 2012, arXiv 1211.3711), exactly: chunks of frames are scanned, and
-    computed once more in the backward pass. Reverse-mode differentiable in every float argument.
+    `rnnt_loss` of them (Graves 2012, arXiv 1211.3711), exactly: tiles of the cells that exist are
+    computed a few at a time, and once more in the backward pass. Reverse-mode differentiable in
+    every float argument.
 
     Args:
         encoded: the encoder's frames, projected to the joint's width.
@@ -44,49 +45,59 @@ def transducer_loss(
         label_lengths: labels of each utterance; zero, or more than frames, are fine.
         blank_id: index of the blank in the vocabulary.
         activation: between the sum and the output layer.
-        chunk_frames: frames for which logits exist at a time; None takes a 32nd of them.
-        implementation: "xla", the chunked form, or "reference", the plain 4-D one; None chooses.
+        topology: "rnnt" lets a frame emit any number of labels. In "one_symbol_per_frame" every
+            frame emits one symbol, a label or a blank (Tripathi et al. 2019; k2's "modified"); more
+            labels than frames have no alignment: loss inf, gradient zero.
+        factorization: "softmax" over all symbols; or "hat": a sigmoid of the blank's logit decides
+            on blank, a softmax of the other logits on the label (Variani et al. 2020, arXiv
+            2003.07705).
+        fastemit_lambda: the gradient of every label's edge is multiplied by 1 + fastemit_lambda, so
+            that labels come early (Yu et al. 2020, arXiv 2010.11148, equation 14). The loss itself
+            stays -log P, and comparable.
+        chunk_frames: logits exist for about so many frames of the padded batch at a time; None
+            chooses by the machine.
+        utterances_per_group: planes of [T, U1] exist for so many utterances at a time, a divisor of
+            the batch; None takes all, but few of very large batches.
+        implementation: "xla", in tiles, or "reference", the plain 4-D form; None chooses.
 
     What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf.
+    With the batch sharded over devices nothing but the gradients of kernel and bias is exchanged.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    check_float("encoded", encoded, None, None, None)
-    batch, frames, width = encoded.shape
-    check_integer("labels", labels, batch, None)
-    cells = labels.shape[1] + 1
-    check_float("predicted", predicted, batch, cells, width)
-    check_float("kernel", kernel, width, None)
-    vocabulary = kernel.shape[1]
-    bias = jnp.zeros(vocabulary, kernel.dtype) if bias is None else bias
-    check_float("bias", bias, vocabulary)
-    check_integer("encoded_lengths", encoded_lengths, batch)
-    check_integer("label_lengths", label_lengths, batch)
-    check_blank(blank_id, vocabulary)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{activation = }: must be one of {', '.join(ACTIVATIONS)}")
-    if chunk_frames is not None and chunk_frames < 1:
-        raise ValueError(f"{chunk_frames = }: must be positive, or None to choose")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation = }: must be one of {', '.join(IMPLEMENTATIONS)}")
-
-    encoded = _zero_padding(encoded, encoded_lengths)
-    predicted = _zero_padding(predicted, label_lengths + 1)
-    if implementation == "reference":
-        hidden = ACTIVATIONS[activation](
-            encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
-        )
-        logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
-        return rnnt_loss(logits, labels, encoded_lengths, label_lengths, blank_id=blank_id)
-    # A 32nd: small against the 4-D form, yet enough rows for a matrix product and few scan steps.
-    chunk_frames = min(chunk_frames or -(-frames // 32), max(frames, 1)) or 1
-    edges = chunked_log_probs(
-        encoded, predicted, kernel, bias, labels, blank_id, activation, chunk_frames
+    check_joint(
+        encoded,
+        predicted,
+        kernel,
+        bias,
+        labels,
+        encoded_lengths,
+        label_lengths,
+        blank_id=blank_id,
+        activation=activation,
+        chunk_frames=chunk_frames,
+        utterances_per_group=utterances_per_group,
+        implementation=implementation,
     )
-    return -log_likelihood(*edges, encoded_lengths, label_lengths)  # pyright: ignore[reportGeneralTypeIssues]
+    check_objective(topology, factorization, fastemit_lambda)
+    columns = Columns(blank_id, kernel.shape[1], factorization)
 
+    def score(edges, *lengths):
+        return log_likelihood(edges.blank, edges.label, *lengths, topology, fastemit_lambda)
 
-def _zero_padding(rows, lengths):
-    real = jnp.arange(rows.shape[1]) < lengths[:, None]
-    return jnp.where(real[..., None], rows, 0.0)
+    return joint_loss(
+        score,
+        encoded,
+        predicted,
+        kernel,
+        bias,
+        labels,
+        encoded_lengths,
+        label_lengths,
+        columns=columns,
+        activation=activation,
+        chunk_frames=chunk_frames,
+        utterances_per_group=utterances_per_group,
+        implementation=implementation,
+    )

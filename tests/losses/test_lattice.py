@@ -1,5 +1,7 @@
 """Laws of the lattice's forward and backward variables."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from asr_jax.losses import _lattice
 
 FRAMES, LABELS = 9, 6
 LENGTHS = jnp.array([5, 9, 2, 1]), jnp.array([3, 0, 6, 4])
-occupancy = jax.jit(_lattice.occupancy)
+occupancy = jax.jit(partial(_lattice.occupancy, topology="rnnt"))
+log_likelihood = partial(_lattice.log_likelihood, topology="rnnt", fastemit_lambda=0.0)
 
 
 def planes(scale=1.0, frames=FRAMES, labels=LABELS):
@@ -22,8 +25,8 @@ def planes(scale=1.0, frames=FRAMES, labels=LABELS):
 def test_alpha_and_beta_give_the_total_on_every_anti_diagonal():
     @jax.jit
     def totals(*lattice):
-        edges = _lattice.diagonals(*_lattice._close(*lattice))
-        return _lattice.forward_backward(*edges)[:2], _lattice.log_likelihood(*lattice)
+        steps = _lattice._steps(*lattice, "rnnt")
+        return _lattice.forward_backward(*steps)[:2], log_likelihood(*lattice)
 
     (total, through), forward_only = totals(*planes(), *LENGTHS)
     assert len(through) == FRAMES + LABELS
@@ -40,7 +43,7 @@ def test_every_alignment_takes_one_blank_a_frame_and_every_label_once():
 
 def test_occupancies_are_the_gradient():
     scale = np.array([1.0, -2.0, 0.0, 3.0], np.float32)
-    ours = lambda *edges: scale @ _lattice.log_likelihood(*edges, *LENGTHS)
+    ours = lambda *edges: scale @ log_likelihood(*edges, *LENGTHS)
     gradients = jax.jit(jax.grad(ours, (0, 1)))(*planes())
     for gradient, taken in zip(gradients, occupancy(*planes(), *LENGTHS)[1:]):
         np.testing.assert_allclose(gradient, scale[:, None, None] * taken, atol=1e-6)
@@ -60,7 +63,7 @@ def test_a_long_lattice_loses_no_precision_on_the_way(scale):
 
 def test_the_skew_puts_each_cell_on_its_anti_diagonal_and_back():
     blank = planes()[0]
-    (skewed,) = _lattice.diagonals(jnp.pad(blank, ((0, 0), (0, 1), (0, 0))))
+    (skewed,) = _lattice.diagonals(blank)
     for t, u in np.ndindex(blank.shape[1:]):
         np.testing.assert_array_equal(np.asarray(skewed)[t + u, :, u], np.asarray(blank)[:, t, u])
     np.testing.assert_array_equal(_lattice._from_diagonals(skewed, FRAMES), blank)

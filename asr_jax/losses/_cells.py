@@ -1,0 +1,105 @@
+"""What a loss needs of one cell's logits, how its gradient comes back, and the edges it gives.
+
+A cell (t, u) is frame t after u labels. Of its logits a lattice needs the logsumexp of the symbols,
+the blank's and the next label's; with durations (TDT) also those, which stand behind the symbols.
+Everything else follows from these few numbers, so these are what is computed in tiles.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+Factorization = Literal["softmax", "hat"]
+
+
+class Columns(NamedTuple):
+    """How the logits' columns are read: `symbols` of them are symbols, the blank one of these.
+
+    factorization: "softmax" normalises all symbols together. "hat" lets a sigmoid of the blank's
+    logit decide on blank, and normalises the labels alone (Variani et al. 2020, arXiv 2003.07705).
+    """
+
+    blank_id: int
+    symbols: int
+    factorization: Factorization = "softmax"
+
+
+class Planes(NamedTuple):
+    """Of each cell: logsumexp of the normalised symbols; logits of blank, next label, the rest."""
+
+    normalizer: Float32[Array, "... U1"]
+    blank: Float32[Array, "... U1"]
+    label: Float32[Array, "... U1"]
+    rest: Float32[Array, "... U1 X"]
+
+
+def pick(
+    logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], columns: Columns
+) -> Planes:
+    """Labels broadcast against the cells; the one behind an utterance's last may be any symbol."""
+    symbols, rest = jnp.split(logits, [columns.symbols], -1)
+    labels = jnp.broadcast_to(labels, symbols.shape[:-1])
+    label = jnp.take_along_axis(symbols, labels[..., None], -1)[..., 0]
+    normalizer = jax.nn.logsumexp(jnp.where(_normalized(columns), symbols, -jnp.inf), -1)
+    return Planes(normalizer, symbols[..., columns.blank_id], label, rest)
+
+
+def unpick(
+    logits: Float32[Array, "... U1 V"],
+    labels: Int[Array, "... U1"],
+    normalizer: Float32[Array, "... U1"],
+    cotangents: Planes,
+    columns: Columns,
+) -> Float32[Array, "... U1 V"]:
+    """The gradient of logits, in one pass and without a scatter: pick's vector-Jacobian product."""
+    softmax = jnp.exp(logits[..., : columns.symbols] - normalizer[..., None])
+    softmax = jnp.where(_normalized(columns), softmax, 0.0)
+    symbols = jnp.arange(columns.symbols)
+    d_symbols = (
+        cotangents.normalizer[..., None] * softmax
+        + jnp.where(symbols == columns.blank_id, cotangents.blank[..., None], 0.0)
+        + jnp.where(symbols == labels[..., None], cotangents.label[..., None], 0.0)
+    )
+    return jnp.concatenate([d_symbols, cotangents.rest], -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("columns",))
+def pick_planes(
+    logits: Float[Array, "B T U1 V"], labels: Int[Array, "B U1"], columns: Columns
+) -> Planes:
+    """pick for ready-made 4-D logits of any float type, in float32."""
+    return pick(logits.astype(jnp.float32), labels[:, None], columns)
+
+
+def _fwd(logits, labels, columns):
+    planes = pick_planes(logits, labels, columns)
+    return planes, (logits, labels, planes.normalizer)
+
+
+def _bwd(columns, residuals, cotangents):
+    logits, labels, normalizer = residuals
+    float32 = logits.astype(jnp.float32)
+    gradient = unpick(float32, labels[:, None], normalizer, cotangents, columns)
+    return gradient.astype(logits.dtype), None
+
+
+pick_planes.defvjp(_fwd, _bwd)
+
+
+def edges(
+    planes: Planes, columns: Columns
+) -> tuple[Float32[Array, "B T U1"], Float32[Array, "B T U"]]:
+    """log P(blank) of every cell, and log P(next label) of all cells but the last."""
+    label = (planes.label - planes.normalizer)[..., :-1]
+    if columns.factorization == "softmax":
+        return planes.blank - planes.normalizer, label
+    return jax.nn.log_sigmoid(planes.blank), label + jax.nn.log_sigmoid(-planes.blank)[..., :-1]
+
+
+def _normalized(columns):
+    if columns.factorization == "softmax":
+        return True
+    return jnp.arange(columns.symbols) != columns.blank_id

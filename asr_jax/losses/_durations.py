@@ -1,0 +1,70 @@
+"""The lattice of token-and-duration alignments (Xu et al. 2023, arXiv 2304.06795).
+
+From node (t, u) a label of duration d goes to (t + d, u + 1) and a blank to (t + d, u), blanks for
+at least one frame. The last edge of an alignment is a blank that ends at the last frame exactly.
+Edges go on by one to max(durations) + 1 anti-diagonals t + u; a scan over these carries what has
+been reached on the next ones.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from asr_jax.losses._lattice import diagonals
+
+NEVER = -1e30  # finite, so that differences of impossible nodes are no NaN in the derivative
+
+
+def log_likelihood(
+    blank: Float[Array, "B T U1"],
+    label: Float[Array, "B T U"],
+    duration: Float[Array, "B T U1 X"],
+    frame_lengths: Int[Array, " B"],
+    label_lengths: Int[Array, " B"],
+    durations: tuple[int, ...],
+    plus=jnp.logaddexp,
+) -> Float[Array, " B"]:
+    """log of the summed probability of all alignments, in nats.
+
+    blank, label and duration are the log-probabilities of edges that leave (t, u); X of durations.
+    What lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient.
+    plus: how two ways to a node join; `first_largest` gives the best alignment instead.
+    """
+    batch, frames, cells = blank.shape
+    label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
+    edges = [diagonals(*jnp.moveaxis(duration, -1, 0)), *diagonals(blank, label)]
+    u, t_end, u_end = jnp.arange(cells), frame_lengths[:, None], label_lengths[:, None]
+    possible = (t_end > 0) & (t_end <= frames) & (u_end >= 0) & (u_end < cells)
+
+    @jax.checkpoint
+    def step(reached, edges):
+        number, duration, blank, label = edges
+        t = number - u
+        inside = possible & (t >= 0) & (t < t_end) & (u <= u_end)
+        alpha, *reached = reached
+        reached.append(jnp.full_like(alpha, NEVER))
+
+        def go(steps, edge, allowed):
+            reached[steps - 1] = plus(reached[steps - 1], jnp.where(allowed, alpha + edge, NEVER))
+
+        # A free edge from an utterance's end to the last anti-diagonal of all.
+        go(1, 0.0, possible & (t >= t_end) & (u == u_end))
+        for d, log_prob in zip(durations, duration):
+            if d > 0:
+                go(d, blank + log_prob, inside & (t + d <= t_end))
+            moved = jnp.pad((alpha + label + log_prob)[:, :-1], ((0, 0), (1, 0)))
+            came = jnp.roll(inside & (u < u_end) & (t + d < t_end), 1, -1)
+            reached[d] = plus(reached[d], jnp.where(came, moved, NEVER))
+        # What has been reached is kept near 0, where float32 is finest: see _lattice.
+        top = jax.lax.stop_gradient(reached[0].max(-1, keepdims=True))
+        shift = jnp.where(top > NEVER / 2, top, 0.0)
+        return tuple(x - shift for x in reached), shift[:, 0]
+
+    start = jnp.where(possible & (u == 0), 0.0, NEVER) + jnp.zeros_like(blank[:, 0])
+    never = jnp.full_like(start, NEVER)
+    numbers = jnp.arange(frames + cells - 1)
+    (last, *_), shifts = jax.lax.scan(
+        step, (start, *[never] * (max(durations) + 1)), (numbers, *edges)
+    )
+    total = jnp.where(u == u_end, last, 0.0).sum(-1) + shifts.sum(0)
+    return jnp.where(possible[:, 0] & (total > NEVER / 2), total, -jnp.inf)

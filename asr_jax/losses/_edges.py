@@ -1,0 +1,122 @@
+"""From a joint's arguments to log-probabilities of edges: what every loss of it begins with."""
+
+from collections.abc import Callable
+from math import gcd, prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+from asr_jax.losses._cells import Columns, edges, pick_planes
+from asr_jax.losses._checks import Implementation
+from asr_jax.losses._groups import choose_size, in_groups
+from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
+from asr_jax.losses._tiles import choose_tile
+
+
+class Edges(NamedTuple):
+    """log-probabilities of the edges from each cell, and logits of columns behind the symbols."""
+
+    blank: Float32[Array, "B T U1"]
+    label: Float32[Array, "B T U"]
+    rest: Float32[Array, "B T U1 X"]
+
+
+def joint_edges(
+    encoded,
+    predicted,
+    kernel,
+    bias,
+    labels,
+    encoded_lengths,
+    label_lengths,
+    *,
+    columns: Columns,
+    activation: Activation,
+    chunk_frames: int | None,
+    implementation: Implementation,
+) -> Edges:
+    """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
+    batch, frames, _ = encoded.shape
+    cells = predicted.shape[1]
+    bias = jnp.zeros_like(kernel[0]) if bias is None else bias
+    t, u = jnp.arange(frames), jnp.arange(cells)
+    encoded = jnp.where((t < encoded_lengths[:, None])[..., None], encoded, 0)
+    predicted = jnp.where((u <= label_lengths[:, None])[..., None], predicted, 0)
+    labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
+    if implementation == "reference" or 0 in encoded.shape:
+        hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
+        hidden = ACTIVATIONS[activation](hidden)
+        logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
+        planes = pick_planes(logits, labels, columns)
+    else:
+        possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
+        possible &= (label_lengths >= 0) & (label_lengths < cells)
+        shards = gcd(batch, devices())
+        shape = batch, frames, cells, *kernel.shape
+        tile = choose_tile(*shape, shards=shards, chunk_frames=chunk_frames)
+        lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
+        options = Options(columns, activation, tile, shards)
+        planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
+    return Edges(*edges(planes, columns), planes.rest)
+
+
+def joint_loss(
+    log_likelihood: Callable[..., Float32[Array, " B"]],
+    encoded,
+    predicted,
+    kernel,
+    bias,
+    labels,
+    encoded_lengths,
+    label_lengths,
+    *,
+    utterances_per_group: int | None,
+    **options,
+) -> Float32[Array, " B"]:
+    """-log_likelihood(edges, encoded_lengths, label_lengths), for large batches in groups."""
+
+    def loss(floats, weights, integers):
+        edges = joint_edges(*floats, *weights, *integers, **options)
+        return -log_likelihood(edges, *integers[1:])
+
+    floats = vary_alike(encoded, predicted, kernel, bias)
+    floats, weights = floats[:2], floats[2:]
+    integers = vary_alike(labels, encoded_lengths, label_lengths)
+    batch, frames, _ = encoded.shape
+    shards = gcd(batch, devices())
+    at_most = None if utterances_per_group is None else utterances_per_group // shards
+    size = choose_size(batch // shards, frames, predicted.shape[1], at_most)
+    if size * shards == batch or options["implementation"] == "reference":
+        return loss(floats, weights, integers)
+    return in_groups(loss, floats, weights, integers, shards=shards, size=size)
+
+
+def devices() -> int:
+    """Over how many devices a batch may be spread, where nobody tells how it really is.
+
+    Utterances are packed within each of so many parts of the batch. With at least as many parts as
+    the batch has shards no device has to know another's utterances, and one part a device packs
+    best.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count()
+    return prod(mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes)
+
+
+def vary_alike(*arrays):
+    """Under shard_map: let all arrays vary over the axes that one of them varies over.
+
+    Loops carry sums of all of them; and the sum over devices that the kernel's gradient needs is
+    then that of this cast.
+    """
+    varying = lambda x: jax.typeof(x).manual_axis_type.varying
+    axes = frozenset().union(*(varying(x) for x in arrays if x is not None))
+
+    def cast(x):
+        missing = () if x is None else tuple(axes - varying(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return tuple(map(cast, arrays))

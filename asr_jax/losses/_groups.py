@@ -1,0 +1,87 @@
+"""A batch a few utterances at a time, for batches whose planes [B, T, U + 1] alone are too much.
+
+The forward pass computes each group's gradients at once, as if the losses were only summed up, so
+that no plane outlives its group. The backward pass multiplies them by the cotangents that the
+losses really have. Only the gradient of shared weights mixes utterances: where their cotangents
+differ, which is seldom, it is computed again.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, PyTree
+
+MANY_CELLS, GROUP_CELLS = 2**24, 2**22  # a float32 plane of them: 67 and 17 MB
+
+
+def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int:
+    """Utterances a group: a divisor of the batch. None: all, unless there are very many cells."""
+    if at_most is None:
+        few = batch * frames * cells <= MANY_CELLS
+        at_most = batch if few else GROUP_CELLS // (frames * cells)
+    return max(
+        size for size in range(1, batch + 1) if batch % size == 0 and size <= max(1, at_most)
+    )
+
+
+def in_groups(
+    loss: Callable[..., Float32[Array, " B"]],
+    floats: PyTree[Array],
+    weights: PyTree[Array],
+    integers: PyTree[Array],
+    *,
+    shards: int,
+    size: int,
+) -> Float32[Array, " B"]:
+    """loss(floats, weights, integers), `size` utterances of each of the batch's shards at a time.
+
+    floats and integers have a leading batch axis; weights are what all utterances share.
+    """
+    batch = len(jax.tree.leaves(integers)[0])
+
+    def apart(x):
+        x = x.reshape(shards, batch // shards // size, size, *x.shape[1:])
+        x = jnp.moveaxis(x, 1, 0)
+        return x.reshape(len(x), shards * size, *x.shape[3:])
+
+    def together(x):
+        x = x.reshape(len(x), shards, size, *x.shape[2:])
+        return jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[3:])
+
+    @jax.custom_vjp
+    def losses(floats, weights, integers):
+        one = lambda group: loss(group[0], weights, group[1])
+        return together(jax.lax.map(one, jax.tree.map(apart, (floats, integers))))
+
+    def with_gradients(floats, weights, integers, cotangents):
+        def one(sums, group):
+            floats, integers, cotangents = group
+            losses, pull = jax.vjp(lambda *x: loss(*x, integers), floats, weights)
+            d_floats, d_weights = pull(cotangents)
+            return jax.tree.map(jnp.add, sums, d_weights), (losses, d_floats)
+
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
+        groups = jax.tree.map(apart, (floats, integers, cotangents))
+        d_weights, of_each = jax.lax.scan(one, zeros, groups)
+        return d_weights, *jax.tree.map(together, of_each)
+
+    def fwd(floats, weights, integers):
+        ones = jnp.ones_like(jax.tree.leaves(floats)[0], jnp.float32, shape=(batch,))
+        d_weights, losses, d_floats = with_gradients(floats, weights, integers, ones)
+        return losses, (floats, weights, integers, losses, d_floats, d_weights)
+
+    def bwd(residuals, cotangents):
+        floats, weights, integers, losses, d_floats, d_weights = residuals
+        finite = jnp.isfinite(losses)  # the others have no gradient
+        low = jnp.where(finite, cotangents, jnp.inf).min()
+        high = jnp.where(finite, cotangents, -jnp.inf).max()
+        scaled = lambda: jax.tree.map(lambda d: jnp.where(finite.any(), high, 0.0) * d, d_weights)
+        again = lambda: with_gradients(floats, weights, integers, cotangents)[0]
+        d_weights = jax.lax.cond(low < high, again, scaled)
+        of_each = lambda d: jnp.einsum("b...,b->b...", d, cotangents).astype(d.dtype)
+        cast = lambda d, x: d.astype(x.dtype)
+        return jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights), None
+
+    losses.defvjp(fwd, bwd)
+    return losses(floats, weights, integers)

@@ -1,0 +1,91 @@
+"""The token-and-duration transducer's loss."""
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float, Float32, Int
+
+from asr_jax.losses._cells import Columns
+from asr_jax.losses._checks import Implementation, check_durations, check_joint
+from asr_jax.losses._durations import log_likelihood
+from asr_jax.losses._edges import joint_loss
+from asr_jax.losses._joint import Activation
+
+
+def tdt_loss(
+    encoded: Float[Array, "B T D"],
+    predicted: Float[Array, "B U1 D"],
+    kernel: Float[Array, "D W"],
+    bias: Float[Array, " W"] | None,
+    labels: Int[Array, "B U"],
+    encoded_lengths: Int[Array, " B"],
+    label_lengths: Int[Array, " B"],
+    *,
+    durations: Sequence[int] = (0, 1, 2, 3, 4),
+    sigma: float = 0.0,
+    blank_id: int = 0,
+    activation: Activation = "tanh",
+    chunk_frames: int | None = None,
+    utterances_per_group: int | None = None,
+    implementation: Implementation = None,
+) -> Float32[Array, " B"]:
+    """-log P(labels | encoded), in nats, of a transducer whose symbols last for several frames.
+
+    At frame t after u labels the joint chooses a symbol and, independently, for how many frames it
+    lasts: the next symbol comes after these. Labels may last no frame at all, blanks last for at
+    least one, and the last symbol is a blank that ends with the last frame (Xu et al. 2023, arXiv
+    2304.06795). Decoding skips frames so, and is faster by what they skip.
+
+    Args:
+        kernel: output layer, W = V + X columns: first the V symbols, then the X durations.
+        bias: of the output layer, or None.
+        durations: how many frames each of the X columns stands for.
+        sigma: subtracted from every log-probability of a symbol, in nats: each costs something, so
+            that few symbols with long durations are preferred (equation 8; 0.05 in the paper).
+            Only at 0 is the loss a log-probability.
+
+    All else is as in `transducer_loss`: what padding and lengths mean, what is computed in tiles,
+    and the other arguments. An utterance whose frames no sequence of durations fills has loss inf
+    and gradient zero.
+
+    Raises:
+        ValueError: a shape, dtype or option does not fit.
+    """
+    durations = tuple(durations)
+    check_durations(durations)
+    check_joint(
+        encoded,
+        predicted,
+        kernel,
+        bias,
+        labels,
+        encoded_lengths,
+        label_lengths,
+        blank_id=blank_id,
+        activation=activation,
+        chunk_frames=chunk_frames,
+        utterances_per_group=utterances_per_group,
+        implementation=implementation,
+        durations=durations,
+    )
+
+    def score(edges, *lengths):
+        duration = jax.nn.log_softmax(edges.rest, -1)
+        blank, label = edges.blank - sigma, edges.label - sigma
+        return log_likelihood(blank, label, duration, *lengths, durations)
+
+    return joint_loss(
+        score,
+        encoded,
+        predicted,
+        kernel,
+        bias,
+        labels,
+        encoded_lengths,
+        label_lengths,
+        columns=Columns(blank_id, kernel.shape[1] - len(durations)),
+        activation=activation,
+        chunk_frames=chunk_frames,
+        utterances_per_group=utterances_per_group,
+        implementation=implementation,
+    )

@@ -50,8 +50,8 @@ def transducer_alignment(
     """Labels aligned with frames, softly and hard: for timestamps and forced alignment.
 
     A posterior is the derivative of the log-likelihood by the log-probability of the label's edge;
-    so is the best alignment, with maxima in place of sums over alignments (Viterbi). Under jit, what
-    is not used of the result is not computed.
+    so is the best alignment, with maxima in place of sums over alignments (Viterbi). Under jit,
+    what is not used of the result is not computed.
 
     Arguments as in `transducer_loss`; with durations, as in `tdt_loss`, where best_frames says when
     a label starts. No gradient.
@@ -61,11 +61,22 @@ def transducer_alignment(
     """
     durations = tuple(durations)
     joint = encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths
-    options = dict(activation=activation, chunk_frames=chunk_frames)
-    check_joint(*joint, blank_id=blank_id, durations=durations, **options)
+    check_joint(
+        *joint,
+        blank_id=blank_id,
+        activation=activation,
+        chunk_frames=chunk_frames,
+        durations=durations,
+    )
     check_objective(topology, factorization, 0.0)
     columns = Columns(blank_id, kernel.shape[1] - len(durations), factorization)
-    edges = joint_edges(*joint, columns=columns, implementation=None, **options)
+    edges = joint_edges(
+        *joint,
+        columns=columns,
+        activation=activation,
+        chunk_frames=chunk_frames,
+        implementation=None,
+    )
     lengths = encoded_lengths, label_lengths
     if durations:
         check_durations(durations)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 Factorization = Literal["softmax", "hat"]
 
@@ -68,22 +68,29 @@ def unpick(
 
 @partial(jax.custom_vjp, nondiff_argnames=("columns",))
 def pick_planes(
-    logits: Float[Array, "B T U1 V"], labels: Int[Array, "B U1"], columns: Columns
+    logits: Float[Array, "B T U1 V"],
+    labels: Int[Array, "B U1"],
+    real: Bool[Array, "B T U1"],
+    columns: Columns,
 ) -> Planes:
-    """pick for ready-made 4-D logits of any float type, in float32."""
+    """pick for ready-made 4-D logits of any float type, in float32.
+
+    Cells that are not real may hold anything and give anything; their gradient is zero. That is one
+    pass over the logits, and a copy of them, less than to clear these cells beforehand.
+    """
     return pick(logits.astype(jnp.float32), labels[:, None], columns)
 
 
-def _fwd(logits, labels, columns):
-    planes = pick_planes(logits, labels, columns)
-    return planes, (logits, labels, planes.normalizer)
+def _fwd(logits, labels, real, columns):
+    planes = pick(logits.astype(jnp.float32), labels[:, None], columns)
+    return planes, (logits, labels, real, planes.normalizer)
 
 
 def _bwd(columns, residuals, cotangents):
-    logits, labels, normalizer = residuals
+    logits, labels, real, normalizer = residuals
     float32 = logits.astype(jnp.float32)
     gradient = unpick(float32, labels[:, None], normalizer, cotangents, columns)
-    return gradient.astype(logits.dtype), None
+    return jnp.where(real[..., None], gradient, 0.0).astype(logits.dtype), None, None
 
 
 pick_planes.defvjp(_fwd, _bwd)

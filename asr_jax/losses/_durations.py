@@ -6,6 +6,8 @@ Edges go on by one to max(durations) + 1 anti-diagonals t + u; a scan over these
 been reached on the next ones.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -22,7 +24,7 @@ def log_likelihood(
     frame_lengths: Int[Array, " B"],
     label_lengths: Int[Array, " B"],
     durations: tuple[int, ...],
-    plus=jnp.logaddexp,
+    plus: Callable = jnp.logaddexp,
 ) -> Float[Array, " B"]:
     """log of the summed probability of all alignments, in nats.
 

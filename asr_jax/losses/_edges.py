@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from asr_jax.losses._cells import Columns, edges, pick_planes
+from asr_jax.losses._cells import Columns, Planes, edges, pick_planes
 from asr_jax.losses._checks import Implementation
 from asr_jax.losses._groups import choose_size, in_groups
 from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
@@ -41,15 +41,18 @@ def joint_edges(
     batch, frames, _ = encoded.shape
     cells = predicted.shape[1]
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
-    t, u = jnp.arange(frames), jnp.arange(cells)
-    encoded = jnp.where((t < encoded_lengths[:, None])[..., None], encoded, 0)
-    predicted = jnp.where((u <= label_lengths[:, None])[..., None], predicted, 0)
+    u = jnp.arange(cells)
+    real_frames = jnp.arange(frames) < encoded_lengths[:, None]
+    real_cells = u <= label_lengths[:, None]
+    encoded = jnp.where(real_frames[..., None], encoded, 0)
+    predicted = jnp.where(real_cells[..., None], predicted, 0)
     labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
     if implementation == "reference" or 0 in encoded.shape:
         hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
         hidden = ACTIVATIONS[activation](hidden)
         logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
-        planes = pick_planes(logits, labels, columns)
+        real = real_frames[:, :, None] & real_cells[:, None]
+        planes = pick_planes(logits, labels, real, columns)
     else:
         possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
         possible &= (label_lengths >= 0) & (label_lengths < cells)
@@ -59,6 +62,7 @@ def joint_edges(
         lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
         options = Options(columns, activation, tile, shards)
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
+    planes: Planes = planes  # pyright: ignore[reportAssignmentType]
     return Edges(*edges(planes, columns), planes.rest)
 
 

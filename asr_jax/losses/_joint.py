@@ -53,13 +53,13 @@ def joint_planes(
 
 
 def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
-    arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
-    blocks, tiles, steps = _lay_out(*arrays, options)
+    blocks = _blocks(encoded, predicted, labels, options)
+    tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     shards, room = tiles.plane_block.shape
-    shape = shards, room, options.tile.frames, options.tile.cells
-    zeros = partial(jnp.zeros_like, encoded, jnp.float32)
-    rest = kernel.shape[1] - options.columns.symbols
-    planes = Planes(*[zeros(shape=shape)] * 3, zeros(shape=(*shape, rest)))
+    plane = shards, room, options.tile.frames, options.tile.cells
+    plane = jnp.zeros_like(encoded, jnp.float32, shape=plane)
+    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,))
+    planes = Planes(plane, plane, plane, plane[..., None] + rest)
 
     def body(step, planes):
         def one(encoded, predicted, labels, encoded_block, predicted_block):
@@ -76,13 +76,15 @@ def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, 
     batch = encoded.shape[0] // shards, encoded.shape[1], predicted.shape[1]
     merge = lambda plane, tiles: unpack(plane, tiles, *batch)
     planes = jax.tree.map(lambda x: _unshard(jax.vmap(merge)(x, tiles)), packed)
-    return planes, (*arrays, packed.normalizer)
+    arrays = encoded, predicted, kernel, bias
+    return planes, (arrays, labels, frame_lengths, cell_lengths, packed.normalizer)
 
 
 def _bwd(options, residuals, cotangents):
-    *arrays, normalizers = residuals
-    encoded, predicted, kernel, bias, *_ = arrays
-    blocks, tiles, steps = _lay_out(*arrays, options)
+    arrays, labels, frame_lengths, cell_lengths, normalizers = residuals
+    encoded, predicted, kernel, bias = arrays
+    blocks = _blocks(encoded, predicted, labels, options)
+    tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     shards = options.shards
     split = lambda plane, tiles: pack(plane, tiles, options.tile)
     packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, shards), tiles), cotangents)
@@ -122,18 +124,19 @@ def _bwd(options, residuals, cotangents):
 joint_planes.defvjp(_fwd, _bwd)
 
 
-def _lay_out(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
-    """Of each shard blocks of encoded, predicted and labels, and tiles; and the steps of all."""
-    tile, frames, cells = options.tile, encoded.shape[1], predicted.shape[1]
-    part = partial(_shard, shards=options.shards)
-    blocks = (
-        jax.vmap(to_blocks, (0, None))(part(encoded), tile.frames),
-        jax.vmap(to_blocks, (0, None))(part(predicted), tile.cells),
-        jax.vmap(to_blocks, (0, None))(part(labels), tile.cells),
-    )
-    listed = jax.vmap(partial(list_tiles, frames=frames, cells=cells, tile=tile))
-    tiles = listed(part(frame_lengths), part(cell_lengths))
-    return blocks, tiles, -(-tiles.count.max() // tile.per_step)
+def _blocks(encoded, predicted, labels, options):
+    """Of each shard, in blocks of a tile's size: [shards, blocks, size, ...]."""
+    block = lambda x, size: jax.vmap(partial(to_blocks, size=size))(_shard(x, options.shards))
+    frames, cells, _ = options.tile
+    return block(encoded, frames), block(predicted, cells), block(labels, cells)
+
+
+def _tiles(encoded, predicted, frame_lengths, cell_lengths, options):
+    """The tiles of each shard, and the steps that the shard with the most of them takes."""
+    padded = dict(frames=encoded.shape[1], cells=predicted.shape[1], tile=options.tile)
+    lengths = (_shard(x, options.shards) for x in (frame_lengths, cell_lengths))
+    tiles = jax.vmap(partial(list_tiles, **padded))(*lengths)
+    return tiles, -(-tiles.count.max() // options.tile.per_step)
 
 
 def _shard(x, shards):

@@ -7,6 +7,7 @@ in the next one, so a scan over T + U anti-diagonals needs one logaddexp a step.
 a frame with it, to (t + 1, u + 1), the same scan runs over the frames.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -141,7 +142,7 @@ def _from_diagonals(plane, frames):
     return plane[..., :frames].mT
 
 
-def _forward(blank, label, start, end, plus=jnp.logaddexp):
+def _forward(blank, label, start, end, plus: Callable = jnp.logaddexp):
     """Total log-likelihood; alpha before each step, less a shift; the shifts, summed up.
 
     Far into the lattice alpha is in the thousands, where float32 has four decimals left. So the

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from asr_jax.losses._cells import Columns, Factorization, edges, pick_planes
+from asr_jax.losses._cells import Columns, Factorization, Planes, edges, pick_planes
 from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective
 from asr_jax.losses._lattice import Topology, log_likelihood
 
@@ -48,8 +48,8 @@ def rnnt_loss(
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
     real = real_frames & (u <= label_lengths[:, None, None])
-    logits = jnp.where(real[..., None], logits, 0)
     labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
-    blank, label = edges(pick_planes(logits, labels, columns), columns)
+    planes: Planes = pick_planes(logits, labels, real, columns)  # pyright: ignore[reportAssignmentType]
+    blank, label = edges(planes, columns)
     lengths = logit_lengths, label_lengths
-    return -log_likelihood(blank, label, *lengths, topology, fastemit_lambda)  # pyright: ignore[reportGeneralTypeIssues]
+    return -log_likelihood(blank, label, *lengths, topology, fastemit_lambda)  # pyright: ignore[reportOperatorIssue]

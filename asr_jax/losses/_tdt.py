@@ -69,10 +69,10 @@ def tdt_loss(
         durations=durations,
     )
 
-    def score(edges, *lengths):
+    def score(edges, frame_lengths, label_lengths):
         duration = jax.nn.log_softmax(edges.rest, -1)
         blank, label = edges.blank - sigma, edges.label - sigma
-        return log_likelihood(blank, label, duration, *lengths, durations)
+        return log_likelihood(blank, label, duration, frame_lengths, label_lengths, durations)
 
     return joint_loss(
         score,

@@ -87,7 +87,7 @@ def transducer_loss(
         return log_likelihood(edges.blank, edges.label, *lengths, topology, fastemit_lambda)
 
     return joint_loss(
-        score,
+        score,  # pyright: ignore[reportArgumentType]
         encoded,
         predicted,
         kernel,

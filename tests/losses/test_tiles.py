@@ -1,0 +1,58 @@
+"""The list of tiles: every cell that exists is in one, and none is there without need."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr_jax.losses import transducer_loss
+from asr_jax.losses._tiles import Tile, choose_tile, list_tiles, pack, unpack
+
+FRAMES, CELLS = 37, 13
+LENGTHS = [37, 1, 0, 16, 17], [13, 5, 0, 4, 1]
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 4, 3), Tile(1, 1, 7), Tile(37, 13, 1), Tile(8, 5, 100)])
+def test_tiles_are_those_of_the_lengths_and_carry_a_plane_there_and_back(tile):
+    rows, columns = (np.array(x) for x in LENGTHS)
+    listed = jax.jit(partial(list_tiles, frames=FRAMES, cells=CELLS, tile=tile))
+    tiles = listed(*map(jnp.array, LENGTHS))
+    assert tiles.count == sum(-(-rows // tile.frames) * -(-columns // tile.cells))
+    assert len(tiles.plane_block) % tile.per_step == 0
+    plane = jnp.asarray(np.random.default_rng(0).normal(size=(5, FRAMES, CELLS)), jnp.float32)
+    packed = jax.jit(partial(pack, tile=tile))(plane, tiles)
+    assert not packed[int(tiles.count) :].any()
+    back = np.asarray(unpack(packed, tiles, 5, FRAMES, CELLS))
+    for b, (row, column) in enumerate(zip(rows, columns)):
+        np.testing.assert_array_equal(back[b, :row, :column], plane[b, :row, :column])
+
+
+def test_padding_is_not_computed():
+    """Nearly no more rows than cells, however much padding there is."""
+    lengths = jnp.array([400, 210, 333]), jnp.array([90, 47, 61])
+
+    def tiles_computed(frames, cells):
+        tile = choose_tile(3, frames, cells, 8, 8, shards=1, chunk_frames=None)
+        tiles = jax.jit(partial(list_tiles, frames=frames, cells=cells, tile=tile))(*lengths)
+        return int(tiles.count) * tile.frames * tile.cells
+
+    cells = int(lengths[0] @ lengths[1])
+    assert cells <= tiles_computed(400, 90) < 1.1 * cells
+    assert cells <= tiles_computed(1600, 360) < 1.1 * cells
+
+
+def test_no_cells_no_steps():
+    """Seen from outside: what NaN weights would spoil is not computed for a batch without cells."""
+    zeros = jnp.zeros
+    rest = None, zeros((2, 8), int)
+
+    @jax.jit
+    def gradient(frame_lengths):
+        lengths = frame_lengths, jnp.array([8, 3])
+        loss = lambda k: transducer_loss(zeros((2, 20, 4)), zeros((2, 9, 4)), k, *rest, *lengths)
+        return jax.grad(lambda kernel: loss(kernel).sum())(jnp.full((4, 5), jnp.nan))
+
+    assert not gradient(jnp.array([0, 0])).any()
+    assert np.isnan(gradient(jnp.array([20, 0]))).all()

@@ -56,16 +56,17 @@ def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, 
     blocks = _blocks(encoded, predicted, labels, options)
     tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     shards, room = tiles.plane_block.shape
-    plane = shards, room, options.tile.frames, options.tile.cells
-    plane = jnp.zeros_like(encoded, jnp.float32, shape=plane)
+    rows = options.tile.frames * options.tile.cells
+    plane = jnp.zeros_like(encoded, jnp.float32, shape=(shards, room, rows))
     rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,))
     planes = Planes(plane, plane, plane, plane[..., None] + rest)
 
     def body(step, planes):
         def one(encoded, predicted, labels, encoded_block, predicted_block):
             hidden = _hidden(encoded[encoded_block], predicted[predicted_block], kernel, options)
-            logits = _logits(hidden, kernel, bias)
-            return pick(logits, labels[predicted_block][:, None], options.columns)
+            labels = _rows(labels[predicted_block], options)
+            planes = pick(_logits(hidden, kernel, bias), labels, options.columns)
+            return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
 
         found = jax.vmap(one)(*blocks, *_slice(tiles[:2], step, options))
         put = jax.lax.dynamic_update_slice_in_dim
@@ -74,7 +75,7 @@ def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, 
 
     packed = jax.lax.fori_loop(0, steps, body, planes)
     batch = encoded.shape[0] // shards, encoded.shape[1], predicted.shape[1]
-    merge = lambda plane, tiles: unpack(plane, tiles, *batch)
+    merge = lambda plane, tiles: unpack(plane, tiles, options.tile, *batch)
     planes = jax.tree.map(lambda x: _unshard(jax.vmap(merge)(x, tiles)), packed)
     arrays = encoded, predicted, kernel, bias
     return planes, (arrays, labels, frame_lengths, cell_lengths, packed.normalizer)
@@ -96,16 +97,15 @@ def _bwd(options, residuals, cotangents):
             d_encoded, d_predicted, d_kernel, d_bias = sums
             encoded, predicted = encoded[encoded_block], predicted[predicted_block]
             hidden = _hidden(encoded, predicted, kernel, options)
+            labels = _rows(labels[predicted_block], options)
+            normalizer, given = jax.tree.map(_unshard, (normalizer, given))
             logits = _logits(hidden, kernel, bias)
-            labels = labels[predicted_block][:, None]
-            rows = unpick(logits, labels, normalizer, given, options.columns)
-            rows = rows.reshape(-1, rows.shape[-1])
-            d_bias += rows.sum(0)
-            dtype = hidden.dtype
-            rows = rows.astype(dtype)
-            d_kernel += _dot("nd,nv->dv", hidden.reshape(-1, hidden.shape[-1]), rows)
-            d_sum = _dot("nv,dv->nd", rows, kernel).reshape(hidden.shape)
-            d_sum *= _slope(encoded, predicted, options)
+            d_logits = unpick(logits, labels, normalizer, given, options.columns)
+            d_bias += d_logits.sum(0)
+            d_logits = d_logits.astype(hidden.dtype)
+            d_kernel += _dot("nd,nv->dv", hidden, d_logits)
+            slope = _slope(encoded, predicted, options)
+            d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
             d_encoded = _add_blocks(d_encoded, encoded_block, d_sum.sum(2))
             d_predicted = _add_blocks(d_predicted, predicted_block, d_sum.sum(1))
             return d_encoded, d_predicted, d_kernel, d_bias
@@ -144,6 +144,7 @@ def _shard(x, shards):
 
 
 def _unshard(x):
+    """[shards, n, ...], or anything else of two leading axes, to one."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
@@ -160,7 +161,14 @@ def _sum(encoded, predicted):
 
 def _hidden(encoded, predicted, kernel, options):
     dtype = jnp.result_type(encoded, predicted, kernel)
-    return ACTIVATIONS[options.activation](_sum(encoded, predicted)).astype(dtype)
+    hidden = ACTIVATIONS[options.activation](_sum(encoded, predicted)).astype(dtype)
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _rows(cells, options):
+    """[tiles, cells] to one number for every frame and cell of them: [rows]."""
+    tiles, count = cells.shape
+    return jnp.broadcast_to(cells[:, None], (tiles, options.tile.frames, count)).reshape(-1)
 
 
 def _slope(encoded, predicted, options):
@@ -169,7 +177,7 @@ def _slope(encoded, predicted, options):
 
 
 def _logits(hidden, kernel, bias):
-    return _dot("gtud,dv->gtuv", hidden, kernel) + bias.astype(jnp.float32)
+    return _dot("nd,dv->nv", hidden, kernel) + bias.astype(jnp.float32)
 
 
 def _dot(subscripts, a, b):

@@ -55,7 +55,7 @@ def choose_tile(
     """
     batch //= shards
     even = lambda size, most: -(-size // -(-size // most)) if size else 1
-    tile_frames, tile_cells = even(frames, min(16, chunk_frames or 16)), even(cells, 8)
+    tile_frames, tile_cells = even(frames, 16), even(cells, 8)
     if chunk_frames is None:
         numbers = 2**19 // shards if jax.default_backend() == "cpu" else 2**23
         rows = numbers // max(vocabulary, width)
@@ -110,21 +110,34 @@ def from_blocks(
 
 def pack(
     plane: Shaped[Array, "B T U1 ..."], tiles: Tiles, tile: Tile
-) -> Shaped[Array, "N frames cells ..."]:
-    """A plane in the list's order; tiles that do not exist are zero."""
+) -> Shaped[Array, "N rows ..."]:
+    """A plane in the list's order; tiles that do not exist are zero.
+
+    A tile's rows are one axis: TPUs pad the last one to 128, which they then are.
+    """
     blocks = to_blocks(plane, tile.frames)  # [B * across, frames, U1]
     blocks = to_blocks(jnp.moveaxis(blocks, 2, 1), tile.cells)  # [M, cells, frames]
     index = jnp.where(
         jnp.arange(len(tiles.plane_block)) < tiles.count, tiles.plane_block, len(blocks)
     )
-    return jnp.moveaxis(blocks.at[index].get(mode="fill", fill_value=0), 2, 1)
+    packed = jnp.moveaxis(blocks, 2, 1).reshape(
+        len(blocks), tile.frames * tile.cells, *blocks.shape[3:]
+    )
+    return packed.at[index].get(mode="fill", fill_value=0)
 
 
 def unpack(
-    packed: Shaped[Array, "N frames cells ..."], tiles: Tiles, batch: int, frames: int, cells: int
+    packed: Shaped[Array, "N rows ..."],
+    tiles: Tiles,
+    tile: Tile,
+    batch: int,
+    frames: int,
+    cells: int,
 ) -> Shaped[Array, "B T U1 ..."]:
     """The inverse; cells outside every tile are zero."""
-    blocks = jnp.moveaxis(packed.at[tiles.slot].get(mode="fill", fill_value=0), 2, 1)
-    across = -(-frames // packed.shape[1])
+    blocks = packed.at[tiles.slot].get(mode="fill", fill_value=0)
+    blocks = blocks.reshape(len(blocks), tile.frames, tile.cells, *blocks.shape[2:])
+    blocks = jnp.moveaxis(blocks, 2, 1)
+    across = -(-frames // tile.frames)
     blocks = from_blocks(blocks, batch * across, cells)
     return from_blocks(jnp.moveaxis(blocks, 2, 1), batch, frames)

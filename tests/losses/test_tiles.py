@@ -24,7 +24,7 @@ def test_tiles_are_those_of_the_lengths_and_carry_a_plane_there_and_back(tile):
     plane = jnp.asarray(np.random.default_rng(0).normal(size=(5, FRAMES, CELLS)), jnp.float32)
     packed = jax.jit(partial(pack, tile=tile))(plane, tiles)
     assert not packed[int(tiles.count) :].any()
-    back = np.asarray(unpack(packed, tiles, 5, FRAMES, CELLS))
+    back = np.asarray(unpack(packed, tiles, tile, 5, FRAMES, CELLS))
     for b, (row, column) in enumerate(zip(rows, columns)):
         np.testing.assert_array_equal(back[b, :row, :column], plane[b, :row, :column])
 

@@ -1,72 +1,266 @@
-"""Time and temporary memory of transducer_loss against joint and rnnt_loss, as ratios of one run.
+"""Time and peak memory of joint + transducer loss + all gradients, ours against rivals.
 
-    python benchmarks/transducer_loss.py [--shape B T U V D] [--runs N]
+    python benchmarks/transducer_loss.py [SHAPE ...] [--implementations NAME ...] [--output FILE]
+    python benchmarks/transducer_loss.py --compile-only
 
-Both compute the losses and the gradients of encoded, predicted, kernel and bias. Prints one line of
-JSON; a ratio above 1 says that transducer_loss is faster, or needs less. Runs take turns, and the
-medians are compared, so that another job on the machine slows both alike.
+Every implementation runs in a process of its own and they take turns, so that noise hits all; ms is
+the median of their runs. MB (of a million bytes) are the whole step's, inputs and gradients
+included: "compiled" is the compiler's account of a JAX step (arguments + outputs + temporaries -
+aliases, nothing donated), "measured" what the process grew by on a CPU, and the allocator's peak on
+a GPU. The floor is 8 D V operations for each cell that exists, at the device's best speed in a
+matrix product during the run. "off by" is the largest relative difference of an utterance's loss
+from the first row's. benchmarks/requirements.txt says how to install the rivals; one that is
+missing says so in its row.
 """
 
 import argparse
 import json
+import multiprocessing
+import operator
+import os
 import statistics
-import time
+from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+from transducer_rivals import INEXACT, JAX, TORCH, NotRun, Problem
+from transducer_worker import multiply, serve
 
-from asr_jax.losses import transducer_loss
+PUBLIC = json.loads((Path(__file__).parent / "rnnt_bench_shapes.json").read_text())
+SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
+    # batch, frames, labels, vocabulary, width (0: 4-D logits are given), dtype
+    "small": (8, 128, 40, 512, 256, "float32"),
+    "logits": (4, 200, 40, 129, 0, "float32"),
+    "nemo": (32, 400, 128, 1024, 640, "bfloat16"),
+    "b32": (32, 400, 100, 1024, 512, "bfloat16"),
+    "large-vocabulary": (16, 188, 60, 8198, 640, "bfloat16"),
+    "1024x40s": (1024, 1000, 200, 500, 512, "bfloat16"),
+}
+PUBLIC_SHAPES = {
+    "public-unsorted": ("unsorted", "float32"),
+    "public-sorted": ("sorted", "float32"),
+    "public-unsorted-bf16": ("unsorted", "bfloat16"),
+    "public-sorted-bf16": ("sorted", "bfloat16"),
+}
+COMPILED_ONLY = {"1024x40s"}
 
 
-def problem(batch, frames, labels, vocabulary, width):
-    keys = jax.random.split(jax.random.key(0), 5)
-    normal = jax.random.normal
-    floats = (
-        normal(keys[0], (batch, frames, width)),
-        normal(keys[1], (batch, labels + 1, width)),
-        normal(keys[2], (width, vocabulary)) * width**-0.5,
-        normal(keys[3], (vocabulary,)),
-    )
-    symbols = jax.random.randint(keys[4], (batch, labels), 1, vocabulary)
-    return floats, (symbols, jnp.full(batch, frames), jnp.full(batch, labels))
+def problems(name: str, *, batches: int, ragged: bool) -> list[Problem]:
+    """The batches of a shape; its row is their mean time and their largest memory."""
+    if name in PUBLIC_SHAPES:
+        mode, dtype = PUBLIC_SHAPES[name]
+        window = PUBLIC["batches"][mode]
+        chosen = [window[len(window) * i // batches] for i in range(batches)]
+        sizes = PUBLIC["protocol"]["vocabulary"], PUBLIC["protocol"]["width"]
+        return [Problem(tuple(map(tuple, batch)), *sizes, dtype) for batch in chosen]
+    batch, frames, labels, vocabulary, width, dtype = SHAPES[name]
+    lengths = np.tile((frames, labels), (batch, 1))
+    if ragged:  # from half the length on; the first utterance stays
+        lengths[1:] -= np.random.default_rng(0).integers(0, lengths[1:] // 2 + 1)
+    return [Problem(tuple(map(tuple, lengths.tolist())), vocabulary, width, dtype)]
+
+
+class Worker:
+    """An implementation's process."""
+
+    def __init__(self, *arguments: Any, target: Any = serve):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            raise NotRun(f"its process died, exit code {self.process.exitcode}") from None
+
+    def ask(self, message: Any = True) -> float:
+        self.connection.send(message)
+        return self.receive()
+
+    def stop(self) -> None:
+        if self.process.is_alive():
+            self.connection.send(None)
+        self.process.join()
+
+
+def measure(
+    problem: Problem, names: list[str], platform: str, product: Worker, options: Any
+) -> tuple[dict[str, Any], float]:
+    """Each worker's report, with the seconds of its runs, and a product's operations per second."""
+    results, workers = {}, {}
+    speeds = [product.ask(problem.dtype) for _ in range(3)]
+    for name in names:  # one after the other: XLA times kernels while it compiles
+        worker = Worker(name, problem, platform, not options.compile_only)
+        try:
+            results[name] = worker.receive()
+            if "not_run" in results[name] or options.compile_only:
+                continue
+            results[name]["seconds"] = []
+            # The report was about a first run already; a second one, then, unless runs are slow.
+            if worker.ask() < options.seconds / 10:
+                worker.ask()
+            workers[name] = worker
+        except NotRun as reason:
+            results[name] = {"not_run": str(reason)}
+    for _ in range(options.runs if workers else 0):
+        speeds.append(product.ask(problem.dtype))
+        for name, worker in list(workers.items()):
+            seconds = results[name]["seconds"]
+            if sum(seconds) >= options.seconds:
+                continue
+            try:
+                seconds.append(worker.ask())
+            except NotRun as reason:
+                results[name] = {"not_run": str(reason)}
+                del workers[name]
+    for worker in workers.values():
+        worker.stop()
+    return results, max(speeds)
+
+
+def summarize(
+    name: str, batches: list[Problem], results: list[dict], speeds: list[float]
+) -> list[dict]:
+    """One row for each implementation."""
+    rows = []
+    exact = [x for x in results[0] if x not in INEXACT and "losses" in results[0][x]]
+    for implementation in results[0]:
+        found = [result[implementation] for result in results]
+        row: dict[str, Any] = {"shape": name, "implementation": implementation}
+        row["exact"] = implementation not in INEXACT
+        rows.append(row)
+        reasons = [x["not_run"] for x in found if "not_run" in x]
+        if reasons:
+            row["not_run"] = reasons[0]
+            continue
+        for kind in ("compiled", "measured"):
+            sizes = [x.get(f"{kind}_bytes") for x in found]
+            row[f"{kind}_mb"] = None if None in sizes else max(sizes) / 1e6
+        if batches[0].width and row["exact"]:
+            operations = [8 * x.width * x.vocabulary * x.cells for x in batches]
+            row["floor_ms"] = 1e3 * statistics.mean(map(operator.truediv, operations, speeds))
+        if "seconds" in found[0]:
+            row["runs"] = [len(x["seconds"]) for x in found]
+            row["ms"] = 1e3 * statistics.mean(statistics.median(x["seconds"]) for x in found)
+            row["best_ms"] = 1e3 * statistics.mean(min(x["seconds"]) for x in found)
+            row["share_of_floor"] = row["floor_ms"] / row["ms"] if "floor_ms" in row else None
+        if exact and "losses" in found[0]:
+            off = lambda key: max(
+                np.max(np.abs(np.divide(result[implementation][key], result[exact[0]][key]) - 1))
+                for result in results
+            )
+            row["losses_off_by"] = float(off("losses"))
+            row["gradient_norms_off_by"] = float(off("gradient_norms"))
+    return rows
+
+
+def table(name: str, batches: list[Problem], rows: list[dict]) -> str:
+    """Readable rows under a headline."""
+    first = batches[0]
+    size = lambda values: "/".join(map(str, dict.fromkeys(values)))
+    real = sum(x.cells for x in batches) / sum(x.padded_cells for x in batches)
+    lines = [
+        f"\n{name}: B {size(len(x.lengths) for x in batches)}, "
+        f"T {size(x.frames for x in batches)}, U {size(x.labels for x in batches)}, "
+        f"V {first.vocabulary}, D {first.width}, {first.dtype}, {real:.0%} of the cells real",
+        f"  {'':18s}{'ms':>10s}{'best ms':>10s}{'to first':>10s}"
+        f"{'compiled MB':>13s}{'measured MB':>13s}{'floor ms':>10s}{'reached':>9s}{'off by':>10s}",
+    ]
+    base = next((row["ms"] for row in rows if "ms" in row), None)
+    for row in rows:
+        label = row["implementation"] + ("" if row["exact"] else " *")
+        if "not_run" in row:
+            lines.append(f"  {label:18s}  not run: {row['not_run']}")
+            continue
+        ms = row.get("ms")
+        cells = (
+            (ms, "10.2f"),
+            (row.get("best_ms"), "10.2f"),
+            (ms / base if ms and base else None, "10.2f"),
+            (row["compiled_mb"], "13.1f"),
+            (row["measured_mb"], "13.1f"),
+            (row.get("floor_ms"), "10.2f"),
+            (row.get("share_of_floor"), "9.1%"),
+            (row.get("losses_off_by"), "10.0e"),
+        )
+        lines.append(
+            f"  {label:18s}"
+            + "".join(
+                f"{'-':>{style.split('.')[0]}s}" if value is None else f"{value:{style}}"
+                for value, style in cells
+            )
+        )
+    if any(not row["exact"] for row in rows):
+        lines.append("  * not exact: leaves alignments out")
+    if name in PUBLIC_SHAPES:
+        published = PUBLIC["published"]
+        figures = published[PUBLIC_SHAPES[name][0]].items()
+        lines.append(f"  published, float32, all 20 batches, {published['device']}:")
+        lines += [f"  {who:22s}{ms:8.1f} ms {mb:9.1f} MB" for who, (ms, mb) in figures]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    shape = ("B", "T", "U", "V", "D")
-    parser.add_argument("--shape", type=int, nargs=5, default=(8, 128, 40, 512, 256), metavar=shape)
-    parser.add_argument("--runs", type=int, default=15)
-    arguments = parser.parse_args()
-    batch, frames, labels, vocabulary, width = arguments.shape
-    floats, integers = problem(batch, frames, labels, vocabulary, width)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*SHAPES, *PUBLIC_SHAPES]
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(known)}; or all")
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        default=[*JAX, *TORCH],
+        metavar="NAME",
+        help=f"of {', '.join([*JAX, *TORCH])}, and ours=X for transducer_loss(implementation=X)",
+    )
+    parser.add_argument("--runs", type=int, default=15, help="of each implementation and batch")
+    parser.add_argument("--seconds", type=float, default=20.0, help="no further run after so many")
+    parser.add_argument("--batches", type=int, default=2, help="of the public benchmark's 20")
+    parser.add_argument("--ragged", action="store_true", help="lengths from half to full")
+    parser.add_argument("--compile-only", action="store_true", help="compiled memory, JAX only")
+    parser.add_argument("--output", type=Path, help="for JSON")
+    options = parser.parse_args()
+    unknown = [x for x in options.shapes if x not in known]
+    unknown += [x for x in options.implementations if x not in (*JAX, *TORCH) and x[:5] != "ours="]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
 
-    def compiled(implementation):
-        def total(encoded, predicted, kernel, bias):
-            joint = encoded, predicted, kernel, bias
-            return transducer_loss(*joint, *integers, implementation=implementation).sum()
-
-        step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3))).lower(*floats).compile()
-        jax.block_until_ready(step(*floats))
-        return step
-
-    steps = {"plain": compiled("reference"), "chunked": compiled("xla")}
-    seconds = {name: [] for name in steps}
-    for _ in range(arguments.runs):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            jax.block_until_ready(step(*floats))
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    analyses = {name: step.memory_analysis() for name, step in steps.items()}
-    memory = {name: analysis.temp_size_in_bytes for name, analysis in analyses.items() if analysis}
-    result = {
-        "shape": dict(zip(shape, arguments.shape)),
-        "device": jax.devices()[0].device_kind,
-        "time_ratio": round(median["plain"] / median["chunked"], 2),
-        "temporary_memory_ratio": round(memory["plain"] / memory["chunked"], 1),
-        "chunked_temporary_megabytes": round(memory["chunked"] / 1e6, 2),
-    }
-    print(json.dumps(result))
+    # Else the first JAX process takes most of a GPU from all the others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Else torch's threads spin while they wait for each other, and another job on the same cores
+    # was seen to slow a rival tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    product = Worker(target=multiply)
+    device = product.receive()
+    print(", ".join(f"{key} {value}" for key, value in device.items()))
+    rows, wrong = [], []
+    for name in options.shapes or known:
+        compile_only = options.compile_only or name in COMPILED_ONLY
+        names = [x for x in options.implementations if not (compile_only and x in TORCH)]
+        batches = problems(name, batches=options.batches, ragged=options.ragged)
+        settings = argparse.Namespace(**vars(options) | {"compile_only": compile_only})
+        measured = [measure(x, names, device["platform"], product, settings) for x in batches]
+        results, speeds = map(list, zip(*measured))
+        found = summarize(name, batches, results, speeds)
+        print(table(name, batches, found), flush=True)
+        rows += found
+        if batches[0].dtype == "float32":
+            compared = [row for row in found if row["exact"] and "losses_off_by" in row]
+            for row in compared:
+                off = np.array([row["losses_off_by"], row["gradient_norms_off_by"]])
+                if not np.all(off <= 1e-4):
+                    wrong.append(f"{name}: {row['implementation']}")
+    product.stop()
+    if options.output:
+        settings = {"runs": options.runs, "batches": options.batches, "ragged": options.ragged}
+        result = {"device": device, "settings": settings, "rows": rows}
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if wrong:
+        raise SystemExit(f"losses or gradients disagree: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

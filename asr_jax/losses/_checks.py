@@ -2,14 +2,16 @@
 
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 
 from asr_jax.losses._cells import Factorization
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology
+from asr_jax.losses._mosaic_gpu_support import obstacle
 
-Implementation = Literal["reference", "xla", "mosaic_gpu"] | None
-IMPLEMENTATIONS = ("reference", "xla")
+Named = Literal["reference", "xla", "mosaic_gpu"]
+Implementation = Named | None
 FLOATS = ("float16", "bfloat16", "float32")
 
 
@@ -79,7 +81,12 @@ def check_joint(
     if utterances_per_group is not None and utterances_per_group < 1:
         raise ValueError(f"{utterances_per_group = }: must be positive, or None to choose")
     if implementation is not None:
-        _check_choice("implementation", implementation, IMPLEMENTATIONS)
+        _check_choice("implementation", implementation, get_args(Named))
+    if implementation == "mosaic_gpu":
+        dtypes = encoded.dtype, predicted.dtype, kernel.dtype
+        reason = "it knows no durations" if durations else None
+        if reason := reason or obstacle(dtypes, width, jax.devices()[0]):
+            raise ValueError(f"{implementation = }: {reason}; 'xla' runs everywhere")
 
 
 def _check_choice(name, value, choices) -> None:

@@ -12,7 +12,7 @@ from asr_jax.losses._cells import Columns, Planes, edges, pick_planes
 from asr_jax.losses._checks import Implementation
 from asr_jax.losses._groups import choose_size, in_groups
 from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
-from asr_jax.losses._tiles import choose_tile
+from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
 
 
 class Edges(NamedTuple):
@@ -56,11 +56,15 @@ def joint_edges(
     else:
         possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
         possible &= (label_lengths >= 0) & (label_lengths < cells)
-        shards = gcd(batch, devices())
-        shape = batch, frames, cells, *kernel.shape
-        tile = choose_tile(*shape, shards=shards, chunk_frames=chunk_frames)
         lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
-        options = Options(columns, activation, tile, shards)
+        if implementation == "mosaic_gpu":
+            shards = 1
+            tile = choose_kernel_tile(batch, frames, cells, kernel.shape[1], chunk_frames)
+        else:
+            shards = gcd(batch, devices())
+            shape = batch, frames, cells, *kernel.shape
+            tile = choose_tile(*shape, shards=shards, chunk_frames=chunk_frames)
+        options = Options(columns, activation, tile, shards, implementation or "xla")
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
     planes: Planes = planes  # pyright: ignore[reportAssignmentType]
     return Edges(*edges(planes, columns), planes.rest)
@@ -89,12 +93,21 @@ def joint_loss(
     floats, weights = floats[:2], floats[2:]
     integers = vary_alike(labels, encoded_lengths, label_lengths)
     batch, frames, _ = encoded.shape
-    shards = gcd(batch, devices())
+    shards = 1 if options["implementation"] == "mosaic_gpu" else gcd(batch, devices())
     at_most = None if utterances_per_group is None else utterances_per_group // shards
     size = choose_size(batch // shards, frames, predicted.shape[1], at_most)
     if size * shards == batch or options["implementation"] == "reference":
         return loss(floats, weights, integers)
     return in_groups(loss, floats, weights, integers, shards=shards, size=size)
+
+
+def lattice_walker(implementation: Implementation) -> Callable | None:
+    """What walks over the lattice, if not `walk`."""
+    if implementation != "mosaic_gpu":
+        return None
+    from asr_jax.losses._mosaic_gpu import lattice_forward  # imports Pallas
+
+    return lattice_forward
 
 
 def devices() -> int:

@@ -23,13 +23,15 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 class Options(NamedTuple):
     """What does not change from batch to batch.
 
-    shards: utterances are packed within each of so many equal parts of the batch.
+    shards: utterances are packed within each of so many equal parts of the batch. The kernels of
+        "mosaic_gpu" know of one only.
     """
 
     columns: Columns
     activation: Activation
     tile: Tile
     shards: int
+    implementation: Literal["xla", "mosaic_gpu"]
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("options",))
@@ -55,30 +57,37 @@ def joint_planes(
 def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
     blocks = _blocks(encoded, predicted, labels, options)
     tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
-    shards, room = tiles.plane_block.shape
-    rows = options.tile.frames * options.tile.cells
-    plane = jnp.zeros_like(encoded, jnp.float32, shape=(shards, room, rows))
-    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,))
-    planes = Planes(plane, plane, plane, plane[..., None] + rest)
-
-    def body(step, planes):
-        def one(encoded, predicted, labels, encoded_block, predicted_block):
-            hidden = _hidden(encoded[encoded_block], predicted[predicted_block], kernel, options)
-            labels = _rows(labels[predicted_block], options)
-            planes = pick(_logits(hidden, kernel, bias), labels, options.columns)
-            return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
-
-        found = jax.vmap(one)(*blocks, *_slice(tiles[:2], step, options))
-        put = jax.lax.dynamic_update_slice_in_dim
-        place = step * options.tile.per_step
-        return jax.tree.map(lambda plane, x: put(plane, x, place, 1), planes, found)
-
-    packed = jax.lax.fori_loop(0, steps, body, planes)
-    batch = encoded.shape[0] // shards, encoded.shape[1], predicted.shape[1]
+    if options.implementation == "mosaic_gpu":
+        packed = _by_kernel().planes(blocks, tiles, kernel, bias, options)
+    else:
+        packed = _packed_planes(blocks, tiles, steps, kernel, bias, options)
+    batch = encoded.shape[0] // options.shards, encoded.shape[1], predicted.shape[1]
     merge = lambda plane, tiles: unpack(plane, tiles, options.tile, *batch)
     planes = jax.tree.map(lambda x: _unshard(jax.vmap(merge)(x, tiles)), packed)
     arrays = encoded, predicted, kernel, bias
     return planes, (arrays, labels, frame_lengths, cell_lengths, packed.normalizer)
+
+
+def _packed_planes(blocks, tiles, steps, kernel, bias, options):
+    """Planes [shards, N, rows] in the order of the tiles."""
+    shards, room = tiles.plane_block.shape
+    rows = options.tile.frames * options.tile.cells
+    plane = jnp.zeros_like(blocks[0], jnp.float32, shape=(shards, room, rows))
+    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,))
+    planes = Planes(plane, plane, plane, plane[..., None] + rest)
+
+    def body(step, planes):
+        def one(encoded, predicted, labels):
+            hidden = _hidden(encoded, predicted, kernel, options)
+            planes = pick(_logits(hidden, kernel, bias), _rows(labels, options), options.columns)
+            return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
+
+        found = jax.vmap(one)(*_meet(blocks, *_slice(tiles[:2], step, options)))
+        put = jax.lax.dynamic_update_slice_in_dim
+        place = step * options.tile.per_step
+        return jax.tree.map(lambda plane, x: put(plane, x, place, 1), planes, found)
+
+    return jax.lax.fori_loop(0, steps, body, planes)
 
 
 def _bwd(options, residuals, cotangents):
@@ -86,38 +95,47 @@ def _bwd(options, residuals, cotangents):
     encoded, predicted, kernel, bias = arrays
     blocks = _blocks(encoded, predicted, labels, options)
     tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
-    shards = options.shards
     split = lambda plane, tiles: pack(plane, tiles, options.tile)
-    packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, shards), tiles), cotangents)
+    packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, options.shards), tiles), cotangents)
+    if options.implementation == "mosaic_gpu":
+        kernel, bias = _by_kernel().pad_vocabulary(kernel, bias)
+
+    def rows(encoded, predicted, labels, given):
+        """Hidden states and gradients of logits of a shard's tiles."""
+        hidden = _hidden(encoded, predicted, kernel, options)
+        normalizer, cotangents = jax.tree.map(_unshard, given)
+        logits, labels = _logits(hidden, kernel, bias), _rows(labels, options)
+        return hidden, unpick(logits, labels, normalizer, cotangents, options.columns)
+
+    def add(sums, encoded, predicted, index, found):
+        """The sums with a shard's tiles added, in float32."""
+        d_encoded, d_predicted, d_kernel, d_bias = sums
+        (encoded_block, predicted_block), (hidden, d_logits) = index, found
+        d_bias += d_logits.sum(0, dtype=jnp.float32)
+        d_logits = d_logits.astype(hidden.dtype)
+        d_kernel += _dot("nd,nv->dv", hidden, d_logits)
+        slope = _slope(encoded, predicted, options)
+        d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
+        d_encoded = _add_blocks(d_encoded, encoded_block, d_sum.sum(2))
+        d_predicted = _add_blocks(d_predicted, predicted_block, d_sum.sum(1))
+        return d_encoded, d_predicted, d_kernel, d_bias
 
     def body(step, sums):
-        def one(
-            sums, encoded, predicted, labels, encoded_block, predicted_block, normalizer, given
-        ):
-            d_encoded, d_predicted, d_kernel, d_bias = sums
-            encoded, predicted = encoded[encoded_block], predicted[predicted_block]
-            hidden = _hidden(encoded, predicted, kernel, options)
-            labels = _rows(labels[predicted_block], options)
-            normalizer, given = jax.tree.map(_unshard, (normalizer, given))
-            logits = _logits(hidden, kernel, bias)
-            d_logits = unpick(logits, labels, normalizer, given, options.columns)
-            d_bias += d_logits.sum(0)
-            d_logits = d_logits.astype(hidden.dtype)
-            d_kernel += _dot("nd,nv->dv", hidden, d_logits)
-            slope = _slope(encoded, predicted, options)
-            d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
-            d_encoded = _add_blocks(d_encoded, encoded_block, d_sum.sum(2))
-            d_predicted = _add_blocks(d_predicted, predicted_block, d_sum.sum(1))
-            return d_encoded, d_predicted, d_kernel, d_bias
+        index, given = _slice((tiles[:2], (normalizers, packed)), step, options)
+        encoded, predicted, labels = _meet(blocks, *index)
+        if options.implementation == "mosaic_gpu":
+            found = _by_kernel().gradient_rows(blocks, index, kernel, bias, given, options)
+        else:
+            found = jax.vmap(rows)(encoded, predicted, labels, given)
+        return jax.vmap(add)(sums, encoded, predicted, index, found)
 
-        parts = _slice((*tiles[:2], normalizers, packed), step, options)
-        return jax.vmap(one)(sums, *blocks, *parts)
-
-    zeros = lambda *shape: jnp.zeros_like(encoded, jnp.float32, shape=(shards, *shape))
+    zeros = lambda *shape: jnp.zeros_like(encoded, jnp.float32, shape=(options.shards, *shape))
     sums = *(zeros(*x.shape[1:]) for x in blocks[:2]), zeros(*kernel.shape), zeros(*bias.shape)
     d_encoded, d_predicted, d_kernel, d_bias = jax.lax.fori_loop(0, steps, body, sums)
     join = lambda x, rows: from_blocks(_unshard(x), *rows.shape[:2])
-    grads = join(d_encoded, encoded), join(d_predicted, predicted), d_kernel.sum(0), d_bias.sum(0)
+    symbols = arrays[3].shape[0]
+    d_output = d_kernel.sum(0)[:, :symbols], d_bias.sum(0)[:symbols]
+    grads = join(d_encoded, encoded), join(d_predicted, predicted), *d_output
     return *(g.astype(x.dtype) for g, x in zip(grads, arrays)), None, None, None
 
 
@@ -146,6 +164,21 @@ def _shard(x, shards):
 def _unshard(x):
     """[shards, n, ...], or anything else of two leading axes, to one."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def _meet(blocks, encoded_block, predicted_block):
+    """Blocks of encoded, predicted and labels that meet in these tiles: [shards, tiles, ...]."""
+    encoded, predicted, labels = blocks
+    take = jax.vmap(lambda x, index: x[index])
+    index = encoded_block, predicted_block, predicted_block
+    return tuple(map(take, (encoded, predicted, labels), index))
+
+
+def _by_kernel():
+    """Pallas is imported where it is used: the rest of the losses runs without it."""
+    from asr_jax.losses import _joint_kernel
+
+    return _joint_kernel
 
 
 def _slice(arrays, step, options):

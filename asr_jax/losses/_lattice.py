@@ -19,7 +19,7 @@ Lengths = Int[Array, " B"]
 Topology = Literal["rnnt", "one_symbol_per_frame"]
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("topology", "fastemit_lambda"))
+@partial(jax.custom_vjp, nondiff_argnames=("topology", "fastemit_lambda", "walker"))
 def log_likelihood(
     blank: Float[Array, "B T U1"],
     label: Float[Array, "B T U"],
@@ -27,23 +27,26 @@ def log_likelihood(
     label_lengths: Lengths,
     topology: Topology,
     fastemit_lambda: float,
+    walker: Callable | None = None,
 ) -> Float[Array, " B"]:
     """log of the summed probability of all alignments, in nats.
 
     blank and label are the log-probabilities of the edges that leave node (t, u); U1 = U + 1. What
     lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient. The gradient
-    is the occupancy of each edge, that of labels times 1 + fastemit_lambda.
+    is the occupancy of each edge, that of labels times 1 + fastemit_lambda. walker does what `walk`
+    does; None is that itself.
     """
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
-    return _forward(*steps)[0]
+    return (walker or walk)(*steps)[0]
 
 
-def _fwd(blank, label, frame_lengths, label_lengths, topology, fastemit_lambda):
-    total, *occupancies = occupancy(blank, label, frame_lengths, label_lengths, topology)
+def _fwd(blank, label, frame_lengths, label_lengths, topology, fastemit_lambda, walker):
+    lengths = frame_lengths, label_lengths
+    total, *occupancies = occupancy(blank, label, *lengths, topology, walker or walk)
     return total, occupancies
 
 
-def _bwd(topology, fastemit_lambda, occupancies, cotangent):
+def _bwd(topology, fastemit_lambda, walker, occupancies, cotangent):
     blank, label = occupancies
     scale = cotangent[:, None, None]
     return scale * blank, (1.0 + fastemit_lambda) * scale * label, None, None
@@ -61,7 +64,7 @@ def best_alignment(
 ) -> Float[Array, " B"]:
     """log-probability of the most probable alignment; its gradient is one on that path's edges."""
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
-    return _forward(*steps, plus=first_largest)[0]
+    return walk(*steps, plus=first_largest)[0]
 
 
 def first_largest(a, b):
@@ -75,6 +78,7 @@ def occupancy(
     frame_lengths: Lengths,
     label_lengths: Lengths,
     topology: Topology,
+    walker: Callable,
 ) -> tuple[Float[Array, " B"], Float[Array, "B T U1"], Float[Array, "B T U"]]:
     """The log-likelihood, and how probable it is that an alignment takes each blank and label.
 
@@ -83,7 +87,7 @@ def occupancy(
     """
     frames, labels = label.shape[1:]
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
-    total, _, through_blank, through_label = forward_backward(*steps)
+    total, _, through_blank, through_label = forward_backward(*steps, walker)
     real = jnp.arange(frames)[:, None] < frame_lengths[:, None, None]
     back = _from_diagonals if topology == "rnnt" else lambda x, _: jnp.moveaxis(x, 0, 1)
     taken = (back(jnp.exp(x), frames) for x in (through_blank, through_label))
@@ -142,8 +146,11 @@ def _from_diagonals(plane, frames):
     return plane[..., :frames].mT
 
 
-def _forward(blank, label, start, end, plus: Callable = jnp.logaddexp):
-    """Total log-likelihood; alpha before each step, less a shift; the shifts, summed up.
+def walk(blank, label, start, end, plus: Callable = jnp.logaddexp):
+    """Alpha along a lattice's steps, all lattices of a batch at once.
+
+    blank, label: log-probabilities of edges [steps, ..., U1]; start, end: log indicators [..., U1].
+    Returns the total log-likelihood, alpha before each step less a shift, and the shifts summed up.
 
     Far into the lattice alpha is in the thousands, where float32 has four decimals left. So the
     largest entry of each step is moved out of it, to 0, and added up on its own.
@@ -163,7 +170,7 @@ def _forward(blank, label, start, end, plus: Callable = jnp.logaddexp):
     return (last + end).max(-1) + shifts[-1], alpha, shifts
 
 
-def forward_backward(blank, label, start, end):
+def forward_backward(blank, label, start, end, walker):
     """Total log-likelihood of a lattice's steps, and what of it goes through each edge.
 
     Every alignment takes exactly one edge in every step. So the second result [steps, B], the
@@ -175,7 +182,7 @@ def forward_backward(blank, label, start, end):
     left = lambda x: jnp.pad(x[..., 1:], ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
     edges = jnp.stack([blank, reverse(blank)], 1), jnp.stack([label, left(reverse(label))], 1)
     ends = jnp.stack([start, jnp.flip(end, -1)]), jnp.stack([end, jnp.flip(start, -1)])
-    total, alpha, shifts = _forward(*edges, *ends)
+    total, alpha, shifts = walker(*edges, *ends)
     alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the step's far end
     through = jnp.stack([alpha + blank + beta, alpha + label + left(beta)])
     sums = jax.nn.logsumexp(through, axis=(0, -1))

@@ -65,6 +65,23 @@ def choose_tile(
     return Tile(tile_frames, tile_cells, even(room, max(1, rows // (tile_frames * tile_cells))))
 
 
+def choose_kernel_tile(
+    batch: int, frames: int, cells: int, vocabulary: int, chunk_frames: int | None
+) -> Tile:
+    """The tiles of `_mosaic_gpu`, 64 frames x 1 cell; a step has an even number of them.
+
+    None: about 32 million logits (64 MB in bfloat16), in whole waves of two tiles for each of the
+    132 multiprocessors of a Hopper GPU.
+    """
+    room = batch * -(-frames // 64) * cells
+    if chunk_frames is None:
+        wave = 2 * 132
+        per_step = wave * max(1, 2**25 // (64 * wave * vocabulary))
+    else:
+        per_step = -(-chunk_frames * batch * cells // 64)
+    return Tile(64, 1, 2 * -(-min(per_step, room) // 2))
+
+
 def list_tiles(
     frame_lengths: Int[Array, " B"],
     cell_lengths: Int[Array, " B"],

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from asr_jax.losses._cells import Columns, Factorization
 from asr_jax.losses._checks import Implementation, check_joint, check_objective
-from asr_jax.losses._edges import joint_loss
+from asr_jax.losses._edges import joint_loss, lattice_walker
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology, log_likelihood
 
@@ -83,8 +83,10 @@ def transducer_loss(
     check_objective(topology, factorization, fastemit_lambda)
     columns = Columns(blank_id, kernel.shape[1], factorization)
 
+    objective = topology, fastemit_lambda, lattice_walker(implementation)
+
     def score(edges, *lengths):
-        return log_likelihood(edges.blank, edges.label, *lengths, topology, fastemit_lambda)
+        return log_likelihood(edges.blank, edges.label, *lengths, *objective)
 
     return joint_loss(
         score,  # pyright: ignore[reportArgumentType]

@@ -78,7 +78,7 @@ def test_transducer_loss(change):
     expect(f"^{next(iter(change))}", transducer_loss, arguments, change)
 
 
-def test_an_implementation_that_is_missing_names_those_there_are():
+def test_kernels_that_cannot_run_here_say_why():
     arguments = jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.zeros((5, 4)), None
-    with pytest.raises(ValueError, match="'mosaic_gpu'.*reference, xla"):
+    with pytest.raises(ValueError, match="'mosaic_gpu': .*(Hopper|older than 0.11).*'xla'"):
         transducer_loss(*arguments, LABELS, LENGTHS, LENGTHS, implementation="mosaic_gpu")

@@ -11,7 +11,7 @@ from asr_jax.losses import _lattice
 
 FRAMES, LABELS = 9, 6
 LENGTHS = jnp.array([5, 9, 2, 1]), jnp.array([3, 0, 6, 4])
-occupancy = jax.jit(partial(_lattice.occupancy, topology="rnnt"))
+occupancy = jax.jit(partial(_lattice.occupancy, topology="rnnt", walker=_lattice.walk))
 log_likelihood = partial(_lattice.log_likelihood, topology="rnnt", fastemit_lambda=0.0)
 
 
@@ -26,7 +26,7 @@ def test_alpha_and_beta_give_the_total_on_every_anti_diagonal():
     @jax.jit
     def totals(*lattice):
         steps = _lattice._steps(*lattice, "rnnt")
-        return _lattice.forward_backward(*steps)[:2], log_likelihood(*lattice)
+        return _lattice.forward_backward(*steps, _lattice.walk)[:2], log_likelihood(*lattice)
 
     (total, through), forward_only = totals(*planes(), *LENGTHS)
     assert len(through) == FRAMES + LABELS

@@ -1,0 +1,477 @@
+"""The transducer's joint and lattice as kernels for Hopper GPUs (sm_90a), in Pallas Mosaic GPU.
+
+A tile is 64 frames of one utterance after one and the same number of labels. So all that depends on
+the labels, the predictor's row and the next label, is one row or one scalar a tile. One block works
+on two tiles: two warpgroups keep a tile's hidden rows each in shared memory and multiply them by
+the kernel, which a third streams past both in pieces, 128 symbols after 128 symbols. The logits
+live and die in registers.
+
+Imports Pallas: import this module only where `_mosaic_gpu_support.obstacle` finds none.
+"""
+
+# Annotations of JAX that are wrong, or of versions that this module is never imported with:
+# pyright: reportAbstractUsage=false, reportCallIssue=false
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, BFloat16, Float32, Int32
+
+ROWS = 64  # frames of a tile: a warpgroup's rows of a matrix product
+SYMBOLS = 128  # of the vocabulary at a time
+DEPTH = 64  # rows of a piece of the kernel, and the width of one row of swizzled shared memory
+TILES = 2  # of a block, one for each computing warpgroup
+SHARED_MEMORY = 232_448  # bytes a block can have
+AHEAD = 4  # anti-diagonals of which the edges are on their way while others are worked on
+LANES = 128  # threads of a warpgroup
+NOTHING = -1e30  # stands for -inf where -inf - -inf has to be a number
+LOG2E = math.log2(math.e)
+
+LAYOUT = plgpu.Layout.WGMMA
+BY_ROW, BY_COLUMN = LAYOUT.reduce(1), LAYOUT.reduce(0)
+SWIZZLED = (plgpu.TilingTransform((8, DEPTH)), plgpu.SwizzleTransform(2 * DEPTH))
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": lambda x: jnp.maximum(x, 0.0)}
+
+
+def pad_vocabulary(kernel, bias):
+    """kernel [D, V] and bias [V] with V raised to a multiple of 128 by symbols of probability 0.
+
+    To be called once, outside of any loop over tiles. Their gradient is zero.
+    """
+    missing = -bias.shape[0] % SYMBOLS
+    bias = jnp.pad(bias.astype(jnp.float32), (0, missing), constant_values=NOTHING)
+    return jnp.pad(kernel, ((0, 0), (0, missing))), bias
+
+
+def joint_forward(
+    encoded: BFloat16[Array, "B T D"],
+    predicted: BFloat16[Array, "B U1 D"],
+    kernel: BFloat16[Array, "D V"],
+    bias: Float32[Array, " V"],
+    labels: Int32[Array, "B U1"],
+    tiles: Int32[Array, "N 3"],
+    count: Int32[Array, ""],
+    *,
+    blank_id: int,
+    activation: str,
+    normalize_blank: bool,
+    interpret=False,
+) -> tuple[Float32[Array, "N 64"], Float32[Array, "N 64"], Float32[Array, "N 64"]]:
+    """Of each cell's logits, the logsumexp, the blank's and the next label's.
+
+    logits = activation(encoded[b, t0 + row] + predicted[b, u]) @ kernel + bias for row 0..63 of the
+    tile (b, t0, u).
+
+    Args:
+        encoded: T a multiple of 64; finite, padding included.
+        predicted: finite.
+        kernel: padded, with its bias, by `pad_vocabulary`; D a multiple of 64, at most 640.
+        labels: the label after each position, in the vocabulary even where there is none.
+        tiles: rows (b, t0, u), t0 a multiple of 64; N even. All of them exist.
+        count: how many tiles are computed. What the results hold beyond them is arbitrary.
+        normalize_blank: whether the logsumexp includes the blank (HAT's does not).
+        interpret: `plgpu.InterpretGPUParams` to run on a CPU.
+    """
+    body = partial(_forward_body, blank_id=blank_id, activation=activation)
+    plane = jax.ShapeDtypeStruct((len(tiles), ROWS), jnp.float32)
+    call = _two_tiles_a_block("joint_forward", body, (plane,) * 3, tiles, kernel, interpret)
+    return call(
+        encoded,
+        predicted,
+        kernel,
+        bias,
+        _normalized_bias(bias, blank_id, normalize_blank),
+        labels,
+        tiles,
+        count.reshape(1),
+    )
+
+
+def joint_gradient_rows(
+    encoded: BFloat16[Array, "B T D"],
+    predicted: BFloat16[Array, "B U1 D"],
+    kernel: BFloat16[Array, "D V"],
+    bias: Float32[Array, " V"],
+    labels: Int32[Array, "B U1"],
+    tiles: Int32[Array, "G 3"],
+    normalizer: Float32[Array, "G 64"],
+    d_normalizer: Float32[Array, "G 64"],
+    d_blank: Float32[Array, "G 64"],
+    d_label: Float32[Array, "G 64"],
+    *,
+    blank_id: int,
+    activation: str,
+    normalize_blank: bool,
+    interpret=False,
+) -> tuple[BFloat16[Array, "rows V"], BFloat16[Array, "rows D"]]:
+    """The gradient with respect to the logits of 64 G cells, and the cells' hidden rows.
+
+    d_logits = d_normalizer * softmax + d_blank at the blank + d_label at the label, where softmax =
+    exp(logits - normalizer) with the logits computed once more; both add up where the label is the
+    blank. Row 64 i + r belongs to row r of tile i. A row without a cotangent is exactly zero
+    whatever its normalizer. Arguments as in `joint_forward`; d_* are the cotangents of its results.
+    """
+    body = partial(_gradient_body, blank_id=blank_id, activation=activation)
+    width, vocabulary = kernel.shape
+    rows = lambda columns: jax.ShapeDtypeStruct((ROWS * len(tiles), columns), jnp.bfloat16)
+    results, staged = (rows(vocabulary), rows(width)), (TILES, ROWS, DEPTH)
+    name = "joint_gradient_rows"
+    call = _two_tiles_a_block(name, body, results, tiles, kernel, interpret, staged)
+    return call(
+        encoded,
+        predicted,
+        kernel,
+        _normalized_bias(bias, blank_id, normalize_blank),
+        labels,
+        tiles,
+        normalizer * LOG2E,
+        d_normalizer,
+        d_blank,
+        d_label,
+    )
+
+
+def _normalized_bias(bias, blank_id, normalize_blank):
+    """In units of log 2, and without the blank if the logsumexp is to be without it."""
+    return LOG2E * (bias if normalize_blank else bias.at[blank_id].set(NOTHING))
+
+
+def _two_tiles_a_block(name, body, results, tiles, kernel, interpret, *staged):
+    """The kernel of this body. Its scratch: hidden rows, pieces of the kernel, barriers, `staged`.
+
+    Each block has two warpgroups that compute and one that brings them the pieces. staged are the
+    shapes of more bfloat16 buffers.
+    """
+    (width, vocabulary), count = kernel.shape, len(tiles)
+    if count % TILES:
+        raise ValueError(f"{count} tiles: must be a multiple of {TILES}")
+    if vocabulary % SYMBOLS:
+        raise ValueError(f"{vocabulary = }: must be a multiple of {SYMBOLS}; see pad_vocabulary")
+    hidden = (TILES, ROWS, width)
+    buffer = lambda *shape: plgpu.SMEM(shape, jnp.bfloat16, transforms=SWIZZLED)
+    barriers = 1024  # bytes, more than they take
+    left = SHARED_MEMORY - barriers - 2 * sum(map(math.prod, (hidden, *staged)))
+    slots = min(4, left // (2 * DEPTH * SYMBOLS))
+    return plgpu.kernel(
+        body,
+        out_type=results,
+        grid=(count // TILES,),
+        grid_names=("block",),
+        num_threads=TILES + 1,
+        thread_name="warpgroup",
+        kernel_name=name,
+        scratch_types=[
+            buffer(*hidden),
+            buffer(slots, DEPTH, SYMBOLS),
+            plgpu.Barrier(num_barriers=TILES),
+            plgpu.Barrier(num_barriers=slots),
+            plgpu.Barrier(num_arrivals=TILES, num_barriers=slots),
+            *(buffer(*shape) for shape in staged),
+        ],
+        # A row of an accumulator lies within a warp: its sum and maximum need no shared memory.
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
+        interpret=interpret,
+    )
+
+
+def _forward_body(
+    encoded,
+    predicted,
+    kernel,
+    bias,
+    normalized_bias,
+    labels,
+    tiles,
+    count,
+    normalizer,
+    blank,
+    label,
+    hidden,
+    pieces,
+    arrived,
+    full,
+    free,
+    *,
+    blank_id,
+    activation,
+):
+    block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+    live = TILES * block < count[0]
+
+    @pl.when(live & (warpgroup == TILES))
+    def _():
+        plgpu.set_max_registers(24, action="decrease")
+        _stream(kernel, pieces, full, free)
+
+    @pl.when(live & (warpgroup < TILES))
+    def _():
+        plgpu.set_max_registers(240, action="increase")
+        tile = TILES * block + warpgroup
+        b, t0, u = (tiles[tile, axis] for axis in range(3))
+        hidden_tile = hidden.at[warpgroup]
+        _activate(encoded, predicted, hidden_tile, arrived.at[warpgroup], b, t0, u, activation)
+
+        def more_symbols(v, carry):
+            largest, total = carry
+            row = _bias_row(normalized_bias, v)
+            product = _product(hidden_tile, pieces, full, free, v)
+            for part, values in _halves(product, v):
+                for plane, symbol in ((blank, blank_id), (label, labels[b, u])):
+
+                    @pl.when(symbol // DEPTH == part)
+                    def _():
+                        chosen = jnp.where(_column(symbol), values, 0.0).sum(axis=1)
+                        plane[tile] = chosen + bias[symbol]
+
+            logits = product * LOG2E + _along_rows(row)
+            larger = jnp.maximum(largest, logits.max(axis=1))
+            terms = jnp.exp2(logits - _along_columns(larger))
+            return larger, total * jnp.exp2(largest - larger) + terms.sum(axis=1)
+
+        start = (_constant(NOTHING), _constant(0.0))
+        steps = kernel.shape[1] // SYMBOLS
+        largest, total = lax.fori_loop(0, steps, more_symbols, start)
+        normalizer[tile] = (largest + jnp.log2(total)) * (1 / LOG2E)
+
+
+def _gradient_body(
+    encoded,
+    predicted,
+    kernel,
+    normalized_bias,
+    labels,
+    tiles,
+    normalizer,
+    d_normalizer,
+    d_blank,
+    d_label,
+    d_logits,
+    hidden_rows,
+    hidden,
+    pieces,
+    arrived,
+    full,
+    free,
+    staged,
+    *,
+    blank_id,
+    activation,
+):
+    block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup == TILES)
+    def _():
+        plgpu.set_max_registers(24, action="decrease")
+        _stream(kernel, pieces, full, free)
+
+    @pl.when(warpgroup < TILES)
+    def _():
+        plgpu.set_max_registers(240, action="increase")
+        tile = TILES * block + warpgroup
+        rows = pl.ds(pl.multiple_of(tile * ROWS, ROWS), ROWS)
+        b, t0, u = (tiles[tile, axis] for axis in range(3))
+        symbol = labels[b, u]
+        hidden_tile = hidden.at[warpgroup]
+        _activate(encoded, predicted, hidden_tile, arrived.at[warpgroup], b, t0, u, activation)
+        plgpu.copy_smem_to_gmem(hidden_tile, hidden_rows.at[rows])
+
+        load = lambda plane: plgpu.load(plane.at[tile], layout=BY_ROW, optimized=False)
+        scale, at_blank, at_label = load(d_normalizer), load(d_blank), load(d_label)
+        # 0 * exp2(garbage) could be 0 * inf.
+        shift = jnp.where(scale == 0.0, -NOTHING, load(normalizer))
+
+        @pl.loop(0, kernel.shape[1] // SYMBOLS)
+        def _(v):
+            row = _bias_row(normalized_bias, v)
+            product = _product(hidden_tile, pieces, full, free, v)
+            logits = product * LOG2E + _along_rows(row)
+            for part, values in _halves(logits, v):
+                gradient = jnp.exp2(values - _along_columns(shift, DEPTH))
+                gradient *= _along_columns(scale, DEPTH)
+                for chosen, more in ((blank_id, at_blank), (symbol, at_label)):
+                    added = lambda x: jnp.where(_column(chosen), x + _along_columns(more, DEPTH), x)
+                    gradient = lax.cond(chosen // DEPTH == part, added, lambda x: x, gradient)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                staged[warpgroup] = gradient.astype(jnp.bfloat16)
+                plgpu.commit_smem()
+                columns = pl.ds(pl.multiple_of(part * DEPTH, DEPTH), DEPTH)
+                plgpu.copy_smem_to_gmem(staged.at[warpgroup], d_logits.at[rows, columns])
+
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _stream(kernel, pieces, full, free):
+    """Brings the kernel to shared memory piece by piece, down 128 columns and on to the next."""
+    slots, depths = pieces.shape[0], kernel.shape[0] // DEPTH
+    count = depths * (kernel.shape[1] // SYMBOLS)
+
+    @pl.loop(0, count)
+    def _(i):
+        slot = lax.rem(i, slots)
+
+        @pl.when(i >= slots)
+        def _():
+            plgpu.barrier_wait(free.at[slot])
+
+        rows = pl.ds(pl.multiple_of(lax.rem(i, depths) * DEPTH, DEPTH), DEPTH)
+        columns = pl.ds(pl.multiple_of(lax.div(i, depths) * SYMBOLS, SYMBOLS), SYMBOLS)
+        plgpu.copy_gmem_to_smem(kernel.at[rows, columns], pieces.at[slot], full.at[slot])
+
+    for slot in range(min(slots, count)):
+        plgpu.barrier_wait(free.at[slot])
+
+
+def _activate(encoded, predicted, hidden, arrived, b, t0, u, activation):
+    """activation(encoded + predicted) of a tile in shared memory, where matrix products read it."""
+    frames = pl.ds(pl.multiple_of(t0, ROWS), ROWS)
+    plgpu.copy_gmem_to_smem(encoded.at[b, frames], hidden, arrived)
+    parts = [pl.ds(start, DEPTH) for start in range(0, hidden.shape[1], DEPTH)]
+    # On their way together, and while the frames are.
+    row = [_load_columns(predicted.at[b, u, columns]) for columns in parts]
+    plgpu.barrier_wait(arrived)
+    for columns, part in zip(parts, row):
+        frame = plgpu.load(hidden.at[:, columns], layout=LAYOUT).astype(jnp.float32)
+        total = frame + _along_rows(part.astype(jnp.float32))
+        hidden[:, columns] = ACTIVATIONS[activation](total).astype(jnp.bfloat16)
+    plgpu.commit_smem()
+
+
+def _product(hidden, pieces, full, free, v):
+    """hidden @ kernel [64, 128] for the v-th 128 symbols."""
+    slots, depths = pieces.shape[0], hidden.shape[1] // DEPTH
+    # A static slot saves a quarter of the loop's instructions.
+    slot = lambda k: k % slots if depths % slots == 0 else lax.rem(v * depths + k, slots)
+
+    def accumulate(accumulator):
+        for k in range(depths):
+            plgpu.barrier_wait(full.at[slot(k)])
+            rows = hidden.at[:, pl.ds(k * DEPTH, DEPTH)]
+            plgpu.wgmma(accumulator, rows, pieces.at[slot(k)])
+            if k:
+                plgpu.wgmma_wait(1)
+                plgpu.barrier_arrive(free.at[slot(k - 1)])
+        plgpu.wgmma_wait(0)
+        plgpu.barrier_arrive(free.at[slot(depths - 1)])
+        return accumulator[...]
+
+    return pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef((ROWS, SYMBOLS), jnp.float32))
+
+
+def _bias_row(bias, v):
+    """That of the v-th 128 symbols; to be asked for before their product, which covers the wait."""
+    return _load_columns(bias.at[pl.ds(pl.multiple_of(v * SYMBOLS, SYMBOLS), SYMBOLS)])
+
+
+def _load_columns(values):
+    return plgpu.load(values, layout=BY_COLUMN, optimized=False)
+
+
+def _halves(x, v):
+    """Of an array for the v-th 128 symbols: which 64 symbols each is for, and the half itself."""
+    parts = range(SYMBOLS // DEPTH)
+    return [(len(parts) * v + i, x[:, i * DEPTH : (i + 1) * DEPTH]) for i in parts]
+
+
+def _column(symbol):
+    """Where the symbol is among the 64 that have it."""
+    column = plgpu.broadcasted_iota(jnp.int32, (ROWS, DEPTH), 1, layout=LAYOUT)
+    return column == symbol % DEPTH
+
+
+def _constant(value):
+    return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), BY_ROW)
+
+
+def _along_columns(per_row, columns=SYMBOLS):
+    return lax.broadcast_in_dim(per_row, (ROWS, columns), [0])
+
+
+def _along_rows(per_column):
+    return lax.broadcast_in_dim(per_column, (ROWS, *per_column.shape), [1])
+
+
+def lattice_forward(
+    blank: Float32[Array, "S ... U1"],
+    label: Float32[Array, "S ... U1"],
+    start: Float32[Array, "... U1"],
+    end: Float32[Array, "... U1"],
+    *,
+    interpret=False,
+) -> tuple[Float32[Array, "..."], Float32[Array, "S ... U1"], Float32[Array, "S ..."]]:
+    """`_lattice.walk` in one kernel: a block walks over the steps of one lattice.
+
+    Takes and returns what that does: total log-likelihood, alpha before each step less a shift, and
+    the shifts summed up.
+    """
+    steps, *many, cells = blank.shape
+    lattices, columns = math.prod(many), LANES * pl.cdiv(cells, LANES)
+    # The last alpha is what one step more would start from, and each step looks ahead.
+    rows = AHEAD * (steps // AHEAD + 1)
+
+    def padded(plane):
+        missing = rows + AHEAD - steps, columns - plane.shape[-1]
+        plane = plane.reshape(steps, lattices, plane.shape[-1])
+        padding = (0, missing[0]), (0, 0), (0, missing[1])
+        return jnp.pad(plane, padding, constant_values=-jnp.inf)
+
+    alpha, shifts = plgpu.kernel(
+        _lattice_body,
+        out_type=(
+            jax.ShapeDtypeStruct((rows, lattices, columns), jnp.float32),
+            jax.ShapeDtypeStruct((rows, lattices), jnp.float32),
+        ),
+        grid=(lattices,),
+        grid_names=("lattice",),
+        kernel_name="lattice_forward",
+        scratch_types=[plgpu.SMEM((columns + LANES,), jnp.float32)],
+        interpret=interpret,
+    )(
+        padded(blank),
+        padded(label[..., :-1]),  # no label leads out of the last column
+        jnp.pad(
+            start.reshape(lattices, cells), ((0, 0), (0, columns - cells)), constant_values=-jnp.inf
+        ),
+    )
+    alpha, shifts = alpha.reshape(rows, *many, columns), shifts.reshape(rows, *many)
+    shifts = jnp.cumsum(shifts[:steps], axis=0)
+    alpha = alpha[..., :cells]
+    return (alpha[steps] + end).max(-1) + shifts[-1], alpha[:steps], shifts
+
+
+def _lattice_body(blank, label, start, alphas, shifts, moved):
+    lattice, columns = lax.axis_index("lattice"), blank.shape[2]
+    layout = plgpu.Layout.WG_STRIDED((columns,), vec_size=1)
+    stay, move = pl.ds(1, columns), pl.ds(0, columns)  # `moved` is read one column further left
+
+    def edges(step):
+        load = lambda plane: plgpu.load(plane.at[step, lattice], layout=layout, optimized=False)
+        return load(blank), load(label)
+
+    def advance(step, alpha, blank, label):
+        alphas[step, lattice] = jnp.where(alpha > NOTHING / 2, alpha, -jnp.inf)
+        moved[stay] = alpha + jnp.maximum(label, NOTHING)
+        emitted = plgpu.load(moved.at[move], layout=layout)
+        waited = alpha + jnp.maximum(blank, NOTHING)
+        larger = jnp.maximum(waited, emitted)
+        reached = larger + jnp.log(jnp.exp(waited - larger) + jnp.exp(emitted - larger))
+        shift = reached.max()
+        shift = jnp.where(shift > NOTHING / 2, shift, 0.0)
+        shifts[step, lattice] = shift
+        return jnp.maximum(reached - shift, NOTHING)
+
+    def some_steps(i, carry):
+        alpha, now = carry
+        later = [edges((i + 1) * AHEAD + k) for k in range(AHEAD)]
+        for k, pair in enumerate(now):
+            alpha = advance(i * AHEAD + k, alpha, *pair)
+        return alpha, later
+
+    moved[move] = plgpu.layout_cast(jnp.full((columns,), NOTHING, jnp.float32), layout)
+    alpha = plgpu.load(start.at[lattice], layout=layout, optimized=False)
+    first = [edges(k) for k in range(AHEAD)]
+    lax.fori_loop(0, alphas.shape[0] // AHEAD, some_steps, (jnp.maximum(alpha, NOTHING), first))

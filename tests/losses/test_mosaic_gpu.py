@@ -1,0 +1,268 @@
+"""The Hopper kernels: interpreted against plain JAX, and compiled for sm_90a, without a GPU.
+
+The interpreter's exp and tanh are exact, and it does not see a missing fence before a matrix
+product: neither test shows what a device would.
+"""
+
+import faulthandler
+import math
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from asr_jax.losses import _checks, _lattice
+from asr_jax.losses._mosaic_gpu_support import obstacle
+
+if jax.__version_info__ < (0, 11):
+    pytest.skip("the kernels need JAX 0.11", allow_module_level=True)
+
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from asr_jax.losses import _mosaic_gpu, transducer_loss
+
+INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
+WIDTH = 128  # two pieces of the kernel for each 128 symbols
+# The first block is live, the second by half, the third is not.
+TILES = jnp.array([(0, 0, 0), (1, 64, 2), (0, 64, 1), (1, 0, 1), (0, 0, 0), (0, 0, 0)], jnp.int32)
+LIVE = 3
+JOINTS = [
+    dict(vocabulary=256, blank_id=0, activation="tanh", normalize_blank=True),
+    # Three times 128 symbols: six pieces, so that their four places are used again.
+    dict(vocabulary=300, blank_id=299, activation="relu", normalize_blank=False),
+]
+
+
+@pytest.fixture(autouse=True)
+def a_deadlock_ends():
+    """The interpreter hangs where a GPU would: end the process with a traceback instead."""
+    faulthandler.dump_traceback_later(200, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def no_races():
+    yield
+    assert not gpu_callbacks.get_races().races_found
+
+
+@pytest.fixture(params=JOINTS, ids=["tanh", "relu, HAT"])
+def joint(request):
+    """The kernels' arrays, their options, and the cells' hidden rows and logits as JAX has them."""
+    options = dict(request.param)
+    vocabulary, blank_id = options.pop("vocabulary"), options["blank_id"]
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    encoded, predicted = (normal(2, n, WIDTH).astype(jnp.bfloat16) for n in (128, 3))
+    kernel = (normal(WIDTH, vocabulary) * (2 / WIDTH**0.5)).astype(jnp.bfloat16)
+    bias = normal(vocabulary)
+    labels = jnp.asarray(rng.integers(0, vocabulary, (2, 3)), jnp.int32).at[:, 2].set(blank_id)
+
+    b, t0, u = TILES.T
+    frames = encoded[b[:, None], t0[:, None] + np.arange(64)].astype(jnp.float32)
+    total = frames + predicted[b, u].astype(jnp.float32)[:, None]
+    act = {"tanh": jnp.tanh, "relu": jax.nn.relu}[options["activation"]]
+    hidden = act(total).astype(jnp.bfloat16)
+    logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32) + bias
+    arrays = encoded, predicted, *_mosaic_gpu.pad_vocabulary(kernel, bias), labels
+    return arrays, options, hidden, logits
+
+
+def of_logits(logits, labels, options):
+    """Definition of what the forward kernel computes: normalizer, blank, label [N, 64]."""
+    b, _, u = TILES.T
+    blank = logits[..., options["blank_id"]]
+    label = jnp.take_along_axis(logits, labels[b, u][:, None, None], axis=-1)[..., 0]
+    if not options["normalize_blank"]:
+        logits = logits.at[..., options["blank_id"]].set(-jnp.inf)
+    return jax.nn.logsumexp(logits, axis=-1), blank, label
+
+
+def test_the_forward_kernel_reduces_the_logits(joint, no_races):
+    arrays, options, _, logits = joint
+    count = jnp.int32(LIVE)
+    got = _mosaic_gpu.joint_forward(*arrays, TILES, count, **options, interpret=INTERPRET)
+    for mine, want in zip(got, of_logits(logits, arrays[-1], options)):
+        np.testing.assert_allclose(mine[:LIVE], want[:LIVE], atol=3e-6)
+        # The interpreter's memory begins as NaN: nothing ran here.
+        assert np.isnan(mine[LIVE + 1 :]).all()
+
+
+def test_the_gradient_kernel_is_the_forward_kernels_transpose(joint, no_races):
+    arrays, options, hidden, logits = joint
+    (normalizer, *_), pull = jax.vjp(lambda x: of_logits(x, arrays[-1], options), logits)
+    cotangents = np.random.default_rng(1).normal(size=(3, *normalizer.shape)).astype(np.float32)
+    cotangents[:, 1, 5] = cotangents[:, 2] = 0.0
+    (want,) = pull(tuple(map(jnp.asarray, cotangents)))
+    garbage = normalizer.at[1, 5].set(-1e6).at[2].set(-1e30)
+    planes = map(jnp.asarray, (garbage, *cotangents))
+    got, rows = _mosaic_gpu.joint_gradient_rows(
+        *arrays, TILES, *planes, **options, interpret=INTERPRET
+    )
+    got = np.asarray(got, np.float32).reshape(*normalizer.shape, -1)
+    symbols = logits.shape[-1]
+    np.testing.assert_allclose(got[..., :symbols], want, rtol=2**-8, atol=1e-6)
+    assert not got[1, 5].any() and not got[2].any() and not got[..., symbols:].any()
+    np.testing.assert_array_equal(rows, hidden.reshape(-1, WIDTH))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 3), (8, 2, 2, 5), (6, 1, 130)],
+    ids=["one step", "both directions", "more columns than threads"],
+)
+def test_the_lattice_kernel_is_the_scan(shape, no_races):
+    rng = np.random.default_rng(0)
+    edges = rng.normal(size=(2, *shape)).astype(np.float32) - 1.0
+    edges[rng.random(edges.shape) < 0.2] = -np.inf
+    if len(shape) == 4:
+        edges[:, 3, 1, 1] = -np.inf  # no way beyond this anti-diagonal of this lattice
+    start, end = np.full((2, *shape[1:]), -np.inf, np.float32)
+    start[..., -2] = start[..., 0] = end[..., -1] = 0.0
+    lattice = [jnp.asarray(x) for x in (*edges, start, end)]
+    got = _mosaic_gpu.lattice_forward(*lattice, interpret=INTERPRET)
+    for mine, want in zip(got, jax.jit(_lattice.walk)(*lattice)):
+        np.testing.assert_allclose(mine, want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("factorization", ["softmax", "hat"])
+def test_the_loss_by_kernels_is_that_of_tiles(problem, monkeypatch, factorization):
+    """Whole, with gradients: ragged lengths, several steps, a vocabulary that has to be padded."""
+    monkeypatch.setattr(_checks, "obstacle", lambda *_: None)
+    for name in ("joint_forward", "joint_gradient_rows", "lattice_forward"):
+        interpreted = partial(getattr(_mosaic_gpu, name), interpret=INTERPRET)
+        monkeypatch.setattr(_mosaic_gpu, name, interpreted)
+    p = problem((70, 3), (1, 0), frames=70, width=64, vocabulary=130)
+    floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
+    weights = jnp.array([1.0, 2.0])
+
+    def losses_and_gradients(implementation):
+        options = dict(factorization=factorization, implementation=implementation, chunk_frames=16)
+        losses = lambda *x: transducer_loss(*x, *p.integers, **options)
+        total = lambda *x: (losses(*x) @ weights, losses(*x))
+        return jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(*floats)
+
+    gradients, losses = losses_and_gradients("mosaic_gpu")
+    want_gradients, want = losses_and_gradients("xla")
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    for mine, theirs in zip(gradients, want_gradients):
+        mine, theirs = (np.asarray(x, np.float32) for x in (mine, theirs))
+        np.testing.assert_allclose(mine, theirs, atol=2**-7 * np.abs(theirs).max())
+
+
+def test_shapes_that_the_kernels_do_not_take():
+    zeros = lambda dtype, *shape: jnp.zeros(shape, dtype)
+    arrays = [zeros(jnp.bfloat16, 1, 64, 64), zeros(jnp.bfloat16, 1, 1, 64)]
+    output = lambda symbols: [zeros(jnp.bfloat16, 64, symbols), zeros(jnp.float32, symbols)]
+    labels, tiles, count = zeros(jnp.int32, 1, 1), zeros(jnp.int32, 3, 3), zeros(jnp.int32)
+    options = dict(blank_id=0, activation="tanh", normalize_blank=True)
+    with pytest.raises(ValueError, match="3 tiles: must be a multiple of 2"):
+        _mosaic_gpu.joint_forward(*arrays, *output(128), labels, tiles, count, **options)
+    with pytest.raises(ValueError, match="vocabulary = 100: must be a multiple of 128"):
+        _mosaic_gpu.joint_forward(*arrays, *output(100), labels, tiles[:2], count, **options)
+
+
+def test_what_stands_in_the_way():
+    h200 = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H200")
+    a100 = SimpleNamespace(compute_capability="8.0", device_kind="NVIDIA A100")
+    assert obstacle([jnp.bfloat16, jnp.zeros(0, jnp.bfloat16).dtype], 640, h200) is None
+    assert obstacle([jnp.bfloat16, jnp.float32], 640, h200).startswith("inputs of float32")
+    assert obstacle([jnp.bfloat16], 704, h200).startswith("width 704")
+    assert obstacle([jnp.bfloat16], 640, a100).startswith("NVIDIA A100")
+    assert obstacle([jnp.bfloat16], 640, jax.devices()[0]).startswith("cpu")
+
+
+HOPPER = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
+ shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
+ core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+ block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+ clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
+ cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+ platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } runtime_version { major: 13 }
+ device_description_str: "NVIDIA H100 80GB HBM3" """
+BATCH, FRAMES, CELLS, SYMBOLS = 32, 448, 101, 1024  # T 400, padded to tiles
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    try:
+        topology = topologies.get_topology_desc(
+            "", platform="cuda", target_config=HOPPER, topology="1x1x1"
+        )
+    except NotImplementedError:
+        pytest.skip("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
+    return topologies.make_mesh(topology, (1,), ("x",))
+
+
+@pytest.fixture
+def compile_for(hopper, monkeypatch, capfd):
+    """Compiles a function of (shape, dtype) arguments for the GPU; bytes of temporaries."""
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+    sharding = jax.sharding.NamedSharding(hopper, jax.sharding.PartitionSpec())
+
+    def compile_for(function, *shapes):
+        arguments = [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
+        with jax.sharding.use_abstract_mesh(hopper.abstract_mesh):
+            compiled = jax.jit(function).lower(*arguments).compile()
+        report = "".join(capfd.readouterr())
+        assert re.findall(r"(\d+) bytes spill", report) == ["0", "0"], report
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    return compile_for
+
+
+def shapes_of_joint(width):
+    return [
+        ((BATCH, FRAMES, width), jnp.bfloat16),
+        ((BATCH, CELLS, width), jnp.bfloat16),
+        ((width, SYMBOLS), jnp.bfloat16),
+        ((SYMBOLS,), jnp.float32),
+        ((BATCH, CELLS), jnp.int32),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [512, 640])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_joint_compiles_for_hopper_without_spills(compile_for, width, activation):
+    options = dict(blank_id=0, activation=activation, normalize_blank=True)
+    tiles = BATCH * CELLS * FRAMES // 64
+    temporaries = compile_for(
+        lambda *arrays: _mosaic_gpu.joint_forward(*arrays, **options),
+        *shapes_of_joint(width),
+        ((tiles, 3), jnp.int32),
+        ((), jnp.int32),
+    )
+    assert temporaries < 2**14
+    tiles = 4 * 132
+    temporaries = compile_for(
+        lambda *arrays: _mosaic_gpu.joint_gradient_rows(*arrays, **options),
+        *shapes_of_joint(width),
+        ((tiles, 3), jnp.int32),
+        *[((tiles, 64), jnp.float32)] * 4,
+    )
+    assert temporaries < 2**18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [101, 401])
+def test_the_lattice_compiles_for_hopper_without_spills(compile_for, cells):
+    steps = 400 + cells - 1
+    edges = (steps, 2, BATCH, cells), jnp.float32
+    ends = (2, BATCH, cells), jnp.float32
+    temporaries = compile_for(_mosaic_gpu.lattice_forward, edges, edges, ends, ends)
+    padded = 4 * (steps + 8) * 2 * BATCH * 128 * math.ceil(cells / 128)
+    assert temporaries < 3.1 * padded
+
+
+@pytest.mark.slow
+def test_nothing_stands_in_the_way_on_hopper(hopper):
+    assert obstacle([jnp.bfloat16] * 3, 640, hopper.devices[0]) is None

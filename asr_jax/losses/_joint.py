@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from asr_jax.losses._cells import Columns, Planes, pick, unpick
-from asr_jax.losses._tiles import Tile, from_blocks, list_tiles, pack, to_blocks, unpack
+from asr_jax.losses._tiles import (
+    Tile,
+    from_blocks,
+    list_tiles,
+    pack,
+    to_blocks,
+    unpack,
+    with_cotangents,
+)
 
 Activation = Literal["tanh", "relu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -94,9 +102,11 @@ def _bwd(options, residuals, cotangents):
     arrays, labels, frame_lengths, cell_lengths, normalizers = residuals
     encoded, predicted, kernel, bias = arrays
     blocks = _blocks(encoded, predicted, labels, options)
-    tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
+    tiles, _ = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     split = lambda plane, tiles: pack(plane, tiles, options.tile)
     packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, options.shards), tiles), cotangents)
+    order, counts = jax.vmap(with_cotangents)(packed)
+    steps = -(-counts.max() // options.tile.per_step)
     if options.implementation == "mosaic_gpu":
         kernel, bias = _by_kernel().pad_vocabulary(kernel, bias)
 
@@ -121,7 +131,8 @@ def _bwd(options, residuals, cotangents):
         return d_encoded, d_predicted, d_kernel, d_bias
 
     def body(step, sums):
-        index, given = _slice((tiles[:2], (normalizers, packed)), step, options)
+        chosen = _slice(order, step, options)
+        index, given = _take((tiles[:2], (normalizers, packed)), chosen)
         encoded, predicted, labels = _meet(blocks, *index)
         if options.implementation == "mosaic_gpu":
             found = _by_kernel().gradient_rows(blocks, index, kernel, bias, given, options)
@@ -168,10 +179,8 @@ def _unshard(x):
 
 def _meet(blocks, encoded_block, predicted_block):
     """Blocks of encoded, predicted and labels that meet in these tiles: [shards, tiles, ...]."""
-    encoded, predicted, labels = blocks
-    take = jax.vmap(lambda x, index: x[index])
-    index = encoded_block, predicted_block, predicted_block
-    return tuple(map(take, (encoded, predicted, labels), index))
+    encoded, predicted_and_labels = blocks[0], blocks[1:]
+    return _take(encoded, encoded_block), *_take(predicted_and_labels, predicted_block)
 
 
 def _by_kernel():
@@ -179,6 +188,11 @@ def _by_kernel():
     from asr_jax.losses import _joint_kernel
 
     return _joint_kernel
+
+
+def _take(arrays, index):
+    """arrays [shards, n, ...] at index [shards, m]."""
+    return jax.tree.map(lambda x: jax.vmap(lambda x, index: x[index])(x, index), arrays)
 
 
 def _slice(arrays, step, options):

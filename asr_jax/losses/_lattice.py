@@ -186,7 +186,7 @@ def forward_backward(blank, label, start, end, walker):
     alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the step's far end
     through = jnp.stack([alpha + blank + beta, alpha + label + left(beta)])
     sums = jax.nn.logsumexp(through, axis=(0, -1))
-    finite = (sums > -jnp.inf)[..., None]
-    occupancies = jnp.where(finite, through - jnp.where(finite, sums[..., None], 0.0), -jnp.inf)
+    possible = (sums != -jnp.inf)[..., None]  # NaN is: a loss of NaN has a gradient of NaN
+    occupancies = jnp.where(possible, through - jnp.where(possible, sums[..., None], 0), -jnp.inf)
     before = jnp.pad(shifts[:-1], ((1, 0), (0, 0), (0, 0)))
     return total[0], sums + before[:, 0] + jnp.flip(before[:, 1], 0), *occupancies

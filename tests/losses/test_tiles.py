@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asr_jax.losses import transducer_loss
-from asr_jax.losses._tiles import Tile, choose_tile, list_tiles, pack, unpack
+from asr_jax.losses._tiles import Tile, choose_tile, list_tiles, pack, unpack, with_cotangents
 
 FRAMES, CELLS = 37, 13
 LENGTHS = [37, 1, 0, 16, 17], [13, 5, 0, 4, 1]
@@ -41,6 +41,12 @@ def test_padding_is_not_computed():
     cells = int(lengths[0] @ lengths[1])
     assert cells <= tiles_computed(400, 90) < 1.1 * cells
     assert cells <= tiles_computed(1600, 360) < 1.1 * cells
+
+
+def test_tiles_without_cotangents_come_last_and_are_left_out():
+    planes = jnp.zeros((2, 5, 3)).at[0, 3, 1].set(-2.0).at[1, 1, 0].set(jnp.nan)
+    order, count = jax.jit(with_cotangents)(tuple(planes))
+    assert (order.tolist(), int(count)) == ([1, 3, 0, 2, 4], 2)
 
 
 def test_no_cells_no_steps():

@@ -96,6 +96,17 @@ def test_any_shape_and_any_chunk(problem, data):
     assert_close(gradients, want[1])
 
 
+def test_a_sharp_alignment(problem):
+    """Most occupancies are zero in float32, and what they belong to is left out of the gradient."""
+    p = problem([33, 20], [14, 9], vocabulary=6, width=4, frames=33)
+    p = p._replace(encoded=p.encoded * 3, predicted=p.predicted * 3, kernel=p.kernel * 30)
+    weights = np.array([1.0, -2.0], np.float32)
+    losses, gradients = losses_and_gradients(p, weights, chunk_frames=1)
+    want = reference(p, weights)
+    np.testing.assert_allclose(losses, want[0], rtol=3e-6)
+    assert_close(gradients, want[1], atol=2e-4)  # logits of about 100 have two digits less
+
+
 def test_without_bias(problem):
     p = problem()
     losses = jax.jit(lambda p: transducer_loss(*p.floats[:3], None, *p.integers))(p)

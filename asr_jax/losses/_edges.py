@@ -63,7 +63,8 @@ def joint_edges(
         else:
             shards = gcd(batch, devices())
             shape = batch, frames, cells, *kernel.shape
-            tile = choose_tile(*shape, shards=shards, chunk_frames=chunk_frames)
+            size = encoded.dtype.itemsize
+            tile = choose_tile(*shape, itemsize=size, shards=shards, chunk_frames=chunk_frames)
         options = Options(columns, activation, tile, shards, implementation or "xla")
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
     planes: Planes = planes  # pyright: ignore[reportAssignmentType]

@@ -43,6 +43,7 @@ def choose_tile(
     width: int,
     vocabulary: int,
     *,
+    itemsize: int,
     shards: int,
     chunk_frames: int | None,
 ) -> Tile:
@@ -50,15 +51,15 @@ def choose_tile(
 
     A step takes tiles of each of the batch's shards; together these have as many rows as
     `chunk_frames` frames of the padded batch. None: as many as products need to run at full speed.
-    On a CPU that is half a million logits or hidden states (2 MB), which stay in its caches;
-    elsewhere eight million for each shard, which is taken to be a device's.
+    On a CPU that is 2 MB of logits or hidden states, which stay in its caches; elsewhere 16 MB for
+    each shard, which is taken to be a device's.
     """
     batch //= shards
     even = lambda size, most: -(-size // -(-size // most)) if size else 1
     tile_frames, tile_cells = even(frames, 16), even(cells, 8)
     if chunk_frames is None:
-        numbers = 2**19 // shards if jax.default_backend() == "cpu" else 2**23
-        rows = numbers // max(vocabulary, width)
+        size = 2**21 // shards if jax.default_backend() == "cpu" else 2**24
+        rows = size // (itemsize * max(vocabulary, width))
     else:
         rows = chunk_frames * batch * cells
     room = batch * -(-frames // tile_frames) * -(-cells // tile_cells)

@@ -34,7 +34,7 @@ def test_padding_is_not_computed():
     lengths = jnp.array([400, 210, 333]), jnp.array([90, 47, 61])
 
     def tiles_computed(frames, cells):
-        tile = choose_tile(3, frames, cells, 8, 8, shards=1, chunk_frames=None)
+        tile = choose_tile(3, frames, cells, 8, 8, itemsize=4, shards=1, chunk_frames=None)
         tiles = jax.jit(partial(list_tiles, frames=frames, cells=cells, tile=tile))(*lengths)
         return int(tiles.count) * tile.frames * tile.cells
 

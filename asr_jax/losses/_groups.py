@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
 
-MANY_CELLS, GROUP_CELLS = 2**24, 2**22  # a float32 plane of them: 67 and 17 MB
+MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
+# JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.
+STACKS_AS_FLOAT32 = jax.__version_info__ < (0, 11)
 
 
 def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int:
@@ -39,6 +41,8 @@ def in_groups(
     floats and integers have a leading batch axis; weights are what all utterances share.
     """
     batch = len(jax.tree.leaves(integers)[0])
+    dtypes = jax.tree.map(lambda x: x.dtype, floats)
+    values = lambda bits: jax.tree.map(_view, bits, dtypes)
 
     def apart(x):
         x = x.reshape(shards, batch // shards // size, size, *x.shape[1:])
@@ -51,20 +55,21 @@ def in_groups(
 
     @jax.custom_vjp
     def losses(floats, weights, integers):
-        one = lambda group: loss(group[0], weights, group[1])
-        return together(jax.lax.map(one, jax.tree.map(apart, (floats, integers))))
+        one = lambda group: loss(values(group[0]), weights, group[1])
+        return together(jax.lax.map(one, jax.tree.map(apart, (_bits(floats), integers))))
 
     def with_gradients(floats, weights, integers, cotangents):
         def one(sums, group):
             floats, integers, cotangents = group
-            losses, pull = jax.vjp(lambda *x: loss(*x, integers), floats, weights)
+            losses, pull = jax.vjp(lambda *x: loss(*x, integers), values(floats), weights)
             d_floats, d_weights = pull(cotangents)
-            return jax.tree.map(jnp.add, sums, d_weights), (losses, d_floats)
+            return jax.tree.map(jnp.add, sums, d_weights), (losses, _bits(d_floats))
 
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
-        groups = jax.tree.map(apart, (floats, integers, cotangents))
+        groups = jax.tree.map(apart, (_bits(floats), integers, cotangents))
         d_weights, of_each = jax.lax.scan(one, zeros, groups)
-        return d_weights, *jax.tree.map(together, of_each)
+        losses, d_floats = jax.tree.map(together, of_each)
+        return d_weights, losses, values(d_floats)
 
     def fwd(floats, weights, integers):
         ones = jnp.ones_like(jax.tree.leaves(floats)[0], jnp.float32, shape=(batch,))
@@ -79,9 +84,20 @@ def in_groups(
         scaled = lambda: jax.tree.map(lambda d: jnp.where(finite.any(), high, 0.0) * d, d_weights)
         again = lambda: with_gradients(floats, weights, integers, cotangents)[0]
         d_weights = jax.lax.cond(low < high, again, scaled)
-        of_each = lambda d: jnp.einsum("b...,b->b...", d, cotangents).astype(d.dtype)
+        spread = lambda d: cotangents.reshape(-1, *[1] * (d.ndim - 1))
+        of_each = lambda d: (spread(d) * d).astype(d.dtype)
         cast = lambda d, x: d.astype(x.dtype)
         return jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights), None
 
     losses.defvjp(fwd, bwd)
     return losses(floats, weights, integers)
+
+
+def _bits(floats):
+    """As they are best stacked: see STACKS_AS_FLOAT32."""
+    dtype = lambda x: f"uint{8 * x.dtype.itemsize}" if STACKS_AS_FLOAT32 else x.dtype
+    return jax.tree.map(lambda x: _view(x, dtype(x)), floats)
+
+
+def _view(x, dtype):
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)

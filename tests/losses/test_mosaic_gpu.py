@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
 from asr_jax.losses import _checks, _lattice
 from asr_jax.losses._mosaic_gpu_support import obstacle
@@ -179,27 +178,7 @@ def test_what_stands_in_the_way():
     assert obstacle([jnp.bfloat16], 640, jax.devices()[0]).startswith("cpu")
 
 
-HOPPER = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
- shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
- core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
- block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
- clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
- cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
- registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
- platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } runtime_version { major: 13 }
- device_description_str: "NVIDIA H100 80GB HBM3" """
 BATCH, FRAMES, CELLS, SYMBOLS = 32, 448, 101, 1024  # T 400, padded to tiles
-
-
-@pytest.fixture(scope="module")
-def hopper():
-    try:
-        topology = topologies.get_topology_desc(
-            "", platform="cuda", target_config=HOPPER, topology="1x1x1"
-        )
-    except NotImplementedError:
-        pytest.skip("jax-cuda13-plugin and jax-cuda13-pjrt are not installed")
-    return topologies.make_mesh(topology, (1,), ("x",))
 
 
 @pytest.fixture

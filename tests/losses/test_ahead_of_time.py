@@ -1,0 +1,73 @@
+"""The loss and its gradients compiled for accelerators that are not here, and the memory they take.
+
+The compilers come with libtpu and with JAX's CUDA plugins; where these are missing the tests are
+skipped. It is compiled, not run.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from asr_jax.losses import transducer_loss
+
+pytestmark = pytest.mark.slow
+# Batch, frames, labels, vocabulary, width, dtype, and the most megabytes of temporaries.
+SHAPES = {
+    "public": ((30, 437, 101, 500, 512, "float32"), 134),  # with inputs and gradients: 200
+    "b32": ((32, 400, 100, 1024, 512, "bfloat16"), 160),
+    "nemo": ((32, 400, 128, 1024, 640, "bfloat16"), 190),
+    "large vocabulary": ((16, 188, 60, 8198, 640, "bfloat16"), 130),
+    "1024 x 40 s": ((1024, 1000, 200, 500, 512, "bfloat16"), 1400),  # with them: 4000
+}
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+@pytest.fixture(scope="module", params=["v5e:2x2", "v6e:2x2"])
+def tpu(request):
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+        yield jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
+
+
+def megabytes(mesh, sizes, **options):
+    """Temporaries of losses and all gradients."""
+    batch, frames, labels, vocabulary, width, dtype = sizes
+    place = jax.NamedSharding(mesh, jax.P())
+    floats = lambda *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
+    joint = floats(batch, frames, width), floats(batch, labels + 1, width)
+    output = floats(width, vocabulary), floats(vocabulary)
+    lengths = integers(batch, labels), integers(batch), integers(batch)
+    total = lambda *arrays: transducer_loss(*arrays, **options).sum()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))
+        compiled = step.lower(*joint, *output, *lengths).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+@pytest.fixture(autouse=True)
+def as_on_an_accelerator(monkeypatch):
+    """Tiles choose themselves by the machine that traces."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "accelerator")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_memory_on_a_hopper_gpu(hopper, name):
+    sizes, most = SHAPES[name]
+    assert megabytes(hopper, sizes) < most
+
+
+@pytest.mark.parametrize("name", ["public", "b32"])
+def test_memory_on_a_tpu(tpu, name):
+    sizes, most = SHAPES[name]
+    assert megabytes(tpu, sizes) < most

@@ -60,7 +60,8 @@ def transducer_alignment(
         ValueError: a shape, dtype or option does not fit.
     """
     durations = tuple(durations)
-    joint = encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths
+    floats = jax.lax.stop_gradient((encoded, predicted, kernel, bias))
+    joint = *floats, labels, encoded_lengths, label_lengths
     check_joint(
         *joint,
         blank_id=blank_id,

@@ -36,6 +36,16 @@ class Planes(NamedTuple):
     rest: Float32[Array, "... U1 X"]
 
 
+def labels_of_cells(
+    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], columns: Columns
+) -> Int[Array, "B U1"]:
+    """The next label of every cell: 0 where there is none; for a wrong one V, which gives NaN."""
+    labels = jnp.pad(labels, ((0, 0), (0, 1)))
+    inside = jnp.arange(labels.shape[1]) < label_lengths[:, None]
+    right = (labels >= 0) & (labels < columns.symbols)
+    return jnp.where(inside, jnp.where(right, labels, columns.symbols), 0)
+
+
 def pick(
     logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], columns: Columns
 ) -> Planes:

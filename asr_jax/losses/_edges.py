@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from asr_jax.losses._cells import Columns, Planes, edges, pick_planes
+from asr_jax.losses._cells import Columns, Planes, edges, labels_of_cells, pick_planes
 from asr_jax.losses._checks import Implementation
 from asr_jax.losses._groups import choose_size, in_groups
 from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
@@ -46,7 +46,7 @@ def joint_edges(
     real_cells = u <= label_lengths[:, None]
     encoded = jnp.where(real_frames[..., None], encoded, 0)
     predicted = jnp.where(real_cells[..., None], predicted, 0)
-    labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
+    labels = labels_of_cells(labels, label_lengths, columns)
     if implementation == "reference" or 0 in encoded.shape:
         hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
         hidden = ACTIVATIONS[activation](hidden)
@@ -94,10 +94,12 @@ def joint_loss(
     floats, weights = floats[:2], floats[2:]
     integers = vary_alike(labels, encoded_lengths, label_lengths)
     batch, frames, _ = encoded.shape
+    if 0 in encoded.shape or options["implementation"] == "reference":
+        return loss(floats, weights, integers)
     shards = 1 if options["implementation"] == "mosaic_gpu" else gcd(batch, devices())
     at_most = None if utterances_per_group is None else utterances_per_group // shards
     size = choose_size(batch // shards, frames, predicted.shape[1], at_most)
-    if size * shards == batch or options["implementation"] == "reference":
+    if size * shards == batch:
         return loss(floats, weights, integers)
     return in_groups(loss, floats, weights, integers, shards=shards, size=size)
 

@@ -132,8 +132,9 @@ def diagonals(*planes: Float[Array, "B T U1"]) -> tuple[Float[Array, "steps B U1
 
     def skew(plane):
         batch, frames, cells = plane.shape
-        padded = jnp.pad(plane.mT, ((0, 0), (0, 0), (0, cells))).reshape(batch, -1)
-        return jnp.moveaxis(padded[:, :-cells].reshape(batch, cells, -1), 2, 0)
+        padded = jnp.pad(plane.mT, ((0, 0), (0, 0), (0, cells)))
+        padded = padded.reshape(batch, cells * (frames + cells))[:, :-cells]
+        return jnp.moveaxis(padded.reshape(batch, cells, frames + cells - 1), 2, 0)
 
     return tuple(map(skew, planes))
 
@@ -141,8 +142,8 @@ def diagonals(*planes: Float[Array, "B T U1"]) -> tuple[Float[Array, "steps B U1
 def _from_diagonals(plane, frames):
     """The inverse: [T+U, B, U+1] to [B, T, U+1]."""
     steps, batch, cells = plane.shape
-    plane = jnp.moveaxis(plane, 0, 2).reshape(batch, -1)
-    plane = jnp.pad(plane, ((0, 0), (0, cells))).reshape(batch, cells, -1)
+    plane = jnp.moveaxis(plane, 0, 2).reshape(batch, cells * steps)
+    plane = jnp.pad(plane, ((0, 0), (0, cells))).reshape(batch, cells, steps + 1)
     return plane[..., :frames].mT
 
 

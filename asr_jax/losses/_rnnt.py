@@ -3,7 +3,14 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from asr_jax.losses._cells import Columns, Factorization, Planes, edges, pick_planes
+from asr_jax.losses._cells import (
+    Columns,
+    Factorization,
+    Planes,
+    edges,
+    labels_of_cells,
+    pick_planes,
+)
 from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective
 from asr_jax.losses._lattice import Topology, log_likelihood
 
@@ -48,7 +55,7 @@ def rnnt_loss(
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
     real = real_frames & (u <= label_lengths[:, None, None])
-    labels = jnp.where(u < label_lengths[:, None], jnp.pad(labels, ((0, 0), (0, 1))), 0)
+    labels = labels_of_cells(labels, label_lengths, columns)
     planes: Planes = pick_planes(logits, labels, real, columns)  # pyright: ignore[reportAssignmentType]
     blank, label = edges(planes, columns)
     lengths = logit_lengths, label_lengths

@@ -54,14 +54,18 @@ def transducer_loss(
         fastemit_lambda: the gradient of every label's edge is multiplied by 1 + fastemit_lambda, so
             that labels come early (Yu et al. 2020, arXiv 2010.11148, equation 14). The loss itself
             stays -log P, and comparable.
-        chunk_frames: logits exist for about so many frames of the padded batch at a time; None
-            chooses by the machine.
-        utterances_per_group: planes of [T, U1] exist for so many utterances at a time, a divisor of
-            the batch; None takes all, but few of very large batches.
-        implementation: "xla", in tiles, or "reference", the plain 4-D form; None chooses.
+        chunk_frames: logits exist for as many cells at a time as so many frames of the padded batch
+            have; None chooses by the machine.
+        utterances_per_group: planes of [T, U1] exist for at most so many utterances at a time, a
+            divisor of the batch; None takes all, but few of very large batches.
+        implementation: "xla", in tiles; "reference", the plain 4-D form; "mosaic_gpu", kernels for
+            Hopper GPUs and bfloat16, on one device or under shard_map with check_vma=False. None
+            takes "xla".
 
-    What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf.
-    With the batch sharded over devices nothing but the gradients of kernel and bias is exchanged.
+    What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf; a
+    label outside the vocabulary NaN. With the batch sharded over devices, these exchange the
+    gradients of kernel and bias, and how many steps the slowest takes; with the vocabulary sharded
+    too, sums over it.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.

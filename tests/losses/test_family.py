@@ -247,3 +247,9 @@ def test_of_equal_alignments_the_best_is_one_of_them():
     got = jax.jit(transducer_alignment)(*floats, jnp.array([[1, 2]]), *lengths)
     assert got.best_frames.tolist() == [[0, 0]]
     np.testing.assert_allclose(got.best_log_probability, -6 * np.log(5), rtol=1e-6)
+
+
+def test_no_gradient_comes_through_an_alignment(problems):
+    p = problems(HAT)
+    total = lambda *floats: align(p._replace(**dict(zip(p._fields, floats))), HAT).posteriors.sum()
+    assert not any(g.any() for g in jax.grad(total, FLOATS)(*p.floats))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_jax.losses import _reference, transducer_loss
+from asr_jax.losses import _reference, rnnt_loss, transducer_loss
 
 FLOATS = (0, 1, 2, 3)
 PER_UTTERANCE = ("encoded", "predicted", "labels", "encoded_lengths", "label_lengths")
@@ -42,7 +42,7 @@ OPTIONS = "blank_id", "activation", "chunk_frames", "utterances_per_group", "imp
 def losses_and_gradients(p, weights, **options):
     def weighted(*floats):
         losses = transducer_loss(*floats, *p.integers, **options)
-        return jnp.where(jnp.isfinite(losses), losses, 0.0) @ weights, losses
+        return jnp.where(jnp.isinf(losses), 0.0, losses) @ weights, losses
 
     gradients, losses = jax.grad(weighted, FLOATS, has_aux=True)(*p.floats)
     return losses, gradients
@@ -151,6 +151,25 @@ def test_zero_frames_are_inf_and_add_nothing_to_any_gradient(problem):
     want = reference(kept, WEIGHTS[alive])[1]
     assert_close((gradients[0][::2], gradients[1][::2], *gradients[2:]), want)
     assert not gradients[0][1::2].any() and not gradients[1][1::2].any()
+
+
+@pytest.mark.parametrize("label", [-1, 6, 99])
+def test_a_label_outside_the_vocabulary_is_nan(problem, label):
+    p = problem()
+    p = p._replace(labels=p.labels.at[0, 1].set(label))
+    losses, gradients = losses_and_gradients(p, np.ones(4, np.float32), chunk_frames=3)
+    np.testing.assert_array_equal(np.isnan(losses), [True, False, False, False])
+    assert np.isnan(gradients[0][0]).any() and np.isfinite(gradients[0][1:]).all()
+    logits = jnp.zeros((4, 8, 6, 6))
+    assert np.isnan(rnnt_loss(logits, *p.integers)[0])
+
+
+def test_no_utterances_at_all(problem):
+    p = problem()
+    none = p._replace(**{k: getattr(p, k)[:0] for k in PER_UTTERANCE})
+    losses, gradients = losses_and_gradients(none, np.ones(0, np.float32))
+    assert losses.shape == (0,) and not gradients[2].any()
+    assert rnnt_loss(jnp.zeros((0, 8, 6, 6)), *none.integers).shape == (0,)
 
 
 def test_an_axis_without_frames(problem):

@@ -59,7 +59,7 @@ class NotRun(Exception):
     """Why an implementation is left out of a row."""
 
 
-def ours(implementation: str | None = None) -> Any:
+def ours(implementation: str | None = None, **options: float) -> Any:
     def loss(*arguments):
         from asr_jax.losses import rnnt_loss, transducer_loss
 
@@ -67,9 +67,21 @@ def ours(implementation: str | None = None) -> Any:
             if implementation is not None:
                 raise NotRun("rnnt_loss has one implementation")
             return rnnt_loss(*arguments)
-        return transducer_loss(*arguments, implementation=implementation)  # pyright: ignore[reportArgumentType]
+        return transducer_loss(*arguments, implementation=implementation, **options)  # pyright: ignore[reportArgumentType]
 
     return loss
+
+
+def jax_4d(*arguments):
+    """The joint written out, then rnnt_loss of its logits."""
+    import jax.numpy as jnp
+
+    from asr_jax.losses import rnnt_loss
+
+    if len(arguments) == 4:
+        raise NotRun("needs the joint")
+    encoded, predicted, kernel, bias, *lengths = arguments
+    return rnnt_loss(jnp.tanh(encoded[:, :, None] + predicted[:, None]) @ kernel + bias, *lengths)
 
 
 def axlearn(*arguments):
@@ -182,7 +194,12 @@ def warprnnt_numba(platform: str, problem: Problem) -> Any:
     return lambda floats, integers: loss(_logits(floats), *integers)
 
 
-JAX = {"ours": ours(), "jax-4d": ours("reference"), "axlearn": axlearn}
+JAX = {
+    "ours": ours(),
+    "ours-1e-9": ours(None, negligible_gradient=1e-9),
+    "jax-4d": jax_4d,
+    "axlearn": axlearn,
+}
 TORCH = {
     "torchaudio": torchaudio,
     "fast_rnnt": fast_rnnt,

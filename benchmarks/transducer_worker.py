@@ -117,8 +117,6 @@ def make_step(name: str, problem: Problem, platform: str) -> JaxStep | TorchStep
         return TorchStep(name, problem, platform)
     if name.startswith("ours="):
         return JaxStep(ours(name.removeprefix("ours=")), problem)
-    if name == "jax-4d" and not problem.width:
-        raise NotRun("needs the joint")
     return JaxStep(JAX[name], problem)
 
 

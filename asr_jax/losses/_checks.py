@@ -61,6 +61,7 @@ def check_joint(
     activation,
     chunk_frames=None,
     utterances_per_group=None,
+    negligible_gradient=0.0,
     implementation=None,
     durations=(),
 ) -> None:
@@ -80,6 +81,8 @@ def check_joint(
         raise ValueError(f"{chunk_frames = }: must be positive, or None to choose")
     if utterances_per_group is not None and utterances_per_group < 1:
         raise ValueError(f"{utterances_per_group = }: must be positive, or None to choose")
+    if not negligible_gradient >= 0:
+        raise ValueError(f"{negligible_gradient = }: must not be negative")
     if implementation is not None:
         _check_choice("implementation", implementation, get_args(Named))
     if implementation == "mosaic_gpu":

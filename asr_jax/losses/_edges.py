@@ -36,6 +36,7 @@ def joint_edges(
     activation: Activation,
     chunk_frames: int | None,
     implementation: Implementation,
+    negligible_gradient: float = 0.0,
 ) -> Edges:
     """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
     batch, frames, _ = encoded.shape
@@ -65,7 +66,8 @@ def joint_edges(
             shape = batch, frames, cells, *kernel.shape
             size = encoded.dtype.itemsize
             tile = choose_tile(*shape, itemsize=size, shards=shards, chunk_frames=chunk_frames)
-        options = Options(columns, activation, tile, shards, implementation or "xla")
+        name = implementation or "xla"
+        options = Options(columns, activation, tile, shards, name, negligible_gradient)
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
     planes: Planes = planes  # pyright: ignore[reportAssignmentType]
     return Edges(*edges(planes, columns), planes.rest)

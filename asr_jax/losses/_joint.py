@@ -40,6 +40,7 @@ class Options(NamedTuple):
     tile: Tile
     shards: int
     implementation: Literal["xla", "mosaic_gpu"]
+    negligible_gradient: float
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("options",))
@@ -105,7 +106,8 @@ def _bwd(options, residuals, cotangents):
     tiles, _ = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     split = lambda plane, tiles: pack(plane, tiles, options.tile)
     packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, options.shards), tiles), cotangents)
-    order, counts = jax.vmap(with_cotangents)(packed)
+    find = partial(with_cotangents, negligible=options.negligible_gradient)
+    order, counts = jax.vmap(find)(packed)
     steps = -(-counts.max() // options.tile.per_step)
     if options.implementation == "mosaic_gpu":
         kernel, bias = _by_kernel().pad_vocabulary(kernel, bias)

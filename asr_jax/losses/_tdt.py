@@ -27,6 +27,7 @@ def tdt_loss(
     activation: Activation = "tanh",
     chunk_frames: int | None = None,
     utterances_per_group: int | None = None,
+    negligible_gradient: float = 0.0,
     implementation: Implementation = None,
 ) -> Float32[Array, " B"]:
     """-log P(labels | encoded), in nats, of a transducer whose symbols last for several frames.
@@ -65,6 +66,7 @@ def tdt_loss(
         activation=activation,
         chunk_frames=chunk_frames,
         utterances_per_group=utterances_per_group,
+        negligible_gradient=negligible_gradient,
         implementation=implementation,
         durations=durations,
     )
@@ -87,5 +89,6 @@ def tdt_loss(
         activation=activation,
         chunk_frames=chunk_frames,
         utterances_per_group=utterances_per_group,
+        negligible_gradient=negligible_gradient,
         implementation=implementation,
     )

@@ -111,15 +111,16 @@ def list_tiles(
 
 
 def with_cotangents(
-    packed: PyTree[Shaped[Array, "N ..."]],
+    packed: PyTree[Shaped[Array, "N ..."]], negligible: float
 ) -> tuple[Int[Array, " N"], Int[Array, ""]]:
     """The list's order with those tiles first that have a cotangent, and how many these are.
 
     Where no alignment that matters in float32 passes, occupancies are zero; with a trained model
-    that is nearly everywhere. Such tiles add nothing to any gradient.
+    that is nearly everywhere. Such tiles add nothing to any gradient. A tile has one if any of its
+    cotangents is larger than `negligible`, or NaN.
     """
-    nonzero = lambda x: jnp.any(x != 0, axis=range(1, x.ndim))
-    given = jnp.stack([nonzero(x) for x in jax.tree.leaves(packed) if x.size]).any(0)
+    some = lambda x: jnp.any(~(jnp.abs(x) <= negligible), axis=range(1, x.ndim))
+    given = jnp.stack([some(x) for x in jax.tree.leaves(packed) if x.size]).any(0)
     return jnp.argsort(~given, stable=True), given.sum()
 
 

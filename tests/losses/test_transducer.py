@@ -36,6 +36,7 @@ def reference(p, weights, **options):
 
 
 OPTIONS = "blank_id", "activation", "chunk_frames", "utterances_per_group", "implementation"
+OPTIONS += ("negligible_gradient",)
 
 
 @partial(jax.jit, static_argnames=OPTIONS)
@@ -105,6 +106,18 @@ def test_a_sharp_alignment(problem):
     want = reference(p, weights)
     np.testing.assert_allclose(losses, want[0], rtol=3e-6)
     assert_close(gradients, want[1], atol=2e-4)  # logits of about 100 have two digits less
+
+
+def test_what_is_negligible_changes_gradients_by_no_more(problem):
+    """A logit's by twice that at most, all others' by the sum of these times their slopes."""
+    p = problem([60, 41], [40, 17], vocabulary=4, width=3, frames=60)
+    of = lambda x: losses_and_gradients(p, np.ones(2, np.float32), negligible_gradient=x)[1]
+    exact, cells = of(0.0), 60 * 41 + 41 * 18
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), of(1e-9), exact)
+    largest = max(1.0, float(jnp.abs(p.kernel).max()))
+    bound = 2 * 1e-3 * cells * p.kernel.shape[1] * largest
+    jax.tree.map(partial(np.testing.assert_allclose, atol=bound), of(1e-3), exact)
+    assert any((a != b).any() for a, b in zip(of(1e-3), exact))  # something was left out
 
 
 def test_without_bias(problem):

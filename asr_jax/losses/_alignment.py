@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int32, Integer
 
 from asr_jax.losses import _durations, _lattice
 from asr_jax.losses._cells import Columns, Factorization
-from asr_jax.losses._checks import check_durations, check_joint, check_objective
+from asr_jax.losses._checks import check_durations, check_joint, check_objective, signed
 from asr_jax.losses._edges import joint_edges
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology
@@ -36,9 +36,9 @@ def transducer_alignment(
     predicted: Float[Array, "B U1 D"],
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"] | None,
-    labels: Int[Array, "B U"],
-    encoded_lengths: Int[Array, " B"],
-    label_lengths: Int[Array, " B"],
+    labels: Integer[Array, "B U"],
+    encoded_lengths: Integer[Array, " B"],
+    label_lengths: Integer[Array, " B"],
     *,
     blank_id: int = 0,
     activation: Activation = "tanh",
@@ -60,8 +60,7 @@ def transducer_alignment(
         ValueError: a shape, dtype or option does not fit.
     """
     durations = tuple(durations)
-    floats = jax.lax.stop_gradient((encoded, predicted, kernel, bias))
-    joint = *floats, labels, encoded_lengths, label_lengths
+    joint = encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths
     check_joint(
         *joint,
         blank_id=blank_id,
@@ -70,15 +69,19 @@ def transducer_alignment(
         durations=durations,
     )
     check_objective(topology, factorization, 0.0)
+    floats = jax.lax.stop_gradient((encoded, predicted, kernel, bias))
+    labels, frame_lengths, label_lengths = signed(labels, encoded_lengths, label_lengths)
+    lengths = frame_lengths, label_lengths
     columns = Columns(blank_id, kernel.shape[1] - len(durations), factorization)
     edges = joint_edges(
-        *joint,
+        *floats,
+        labels,
+        *lengths,
         columns=columns,
         activation=activation,
         chunk_frames=chunk_frames,
         implementation=None,
     )
-    lengths = encoded_lengths, label_lengths
     if durations:
         check_durations(durations)
         duration = jax.nn.log_softmax(edges.rest, -1)

@@ -34,6 +34,11 @@ def check_blank(blank_id: int, vocabulary: int) -> None:
         raise ValueError(f"blank_id = {blank_id}: must lie in 0..{vocabulary - 1}")
 
 
+def signed(*integers):
+    """As int32: what is unsigned cannot be negated, and what is narrow overflows."""
+    return tuple(x.astype(jnp.int32) for x in integers)
+
+
 def check_objective(topology, factorization, fastemit_lambda) -> None:
     _check_choice("topology", topology, get_args(Topology))
     _check_choice("factorization", factorization, get_args(Factorization))

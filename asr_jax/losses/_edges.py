@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from asr_jax.losses._cells import Columns, Planes, edges, labels_of_cells, pick_planes
-from asr_jax.losses._checks import Implementation
+from asr_jax.losses._checks import Implementation, signed
 from asr_jax.losses._groups import choose_size, in_groups
 from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
 from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
@@ -94,7 +94,7 @@ def joint_loss(
 
     floats = vary_alike(encoded, predicted, kernel, bias)
     floats, weights = floats[:2], floats[2:]
-    integers = vary_alike(labels, encoded_lengths, label_lengths)
+    integers = vary_alike(*signed(labels, encoded_lengths, label_lengths))
     batch, frames, _ = encoded.shape
     if 0 in encoded.shape or options["implementation"] == "reference":
         return loss(floats, weights, integers)

@@ -1,7 +1,7 @@
 """The transducer loss of ready-made logits."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import (
     Columns,
@@ -11,15 +11,15 @@ from asr_jax.losses._cells import (
     labels_of_cells,
     pick_planes,
 )
-from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective
+from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective, signed
 from asr_jax.losses._lattice import Topology, log_likelihood
 
 
 def rnnt_loss(
     logits: Float[Array, "B T U1 V"],
-    labels: Int[Array, "B U"],
-    logit_lengths: Int[Array, " B"],
-    label_lengths: Int[Array, " B"],
+    labels: Integer[Array, "B U"],
+    logit_lengths: Integer[Array, " B"],
+    label_lengths: Integer[Array, " B"],
     *,
     blank_id: int = 0,
     topology: Topology = "rnnt",
@@ -51,6 +51,7 @@ def rnnt_loss(
     check_integer("label_lengths", label_lengths, batch)
     check_blank(blank_id, vocabulary)
     check_objective(topology, factorization, fastemit_lambda)
+    labels, logit_lengths, label_lengths = signed(labels, logit_lengths, label_lengths)
     columns = Columns(blank_id, vocabulary, factorization)
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import jax
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import Columns
 from asr_jax.losses._checks import Implementation, check_durations, check_joint
@@ -17,9 +17,9 @@ def tdt_loss(
     predicted: Float[Array, "B U1 D"],
     kernel: Float[Array, "D W"],
     bias: Float[Array, " W"] | None,
-    labels: Int[Array, "B U"],
-    encoded_lengths: Int[Array, " B"],
-    label_lengths: Int[Array, " B"],
+    labels: Integer[Array, "B U"],
+    encoded_lengths: Integer[Array, " B"],
+    label_lengths: Integer[Array, " B"],
     *,
     durations: Sequence[int] = (0, 1, 2, 3, 4),
     sigma: float = 0.0,

@@ -1,6 +1,6 @@
 """The transducer's joint network and loss in one."""
 
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import Columns, Factorization
 from asr_jax.losses._checks import Implementation, check_joint, check_objective
@@ -14,9 +14,9 @@ def transducer_loss(
     predicted: Float[Array, "B U1 D"],
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"] | None,
-    labels: Int[Array, "B U"],
-    encoded_lengths: Int[Array, " B"],
-    label_lengths: Int[Array, " B"],
+    labels: Integer[Array, "B U"],
+    encoded_lengths: Integer[Array, " B"],
+    label_lengths: Integer[Array, " B"],
     *,
     blank_id: int = 0,
     activation: Activation = "tanh",

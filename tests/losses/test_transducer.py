@@ -177,6 +177,18 @@ def test_a_label_outside_the_vocabulary_is_nan(problem, label):
     assert np.isnan(rnnt_loss(logits, *p.integers)[0])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
+def test_any_integer_type(problem, dtype):
+    p = problem()
+    other = p._replace(**{k: getattr(p, k).astype(dtype) for k in p._fields[4:]})
+    loss = lambda p: transducer_loss(*p, chunk_frames=3)
+    np.testing.assert_array_equal(loss(other), loss(p))
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 6, 6)), jnp.float32)
+    np.testing.assert_array_equal(
+        rnnt_loss(logits, *other.integers), rnnt_loss(logits, *p.integers)
+    )
+
+
 def test_no_utterances_at_all(problem):
     p = problem()
     none = p._replace(**{k: getattr(p, k)[:0] for k in PER_UTTERANCE})

@@ -150,5 +150,7 @@ def test_rows_stay_on_their_devices():
     )
     compiled = sharded.lower(samples, lengths).compile()
     assert not re.search(r"all-|collective-|reduce-scatter", compiled.as_text())
-    expected, _ = jitted(samples, lengths, NORMALIZED)
-    np.testing.assert_allclose(sharded(samples, lengths)[0], expected, atol=1e-5)
+    # Against the same two rows alone: in a program of another shape the sums may run in another
+    # order, and normalizing a row of two frames divides that rounding by their small deviation.
+    pairs = [jitted(samples[i : i + 2], lengths[i : i + 2], NORMALIZED)[0] for i in range(0, 16, 2)]
+    np.testing.assert_allclose(sharded(samples, lengths)[0], np.concatenate(pairs), atol=1e-5)

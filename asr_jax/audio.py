@@ -1,5 +1,6 @@
 """Recordings in, mono float32 samples out."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,15 @@ class AudioError(ValueError):
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: str | Path, contents: bytes | None) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
     try:
         # libsndfile's own words for these two are "System error" and "Format not recognised".
-        if not path.is_file():
+        if contents is None and not path.is_file():
             raise AudioError(path, "no such file")
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if contents is None else len(contents)) == 0:
             raise AudioError(path, "the file is empty")
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(path if contents is None else io.BytesIO(contents)) as sound:
             if sound.frames == 0:
                 raise AudioError(path, "no samples")
             if sound.frames > LONGEST_FRAMES:
@@ -42,9 +43,12 @@ def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
         raise AudioError(path, error.strerror or "cannot be read") from error
 
 
-def audio_duration_seconds(path: str | Path) -> float:
-    """Length of a recording by its header, in seconds. Raises AudioError."""
-    with _opened(path) as sound:
+def audio_duration_seconds(path: str | Path, *, contents: bytes | None = None) -> float:
+    """Length of a recording by its header, in seconds. Raises AudioError.
+
+    `contents` are the recording's bytes where it is not the whole file `path`.
+    """
+    with _opened(path, contents) as sound:
         return sound.frames / sound.samplerate
 
 
@@ -54,17 +58,19 @@ def read_audio(
     sample_rate_hz: int,
     offset_seconds: float = 0.0,
     duration_seconds: float | None = None,
+    contents: bytes | None = None,
 ) -> Float32[np.ndarray, " S"]:
     """Reads a recording, or the stretch of it from `offset_seconds` for `duration_seconds`.
 
     Whatever libsndfile reads (FLAC, WAV, Ogg Vorbis and Opus, MP3). Channels are averaged, other
     rates resampled to `sample_rate_hz`. A stretch that reaches beyond the end stops there.
+    `contents` are the recording's bytes where it is not the whole file `path`, named by errors.
 
     Returns samples in -1..1 (resampling may overshoot by a little).
     Raises AudioError for a file that is missing, empty, corrupt or truncated, for a stretch
     without samples and for samples that are not finite.
     """
-    with _opened(path) as sound:
+    with _opened(path, contents) as sound:
         rate_hz, end = sound.samplerate, sound.frames
         start = round(offset_seconds * rate_hz)
         if duration_seconds is not None:

@@ -12,6 +12,19 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 
+class Member(NamedTuple):
+    """A recording that is a stretch of a larger file's bytes, such as a member of a tar archive."""
+
+    offset_bytes: int
+    size_bytes: int
+
+
+class Record(NamedTuple):
+    """A recording that is a record of an ArrayRecord shard."""
+
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One transcribed stretch of a recording, as a manifest names it."""
@@ -22,6 +35,8 @@ class Utterance:
     duration_seconds: float
     speaker: str = ""
     offset_seconds: float = 0.0
+    within: Member | Record | None = None
+    """Where in the file `audio` the recording lies; None: it is the file."""
 
 
 @dataclass(frozen=True, slots=True)

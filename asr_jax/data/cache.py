@@ -5,7 +5,7 @@ import threading
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio import read_audio
+from asr_jax.data.recordings import read_recording
 from asr_jax.types import Utterance
 
 INT16_SCALE = 32768
@@ -29,12 +29,7 @@ class AudioCache:
         kept = self._kept.get(utterance.id)
         if kept is not None:
             return _unpacked(kept)
-        samples = read_audio(
-            utterance.audio,
-            sample_rate_hz=self._sample_rate_hz,
-            offset_seconds=utterance.offset_seconds,
-            duration_seconds=utterance.duration_seconds,
-        )
+        samples = read_recording(utterance, sample_rate_hz=self._sample_rate_hz)
         packed = _packed(samples)
         with self._lock:
             if packed.nbytes <= self._free_bytes and utterance.id not in self._kept:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from asr_jax.audio import AudioError, audio_duration_seconds
+from asr_jax.audio import AudioError
+from asr_jax.data.recordings import recording_seconds
 from asr_jax.text import Tokenizer, collapse_white_space
 from asr_jax.types import Skipped, Utterance
 
@@ -118,7 +119,7 @@ def _measured(utterance: Utterance) -> Utterance | Skipped:
     """The utterance with its duration, which the header gives where the manifest does not."""
     if math.isnan(utterance.duration_seconds):
         try:
-            seconds = audio_duration_seconds(utterance.audio) - utterance.offset_seconds
+            seconds = recording_seconds(utterance) - utterance.offset_seconds
         except AudioError as error:
             return Skipped(utterance.id, f"{error.reason}: {utterance.audio}")
         if seconds <= 0:

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asr_jax.audio import AudioError
+from asr_jax.data.recordings import read_recording, recording_seconds
+from asr_jax.types import Member, Utterance
+
+DEV = Path(__file__).parents[2] / "samples/an4/dev"
+RATE_HZ = 16_000
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Recordings one after the other in a single file, and each as a file of its own."""
+    file = tmp_path / "many"
+    apart, inside = [], []
+    for path in sorted(DEV.rglob("*.ogg"))[:3]:
+        seconds = recording_seconds(Utterance("", path, "", 0.0))
+        contents, start = path.read_bytes(), file.stat().st_size if file.exists() else 0
+        with file.open("ab") as many:
+            many.write(contents)
+        apart.append(Utterance(path.stem, path, "", seconds))
+        inside.append(Utterance(path.stem, file, "", seconds, within=Member(start, len(contents))))
+    assert apart
+    return apart, inside
+
+
+def test_part_of_a_file_reads_as_the_file(parts):
+    for whole, part in zip(*parts, strict=True):
+        assert recording_seconds(part) == recording_seconds(whole)
+        np.testing.assert_array_equal(
+            read_recording(part, sample_rate_hz=RATE_HZ),
+            read_recording(whole, sample_rate_hz=RATE_HZ),
+        )
+
+
+def test_truncated_part_is_named(parts):
+    part = parts[1][-1]
+    part.audio.write_bytes(part.audio.read_bytes()[:-100])
+    with pytest.raises(AudioError, match=r"many: truncated, \d+ of \d+ bytes"):
+        read_recording(part, sample_rate_hz=RATE_HZ)
+
+
+def test_missing_file_is_named(parts):
+    part = parts[1][0]
+    part.audio.unlink()
+    with pytest.raises(AudioError, match="many: No such file"):
+        read_recording(part, sample_rate_hz=RATE_HZ)

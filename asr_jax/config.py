@@ -377,7 +377,14 @@ class TrainConfig:
     evaluate_every_steps: int = 1000
     """Steps from one WER on dev to the next; the last step is always evaluated."""
     max_skipped_in_a_row: int = 10
-    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+    """Consecutive steps with a non-finite loss or gradient after which the run has diverged."""
+    divergence_factor: float = 5.0
+    """It has too when the mean loss of some hundred steps is that many times its lowest so far."""
+    rollbacks: int = 0
+    """Times that a run which diverged goes back to its last good checkpoint, and on with the data
+    that comes next; after these it stops."""
+    rollback_learning_rate_share: float = 0.5
+    """What the learning rate is multiplied by at each of them."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -389,7 +396,10 @@ class TrainConfig:
             "evaluate_every_steps",
             "max_skipped_in_a_row",
         )
-        _require_not_negative(self, "train", "seed")
+        _require_not_negative(self, "train", "seed", "rollbacks")
+        check = functools.partial(_require_numbers, self, "train")
+        check("divergence_factor", holds=lambda x: x > 1, rule="must be above 1")
+        check("rollback_learning_rate_share", holds=lambda x: 0 < x <= 1, rule="must lie in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from orbax.checkpoint import v1 as ocp
 
 from asr_jax.commands.arguments import UsageError, load_config, parse, write_config
 from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
@@ -28,10 +29,10 @@ from asr_jax.mesh import check_batch, make_mesh
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
-from asr_jax.training.loop import compile_steps, train
+from asr_jax.training.loop import TrainingDiverged, compile_steps, train
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.progress import ProgressDisplay
-from asr_jax.training.state import abstract_state, initial_state, split_model
+from asr_jax.training.state import TrainState, abstract_state, initial_state, split_model
 from asr_jax.types import Batch, Skipped
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
@@ -134,23 +135,11 @@ def _train(config: Config, run: Path) -> str | None:
             )
             if state is None:
                 state = initial_state(*sizes)
-            batches = training_batches(
-                corpus.utterances,
-                corpus.labels,
-                data=config.data,
-                augment=config.augment,
-                sample_rate_hz=config.features.sample_rate_hz,
-                seed=config.train.seed,
-                position=int(state.data_position),
-                separator=tokenizer.separator,
-            )
-            listed = run / "skipped.jsonl"
-            _, reason = train(
-                state,
+            go_on = functools.partial(
+                train,
                 config=config,
                 run=run,
                 steps=steps,
-                batches=_readable(batches, config, listed=listed, note=progress.note),
                 utterance_ids=[u.id for u in corpus.utterances],
                 evaluate=evaluate_dev
                 and (lambda averaged: evaluate_dev(graphdef, averaged, progress.note)),
@@ -159,7 +148,51 @@ def _train(config: Config, run: Path) -> str | None:
                 stopped_by=stopped_by,
                 progress=progress,
             )
-    return reason or stopped_by()
+            while True:
+                batches = training_batches(
+                    corpus.utterances,
+                    corpus.labels,
+                    data=config.data,
+                    augment=config.augment,
+                    sample_rate_hz=config.features.sample_rate_hz,
+                    seed=config.train.seed,
+                    position=int(state.data_position),
+                    separator=tokenizer.separator,
+                )
+                listed = run / "skipped.jsonl"
+                readable = _readable(batches, config, listed=listed, note=progress.note)
+                rollbacks_left = config.train.rollbacks - int(state.rollbacks)
+                try:
+                    _, reason = go_on(state, batches=readable)
+                    return reason or stopped_by()
+                except TrainingDiverged as diverged:
+                    if rollbacks_left == 0:
+                        raise
+                    state = _rolled_back(diverged, checkpointer, abstract, note=progress.note)
+
+
+def _rolled_back(
+    diverged: TrainingDiverged,
+    checkpointer: ocp.training.Checkpointer,
+    abstract: TrainState,
+    *,
+    note: Callable[[str], None],
+) -> TrainState:
+    """The state of the last good checkpoint, to go on with the data that was next."""
+    state, going_back = checkpoint.roll_back(checkpointer, abstract)
+    if state is None:
+        raise diverged
+    state = state._replace(
+        rollbacks=state.rollbacks + 1,
+        data_position=jax.device_put(
+            np.int32(diverged.data_position), abstract.data_position.sharding
+        ),
+    )
+    note(
+        f"warning: {diverged}; {going_back}, the learning rate is reduced "
+        f"(rollback {int(state.rollbacks)})"
+    )
+    return state
 
 
 def _readable(

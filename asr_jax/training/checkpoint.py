@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import CheckpointConfig
 from asr_jax.training.state import TrainState
+
+# A mean loss is still good up to this many times the lowest one.
+GOOD_FACTOR = 1.5
 
 _policies = ocp.training.preservation_policies
 
@@ -73,15 +76,17 @@ def save(
 ) -> None:
     """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
 
-    `about` is JSON that `saved_about` gives back. Raises CheckpointError where this save, or the
-    one before it, could not be written.
+    `about` is JSON that `saved_about` gives back, with the state's mean losses. Raises
+    CheckpointError where this save, or the one before it, could not be written.
     """
     metrics: Any = None if wer_percent is None else {"wer_percent": wer_percent}
     step = int(state.step)
+    # Mean losses tell later which checkpoint was a good one.
+    means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
     try:
         checkpointer.wait()
         checkpointer.save_async(
-            step, state._asdict(), metrics=metrics, custom_metadata=about, force=True
+            step, state._asdict(), metrics=metrics, custom_metadata=about | means, force=True
         )
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
@@ -112,11 +117,7 @@ def restore(
         except Exception as error:
             unreadable[step] = _first_line(error)
             continue
-        aside = directory.parent / "unreadable"
-        for later in unreadable:
-            aside.mkdir(exist_ok=True)
-            (directory / str(later)).rename(_free_name(aside / str(later)))
-            checkpointer.reload()
+        aside = _set_aside(checkpointer, unreadable, "unreadable")
         return state, [
             f"checkpoint {later} cannot be read ({reason}) and was moved to {aside}"
             for later, reason in unreadable.items()
@@ -128,6 +129,38 @@ def restore(
             f"{reason}; they are left as they are, choose another run directory to start anew"
         )
     return None, []
+
+
+def roll_back(
+    checkpointer: ocp.training.Checkpointer, abstract: TrainState
+) -> tuple[TrainState | None, str]:
+    """The newest checkpoint of before a divergence, or None where there is none, and a note.
+
+    It is one whose mean loss was at most GOOD_FACTOR times the lowest until then. Newer ones are
+    moved to RUN/diverged. Raises CheckpointError where the save under way could not be written.
+    """
+    finish(checkpointer)
+    newer = []
+    for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
+        about = saved_about(checkpointer, step)
+        if about["smoothed_loss"] <= GOOD_FACTOR * about["lowest_loss"]:
+            state = TrainState(**checkpointer.load(step, abstract._asdict()))
+            aside = _set_aside(checkpointer, newer, "diverged")
+            moved = f"; checkpoints {newer} were moved to {aside}" if newer else ""
+            return state, f"going back to step {step}{moved}"
+        newer.append(step)
+    return None, ""
+
+
+def _set_aside(checkpointer: ocp.training.Checkpointer, steps: Iterable[int], folder: str) -> Path:
+    """Moves checkpoints to a folder beside the others, which it returns."""
+    directory = Path(checkpointer.directory)
+    aside = directory.parent / folder
+    for step in steps:
+        aside.mkdir(exist_ok=True)
+        (directory / str(step)).rename(_free_name(aside / str(step)))
+        checkpointer.reload()
+    return aside
 
 
 def saved_about(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:

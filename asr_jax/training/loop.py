@@ -33,8 +33,17 @@ from asr_jax.types import Batch
 
 
 class TrainingDiverged(ValueError):
-    """Too many steps in a row with a loss or gradient that is not finite."""
+    """Losses or gradients that are not finite, step after step, or a mean loss that rises."""
 
+    def __init__(self, reason: str, *, step: int, data_position: int):
+        super().__init__(reason)
+        self.step = step
+        self.data_position = data_position
+        """Batches taken until then."""
+
+
+# Nats per label; several times as much of less than this is no divergence.
+NEGLIGIBLE_LOSS = 0.1
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -143,7 +152,8 @@ def train(
                     "steps_per_second": (step - since) / elapsed,
                     "waiting_share": waited / elapsed,
                 }
-                del figures["audio_seconds"]
+                for name in ("audio_seconds", "data_position", "lowest_loss"):
+                    del figures[name]
                 log.write(step, figures)
                 progress.step(
                     step,
@@ -187,16 +197,26 @@ def _examine(
     utterance_ids: Sequence[str],
     progress: ProgressDisplay,
 ) -> float:
-    """Reports a skipped step, and gives up after too many in a row. Returns the audio seconds."""
+    """Reports a skipped step, and raises TrainingDiverged. Returns the audio seconds."""
+    diverged = functools.partial(
+        TrainingDiverged, step=step, data_position=int(metrics.data_position)
+    )
     in_a_row = int(metrics.skipped_in_a_row)
     if in_a_row:
         names = ", ".join(utterance_ids[int(u)] for u in utterances if u >= 0)
         progress.note(f"step {step}: skipped, loss or gradient is not finite; utterances {names}")
         if in_a_row >= config.train.max_skipped_in_a_row:
-            raise TrainingDiverged(
+            raise diverged(
                 f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not "
                 f"finite; the last one's utterances are {names}"
             )
+    mean, lowest = float(metrics.smoothed_loss), float(metrics.lowest_loss)
+    if mean > config.train.divergence_factor * max(lowest, NEGLIGIBLE_LOSS):
+        raise diverged(
+            f"the mean loss of some hundred steps is {mean:.3g} at step {step}, more than "
+            f"train.divergence_factor = {config.train.divergence_factor:g} times its lowest, "
+            f"{lowest:.3g}"
+        )
     return float(metrics.audio_seconds)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
 from asr_jax.models.transducer import Transducer
@@ -28,6 +28,12 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
     """Steps that changed nothing because loss or gradient was not finite."""
     skipped_in_a_row: Int[Array, ""]
+    smoothed_loss: Float[Array, ""]
+    """Mean of the last hundred or so losses, nats per label."""
+    lowest_loss: Float[Array, ""]
+    """Lowest `smoothed_loss` so far."""
+    rollbacks: Int[Array, ""]
+    """Times that the run went back to a checkpoint since it diverged."""
 
 
 def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
@@ -53,6 +59,9 @@ def _initial_state(
         optimizer=optimizer.init(params),
         skipped=zero(),
         skipped_in_a_row=zero(),
+        smoothed_loss=jnp.float32(0),
+        lowest_loss=jnp.float32(jnp.inf),
+        rollbacks=zero(),
     )
 
 

@@ -21,6 +21,8 @@ from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
 from asr_jax.types import Batch
 
+_LOSS_DECAY = 0.99
+
 
 class Metrics(NamedTuple):
     loss: Float[Array, ""]
@@ -30,8 +32,11 @@ class Metrics(NamedTuple):
     """Before clipping."""
     learning_rate: Float[Array, ""]
     audio_seconds: Float[Array, ""]
+    data_position: Int[Array, ""]
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+    smoothed_loss: Float[Array, ""]
+    lowest_loss: Float[Array, ""]
 
 
 def bucket_frames(samples: int, config: Config) -> int:
@@ -139,12 +144,22 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(ctc_loss) & jnp.isfinite(grad_norm)
 
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    rate_share = config.train.rollback_learning_rate_share**state.rollbacks
+    updates = jax.tree.map(lambda update: rate_share * update, updates)
     params = optax.apply_updates(state.params, updates)
     # The average of a young run must not remember its random start.
     taken = state.step - state.skipped
-    decay = jnp.minimum(config.optimizer.ema_decay, (1 + taken) / (10 + taken))
+    young = (1 + taken) / (10 + taken)
+    decay = jnp.minimum(config.optimizer.ema_decay, young)
     averaged = optax.incremental_update(params, state.averaged, 1 - decay)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, young))
+    smoothed_loss = decay * state.smoothed_loss + (1 - decay) * loss
+    smoothed_loss = jnp.where(finite, smoothed_loss, state.smoothed_loss)
+    lowest_loss = jnp.where(
+        finite, jnp.minimum(state.lowest_loss, smoothed_loss), state.lowest_loss
+    )
 
     audio_seconds = jnp.sum(batch.sample_lengths) / config.features.sample_rate_hz
     skipped_in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
@@ -158,14 +173,20 @@ def train_step(
         optimizer=keep(optimizer_state, state.optimizer),
         skipped=state.skipped + (~finite),
         skipped_in_a_row=skipped_in_a_row,
+        smoothed_loss=smoothed_loss,
+        lowest_loss=lowest_loss,
+        rollbacks=state.rollbacks,
     )
     metrics = Metrics(
         loss=loss,
         ctc_loss=ctc_loss,
         grad_norm=grad_norm,
-        learning_rate=jnp.asarray(schedule(taken), jnp.float32),
+        learning_rate=jnp.asarray(rate_share * schedule(taken), jnp.float32),
         audio_seconds=audio_seconds,
+        data_position=new_state.data_position,
         skipped=new_state.skipped,
         skipped_in_a_row=skipped_in_a_row,
+        smoothed_loss=smoothed_loss,
+        lowest_loss=lowest_loss,
     )
     return new_state, metrics

@@ -97,6 +97,39 @@ def test_resumed_equals_never_stopped_bit_for_bit(config, tmp_path, monkeypatch)
     assert [step for step, _ in losses(whole)] == list(range(1, 15))
 
 
+def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Batches 7 to 9 hold sound that is not finite; two such steps in a row are a divergence."""
+    real = train.training_batches
+    taken = []
+
+    def batches(*arguments, position, **options):
+        taken.append(position)
+        for n, batch in enumerate(real(*arguments, position=position, **options), start=position):
+            yield batch._replace(samples=batch.samples * np.nan) if 7 <= n <= 9 else batch
+
+    monkeypatch.setattr(train, "training_batches", batches)
+    monkeypatch.setattr(train, "_readable", lambda batches, *_, **__: batches)
+    options = "log_every_steps=1, rollbacks=2, max_skipped_in_a_row=2"
+    config.write_text(config.read_text().replace("log_every_steps=1", options))
+    run = tmp_path / "run"
+    assert run_training(config, run, monkeypatch) == 0
+
+    # Seen at the ninth batch, of which none was of use: the second is over after one step.
+    assert taken == [0, 9]
+    said = capsys.readouterr().err
+    assert "2 steps in a row, up to step 9" in said and "going back to step 5" in said
+    final = saved_state(run, 14)
+    assert (int(final["step"]), int(final["data_position"])) == (14, 18)
+    assert (int(final["rollbacks"]), int(final["skipped"])) == (1, 1)
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    rates = {line["step"]: line["learning_rate"] for line in lines if "loss" in line}
+    assert sorted(rates) == list(range(1, 15))
+    # On the straight rise, after 6 and 4 steps that were taken.
+    np.testing.assert_allclose(rates[8] / rates[5], 0.5 * 6 / 4, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path):
     """SIGKILL at moments that fall into steps and into saves; the last start runs to the end."""

@@ -1,0 +1,79 @@
+"""When a run counts as diverged, and which checkpoint it goes back to."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr_jax.config import CheckpointConfig, Config, TrainConfig
+from asr_jax.training import checkpoint
+from asr_jax.training.loop import NEGLIGIBLE_LOSS, TrainingDiverged, _examine
+from asr_jax.training.progress import ProgressDisplay
+from asr_jax.training.state import TrainState
+from asr_jax.training.step import Metrics
+
+CONFIG = Config(train=TrainConfig(divergence_factor=3.0))
+PROGRESS = ProgressDisplay(steps=10, start=0)
+
+
+def examine(mean: float, lowest: float) -> float:
+    metrics: Any = Metrics(**dict.fromkeys(Metrics._fields, np.float32(0)))
+    metrics = metrics._replace(
+        smoothed_loss=np.float32(mean),
+        lowest_loss=np.float32(lowest),
+        data_position=np.int32(12),
+        audio_seconds=np.float32(7),
+    )
+    return _examine(10, metrics, np.array([0]), CONFIG, ["a"], PROGRESS)
+
+
+def test_a_mean_loss_that_rises_several_times_above_its_lowest_is_a_divergence():
+    assert examine(2.9, 1.0) == examine(1.0, 1.0) == 7
+    # What is learned by heart has losses near zero, and many times that is still nothing.
+    assert examine(2.9 * NEGLIGIBLE_LOSS, 1e-4) == 7
+    with pytest.raises(
+        TrainingDiverged, match=r"3.1 at step 10, .*divergence_factor = 3 .* 1$"
+    ) as e:
+        examine(3.1, 1.0)
+    assert (e.value.step, e.value.data_position) == (10, 12)
+
+
+def state(step: int, mean: float, lowest: float) -> TrainState:
+    number = lambda x: jnp.int32(x)
+    return TrainState(
+        step=number(step),
+        data_position=number(step),
+        key=jax.random.key(0),
+        params={"kernel": jnp.full(3, float(step))},
+        averaged={"kernel": jnp.zeros(3)},
+        optimizer={},
+        skipped=number(0),
+        skipped_in_a_row=number(0),
+        smoothed_loss=jnp.float32(mean),
+        lowest_loss=jnp.float32(lowest),
+        rollbacks=number(0),
+    )
+
+
+@pytest.mark.parametrize(
+    "means, expected", [((3.0, 1.0, 1.2, 2.0, 4.0), 3), ((3.0, 2.0, 1.0), 3), ((9.0,), None)]
+)
+def test_goes_back_to_the_newest_checkpoint_of_before_the_rise(tmp_path, means, expected):
+    with checkpoint.open_checkpoints(tmp_path, CheckpointConfig(keep=9)) as checkpointer:
+        for step, mean in enumerate(means, start=1):
+            lowest = min((*means[:step], 2.5))
+            checkpoint.save(checkpointer, state(step, mean, lowest), wer_percent=None, about={})
+        found, note = checkpoint.roll_back(checkpointer, state(0, 0, 0))
+        left = sorted(c.step for c in checkpointer.checkpoints)
+    if expected is None:
+        assert found is None and left == [1]
+        return
+    assert found is not None and int(found.step) == expected
+    np.testing.assert_array_equal(found.params["kernel"], np.full(3, float(expected)))
+    newer = list(range(expected + 1, len(means) + 1))
+    assert left == list(range(1, expected + 1))
+    moved = tmp_path / "diverged"
+    assert sorted(int(p.name) for p in moved.glob("*")) == newer
+    assert str(expected) in note and (str(moved) in note) == bool(newer)

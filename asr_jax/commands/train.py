@@ -18,9 +18,11 @@ import tyro
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.commands.arguments import UsageError, load_config, parse, write_config
+from asr_jax.commands.compiled import compiled_programs_kept
 from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.commands.devices import prepare_devices
-from asr_jax.commands.evaluate import default_output, evaluate
+from asr_jax.commands.evaluate import default_output
+from asr_jax.commands.evaluate import evaluate as evaluate_run
 from asr_jax.config import Config, flatten
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches, bucket_samples, evaluation_batches, training_batches
@@ -87,7 +89,7 @@ def run(arguments: list[str]) -> int:
         return 128 + getattr(signal, reason)
     if config.data.test:
         output = default_output(directory, config.data.test)
-        evaluate(directory, config.data.test, checkpoint="best", output=output)
+        evaluate_run(directory, config.data.test, checkpoint="best", output=output)
     return 0
 
 
@@ -111,7 +113,10 @@ def _train(config: Config, run: Path) -> str | None:
     abstract = abstract_state(*sizes)
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
 
-    with checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer:
+    with (
+        compiled_programs_kept(run / "compiled") as so_far_whole,
+        checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer,
+    ):
         state, warnings = checkpoint.restore(checkpointer, abstract)
         start = 0 if state is None else int(state.step)
         if state is not None:
@@ -135,14 +140,20 @@ def _train(config: Config, run: Path) -> str | None:
             )
             if state is None:
                 state = initial_state(*sizes)
+            so_far_whole()
+
+            def evaluate(averaged: Any) -> float:
+                wer_percent = evaluate_dev(graphdef, averaged, progress.note)
+                so_far_whole()
+                return wer_percent
+
             go_on = functools.partial(
                 train,
                 config=config,
                 run=run,
                 steps=steps,
                 utterance_ids=[u.id for u in corpus.utterances],
-                evaluate=evaluate_dev
-                and (lambda averaged: evaluate_dev(graphdef, averaged, progress.note)),
+                evaluate=evaluate if evaluate_dev else None,
                 checkpointer=checkpointer,
                 about=about,
                 stopped_by=stopped_by,

@@ -374,6 +374,8 @@ class TrainConfig:
     """Of activations; parameters, optimizer state and the lattice stay float32."""
     log_every_steps: int = 20
     """Steps from one line of metrics.jsonl to the next."""
+    wandb_project: str = ""
+    """Project of Weights & Biases that the figures go to as well; empty: none."""
     evaluate_every_steps: int = 1000
     """Steps from one WER on dev to the next; the last step is always evaluated."""
     max_skipped_in_a_row: int = 10
@@ -410,6 +412,8 @@ class CheckpointConfig:
     """Steps from one checkpoint to the next; the last step is always saved."""
     keep: int = 3
     """Newest checkpoints kept, beside the best by WER on dev."""
+    directory: str = ""
+    """Folder or bucket (gs://BUCKET/RUN) that holds them; empty: the run directory."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "checkpoint", "every_steps", "keep")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-MARK = "complete"
+LIST = "whole.txt"
 
 
 @contextlib.contextmanager
@@ -15,23 +15,27 @@ def compiled_programs_kept(folder: Path) -> Iterator[Callable[[], None]]:
     """Keeps what JAX compiles in `folder`, unless JAX was told of a cache of its own already.
 
     JAX does not write its files in one piece, and never again one that exists. So what a killed
-    process may have left half-written goes at the start: all that is newer than the last call of
+    process may have left half-written goes at the start: all that was not there at the last call of
     the function that this gives, which says that everything so far is whole.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield lambda: None
         return
-    mark = folder / MARK
-    whole_until = mark.stat().st_mtime_ns if mark.exists() else -1
+    listed = folder / LIST
+    whole = listed.read_text().splitlines() if listed.exists() else []
     for program in folder.glob("*"):
-        if program.stat().st_mtime_ns > whole_until:
+        if program.name not in (LIST, *whole):
             program.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _keep_in(str(folder))
-        yield mark.touch
+        yield lambda: _write_list(folder, listed)
     finally:
         _keep_in(None)
+
+
+def _write_list(folder: Path, listed: Path) -> None:
+    listed.write_text("\n".join(sorted(path.name for path in folder.iterdir())))
 
 
 def _keep_in(folder: str | None) -> None:

@@ -57,7 +57,7 @@ def open_run(run: Path, which: str) -> Recognizer:
         abstract,
         state_shardings(abstract, mesh),
     )
-    params, steps = load_averaged(run, which, abstract)
+    params, steps = load_averaged(run, which, abstract, config.checkpoint)
     return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
 
 

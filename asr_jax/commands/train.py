@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -39,7 +40,8 @@ from asr_jax.types import Batch, Skipped
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
 CHANGEABLE = (
-    "checkpoint.",
+    "checkpoint.every",
+    "checkpoint.keep",
     "decoding.",
     "mesh.",
     "data.train",
@@ -50,9 +52,13 @@ CHANGEABLE = (
 ) + (
     "train.steps",
     "train.log_every_steps",
+    "train.wandb_project",
     "train.evaluate_every_steps",
     "train.max_skipped",
 )
+
+# How schedulers announce that a machine will be taken away; SIGUSR1 is customary on SLURM.
+NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,8 @@ class Options:
 
     run: Path | None = None
     """Run directory; runs/NAME for configs/NAME.py where not given."""
+    profile: tuple[int, int] | None = None
+    """First and last step to record a profile of, for TensorBoard, in RUN/tensorboard."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -80,9 +88,10 @@ def run(arguments: list[str]) -> int:
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside
     try:
-        reason = _train(config, directory)
+        reason = _train(config, directory, options.profile)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in NOTICES:
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if reason is not None:
         print(f"stopped by {reason}; saved. The same command goes on from there.", file=sys.stderr)
@@ -93,8 +102,15 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _train(config: Config, run: Path) -> str | None:
+def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | None:
     """Trains to the end (None), or until a signal, whose name is returned."""
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise UsageError(
+            f"train.wandb_project = {config.train.wandb_project!r}: needs the package wandb, "
+            "pip install wandb"
+        )
+    if profile and not 0 < profile[0] <= profile[1]:
+        raise UsageError(f"--profile {profile[0]} {profile[1]}: needs 0 < first step <= last step")
     stopped_by = _signals()
     prepare_devices(config.mesh)
     mesh = make_mesh(config.mesh, jax.devices())
@@ -157,6 +173,7 @@ def _train(config: Config, run: Path) -> str | None:
                 checkpointer=checkpointer,
                 about=about,
                 stopped_by=stopped_by,
+                profile=profile,
                 progress=progress,
             )
             while True:
@@ -232,7 +249,7 @@ def _readable(
 
 
 def _signals() -> Callable[[], str | None]:
-    """From now on SIGTERM and Ctrl-C are noted, not obeyed; returns a look at the note."""
+    """From now on NOTICES and Ctrl-C are noted, not obeyed; returns a look at the note."""
     noted: list[str] = []
 
     def note(number: int, _: Any) -> None:
@@ -241,8 +258,8 @@ def _signals() -> Callable[[], str | None]:
         noted.append(signal.Signals(number).name)
         print(f"\n{noted[0]}: saving, then leaving; once more leaves at once", file=sys.stderr)
 
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
+    for number in (*NOTICES, signal.SIGINT):
+        signal.signal(number, note)
     return lambda: noted[0] if noted else None
 
 

@@ -1,5 +1,7 @@
 """A run's checkpoints: RUN/checkpoints/STEP, written by Orbax in the background.
 
+With `checkpoint.directory` they lie in that folder or bucket instead of RUN.
+
 A checkpoint appears under its name only when all of it is on disk, so a process killed at any
 instant leaves the ones before it whole.
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import CheckpointConfig
@@ -48,7 +51,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
         ]
     )
     checkpointer = ocp.training.Checkpointer(
-        _directory(run), preservation_policy=policy, cleanup_tmp_directories=True
+        _directory(run, config), preservation_policy=policy, cleanup_tmp_directories=True
     )
     try:
         yield checkpointer
@@ -108,7 +111,7 @@ def restore(
     Newer ones, which cannot be read, are moved to RUN/unreadable, never deleted. Raises
     CheckpointError for one of another model, and where none can be read: nothing is moved then.
     """
-    directory = Path(checkpointer.directory)
+    directory = epath.Path(checkpointer.directory)
     unreadable: dict[int, str] = {}
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
         _require_match(checkpointer, step, abstract.params, "params")
@@ -152,9 +155,11 @@ def roll_back(
     return None, ""
 
 
-def _set_aside(checkpointer: ocp.training.Checkpointer, steps: Iterable[int], folder: str) -> Path:
+def _set_aside(
+    checkpointer: ocp.training.Checkpointer, steps: Iterable[int], folder: str
+) -> epath.Path:
     """Moves checkpoints to a folder beside the others, which it returns."""
-    directory = Path(checkpointer.directory)
+    directory = epath.Path(checkpointer.directory)
     aside = directory.parent / folder
     for step in steps:
         aside.mkdir(exist_ok=True)
@@ -169,7 +174,7 @@ def saved_about(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str,
     return about or {}
 
 
-def _free_name(path: Path) -> Path:
+def _free_name(path: epath.Path) -> epath.Path:
     """The path, or where it is taken, with the first number that is not."""
     names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(name for name in itertools.chain([path], names) if not name.exists())
@@ -181,29 +186,40 @@ def measured_wers(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
     return {step: metrics["wer_percent"] for step, metrics in found.items()}
 
 
-def load_averaged(run: Path, which: str, abstract_params: Any) -> tuple[Any, str]:
+def load_averaged(
+    run: Path, which: str, abstract_params: Any, config: CheckpointConfig
+) -> tuple[Any, str]:
     """Averaged parameters of the run's checkpoint `which`, and which steps these are.
 
     which: "best" by WER on dev (the newest where none was measured), "last", a step, or
     "average:N", the mean over the newest N.
     """
-    if not _directory(run).is_dir():
-        raise CheckpointError(f"{run}: holds no checkpoints yet")
-    with ocp.training.Checkpointer(_directory(run)) as checkpointer:
-        steps = _choose(checkpointer, run, which)
+    directory = _directory(run, config)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory.parent}: holds no checkpoints yet")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        steps = _choose(checkpointer, which)
         loaded = [_load_averaged(checkpointer, step, abstract_params) for step in steps]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *loaded)
     return mean, f"{which} ({', '.join(map(str, steps))})"
 
 
-def _directory(run: Path) -> Any:
-    return run.absolute() / "checkpoints"
+def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
+    try:
+        return epath.Path(config.directory or run.absolute()) / "checkpoints"
+    except KeyError:  # what epath says of gopher://
+        raise CheckpointError(
+            f"checkpoint.directory = {config.directory!r}: must be a folder, or an address such as "
+            "gs://BUCKET/RUN or s3://BUCKET/RUN"
+        ) from None
 
 
-def _choose(checkpointer: ocp.training.Checkpointer, run: Path, which: str) -> list[int]:
+def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:
     steps = sorted(c.step for c in checkpointer.checkpoints)
     if not steps:
-        raise CheckpointError(f"{run}: holds no checkpoints yet")
+        raise CheckpointError(
+            f"{epath.Path(checkpointer.directory).parent}: holds no checkpoints yet"
+        )
     kind, _, count = which.partition(":")
     if which == "last":
         return steps[-1:]
@@ -230,7 +246,7 @@ def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_
         whole["averaged"] = abstract_params
         return checkpointer.load(step, whole)["averaged"]
     except Exception as error:
-        path = Path(checkpointer.directory) / str(step)
+        path = epath.Path(checkpointer.directory) / str(step)
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
@@ -250,7 +266,7 @@ def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str
     saved, expected = shapes(saved), shapes(abstract_params)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
-            checkpoint = Path(checkpointer.directory) / str(step)
+            checkpoint = epath.Path(checkpointer.directory) / str(step)
             raise CheckpointError(
                 f"{checkpoint} is of another model than the config's: {path} is "
                 f"{saved.get(path, 'missing')}, expected {expected.get(path, 'none')}"

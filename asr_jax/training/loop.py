@@ -7,6 +7,7 @@ and step 0 is no other code than step n.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import time
@@ -26,6 +27,7 @@ from tensorboardX import SummaryWriter
 from asr_jax.config import Config
 from asr_jax.mesh import batch_sharding
 from asr_jax.training import checkpoint
+from asr_jax.training.profile import recorded_steps
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
 from asr_jax.training.step import Metrics, train_step
@@ -114,12 +116,14 @@ def train(
     about: dict[str, Any],
     stopped_by: Callable[[], str | None],
     progress: ProgressDisplay,
+    profile: tuple[int, int] | None = None,
 ) -> tuple[TrainState, str | None]:
     """Trains until `train.steps`, or until `stopped_by` names a reason, which is returned.
 
     `evaluate` gives the WER in percent of averaged parameters on dev; `about` is kept beside every
-    checkpoint. The state is saved before this returns. Raises TrainingDiverged, which leaves the
-    checkpoints before it, and checkpoint.CheckpointError.
+    checkpoint; `profile` is the first and the last step to record. The state is saved before this
+    returns. Raises TrainingDiverged, which leaves the checkpoints before it, and
+    checkpoint.CheckpointError.
     """
     step, total = int(state.step), config.train.steps
     reason = None
@@ -129,12 +133,16 @@ def train(
     unread: tuple[Metrics, np.ndarray] | None = None
     progress.begin()
 
-    with contextlib.closing(MetricsLog(run, start=step)) as log:
+    with (
+        contextlib.closing(MetricsLog(run, start=step, project=config.train.wandb_project)) as log,
+        recorded_steps(profile, run / "tensorboard", note=progress.note) as record,
+    ):
         while step < total and reason is None:
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
-            state, metrics = steps(state, batch)
+            with record(step + 1):
+                state, metrics = steps(state, batch)
             step += 1
             # Read one step late, so that the devices are never idle while the host looks.
             if unread is not None:
@@ -223,7 +231,7 @@ def _examine(
 class MetricsLog:
     """RUN/metrics.jsonl, a line per logged step, and the same figures for TensorBoard."""
 
-    def __init__(self, run: Path, *, start: int):
+    def __init__(self, run: Path, *, start: int, project: str):
         """Lines of steps after `start`, which a killed process had written, are cut off."""
         path = run / "metrics.jsonl"
         kept = _lines_until(path, start) if path.exists() else []
@@ -232,6 +240,15 @@ class MetricsLog:
         os.replace(partial, path)
         self._path = path
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._wandb: Any = None
+        if project:
+            import wandb  # of those alone who ask for it # pyright: ignore[reportMissingImports]
+
+            # The same run at every start.
+            id = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+            self._wandb = wandb.init(
+                project=project, name=run.name, id=id, resume="allow", dir=str(run)
+            )
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         # JSON has no NaN, and a reader of the file is not to stumble over one.
@@ -243,9 +260,13 @@ class MetricsLog:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in figures.items():
             self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(figures, step=step)
 
     def close(self) -> None:
         self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -1,14 +1,18 @@
 """train, evaluate and transcribe from end to end: what they print and what lies in a run."""
 
+import contextlib
 import json
 import shutil
 import signal
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asr_jax.config import Config, flatten
+from asr_jax.training.loop import MetricsLog
 
 
 def metrics(run: Path) -> list[dict]:
@@ -41,7 +45,7 @@ def test_run_directory(trained):
     run = trained.run
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "tokenizer.model", "checkpoints", "metrics.jsonl", "skipped.jsonl"),
-        *("tensorboard", "evaluation"),
+        *("tensorboard", "evaluation", "compiled"),
     }
     config = json.loads((run / "config.json").read_text())
     assert list(config) == sorted(flatten(Config()))
@@ -125,3 +129,49 @@ def test_help_names_every_command(command):
     outcome = command("--help")
     assert outcome.status == 0
     assert all(f"asr-jax {verb} " in outcome.out for verb in ("train", "evaluate", "transcribe"))
+
+
+def test_checkpoints_may_lie_elsewhere(trained, command, error, tmp_path):
+    elsewhere, run = tmp_path / "shared/folder", tmp_path / "run"
+    where = ["--run", run, f"--data.train={trained.data}", "--train.steps", 4]
+    directory = f"--checkpoint.directory={elsewhere}"
+    assert command("train", trained.config, *where, directory).status == 0
+    assert not (run / "checkpoints").exists()
+    assert {path.name for path in (elsewhere / "checkpoints").iterdir()} == {"2", "3", "4"}
+    scored = command("evaluate", run, "--data", trained.data, "--checkpoint", "last")
+    assert scored.status == 0 and scored.out.startswith("WER on ")
+    complaint = error("train", trained.config, *where)
+    assert "checkpoint.directory is" in complaint
+    complaint = error(
+        "train",
+        trained.config,
+        *where[2:],
+        "--run",
+        tmp_path / "new",
+        "--checkpoint.directory=gopher://bucket",
+    )
+    assert complaint.startswith("checkpoint.directory = 'gopher://bucket': must be a folder")
+
+
+def test_figures_go_to_weights_and_biases_where_asked(tmp_path, monkeypatch, error, trained):
+    config = (trained.config, f"--data.train={trained.data}", "--train.wandb-project=speech")
+    complaint = error("train", *config, "--run", tmp_path / "run")
+    assert complaint == "train.wandb_project = 'speech': needs the package wandb, pip install wandb"
+
+    logged, started = [], []
+
+    class Run:
+        def log(self, figures, *, step):
+            logged.append((step, figures))
+
+        def finish(self):
+            logged.append("finished")
+
+    wandb = types.ModuleType("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(wandb, "init", lambda **kw: started.append(kw) or Run(), raising=False)
+    for start in (0, 3):
+        with contextlib.closing(MetricsLog(tmp_path, start=start, project="speech")) as log:
+            log.write(start + 1, {"loss": 1.5})
+    assert logged == [(1, {"loss": 1.5}), "finished", (4, {"loss": 1.5}), "finished"]
+    assert started[0] == started[1] and started[0]["project"] == "speech"

@@ -4,6 +4,8 @@ import difflib
 import importlib
 import sys
 
+from asr_jax.commands.complaint import complaint_of
+
 VERBS = {
     "train": "train CONFIG [--run DIR] [--FIELD VALUE ...]",
     "evaluate": "evaluate RUN --data DATA [--checkpoint best|last|STEP|average:N] [--output DIR]",
@@ -24,25 +26,12 @@ def main() -> int:
         return 2
     try:
         return importlib.import_module(f"asr_jax.commands.{verb}").run(arguments)
-    except KeyboardInterrupt:
-        print(f"asr-jax {verb}: interrupted", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        if not _raised_here(error):
+    except (Exception, KeyboardInterrupt) as error:
+        problem = complaint_of(error)
+        if problem is None:
             raise
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    print(f"asr-jax {verb}: {problem}", file=sys.stderr)
-    return 2
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether our own code raised it: a rule that the user can keep. A library's is our bug."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asr_jax")
+        print(f"asr-jax {verb}: {problem}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int64
 
 from asr_jax.config import MeshConfig
 
@@ -49,3 +51,26 @@ def over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
+
+
+def rows_here(mesh: Mesh, rows: int) -> Int64[np.ndarray, " R"]:
+    """Which rows of a batch of so many lie on this process's devices, in order."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
+
+
+def on_devices(batch: Any, mesh: Mesh) -> Any:
+    """Arrays of a batch's `rows_here`, of each process its own, as global arrays."""
+    sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def place(local: np.ndarray) -> jax.Array:
+        here = rows_here(mesh, parts)
+        rows = len(local) // len(here) * parts
+        here = rows_here(mesh, rows)
+        part = lambda index: local[np.searchsorted(here, np.arange(rows)[index[0]])]
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)

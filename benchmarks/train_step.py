@@ -20,8 +20,8 @@ import optax
 from flax import nnx
 
 from asr_jax.commands.arguments import load_config
+from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.devices import prepare_devices
-from asr_jax.commands.train import batch_shapes
 from asr_jax.losses import transducer_loss
 from asr_jax.mesh import batch_sharding, make_mesh
 from asr_jax.training.optimizer import make_optimizer

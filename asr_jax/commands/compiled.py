@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from asr_jax.commands.processes import on_first
+
 LIST = "whole.txt"
 
 
@@ -21,21 +23,25 @@ def compiled_programs_kept(folder: Path) -> Iterator[Callable[[], None]]:
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield lambda: None
         return
-    listed = folder / LIST
-    whole = listed.read_text().splitlines() if listed.exists() else []
-    for program in folder.glob("*"):
-        if program.name not in (LIST, *whole):
-            program.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    on_first(lambda: _forget_what_is_not_whole(folder))
     try:
         _keep_in(str(folder))
-        yield lambda: _write_list(folder, listed)
+        yield lambda: on_first(lambda: _write_list(folder))
     finally:
         _keep_in(None)
 
 
-def _write_list(folder: Path, listed: Path) -> None:
-    listed.write_text("\n".join(sorted(path.name for path in folder.iterdir())))
+def _forget_what_is_not_whole(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / LIST
+    whole = listed.read_text().splitlines() if listed.exists() else []
+    for program in folder.iterdir():
+        if program.name not in (LIST, *whole):
+            program.unlink()
+
+
+def _write_list(folder: Path) -> None:
+    (folder / LIST).write_text("\n".join(sorted(path.name for path in folder.iterdir())))
 
 
 def _keep_in(folder: str | None) -> None:

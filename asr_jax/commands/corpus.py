@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asr_jax.commands.processes import on_first
 from asr_jax.config import Config
 from asr_jax.data.manifest import read_manifest, select_utterances
 from asr_jax.features.frames import frame_count
@@ -34,20 +35,23 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
     """What can be trained on of data.train, and the run's tokenizer.
 
     Where it has none yet one is trained, under a name that `keep_tokenizer` makes good: nothing is
-    kept of a start that fails.
+    kept of a start that fails. Of several processes the first trains it.
     """
     if not config.data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
     utterances, unreadable = read_manifest(config.data.train)
-    if (run / "tokenizer.model").exists():
-        tokenizer = Tokenizer.load(run / "tokenizer.model")
-    else:
-        tokenizer = Tokenizer.train(
-            (utterance.text for utterance in utterances),
-            kind=config.tokenizer.kind,
-            vocabulary_size=config.tokenizer.vocabulary_size,
-            path=run / "tokenizer.tmp",
+    path = run / "tokenizer.model"
+    if not path.exists():
+        path = run / "tokenizer.tmp"
+        on_first(
+            lambda: Tokenizer.train(
+                (utterance.text for utterance in utterances),
+                kind=config.tokenizer.kind,
+                vocabulary_size=config.tokenizer.vocabulary_size,
+                path=path,
+            )
         )
+    tokenizer = Tokenizer.load(path)
     features = config.features
     frames_of = lambda seconds: halved(
         halved(frame_count(round(seconds * features.sample_rate_hz), features))

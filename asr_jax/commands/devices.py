@@ -8,8 +8,11 @@ import jax
 from asr_jax.config import MeshConfig
 
 
-def prepare_devices(mesh: MeshConfig) -> None:
-    """Without an accelerator, makes as many devices of the processor as the mesh asks for."""
+def prepare_devices(mesh: MeshConfig, *, processes: int = 1) -> None:
+    """Without an accelerator, makes as many devices of the processor as the mesh asks for.
+
+    Of several processes each makes its share of them.
+    """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         devices = math.prod(max(1, axis) for axis in (mesh.data, mesh.fsdp, mesh.model))
-        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_num_cpu_devices", max(1, devices // processes))

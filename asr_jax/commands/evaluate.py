@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from asr_jax.commands.arguments import parse
+from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.processes import Processes, is_first, joined
 from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.config import MeshConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.scoring.report import write_evaluation
 
@@ -27,12 +30,15 @@ class Options:
     """How labels are searched for."""
     output: Path | None = None
     """Where to write; RUN/evaluation/NAME, named after DATA, where not given."""
+    meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
     output = options.output or default_output(options.run, options.data)
-    evaluate(options.run, options.data, checkpoint=options.checkpoint, output=output)
+    with joined(options.meeting, verb="evaluate"):
+        prepare_devices(MeshConfig())
+        evaluate(options.run, options.data, checkpoint=options.checkpoint, output=output)
     return 0
 
 
@@ -48,10 +54,11 @@ def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
     utterances, unreadable = read_transcribed(data, "--data")
     recognizer = open_run(run, checkpoint)
     recognition = recognize_utterances(recognizer, utterances)
+    if not is_first():
+        return
     for skipped in unreadable + recognition.failed:
         print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
-    lost = {skipped.id for skipped in recognition.failed}
-    scored = [(u, t) for u, t in zip(utterances, recognition.texts) if u.id not in lost]
+    scored = [(u, t) for u, t in zip(utterances, recognition.texts) if t is not None]
     if not any(u.text for u, _ in scored):
         raise ValueError(f"--data {data}: none of its recordings that have a text can be read")
     figures = write_evaluation(
@@ -64,7 +71,7 @@ def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
             "data": data,
             "checkpoint": recognizer.checkpoint,
             "decoder": "greedy",
-            "left out": str(len(unreadable) + len(lost)),
+            "left out": str(len(unreadable) + len(recognition.failed)),
         },
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,

@@ -1,6 +1,8 @@
 """A run's model brought back for evaluation and transcription."""
 
 import dataclasses
+import functools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from asr_jax.commands.arguments import load_config
-from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.processes import gathered
 from asr_jax.config import Config, MeshConfig
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.recognizer import hypotheses, make_recognizer
-from asr_jax.mesh import make_mesh
+from asr_jax.mesh import make_mesh, rows_here
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
 from asr_jax.training.sharding import state_shardings
@@ -35,7 +37,8 @@ class Recognizer(NamedTuple):
 
 
 class Recognition(NamedTuple):
-    texts: list[str]
+    texts: list[str | None]
+    """None for those that failed."""
     failed: list[Skipped]
     audio_seconds: float
     wall_seconds: float
@@ -47,7 +50,6 @@ def open_run(run: Path, which: str) -> Recognizer:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
     config = load_config(run / "config.json")
-    prepare_devices(MeshConfig())
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
     # Of the devices that are here, whatever it was trained on.
@@ -62,7 +64,10 @@ def open_run(run: Path, which: str) -> Recognizer:
 
 
 def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
-    """The text of every utterance; a recording that cannot be read gives none, and is listed."""
+    """The text of every utterance; a recording that cannot be read gives none, and is listed.
+
+    Of several processes each reads its share, and all get everything.
+    """
     config, params = recognizer.config, recognizer.params
     run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
@@ -76,6 +81,7 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         data=data,
         sample_rate_hz=config.features.sample_rate_hz,
         multiple=devices,
+        rows_of=functools.partial(rows_here, recognizer.mesh),
     )
     compiled: set[tuple[int, ...]] = set()
     compile_seconds = 0.0
@@ -95,6 +101,9 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         run, params, compiled_first(), recognizer.tokenizer, utterances=len(utterances)
     )
     wall_seconds = time.monotonic() - began - compile_seconds
-    lost = {skipped.id for skipped in batches.failed}
-    audio_seconds = sum(u.duration_seconds for u in utterances if u.id not in lost)
-    return Recognition(texts, batches.failed, audio_seconds, wall_seconds)
+    everywhere = gathered(json.dumps([[s.id, s.reason] for s in batches.failed]))
+    failed = [Skipped(*one) for here in everywhere for one in json.loads(here)]
+    audio_seconds = sum(
+        u.duration_seconds for u, text in zip(utterances, texts) if text is not None
+    )
+    return Recognition(texts, failed, audio_seconds, wall_seconds)

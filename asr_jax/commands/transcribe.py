@@ -10,7 +10,9 @@ import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse
+from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.config import MeshConfig
 from asr_jax.types import Utterance
 
 
@@ -42,11 +44,11 @@ def run(arguments: list[str]) -> int:
         except AudioError as error:
             problems.append(str(error))
     if utterances:
+        prepare_devices(MeshConfig())
         recognition = recognize_utterances(open_run(options.run, options.checkpoint), utterances)
-        failed = {skipped.id: skipped.reason for skipped in recognition.failed}
-        problems += failed.values()
+        problems += [skipped.reason for skipped in recognition.failed]
         for utterance, text in zip(utterances, recognition.texts):
-            if utterance.id not in failed:
+            if text is not None:
                 print(_line(utterance, text, options.json))
     for problem in problems:
         print(f"asr-jax transcribe: {problem}", file=sys.stderr)

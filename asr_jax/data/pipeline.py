@@ -8,7 +8,7 @@ from math import ceil
 
 import grain
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from asr_jax.audio import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
@@ -80,14 +80,13 @@ def training_batches(
     seed: int,
     position: int = 0,
     separator: Sequence[int] = (),
-    process_index: int = 0,
-    process_count: int = 1,
+    rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
 ) -> Batches:
     """The endless stream of training batches from `position` on.
 
     `position` is the number of batches taken since step 0; the stream depends on it, the
-    utterances, the configs and the seed alone, not on threads, cache or what ran before. With
-    several processes each gets its share of every batch's rows, in order. `separator` is put
+    utterances, the configs and the seed alone, not on threads, cache or what ran before. `rows_of`
+    gives the rows to read of a batch of so many: each process reads its own. `separator` is put
     between the labels of joined utterances (`Tokenizer.separator`). Rows have
     S = bucket_samples(bucket seconds) and U = bucket labels.
     """
@@ -99,7 +98,7 @@ def training_batches(
 
     def planned(index: int) -> PlannedBatch:
         epoch, place = plan.locate(position + index)
-        return _share(epoch_batches(epoch)[place], process_index, process_count)
+        return _rows(epoch_batches(epoch)[place], rows_of)
 
     return _batches(
         planned,
@@ -122,12 +121,12 @@ def evaluation_batches(
     data: DataConfig,
     sample_rate_hz: int,
     multiple: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
 ) -> Batches:
     """Batches in which every utterance occurs once as it is, shortest first (evaluation_plan).
 
-    Those of recordings beyond the last bucket have fewer rows, a multiple of `multiple`.
+    Those of recordings beyond the last bucket have fewer rows, a multiple of `multiple`. `rows_of`
+    as in training_batches.
     """
     plan = evaluation_plan(
         np.array([u.duration_seconds for u in utterances], np.float64),
@@ -136,7 +135,7 @@ def evaluation_batches(
         multiple=multiple,
     )
     return _batches(
-        lambda index: _share(plan[index], process_index, process_count),
+        lambda index: _rows(plan[index], rows_of),
         len(plan),
         utterances,
         labels,
@@ -232,13 +231,6 @@ def _batches(
     return Batches(iter(dataset), failures)
 
 
-def _share(batch: PlannedBatch, index: int, count: int) -> PlannedBatch:
-    """The rows of one of `count` processes."""
-    size = len(batch.first) // count
-    if size * count != len(batch.first):
-        raise ValueError(
-            f"data.bucket_utterances has {len(batch.first)}: must be a multiple of the "
-            f"{count} processes"
-        )
-    rows = slice(index * size, (index + 1) * size)
+def _rows(batch: PlannedBatch, rows_of: Callable[[int], np.ndarray]) -> PlannedBatch:
+    rows = rows_of(len(batch.first))
     return batch._replace(**{name: getattr(batch, name)[rows] for name in batch._fields[2:]})

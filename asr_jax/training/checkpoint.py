@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import CheckpointConfig
@@ -161,9 +162,12 @@ def _set_aside(
     """Moves checkpoints to a folder beside the others, which it returns."""
     directory = epath.Path(checkpointer.directory)
     aside = directory.parent / folder
-    for step in steps:
+    steps = list(steps)
+    for step in steps if jax.process_index() == 0 else ():
         aside.mkdir(exist_ok=True)
         (directory / str(step)).rename(_free_name(aside / str(step)))
+    if steps:
+        multihost_utils.sync_global_devices("set aside")
         checkpointer.reload()
     return aside
 

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from asr_jax.config import Config
-from asr_jax.mesh import batch_sharding
+from asr_jax.mesh import batch_sharding, on_devices
 from asr_jax.training import checkpoint
 from asr_jax.training.profile import recorded_steps
 from asr_jax.training.progress import ProgressDisplay
@@ -54,11 +54,12 @@ class Steps(NamedTuple):
     """The training step compiled for every bucket, found by the batch's shape."""
 
     compiled: dict[tuple[int, ...], Compiled]
-    batch_sharding: jax.sharding.NamedSharding
+    mesh: Mesh
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        on_device = jax.device_put(batch, self.batch_sharding)
-        return self.compiled[_shape(batch)](state, on_device)
+        """Of a batch each process gives its own rows (mesh.rows_here)."""
+        whole = on_devices(batch, self.mesh)
+        return self.compiled[_shape(whole)](state, whole)
 
 
 def _shape(batch: Batch) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def compile_steps(
             train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
         ),
         in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
 
@@ -100,7 +101,7 @@ def compile_steps(
     # XLA compiles on one core, and does not hold Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = dict(zip(map(_shape, shapes), pool.map(compile_bucket, shapes)))
-    return Steps(compiled, batch_sharding(mesh))
+    return Steps(compiled, mesh)
 
 
 def train(
@@ -114,11 +115,11 @@ def train(
     evaluate: Callable[[Any], float] | None,
     checkpointer: ocp.training.Checkpointer,
     about: dict[str, Any],
-    stopped_by: Callable[[], str | None],
+    stopped_by: Callable[[int], str | None],
     progress: ProgressDisplay,
     profile: tuple[int, int] | None = None,
 ) -> tuple[TrainState, str | None]:
-    """Trains until `train.steps`, or until `stopped_by` names a reason, which is returned.
+    """Trains until `train.steps`, or until `stopped_by(step)` names a reason, which is returned.
 
     `evaluate` gives the WER in percent of averaged parameters on dev; `about` is kept beside every
     checkpoint; `profile` is the first and the last step to record. The state is saved before this
@@ -149,7 +150,7 @@ def train(
                 audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
             unread = metrics, np.concatenate([batch.utterances, batch.joined])
 
-            reason = stopped_by()
+            reason = stopped_by(step)
             due = lambda every_steps, step=step: step == total or step % every_steps == 0
             if reason or due(config.train.log_every_steps):
                 audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
@@ -212,7 +213,9 @@ def _examine(
     in_a_row = int(metrics.skipped_in_a_row)
     if in_a_row:
         names = ", ".join(utterance_ids[int(u)] for u in utterances if u >= 0)
-        progress.note(f"step {step}: skipped, loss or gradient is not finite; utterances {names}")
+        progress.note_everywhere(
+            f"step {step}: skipped, loss or gradient is not finite; utterances {names}"
+        )
         if in_a_row >= config.train.max_skipped_in_a_row:
             raise diverged(
                 f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not "
@@ -229,10 +232,16 @@ def _examine(
 
 
 class MetricsLog:
-    """RUN/metrics.jsonl, a line per logged step, and the same figures for TensorBoard."""
+    """RUN/metrics.jsonl, a line per logged step, and the same figures for TensorBoard.
+
+    Of several processes the first writes.
+    """
 
     def __init__(self, run: Path, *, start: int, project: str):
         """Lines of steps after `start`, which a killed process had written, are cut off."""
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         path = run / "metrics.jsonl"
         kept = _lines_until(path, start) if path.exists() else []
         partial = path.with_suffix(".tmp")
@@ -251,6 +260,8 @@ class MetricsLog:
             )
 
     def write(self, step: int, figures: dict[str, float]) -> None:
+        if not self._writes:
+            return
         # JSON has no NaN, and a reader of the file is not to stumble over one.
         finite = {k: (v if np.isfinite(v) else None) for k, v in figures.items()}
         try:
@@ -264,6 +275,8 @@ class MetricsLog:
             self._wandb.log(figures, step=step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()

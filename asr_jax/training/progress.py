@@ -3,6 +3,7 @@
 import time
 from types import TracebackType
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -10,10 +11,14 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressDisplay:
-    """Shows the step, the figures given with it, and the time left; notes stay above the bar."""
+    """Shows the step, the figures given with it, and the time left; notes stay above the bar.
+
+    Of several processes only the first shows anything, but for what `note_everywhere` is told.
+    """
 
     def __init__(self, *, steps: int, start: int):
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._is_first = jax.process_index() == 0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -21,7 +26,7 @@ class ProgressDisplay:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._console.is_terminal and self._is_first),
         )
         self._task = self._bar.add_task("training", total=steps, completed=start, figures="")
         self._start, self._steps = start, steps
@@ -45,7 +50,12 @@ class ProgressDisplay:
         self._bar.reset(self._task, total=self._steps, completed=self._start, figures="")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        if self._is_first:
+            self._console.print(text, markup=False)
+
+    def note_everywhere(self, text: str) -> None:
+        where = "" if jax.process_count() == 1 else f"process {jax.process_index()}: "
+        self._console.print(where + text, markup=False)
 
     def step(self, step: int, figures: str) -> None:
         self._bar.update(self._task, completed=step, figures=figures)

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from asr_jax.__main__ import main
-from asr_jax.commands import recognition, train
+from asr_jax.commands import dev_evaluation, recognition, train
 from asr_jax.training.loop import MetricsLog
 
 RATE_HZ = 16_000
@@ -131,7 +131,8 @@ def command() -> Callable[..., Outcome]:
         mock.patch.object(train, "compile_steps", reusing_what_is_compiled(train.compile_steps))
     ]
     recognizer = reusing_what_is_compiled(recognition.make_recognizer)
-    patches += [mock.patch.object(m, "make_recognizer", recognizer) for m in (train, recognition)]
+    users = (dev_evaluation, recognition)
+    patches += [mock.patch.object(module, "make_recognizer", recognizer) for module in users]
 
     def run(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()

@@ -73,8 +73,8 @@ def compile_once(*arguments, **options):
 def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None = None) -> int:
     """Trains in this process; `stop_after` steps it is told to stop, as by a signal."""
     looks = iter(range(1, 10**9))
-    told = lambda: "SIGTERM" if stop_after and next(looks) >= stop_after else None
-    monkeypatch.setattr(train, "_signals", lambda: told)
+    told = lambda _: "SIGTERM" if stop_after and next(looks) >= stop_after else None
+    monkeypatch.setattr(train, "notices", lambda: told)
     # The slow test below compiles anew at every start.
     monkeypatch.setattr(train, "compile_steps", compile_once)
     monkeypatch.setattr(sys, "argv", ["asr-jax", "train", str(config), "--run", str(run)])
@@ -110,7 +110,7 @@ def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
             yield batch._replace(samples=batch.samples * np.nan) if 7 <= n <= 9 else batch
 
     monkeypatch.setattr(train, "training_batches", batches)
-    monkeypatch.setattr(train, "_readable", lambda batches, *_, **__: batches)
+    monkeypatch.setattr(train, "readable_batches", lambda batches, *_, **__: batches)
     options = "log_every_steps=1, rollbacks=2, max_skipped_in_a_row=2"
     config.write_text(config.read_text().replace("log_every_steps=1", options))
     run = tmp_path / "run"

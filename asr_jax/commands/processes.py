@@ -1,0 +1,203 @@
+"""Several processes as one program: how they find each other, agree, and fail together.
+
+Each runs the same command; one of them, the first, writes the run directory, which all of them can
+read. JAX connects them (jax.distributed), on the CPU through Gloo.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from asr_jax.commands.complaint import complaint_of
+
+# Until all must have come, and until one that says nothing any more counts as lost.
+MEETING_SECONDS = 60
+SILENCE_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """One process, or where several meet; SLURM, Open MPI and Cloud TPUs say it by themselves."""
+
+    coordinator: str = ""
+    """HOST:PORT of this machine or another, at which the first process waits for the others."""
+    processes: int = 1
+    """How many there are, on all hosts."""
+    process: int = 0
+    """Number of this one, from 0."""
+
+    def __post_init__(self) -> None:
+        host, _, port = self.coordinator.rpartition(":")
+        if self.coordinator and not (host and port.isdigit() and 0 < int(port) < 2**16):
+            raise ValueError(f"--coordinator {self.coordinator}: must be HOST:PORT")
+        if self.processes > 1 and not self.coordinator:
+            raise ValueError(f"--processes {self.processes}: needs --coordinator HOST:PORT")
+        if not 0 <= self.process < self.processes:
+            raise ValueError(
+                f"--process {self.process}: must lie in 0..{self.processes - 1}, "
+                f"as --processes is {self.processes}"
+            )
+
+
+@contextlib.contextmanager
+def joined(options: Processes, *, verb: str) -> Iterator[int]:
+    """Connects this process with the others, before JAX looks for devices; gives their number.
+
+    Raises ValueError where they cannot meet. Later an error of one ends all of them: it says what
+    it was and leaves at once, upon which whatever the others wait for fails.
+    """
+    count = options.processes if options.coordinator else _started_by_scheduler()
+    if count > 1:
+        _connect(options)
+    try:
+        yield count
+        if count > 1:
+            # Who is done early would give up waiting for those who write reports.
+            multihost_utils.sync_global_devices("done")
+    except BaseException as error:
+        if count == 1 or isinstance(error, SystemExit):
+            raise
+        said = complaint_of(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            said = f"another process was lost ({str(error).splitlines()[0][:200]})"
+        if said is None:
+            traceback.print_exc()
+        else:
+            print(f"asr-jax {verb}: {here()}: {said}", file=sys.stderr)
+        sys.stderr.flush()
+        # Leaving in an orderly way would wait for the others.
+        os._exit(2)
+
+
+def here() -> str:
+    """What this process is called in messages."""
+    return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def gathered(text: str) -> list[str]:
+    """The text that each process gives, in their order."""
+    if jax.process_count() == 1:
+        return [text]
+    contents = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(contents)]), tiled=True)
+    padded = np.zeros((1, max(1, *lengths)), np.uint8)
+    padded[0, : len(contents)] = contents
+    rows = multihost_utils.process_allgather(padded, tiled=True)
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths)]
+
+
+def on_first(work: Callable[[], object]) -> None:
+    """Has the first process do `work`, for which the others wait; its error is that of all."""
+    problem = ""
+    if is_first():
+        try:
+            work()
+        except Exception as error:
+            if jax.process_count() == 1 or complaint_of(error) is None:
+                raise
+            problem = str(complaint_of(error))
+    problem = gathered(problem)[0]
+    if problem:
+        raise ValueError(problem)
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Raises ValueError on all processes where a fact is not the same on all."""
+    mine = json.dumps({"host": socket.gethostname(), **facts})
+    first, *others = map(json.loads, gathered(mine))
+    for number, other in enumerate(others, start=1):
+        for name in facts:
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"process {number} ({other['host']}) has {name} = {other.get(name)!r}, process "
+                    f"0 ({first['host']}) has {first.get(name)!r}: must be the same on all hosts"
+                )
+
+
+def notices_of_any(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
+    """A look, at each step, at whether any process was sent one of these signals.
+
+    All processes see it at the same step, on which JAX agrees between them in the background
+    (XLA's preemption service, which listens to SIGTERM).
+    """
+    for number in numbers:
+        if number != signal.SIGTERM:
+            signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    reached = multihost_utils.reached_preemption_sync_point
+    return lambda step: "SIGTERM" if reached(step) else None
+
+
+def _connect(options: Processes) -> None:
+    limits: dict[str, Any] = {
+        "initialization_timeout": MEETING_SECONDS,
+        "heartbeat_timeout_seconds": SILENCE_SECONDS,
+    }
+    place: dict[str, Any] = {}
+    if options.coordinator:
+        place = {
+            "coordinator_address": options.coordinator,
+            "num_processes": options.processes,
+            "process_id": options.process,
+        }
+        _look_at(options)
+    try:
+        jax.distributed.initialize(**place, **limits)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{options.coordinator or 'the scheduler'}: the {options.processes} processes did not "
+            f"meet within {MEETING_SECONDS} s: {str(error).splitlines()[0][:300]}"
+        ) from error
+
+
+def _look_at(options: Processes) -> None:
+    """Raises ValueError where the port is taken (first process) or cannot be reached (others)."""
+    host, _, port = options.coordinator.rpartition(":")
+    if options.process == 0:
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", int(port)))
+        except OSError as error:
+            raise ValueError(f"--coordinator {options.coordinator}: {error.strerror}") from error
+        return
+    until = time.monotonic() + MEETING_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"--coordinator {options.coordinator}: not reached within {MEETING_SECONDS} s "
+                    f"({error.strerror or error}); does the first process run there?"
+                ) from error
+        time.sleep(0.2)
+
+
+def _started_by_scheduler() -> int:
+    """How many processes something started with this one that JAX knows to ask where they are."""
+    several = lambda name: int(os.environ.get(name) or 1)
+    tpu_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return max(
+        # Of a step that srun started; a batch script by itself is one process, whatever was booked.
+        several("SLURM_STEP_NUM_TASKS"),
+        several("OMPI_COMM_WORLD_SIZE"),
+        several("MEGASCALE_NUM_SLICES") * len(tpu_hosts),
+    )

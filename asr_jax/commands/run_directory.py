@@ -1,0 +1,77 @@
+"""The directory of a run: who may go on with it, and with what changed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asr_jax.commands.arguments import UsageError, load_config
+from asr_jax.config import Config, flatten
+
+# Fields that a run may go on with changed: none of them touches what has been learned so far.
+CHANGEABLE = (
+    "checkpoint.every",
+    "checkpoint.keep",
+    "decoding.",
+    "mesh.",
+    "data.train",
+    "data.dev",
+    "data.test",
+    "data.read",
+    "data.cache",
+) + (
+    "train.steps",
+    "train.log_every_steps",
+    "train.evaluate_every_steps",
+    "train.max_skipped",
+    "train.divergence",
+    "train.rollbacks",
+    "train.wandb_project",
+)
+
+
+def claim_run(run: Path, config: Config) -> None:
+    """Makes the run directory, or checks that the one there is of this config."""
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "config.json"
+    if not path.exists():
+        # These are of a start that failed before it became a run.
+        if {other.name for other in run.iterdir()} - {"tokenizer.tmp", "config.tmp"}:
+            raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
+        return
+    _require_same(flatten(load_config(path)), flatten(config), run)
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Raises UsageError where a field differs that a run cannot go on with changed."""
+    fixed = [
+        name
+        for name in now
+        if now[name] != before.get(name, now[name]) and not name.startswith(CHANGEABLE)
+    ]
+    if fixed:
+        name = fixed[0]
+        raise UsageError(
+            f"--run {run}: holds another run, whose {name} is {before[name]!r}, not {now[name]!r}"
+            f"{f' (and {len(fixed) - 1} more fields differ)' if len(fixed) > 1 else ''}; "
+            "choose another directory"
+        )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]:
+    """What is not as it was when the checkpoint was saved; config.json may have been edited since.
+
+    Raises UsageError where the run cannot go on so.
+    """
+    _require_same(before.get("config", {}), now["config"], run)
+    if before.get("utterances", now["utterances"]) == now["utterances"]:
+        return []
+    return [
+        "the utterances of data.train are not those that this run was trained on so far; "
+        "the current epoch goes on with other batches"
+    ]
+
+
+def about_run(config: Config, utterances: str) -> dict[str, Any]:
+    """What is kept beside a checkpoint for `changes`: config, and fingerprint of the utterances."""
+    # Tuples as lists, as they come back from a file.
+    return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}

@@ -1,0 +1,233 @@
+"""Several processes train as one does, stop together, and none waits for one that is gone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from asr_jax.commands import processes
+from asr_jax.commands.processes import Processes, joined
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from asr_jax.config import *
+config = Config(
+    data=DataConfig(
+        train="samples/an4/dev", dev="samples/an4/dev",
+        bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
+    augment=AugmentConfig(frequency_mask_bins=8),
+    tokenizer=TokenizerConfig(kind="char"),
+    encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,
+                          subsampling="conv1d", subsampling_channels=16, remat="none"),
+    predictor=PredictorConfig(embedding_width=8, width=8),
+    joint=JointConfig(width=8),
+    # With such an epsilon Adam is gradient descent with momentum: nothing divides by the rounding.
+    optimizer=OptimizerConfig(epsilon=10.0, peak_learning_rate=1.0, warmup_steps=5),
+    train=TrainConfig(steps=50, log_every_steps=1),
+    checkpoint=CheckpointConfig(every_steps=10),
+)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(config, run, count, *options, of_last=(), folders=(ROOT, ROOT, ROOT, ROOT)):
+    """Processes that train together, each on a device of its own and in one of the folders."""
+    place = f"127.0.0.1:{free_port()}"
+    together = ["--coordinator", place, "--processes", str(count)] if count > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]
+            + (["--mesh.data", str(count), *together, "--process", str(n)] if together else [])
+            + [*options, *(of_last if n == count - 1 else ())],
+            cwd=folders[n],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(count)
+    ]
+
+
+def ended(started, *, within_seconds: float | None = None) -> list[tuple[int, str]]:
+    """Exit status and messages of each; they must end one way or another."""
+    try:
+        messages = [process.communicate(timeout=within_seconds)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, said) for process, said in zip(started, messages)]
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def wait_for_step(run: Path, step: int, started) -> None:
+    while not (run / "metrics.jsonl").exists() or max(logged(run, "loss"), default=0) < step:
+        assert all(process.poll() is None for process in started), ended(started)
+        time.sleep(0.02)
+
+
+def params(run: Path, step: int):
+    with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
+        names = checkpointer.metadata(step).metadata
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), names
+        )
+        return checkpointer.load(step, abstract)["params"]
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("alone")
+    [(status, said)] = ended(start(config, run, 1))
+    assert status == 0, said
+    return run
+
+
+def assert_trained_alike(run: Path, alone: Path) -> None:
+    ours, theirs = logged(run, "loss"), logged(alone, "loss")
+    assert list(ours) == list(theirs) == list(range(1, 51))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    assert logged(run, "dev_wer") == logged(alone, "dev_wer")
+
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-3, float(np.abs(b).max())))
+
+    jax.tree.map(compare, params(run, 50), params(alone, 50))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_four_or_one_go_on(config, alone, tmp_path):
+    run = tmp_path / "run"
+    started = start(config, run, 2)
+    wait_for_step(run, 20, started)
+    started[1].send_signal(signal.SIGTERM)
+    for status, said in ended(started):
+        assert status == 128 + signal.SIGTERM, said
+        assert "stopped by SIGTERM; saved" in said
+    step = max(logged(run, "loss"))
+    assert 20 <= step < 50
+    assert (run / f"checkpoints/{step}").is_dir()
+
+    for count in (4, 1):
+        copy = tmp_path / f"by-{count}"
+        subprocess.run(["cp", "-r", run, copy], check=True)
+        for status, said in ended(start(config, copy, count)):
+            assert status == 0, said
+        assert_trained_alike(copy, alone)
+
+
+@pytest.mark.slow
+def test_when_one_is_killed_the_others_end_and_a_restart_goes_on(config, alone, tmp_path):
+    run = tmp_path / "run"
+    started = start(config, run, 2)
+    wait_for_step(run, 12, started)
+    started[1].kill()
+    (status, said), _ = ended(started, within_seconds=60)
+    assert status not in (0, None)
+    assert "lost" in said or "unhealthy" in said, said
+    for status, said in ended(start(config, run, 2)):
+        assert status == 0, said
+    assert_trained_alike(run, alone)
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_or_data_are_named(config, tmp_path):
+    host = socket.gethostname()
+    rate = ("--optimizer.peak-learning-rate", "0.5")
+    for status, said in ended(start(config, tmp_path / "a", 2, of_last=rate)):
+        assert status == 2
+        assert f"process 1 ({host}) has optimizer.peak_learning_rate = 0.5" in said
+        assert f"process 0 ({host}) has 1.0: must be the same on all hosts" in said
+
+    # The same name, under which the second process finds other contents.
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        recordings = sorted((ROOT / "samples/an4/dev").rglob("*.ogg"))[: 40 - number]
+        lines = [json.dumps({"audio_filepath": str(r), "text": "one"}) for r in recordings]
+        (folder / "data.jsonl").write_text("\n".join(lines))
+    data = ("--data.train", "data.jsonl", "--data.dev", "")
+    for status, said in ended(start(config, tmp_path / "b", 2, *data, folders=folders)):
+        assert status == 2
+        assert f"process 1 ({host}) has a fingerprint of data.train = data.jsonl" in said
+
+
+def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):
+    monkeypatch.setattr(processes, "MEETING_SECONDS", 0.3)
+    place = f"127.0.0.1:{free_port()}"
+    nobody = rf"--coordinator {place}: not reached within 0.3 s \(Connection refused\)"
+    with pytest.raises(ValueError, match=nobody):
+        with joined(Processes(coordinator=place, processes=2, process=1), verb="train"):
+            raise AssertionError("never here")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"--coordinator {place}: Address already in use"):
+            with joined(Processes(coordinator=place, processes=2, process=0), verb="train"):
+                raise AssertionError("never here")
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"coordinator": "host"}, "--coordinator host: must be HOST:PORT"),
+        ({"coordinator": "host:0"}, "--coordinator host:0: must be HOST:PORT"),
+        ({"processes": 2}, "--processes 2: needs --coordinator HOST:PORT"),
+        (
+            {"coordinator": "host:1", "processes": 2, "process": 2},
+            "--process 2: must lie in 0..1, as --processes is 2",
+        ),
+    ],
+)
+def test_options_that_cannot_be(options, complaint):
+    with pytest.raises(ValueError, match=f"^{complaint}$"):
+        Processes(**options)
+
+
+@pytest.mark.parametrize(
+    "environment, count",
+    [
+        ({}, 1),
+        # Within a batch script, or an interactive allocation of several tasks: one process.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, 8),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "MEGASCALE_NUM_SLICES": "2"}, 8),
+    ],
+)
+def test_what_schedulers_say(environment, count, monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes._started_by_scheduler() == count

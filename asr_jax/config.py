@@ -48,6 +48,10 @@ class DataConfig:
 
     train: str = ""
     """Folder in LibriSpeech layout or JSONL manifest to train on."""
+    more_train: tuple[str, ...] = ()
+    """Further corpora to train on. Their ids are prefixed by their place here: 1:ID, 2:ID."""
+    train_weights: tuple[float, ...] = ()
+    """How many times an epoch goes through data.train and each of data.more_train; empty: once."""
     dev: str = ""
     """The same, for choosing the best checkpoint; empty: none is chosen."""
     test: str = ""
@@ -83,6 +87,21 @@ class DataConfig:
                 values,
                 f"needs one positive value for each of the {len(edges)} data.bucket_seconds",
             )
+        corpora = 1 + len(self.more_train)
+        _require(
+            len(self.train_weights) in (0, corpora)
+            and all(0 < weight < math.inf for weight in self.train_weights),
+            "data.train_weights",
+            self.train_weights,
+            f"needs a positive value for data.train and each of data.more_train, {corpora} in all",
+        )
+        _require(
+            all(self.more_train) and len({self.train, *self.more_train}) == corpora,
+            "data.more_train",
+            self.more_train,
+            "needs corpora that differ from each other and from data.train; to go through one more "
+            "often there is data.train_weights",
+        )
         _require(self.read_threads > 0, "data.read_threads", self.read_threads, "must be positive")
         _require(
             self.read_ahead_batches > 0,
@@ -105,6 +124,19 @@ class AugmentConfig:
     """Time stretching of the features, pitch kept: a log-uniform factor; above 1 is faster."""
     join_probability: float = 0.0
     """Share of utterances that are followed by another one of the same speaker."""
+    rooms: str = ""
+    """Folder of room impulse responses, one convolved with the (joined) utterance; empty: none."""
+    room_probability: float = 0.5
+    """Share of utterances put into a room."""
+    noise: str = ""
+    """Folder of recordings without transcripts, such as MUSAN's noise; empty: none is added."""
+    noise_probability: float = 0.5
+    """Share of utterances to which a stretch of one of them is added."""
+    noise_snr_db: tuple[float, float] = (5.0, 20.0)
+    """Mean power of the utterance, in its room, over that of the stretch: an even draw."""
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    """Change of level, last of all: an even draw. Nothing is clipped at full scale. Of no effect on
+    features that are normalized (features.normalization)."""
     frequency_masks: int = 2
     """SpecAugment (arXiv 1904.08779): masks along mel bins."""
     frequency_mask_bins: int = 27
@@ -128,18 +160,21 @@ class AugmentConfig:
         _require(
             0 < low <= high, "augment.tempo_range", self.tempo_range, "needs 0 < lowest <= highest"
         )
-        _require(
-            0 <= self.join_probability <= 1,
-            "augment.join_probability",
-            self.join_probability,
-            "must lie in 0..1",
+        _require_numbers(
+            self,
+            "augment",
+            *("join_probability", "room_probability", "noise_probability", "time_mask_share"),
+            holds=lambda x: 0 <= x <= 1,
+            rule="must lie in 0..1",
         )
-        _require(
-            0 <= self.time_mask_share <= 1,
-            "augment.time_mask_share",
-            self.time_mask_share,
-            "must lie in 0..1",
-        )
+        for name in ("noise_snr_db", "gain_db"):
+            low, high = getattr(self, name)
+            _require(
+                -math.inf < low <= high < math.inf,
+                f"augment.{name}",
+                (low, high),
+                "needs lowest <= highest",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Planned batches, read and padded by threads ahead of the step."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ from jaxtyping import Int32, Int64
 
 from asr_jax.audio import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.augment import add_noise, add_room, change_gain, read_stretch
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
+from asr_jax.data.recordings import read_recording
 from asr_jax.types import Batch, Skipped, Utterance
 
 # Reading, resampling, and a change of speed each round to whole samples, of two recordings.
@@ -54,6 +57,9 @@ def training_plan(
     augment: AugmentConfig,
     seed: int,
     separator: Sequence[int] = (),
+    corpus_sizes: Sequence[int] = (),
+    noise: Sequence[Utterance] = (),
+    rooms: Sequence[Utterance] = (),
 ) -> TrainingPlan:
     """The plan that `training_batches` follows: `number_of_batches` of an epoch, `locate`."""
     numbers: dict[str, int] = {"": -1}
@@ -67,6 +73,10 @@ def training_plan(
         augment=augment,
         seed=seed,
         separator_labels=len(separator),
+        corpus_sizes=tuple(corpus_sizes),
+        weights=data.train_weights,
+        noise_seconds=np.array([one.duration_seconds for one in noise], np.float64),
+        rooms=len(rooms),
     )
 
 
@@ -80,6 +90,9 @@ def training_batches(
     seed: int,
     position: int = 0,
     separator: Sequence[int] = (),
+    corpus_sizes: Sequence[int] = (),
+    noise: Sequence[Utterance] = (),
+    rooms: Sequence[Utterance] = (),
     rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
 ) -> Batches:
     """The endless stream of training batches from `position` on.
@@ -89,9 +102,21 @@ def training_batches(
     gives the rows to read of a batch of so many: each process reads its own. `separator` is put
     between the labels of joined utterances (`Tokenizer.separator`). Rows have
     S = bucket_samples(bucket seconds) and U = bucket labels.
+
+    `corpus_sizes`: how many of the utterances are of each corpus that data.train_weights weighs.
+    The recordings `noise` and `rooms` change utterances as `augment` says, after speed first room,
+    then noise, then gain. One that cannot be read is listed, and its row goes on without it.
     """
     plan = training_plan(
-        utterances, labels, data=data, augment=augment, seed=seed, separator=separator
+        utterances,
+        labels,
+        data=data,
+        augment=augment,
+        seed=seed,
+        separator=separator,
+        corpus_sizes=corpus_sizes,
+        noise=noise,
+        rooms=rooms,
     )
     # Threads ahead of the step may be in the next epoch already.
     epoch_batches = lru_cache(maxsize=2)(plan.batches)
@@ -111,6 +136,8 @@ def training_batches(
         separator=separator,
         # Without a single frame the loss would be infinite.
         min_samples=int(data.min_seconds * sample_rate_hz) - ROUNDING_SAMPLES,
+        noise=noise,
+        rooms=rooms,
     )
 
 
@@ -172,11 +199,16 @@ def _batches(
     max_tempo: float,
     separator: Sequence[int],
     min_samples: int,
+    noise: Sequence[Utterance] = (),
+    rooms: Sequence[Utterance] = (),
 ) -> Batches:
     cache = AudioCache(
         sample_rate_hz=sample_rate_hz, capacity_bytes=int(data.cache_gib * BYTES_PER_GIB)
     )
     failures: dict[str, Skipped] = {}
+
+    def fail(recording: Utterance, reason: str) -> None:
+        failures[recording.id] = Skipped(recording.id, f"{reason}: {recording.audio}")
 
     def row_samples(parts: list[Utterance], speed: float) -> np.ndarray | None:
         samples = []
@@ -184,13 +216,31 @@ def _batches(
             try:
                 samples.append(cache.read(utterance))
             except AudioError as error:
-                failures[utterance.id] = Skipped(utterance.id, f"{error.reason}: {utterance.audio}")
-                return None
+                return fail(utterance, error.reason)
             if len(samples[-1]) < min_samples:
                 reason = f"shorter than its manifest says: {len(samples[-1])} samples"
-                failures[utterance.id] = Skipped(utterance.id, f"{reason}: {utterance.audio}")
-                return None
-        return change_speed(np.concatenate(samples), speed)
+                return fail(utterance, reason)
+        return change_speed(np.concatenate(samples) if len(samples) > 1 else samples[0], speed)
+
+    def with_effects(samples: np.ndarray, plan: PlannedBatch, row: int) -> np.ndarray:
+        if (n := plan.room[row]) >= 0:
+            try:
+                samples = add_room(samples, cache.read(rooms[n]))
+            except AudioError as error:
+                fail(rooms[n], error.reason)
+        if (n := plan.noise[row]) >= 0:
+            try:
+                stretch = read_stretch(
+                    noise[n],
+                    functools.partial(read_recording, sample_rate_hz=sample_rate_hz),
+                    start_seconds=plan.noise_start_seconds[row],
+                    samples=len(samples),
+                    sample_rate_hz=sample_rate_hz,
+                )
+                samples = add_noise(samples, stretch, snr_db=plan.snr_db[row])
+            except AudioError as error:
+                fail(noise[n], error.reason)
+        return change_gain(samples, plan.gain_db[row])
 
     def read(index: int) -> Batch:
         plan = planned(index)
@@ -212,6 +262,7 @@ def _batches(
             samples = row_samples([utterances[n] for n in parts], plan.speed[row])
             if samples is None:
                 continue
+            samples = with_effects(samples, plan, row)
             ids = labels[first]
             if second >= 0:
                 ids = np.concatenate([ids, np.array(separator, np.int32), labels[second]])

@@ -5,7 +5,12 @@ since step 0 is the whole state of the data: every host derives the same batches
 resumes goes on with exactly those it would have had.
 """
 
-from dataclasses import dataclass
+import math
+import threading
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,6 +18,11 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from asr_jax.config import AugmentConfig, DataConfig
+
+# Epochs whose batches are counted at a time, and the threads that do it.
+COUNTED_EPOCHS, COUNTING_THREADS = 16, 4
+# Each kind of draw has a generator of its own, [seed, epoch, kind], and so leaves the others alone.
+NOISE_DRAWS, ROOM_DRAWS, GAIN_DRAWS, PASS_DRAWS = 1, 2, 3, 4
 
 
 class PlannedBatch(NamedTuple):
@@ -28,6 +38,14 @@ class PlannedBatch(NamedTuple):
     """Index of the utterance joined to its end, -1 for none."""
     speed: Float64[np.ndarray, " B"]
     tempo: Float64[np.ndarray, " B"]
+    noise: Int32[np.ndarray, " B"]
+    """Index of the noise recording added, -1 for none."""
+    noise_start_seconds: Float64[np.ndarray, " B"]
+    """Where in that recording the noise begins."""
+    snr_db: Float64[np.ndarray, " B"]
+    room: Int32[np.ndarray, " B"]
+    """Index of the room response, -1 for none."""
+    gain_db: Float64[np.ndarray, " B"]
 
 
 class Buckets(NamedTuple):
@@ -61,12 +79,27 @@ class Buckets(NamedTuple):
 
 
 class _Items(NamedTuple):
-    """An epoch's items; item n begins with utterance n. M is N + 1: item -1 is a padding row's."""
+    """An epoch's items, columns as in PlannedBatch."""
 
+    first: Int32[np.ndarray, " M"]
     second: Int32[np.ndarray, " M"]
     speed: Float64[np.ndarray, " M"]
     tempo: Float64[np.ndarray, " M"]
-    bucket: Int64[np.ndarray, " N"]
+    noise: Int32[np.ndarray, " M"]
+    noise_start_seconds: Float64[np.ndarray, " M"]
+    snr_db: Float64[np.ndarray, " M"]
+    room: Int32[np.ndarray, " M"]
+    gain_db: Float64[np.ndarray, " M"]
+
+    @classmethod
+    def unchanged(cls, first: np.ndarray) -> "_Items":
+        none, zeros = np.full(len(first), -1, np.int32), np.zeros(len(first))
+        return cls(
+            first.astype(np.int32), none, zeros + 1, zeros + 1, none, zeros, zeros, none, zeros
+        )
+
+
+PADDING = _Items.unchanged(np.array([-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +113,13 @@ class TrainingPlan:
     per epoch. What does not fill a batch of its bucket goes up to the next one, so that at most
     the batch of the last bucket has padding rows.
 
+    Where the utterances are of several corpora, one after the other, corpus c begins `weights[c]`
+    times its size of items. It is passed through again and again, each pass in an order of its
+    own, and an epoch goes on where the one before ended: at any time all of its utterances have
+    begun equally many items, up to one.
+
+    Noise, its start, signal-to-noise ratio, room and gain are drawn per item, each evenly.
+
     Raises ValueError for no utterances, and for one that the last bucket does not hold.
     """
 
@@ -92,6 +132,14 @@ class TrainingPlan:
     seed: int
     separator_labels: int = 0
     """Labels put between joined transcripts."""
+    corpus_sizes: tuple[int, ...] = ()
+    """Utterances of each corpus; none given: all are of one."""
+    weights: tuple[float, ...] = ()
+    """How many times an epoch goes through each corpus; none given: once."""
+    noise_seconds: Float64[np.ndarray, " K"] = field(default_factory=lambda: np.zeros(0))
+    """Durations of the noise recordings."""
+    rooms: int = 0
+    """Number of room responses."""
 
     def __post_init__(self) -> None:
         if len(self.durations_seconds) == 0:
@@ -107,9 +155,10 @@ class TrainingPlan:
 
     def batches(self, epoch: int) -> list[PlannedBatch]:
         """The batches of `epoch`, in the order of training."""
-        items, rng = self._items(epoch)
-        order = rng.permutation(len(items.bucket))
-        bucket = items.bucket[order]
+        items, bucket, rng = self._items(epoch)
+        items = self._with_effects(items, epoch)
+        order = rng.permutation(len(bucket))
+        bucket = bucket[order]
         batches: list[PlannedBatch] = []
         left = np.empty(0, np.int64)
         for k, utterances in enumerate(self.buckets.utterances):
@@ -122,63 +171,140 @@ class TrainingPlan:
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, place in it) of the batch that `position` others come before, in all epochs."""
-        epoch = 0
-        while position >= (number := self.number_of_batches(epoch)):
-            epoch, position = epoch + 1, position - number
-        return epoch, position
+        with self._lock:
+            ends = self._ends
+            with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+                while not ends or position >= ends[-1]:
+                    epochs = range(len(ends), len(ends) + COUNTED_EPOCHS)
+                    for number in pool.map(self.number_of_batches, epochs):
+                        ends.append(number + (ends[-1] if ends else 0))
+            epoch = bisect_right(ends, position)
+            return epoch, position - (ends[epoch - 1] if epoch else 0)
 
     def number_of_batches(self, epoch: int) -> int:
         """len(batches(epoch)), from the draws alone, without making the batches."""
-        if epoch not in self._numbers_of_batches:
-            bucket = self._items(epoch)[0].bucket
-            number = carried = 0
-            for k, utterances in enumerate(self.buckets.utterances):
-                full, carried = divmod(carried + int(np.sum(bucket == k)), utterances)
-                number += full
-            self._numbers_of_batches[epoch] = number + (carried > 0)
-        return self._numbers_of_batches[epoch]
+        number = carried = 0
+        for count, utterances in zip(self._bucket_counts(epoch), self.buckets.utterances):
+            full, carried = divmod(carried + count, utterances)
+            number += full
+        return number + (carried > 0)
 
     @cached_property
-    def _numbers_of_batches(self) -> dict[int, int]:
-        return {}
+    def _ends(self) -> list[int]:
+        """Batches until the end of each epoch, of as many as were asked for."""
+        return []
 
-    def _items(self, epoch: int) -> tuple[_Items, np.random.Generator]:
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def _bucket_counts(self, epoch: int) -> list[int]:
+        """Items of each bucket."""
+        buckets = len(self.buckets.utterances)
+        if self.augment.tempo_range != (1.0, 1.0) or self.augment.join_probability > 0:
+            return np.bincount(self._items(epoch)[1], minlength=buckets).tolist()
+        # A twentieth of the time. Utterances differ in their buckets at each speed alone.
+        first, rng = self._first(epoch), np.random.default_rng([self.seed, epoch])
+        kinds, kind = self._kinds
+        drawn = rng.choice(kinds.shape[1], len(first))
+        drawn += kind if len(self.weights) == 0 else kind[first]
+        counts = np.bincount(drawn, minlength=kinds.size)
+        return np.bincount(kinds.ravel(), counts, minlength=buckets).astype(int).tolist()
+
+    @cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kinds of utterances: each one's bucket at each speed [kinds, speeds], and where in it
+        each utterance's kind begins, if nothing but speed changes it."""
+        kinds, kind = np.zeros((1, 0), np.int64), np.zeros(len(self.durations_seconds), np.int64)
+        for speed in self.augment.speeds:
+            seconds = self.durations_seconds / speed
+            seconds = np.where(seconds <= self.buckets.seconds[-1], seconds, self.durations_seconds)
+            bucket = _buckets_of(seconds, self.label_lengths, self.buckets)
+            pairs, kind = np.unique(kind * len(self.buckets.seconds) + bucket, return_inverse=True)
+            before, bucket = np.divmod(pairs, len(self.buckets.seconds))
+            kinds = np.column_stack([kinds[before], bucket])
+        return kinds, kind * len(self.augment.speeds)
+
+    def _first(self, epoch: int) -> np.ndarray:
+        """The utterance that each item of the epoch begins with."""
+        if all(weight == 1 for weight in self.weights):
+            return np.arange(len(self.durations_seconds))
+        start, parts = 0, [np.zeros(0, np.int64)]
+        for corpus, (size, weight) in enumerate(zip(self.corpus_sizes, self.weights)):
+            # Exactly what was written: ten times 0.1 are 1.
+            per_epoch = size * Fraction(str(weight))
+            begin, end = math.floor(epoch * per_epoch), math.floor((epoch + 1) * per_epoch)
+            for number in range(begin // size, -(-end // size)):
+                rng = np.random.default_rng([self.seed, number, PASS_DRAWS, corpus])
+                here = slice(max(0, begin - number * size), end - number * size)
+                parts.append(start + rng.permutation(size)[here])
+            start += size
+        return np.concatenate(parts)
+
+    def _items(self, epoch: int) -> tuple[_Items, np.ndarray, np.random.Generator]:
+        """Items without effects, their buckets, and the generator that shuffles them."""
         rng = np.random.default_rng([self.seed, epoch])
-        N = len(self.durations_seconds)
+        first = self._first(epoch)
+        M = len(first)
         low, high = np.log(self.augment.tempo_range)
-        speed = rng.choice(np.array(self.augment.speeds, np.float64), N)
-        tempo = np.exp(rng.uniform(low, high, N))
-        wants_second = rng.random(N) < self.augment.join_probability
-        second = np.where(wants_second, self._others(rng), -1)
+        speed = rng.choice(np.array(self.augment.speeds, np.float64), M)
+        tempo = np.exp(rng.uniform(low, high, M))
+        wants_second = rng.random(M) < self.augment.join_probability
+        second = np.where(wants_second, self._others(first, rng), -1)
 
         joined = second >= 0
         # Index -1 reads some utterance, which `where` then drops.
         seconds_joined = np.where(joined, self.durations_seconds[second], 0.0)
         labels_joined = np.where(joined, self.label_lengths[second] + self.separator_labels, 0)
+        seconds, labels = self.durations_seconds[first], self.label_lengths[first]
         pace, longest_seconds = speed * tempo, self.buckets.seconds[-1]
-        both_fit = (self.durations_seconds + seconds_joined) / pace <= longest_seconds
-        both_fit &= self.label_lengths + labels_joined <= self.buckets.labels[-1]
+        both_fit = (seconds + seconds_joined) / pace <= longest_seconds
+        both_fit &= labels + labels_joined <= self.buckets.labels[-1]
         second = np.where(both_fit, second, -1)
-        seconds = self.durations_seconds + np.where(both_fit, seconds_joined, 0.0)
-        labels = self.label_lengths + np.where(both_fit, labels_joined, 0)
+        seconds = seconds + np.where(both_fit, seconds_joined, 0.0)
+        labels = labels + np.where(both_fit, labels_joined, 0)
 
         single_fits = seconds / pace <= longest_seconds
         speed, tempo = np.where(single_fits, speed, 1.0), np.where(single_fits, tempo, 1.0)
         bucket = _buckets_of(seconds / (speed * tempo), labels, self.buckets)
-        items = _Items(
-            second=np.append(second, -1).astype(np.int32),
-            speed=np.append(speed, 1.0),
-            tempo=np.append(tempo, 1.0),
-            bucket=bucket,
-        )
-        return items, rng
+        items = _Items.unchanged(first)
+        return items._replace(second=second.astype(np.int32), speed=speed, tempo=tempo), bucket, rng
 
-    def _others(self, rng: np.random.Generator) -> np.ndarray:
-        """For each utterance another one of its speaker, evenly drawn; -1 where there is none."""
-        by_speaker, place, start, count = self._speaker_groups
+    def _with_effects(self, items: _Items, epoch: int) -> _Items:
+        """The items with noise, room and gain."""
+        M, augment = len(items.first), self.augment
+        draws = lambda kind: np.random.default_rng([self.seed, epoch, kind])
+        if len(self.noise_seconds):
+            rng = draws(NOISE_DRAWS)
+            noise = rng.integers(len(self.noise_seconds), size=M)
+            seconds = self.durations_seconds[items.first]
+            seconds += np.where(items.second >= 0, self.durations_seconds[items.second], 0.0)
+            available = self.noise_seconds[noise]
+            # All of it from one stretch where it is long enough; else it begins anywhere.
+            spare = available - seconds / items.speed
+            start = rng.random(M) * np.where(spare > 0, spare, available)
+            has_noise = rng.random(M) < augment.noise_probability
+            items = items._replace(
+                noise=np.where(has_noise, noise, -1).astype(np.int32),
+                noise_start_seconds=start,
+                snr_db=rng.uniform(*augment.noise_snr_db, M),
+            )
+        if self.rooms:
+            rng = draws(ROOM_DRAWS)
+            room = rng.integers(self.rooms, size=M)
+            has_room = rng.random(M) < augment.room_probability
+            items = items._replace(room=np.where(has_room, room, -1).astype(np.int32))
+        if any(augment.gain_db):
+            items = items._replace(gain_db=draws(GAIN_DRAWS).uniform(*augment.gain_db, M))
+        return items
+
+    def _others(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each of the utterances another one of its speaker, evenly drawn; -1 for none."""
+        by_speaker, *columns = self._speaker_groups
+        place, start, count = (column[first] for column in columns)
         step = 1 + np.floor(rng.random(len(start)) * (count - 1)).astype(np.int64)
         others = by_speaker[start + (place - start + step) % count]
-        return np.where((count > 1) & (self.speakers >= 0), others, -1)
+        return np.where((count > 1) & (self.speakers[first] >= 0), others, -1)
 
     @cached_property
     def _speaker_groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -209,9 +335,8 @@ def evaluation_plan(
     buckets = buckets.extended(
         float(durations_seconds.max()), int(label_lengths.max()), multiple=multiple
     )
-    ones = np.ones(N + 1)
     bucket = _buckets_of(durations_seconds, label_lengths, buckets)
-    items = _Items(np.full(N + 1, -1, np.int32), ones, ones, bucket)
+    items = _Items.unchanged(np.arange(N))
     order = np.argsort(durations_seconds, kind="stable")
     return [
         batch
@@ -232,7 +357,13 @@ def _planned(
 ) -> list[PlannedBatch]:
     """Batches of the items `indices`, which all go to `bucket`; the last one may be padded."""
     utterances = buckets.utterances[bucket]
-    first = np.full((-(-len(indices) // utterances), utterances), -1, np.int32)
-    first.flat[: len(indices)] = indices
-    rows = zip(first, items.second[first], items.speed[first], items.tempo[first])
-    return [PlannedBatch(buckets.seconds[bucket], buckets.labels[bucket], *row) for row in rows]
+    shape = (-(-len(indices) // utterances), utterances)
+    columns = []
+    for column, padding in zip(items, PADDING):
+        rows = np.repeat(padding, shape[0] * utterances)
+        rows[: len(indices)] = column[indices]
+        columns.append(rows.reshape(shape))
+    return [
+        PlannedBatch(buckets.seconds[bucket], buckets.labels[bucket], *rows)
+        for rows in zip(*columns)
+    ]

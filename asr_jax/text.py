@@ -2,11 +2,13 @@
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, SupportsInt
 
+import numpy as np
 import sentencepiece
+from jaxtyping import Int32
 
 BLANK_ID, UNKNOWN_ID = 0, 1
 # What SentencePiece writes for a space within its pieces.
@@ -32,6 +34,8 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes):
+        self.model = model
+        """What `load` reads."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._characters = {
             piece
@@ -124,6 +128,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Labels of `text`."""
         return self._processor.encode(collapse_white_space(text))
+
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " _"]]:
+        """`encode` of each, with threads."""
+        encoded = self._processor.encode(list(map(collapse_white_space, texts)))
+        return [np.array(ids, np.int32) for ids in encoded]
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of labels."""

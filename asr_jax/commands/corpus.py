@@ -1,15 +1,18 @@
-"""What a run trains on: the utterances of data.train that can be used, and their labels."""
+"""What a run trains on: the utterances that can be used, their labels, and what is added."""
 
 import contextlib
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.commands.processes import on_first
-from asr_jax.config import Config
+from asr_jax.commands.processes import is_first, on_first
+from asr_jax.config import Config, DataConfig
+from asr_jax.data.augment import read_untranscribed
+from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest, select_utterances
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import halved
@@ -21,57 +24,110 @@ class Corpus(NamedTuple):
     utterances: list[Utterance]
     labels: list[np.ndarray]
     skipped: list[Skipped]
+    sizes: list[int]
+    """How many of the utterances are of data.train, and of each of data.more_train."""
+    noise: list[Utterance]
+    rooms: list[Utterance]
+    weights: tuple[float, ...]
 
     def fingerprint(self) -> str:
         """Of all that the plan of batches depends on: another one makes other batches."""
-        digest = hashlib.sha256()
-        for utterance, ids in zip(self.utterances, self.labels):
-            digest.update(f"{utterance.id} {utterance.duration_seconds!r} ".encode())
-            digest.update(ids.tobytes())
+        everything = [*self.utterances, *self.noise, *self.rooms]
+        numbers = [len(self.noise), len(self.rooms), *self.sizes, *self.weights]
+        digest = hashlib.sha256(repr(numbers).encode())
+        digest.update("\n".join(one.id for one in everything).encode())
+        digest.update(np.array([one.duration_seconds for one in everything]).tobytes())
+        digest.update(np.array([len(ids) for ids in self.labels]).tobytes())
+        digest.update(np.concatenate(self.labels).tobytes())
         return digest.hexdigest()
 
 
 def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
-    """What can be trained on of data.train, and the run's tokenizer.
+    """What can be trained on of data.train and data.more_train, and the run's tokenizer.
 
     Where it has none yet one is trained, under a name that `keep_tokenizer` makes good: nothing is
     kept of a start that fails. Of several processes the first trains it.
     """
-    if not config.data.train:
+    data, augment, features = config.data, config.augment, config.features
+    if not data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
-    utterances, unreadable = read_manifest(config.data.train)
+    noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
+    rooms, no_rooms = _recordings(augment.rooms, "augment.rooms", augment.room_probability)
+    utterances, skipped, sizes = _utterances(data)
+    transcripts = [utterance.text for utterance in utterances]
     path = run / "tokenizer.model"
     if not path.exists():
         path = run / "tokenizer.tmp"
         on_first(
             lambda: Tokenizer.train(
-                (utterance.text for utterance in utterances),
+                transcripts,
                 kind=config.tokenizer.kind,
                 vocabulary_size=config.tokenizer.vocabulary_size,
                 path=path,
             )
         )
     tokenizer = Tokenizer.load(path)
-    features = config.features
-    frames_of = lambda seconds: halved(
-        halved(frame_count(round(seconds * features.sample_rate_hz), features))
-    )
+
+    def frames_of(seconds: np.ndarray) -> np.ndarray:
+        samples = np.round(seconds * features.sample_rate_hz).astype(np.int64)
+        return halved(halved(frame_count(samples, features)))
+
     kept, labels, unfit = select_utterances(
         utterances,
         tokenizer,
-        min_seconds=config.data.min_seconds,
-        max_seconds=config.data.bucket_seconds[-1],
-        max_labels=config.data.bucket_labels[-1],
+        min_seconds=data.min_seconds,
+        max_seconds=data.bucket_seconds[-1],
+        max_labels=data.bucket_labels[-1],
         frames_of=frames_of,
         ctc=config.joint.ctc_weight > 0,
+        labels=encode_transcripts(
+            transcripts, tokenizer, kept=run / "labels.npz", write=is_first()
+        ),
     )
-    skipped = unreadable + unfit
-    if not kept:
-        raise ValueError(
-            f"data.train = {config.data.train}: none of its {len(skipped)} utterances can be "
-            f"trained on, the first is {skipped[0].id}: {skipped[0].reason}"
-        )
-    return Corpus(kept, labels, skipped), tokenizer
+    skipped += unfit
+    left = {utterance.id for utterance in kept}
+    start = 0
+    for corpus, size in enumerate(sizes):
+        ids = [utterance.id for utterance in utterances[start : start + size]]
+        start += size
+        sizes[corpus] = sum(id in left for id in ids)
+        if sizes[corpus] == 0:
+            reasons = {one.id: one.reason for one in skipped}
+            name = (
+                f"data.more_train = {data.more_train[corpus - 1]}"
+                if corpus
+                else (f"data.train = {data.train}")
+            )
+            raise ValueError(
+                f"{name}: none of its {size} utterances can be trained on, the first is "
+                f"{ids[0]}: {reasons[ids[0]]}"
+            )
+    skipped += no_noise + no_rooms
+    return Corpus(kept, labels, skipped, sizes, noise, rooms, data.train_weights), tokenizer
+
+
+def _recordings(
+    folder: str, name: str, probability: float
+) -> tuple[list[Utterance], list[Skipped]]:
+    return read_untranscribed(folder, name) if folder and probability > 0 else ([], [])
+
+
+def _utterances(data: DataConfig) -> tuple[list[Utterance], list[Skipped], list[int]]:
+    """Those of all corpora, one after the other, those left out, and how many are of which.
+
+    Ids and speakers of data.more_train are prefixed, so that no two corpora have the same.
+    """
+    utterances, skipped = read_manifest(data.train)
+    sizes = [len(utterances)]
+    for number, more in enumerate(data.more_train, start=1):
+        found, unreadable = read_manifest(more)
+        utterances += [
+            replace(u, id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
+            for u in found
+        ]
+        skipped += [replace(one, id=f"{number}:{one.id}") for one in unreadable]
+        sizes.append(len(found))
+    return utterances, skipped, sizes
 
 
 def keep_tokenizer(run: Path) -> None:

@@ -14,6 +14,7 @@ CHANGEABLE = (
     "decoding.",
     "mesh.",
     "data.train",
+    "data.more_train",
     "data.dev",
     "data.test",
     "data.read",
@@ -27,6 +28,8 @@ CHANGEABLE = (
     "train.rollbacks",
     "train.wandb_project",
 )
+# Like data.train they may have moved; what is in them, fingerprinted, had better be the same.
+CHANGEABLE_FOLDERS = ("augment.noise", "augment.rooms")
 
 
 def claim_run(run: Path, config: Config) -> None:
@@ -35,7 +38,8 @@ def claim_run(run: Path, config: Config) -> None:
     path = run / "config.json"
     if not path.exists():
         # These are of a start that failed before it became a run.
-        if {other.name for other in run.iterdir()} - {"tokenizer.tmp", "config.tmp"}:
+        mere_start = {"tokenizer.tmp", "config.tmp", "labels.tmp", "labels.npz"}
+        if {other.name for other in run.iterdir()} - mere_start:
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
     _require_same(flatten(load_config(path)), flatten(config), run)
@@ -46,7 +50,9 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> Non
     fixed = [
         name
         for name in now
-        if now[name] != before.get(name, now[name]) and not name.startswith(CHANGEABLE)
+        if now[name] != before.get(name, now[name])
+        and not name.startswith(CHANGEABLE)
+        and name not in CHANGEABLE_FOLDERS
     ]
     if fixed:
         name = fixed[0]

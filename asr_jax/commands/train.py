@@ -166,6 +166,9 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
                     seed=config.train.seed,
                     position=int(state.data_position),
                     separator=tokenizer.separator,
+                    corpus_sizes=corpus.sizes,
+                    noise=corpus.noise,
+                    rooms=corpus.rooms,
                     rows_of=functools.partial(rows_here, mesh),
                 )
                 readable = readable_batches(

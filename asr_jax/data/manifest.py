@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from asr_jax.audio import AudioError
 from asr_jax.data.recordings import recording_seconds
-from asr_jax.text import Tokenizer, collapse_white_space
+from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer, collapse_white_space
 from asr_jax.types import Skipped, Utterance
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
@@ -77,42 +77,56 @@ def select_utterances(
     min_seconds: float,
     max_seconds: float,
     max_labels: int,
-    frames_of: Callable[[float], int],
+    frames_of: Callable[[np.ndarray], np.ndarray],
     ctc: bool,
+    labels: Sequence[Int32[np.ndarray, " _"]] | None = None,
 ) -> tuple[list[Utterance], list[Int32[np.ndarray, " U"]], list[Skipped]]:
     """The utterances one can train on, their labels, and the others.
 
     `max_seconds` and `max_labels` are those of the last bucket; `frames_of` gives the encoder's
-    frames for a duration in seconds. More labels than frames are kept: a transducer's lattice holds
-    any number. With `ctc`, those that no CTC path can hold, the blanks between repeats included,
-    are kept too, and listed as left out of that loss. A reason is a phrase that many utterances
+    frames for durations in seconds; `labels` are those of all utterances, where they are known.
+    More labels than frames are kept: a transducer's lattice holds any number. With `ctc`, those
+    that no CTC path can hold, the blanks between repeats included, are kept too, and listed as left
+    out of that loss. A reason is a phrase that many utterances
     share, then ": " and the figures of this one.
     """
-    kept, labels, skipped = [], [], []
-    for utterance in utterances:
-        ids = np.array(tokenizer.encode(utterance.text), np.int32)
-        seconds, frames = utterance.duration_seconds, frames_of(utterance.duration_seconds)
-        ctc_frames = len(ids) + int(np.sum(ids[1:] == ids[:-1]))
-        if len(ids) == 0:
+    if labels is None:
+        labels = tokenizer.encode_all([utterance.text for utterance in utterances])
+    all_seconds = np.array([utterance.duration_seconds for utterance in utterances])
+    all_frames = frames_of(all_seconds)
+    lengths = np.array([len(ids) for ids in labels], np.int64)
+    ids = np.concatenate([np.zeros(0, np.int32), *labels])
+    number = np.repeat(np.arange(len(labels)), lengths)
+    count = lambda where: np.bincount(number[where], minlength=len(labels))
+    repeats = count(1 + np.flatnonzero((ids[1:] == ids[:-1]) & (number[1:] == number[:-1])))
+    ctc_frames = lengths + repeats
+    # The space's own piece is a character that the tokenizer lacks, though it encodes it.
+    has_unknown = (count(ids == UNKNOWN_ID) > 0) | [SPACE_PIECE in u.text for u in utterances]
+    usable = (lengths > 0) & ~has_unknown & (all_seconds >= min_seconds) & (all_frames >= 1)
+    usable &= (all_seconds <= max_seconds) & (lengths <= max_labels)
+
+    skipped = []
+    for n in np.flatnonzero(~usable | (ctc & (ctc_frames > all_frames))).tolist():
+        utterance, seconds = utterances[n], utterances[n].duration_seconds
+        if lengths[n] == 0:
             reason = "empty transcript"
-        elif unknown := tokenizer.unknown_characters(utterance.text):
+        elif has_unknown[n]:
+            unknown = tokenizer.unknown_characters(utterance.text)
             reason = f"characters that the tokenizer lacks: {unknown}"
         elif seconds < min_seconds:
             reason = f"shorter than {min_seconds:g} s: {seconds:.3g} s"
-        elif frames < 1:
+        elif all_frames[n] < 1:
             reason = f"too short for one frame: {seconds:.3g} s"
         elif seconds > max_seconds:
             reason = f"longer than the last bucket's {max_seconds:g} s: {seconds:.4g} s"
-        elif len(ids) > max_labels:
-            reason = f"more labels than the last bucket's {max_labels}: {len(ids)}"
+        elif lengths[n] > max_labels:
+            reason = f"more labels than the last bucket's {max_labels}: {lengths[n]}"
         else:
-            kept.append(utterance)
-            labels.append(ids)
-            if not ctc or ctc_frames <= frames:
-                continue
-            reason = f"of the CTC loss alone, more labels than frames: {ctc_frames} for {frames}"
+            figures = f"{ctc_frames[n]} for {all_frames[n]}"
+            reason = f"of the CTC loss alone, more labels than frames: {figures}"
         skipped.append(Skipped(utterance.id, reason))
-    return kept, labels, skipped
+    kept = np.flatnonzero(usable).tolist()
+    return [utterances[n] for n in kept], [labels[n] for n in kept], skipped
 
 
 def _measured(utterance: Utterance) -> Utterance | Skipped:

@@ -171,7 +171,7 @@ def test_selection_gives_each_reason(tmp_path):
             min_seconds=0.05,
             max_seconds=16.0,
             max_labels=10,
-            frames_of=lambda seconds: int(seconds * 10),
+            frames_of=lambda seconds: (seconds * 10).astype(int),
             ctc=ctc,
         )
         return kept, labels, {one.id: one.reason for one in skipped}

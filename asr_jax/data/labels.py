@@ -1,0 +1,59 @@
+"""Labels of all transcripts, kept beside the run: a second start does not encode them again."""
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from asr_jax.text import Tokenizer
+
+Labels = list[Int32[np.ndarray, " _"]]
+
+
+def encode_transcripts(
+    transcripts: Sequence[str], tokenizer: Tokenizer, *, kept: Path, write: bool = True
+) -> Labels:
+    """`tokenizer.encode_all`, read from the file `kept` where that is of just these transcripts.
+
+    Where it is not, or is damaged, it is written anew, as a whole or not at all; with several
+    processes one should `write`. That it cannot be written is no error: it saves seconds.
+    """
+    digest = hashlib.sha256(tokenizer.model)
+    digest.update("\n".join(transcripts).encode())
+    labels = _read(kept, digest.hexdigest())
+    if labels is not None:
+        return labels
+    labels = tokenizer.encode_all(transcripts)
+    if write:
+        with contextlib.suppress(OSError):
+            _write(kept, digest.hexdigest(), labels)
+    return labels
+
+
+def _read(path: Path, digest: str) -> Labels | None:
+    try:
+        with np.load(path) as file:
+            if str(file["digest"]) != digest:
+                return None
+            ids, ends = file["ids"], np.cumsum(file["lengths"]).tolist()
+    # What NumPy and zipfile say of files that are missing, truncated or something else.
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return [ids[start:end] for start, end in zip([0, *ends], ends)]
+
+
+def _write(path: Path, digest: str, labels: Labels) -> None:
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            digest=np.array(digest),
+            lengths=np.array([len(ids) for ids in labels], np.int32),
+            ids=np.concatenate([np.zeros(0, np.int32), *labels]),
+        )
+    os.replace(partial, path)

@@ -170,10 +170,10 @@ class AugmentConfig:
         for name in ("noise_snr_db", "gain_db"):
             low, high = getattr(self, name)
             _require(
-                -math.inf < low <= high < math.inf,
+                -100 <= low <= high <= 100,
                 f"augment.{name}",
                 (low, high),
-                "needs lowest <= highest",
+                "needs -100 <= lowest <= highest <= 100",
             )
 
 

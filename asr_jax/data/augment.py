@@ -13,6 +13,9 @@ from asr_jax.data.manifest import AUDIO_SUFFIXES, HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.types import Skipped, Utterance
 
+# Mean power, -160 dB of full scale: what is left of such noise is rounding, not to be made loud.
+SILENT_POWER = 1e-16
+
 
 def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Skipped]]:
     """Every recording below `folder`, which the user calls `name`, and those that are unreadable.
@@ -72,10 +75,11 @@ def add_noise(
 
     Where either is silent the samples are returned as they are.
     """
-    ratio = _power(samples) / max(_power(noise), np.finfo(np.float64).tiny)
-    scale = np.sqrt(ratio * 10 ** (-snr_db / 10))
-    # Of a noise that is all but silent, what rounding left would be made loud.
-    return samples + np.float32(scale) * noise if np.isfinite(np.float32(scale)) else samples
+    noise_power = _power(noise)
+    if noise_power < SILENT_POWER:
+        return samples
+    scale = np.sqrt(_power(samples) / noise_power * 10 ** (-snr_db / 10))
+    return samples + np.float32(scale) * noise
 
 
 def add_room(

@@ -37,7 +37,7 @@ def encode_transcripts(
 
 def _read(path: Path, digest: str) -> Labels | None:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             if str(file["digest"]) != digest:
                 return None
             ids, ends = file["ids"], np.cumsum(file["lengths"]).tolist()

@@ -87,8 +87,8 @@ def select_utterances(
     frames for durations in seconds; `labels` are those of all utterances, where they are known.
     More labels than frames are kept: a transducer's lattice holds any number. With `ctc`, those
     that no CTC path can hold, the blanks between repeats included, are kept too, and listed as left
-    out of that loss. A reason is a phrase that many utterances
-    share, then ": " and the figures of this one.
+    out of that loss. A reason is a phrase that many utterances share, then ": " and the figures of
+    this one.
     """
     if labels is None:
         labels = tokenizer.encode_all([utterance.text for utterance in utterances])

@@ -234,7 +234,7 @@ class TrainingPlan:
             # Exactly what was written: ten times 0.1 are 1.
             per_epoch = size * Fraction(str(weight))
             begin, end = math.floor(epoch * per_epoch), math.floor((epoch + 1) * per_epoch)
-            for number in range(begin // size, -(-end // size)):
+            for number in range(begin // size, -(-end // size)) if size else ():
                 rng = np.random.default_rng([self.seed, number, PASS_DRAWS, corpus])
                 here = slice(max(0, begin - number * size), end - number * size)
                 parts.append(start + rng.permutation(size)[here])

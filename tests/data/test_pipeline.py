@@ -8,6 +8,7 @@ import soundfile
 
 from asr_jax.audio import change_speed, read_audio
 from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.augment import add_room, read_untranscribed
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.pipeline import (
     Batches,
@@ -226,3 +227,98 @@ def test_the_cache_keeps_sixteen_bits_in_two_bytes_and_reads_once(tmp_path):
     assert cache.free_bytes == 0
     (tmp_path / "a.wav").unlink()
     np.testing.assert_array_equal(cache.read(utterance), integers / 32768)
+
+
+NOISY = AugmentConfig(
+    speeds=(0.9, 1.1),
+    noise_probability=0.7,
+    noise_snr_db=(0.0, 20.0),
+    room_probability=0.6,
+    gain_db=(-10.0, 30.0),
+)
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
+    """Noise shorter and longer than the utterances, and two rooms."""
+    folder = tmp_path_factory.mktemp("effects")
+    rng = np.random.default_rng(1)
+    for name, seconds in (("noise/0", 0.15), ("noise/1", 3.0), ("rooms/0", 0.05), ("rooms/1", 0.2)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        samples = rng.uniform(-0.5, 0.5, round(RATE_HZ * seconds))
+        samples[10] = -0.9
+        soundfile.write(folder / f"{name}.wav", samples, RATE_HZ)
+    return {
+        name: read_untranscribed(str(folder / name), f"augment.{name}")[0]
+        for name in ("noise", "rooms")
+    }
+
+
+def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
+    utterances, _ = corpus
+    plan = training_plan(*corpus, data=DATA, augment=NOISY, seed=5, separator=SEPARATOR, **effects)
+    planned, seen = plan.batches(0), np.zeros(4, int)
+    for drawn, batch in zip(planned, training(corpus, augment=NOISY, **effects)):
+        for row, n in enumerate(drawn.first.tolist()):
+            if n < 0:
+                assert not batch.samples[row].any()
+                continue
+            samples = read_audio(utterances[n].audio, sample_rate_hz=RATE_HZ)
+            samples = change_speed(samples, drawn.speed[row])
+            if (room := drawn.room[row]) >= 0:
+                response = read_audio(effects["rooms"][room].audio, sample_rate_hz=RATE_HZ)
+                samples = add_room(samples, response)
+            heard = batch.samples[row, : batch.sample_lengths[row]].astype(np.float64)
+            heard /= 10 ** (drawn.gain_db[row] / 20)
+            added = heard - samples
+            if (noise := drawn.noise[row]) >= 0:
+                snr_db = 10 * np.log10(np.mean(np.square(samples)) / np.mean(np.square(added)))
+                assert snr_db == pytest.approx(drawn.snr_db[row], abs=1e-3)
+                whole = read_audio(effects["noise"][noise].audio, sample_rate_hz=RATE_HZ)
+                start = round(drawn.noise_start_seconds[row] * RATE_HZ)
+                stretch = np.resize(np.roll(whole, -start), len(samples))
+                assert np.corrcoef(added, stretch)[0, 1] > 0.999
+            else:
+                np.testing.assert_allclose(heard, samples, atol=1e-5)
+            seen += [noise == 0, noise == 1, room >= 0, np.abs(batch.samples[row]).max() > 1]
+    assert (seen > 3).all()
+
+
+def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no recording")
+    broken = {
+        name: [replace(one, audio=tmp_path / "broken.wav") for one in listed]
+        for name, listed in effects.items()
+    }
+    stream = training(corpus, augment=replace(NOISY, gain_db=(0.0, 0.0)), **broken)
+    clean = training(corpus, augment=AugmentConfig(speeds=(0.9, 1.1)))
+    assert_same(list(islice(stream, 12)), list(islice(clean, 12)))
+    assert sorted({one.id for one in stream.failed}) == [
+        f"augment.{name}:{n}.wav" for name in ("noise", "rooms") for n in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_number_of_processes_and_threads_read_the_same_batches(corpus, effects, processes):
+    sizes, weights = (10, 13), (1.0, 0.5)
+    buckets = {"bucket_utterances": (4, 4), "train_weights": weights, "more_train": ("more",)}
+    options = {"augment": replace(NOISY, join_probability=0.3), "corpus_sizes": sizes, **effects}
+    data = replace(DATA, **buckets)
+    whole = list(islice(training(corpus, data=data, **options), 14))
+    for position in (0, 9):
+        shares = []
+        for process in range(processes):
+            share = lambda rows, p=process: np.arange(rows).reshape(processes, -1)[p]
+            stream = training(
+                corpus,
+                data=replace(data, read_threads=1 + process),
+                position=position,
+                rows_of=share,
+                **options,
+            )
+            shares.append(list(islice(stream, 14 - position)))
+        joined = [
+            Batch(*(np.concatenate(columns) for columns in zip(*batches)))
+            for batches in zip(*shares)
+        ]
+        assert_same(joined, whole[position:])

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +166,122 @@ def test_position_counts_the_batches_of_all_epochs():
     assert len({plan.number_of_batches(epoch) for epoch in range(12)}) > 1
     assert [plan.locate(position) for position in range(len(expected))] == expected
     assert random_plan(50).locate(len(expected) - 1) == expected[-1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(N=st.integers(1, 120), seed=st.integers(0, 10_000), epoch=st.integers(0, 50))
+def test_batches_are_counted_rightly_where_only_speed_is_drawn(N, seed, epoch):
+    plan = random_plan(N, seed, AugmentConfig(speeds=(0.5, 0.8, 1.0, 1.25)))
+    sizes = (N // 2, N - N // 2)
+    for other in (plan, replace(plan, weights=(0.3, 1.5), corpus_sizes=sizes)):
+        assert other.number_of_batches(epoch) == len(other.batches(epoch))
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), VARIED])
+def test_threads_may_ask_for_positions_in_any_order(augment):
+    plan = random_plan(40, augment=augment)
+    expected = [(epoch, n) for epoch in range(40) for n in range(plan.number_of_batches(epoch))]
+    positions = np.random.default_rng(0).permutation(len(expected)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(random_plan(40, augment=augment).locate, positions))
+    assert found == [expected[position] for position in positions]
+
+
+SIZES, WEIGHTS = (30, 7, 11), (1.0, 0.3, 2.5)
+
+
+def test_corpora_are_gone_through_by_weight_and_evenly():
+    plan = replace(random_plan(48), corpus_sizes=SIZES, weights=WEIGHTS)
+    corpus = np.repeat(np.arange(3), SIZES)
+    counts, orders = np.zeros(48, int), []
+    for epoch in range(1, 21):
+        first = np.concatenate([batch.first for batch in plan.batches(epoch - 1)])
+        first = first[first >= 0]
+        counts += np.bincount(first, minlength=48)
+        orders.append(first[corpus[first] == 1].tolist())
+        for number, (size, weight) in enumerate(zip(SIZES, WEIGHTS)):
+            own = counts[corpus == number]
+            assert own.max() - own.min() <= 1
+            # Up to one item, which the next epoch has: 0.3 x 7 = 2.1.
+            assert int(epoch * weight * 10 + 0.5) * size // 10 == own.sum()
+    # Ten epochs of 0.3 are three times through.
+    assert counts[corpus == 1].tolist() == [6] * 7
+    halves = [sorted(a + b + c) for a, b, c in zip(orders, orders[1:], orders[2:])]
+    assert len({tuple(half) for half in halves}) > 5
+
+
+def test_half_of_a_corpus_is_in_one_epoch_and_the_other_in_the_next():
+    plan = replace(random_plan(50), corpus_sizes=(20, 30), weights=(1.0, 0.5))
+    pairs = []
+    for epoch in range(0, 8, 2):
+        firsts = [np.concatenate([b.first for b in plan.batches(e)]) for e in (epoch, epoch + 1)]
+        one, other = ({n for n in first.tolist() if n >= 20} for first in firsts)
+        assert len(one) == len(other) == 15 and one | other == set(range(20, 50))
+        pairs.append(frozenset(one))
+    assert len(set(pairs)) == 4
+
+
+def test_weights_of_one_are_no_weights():
+    plan = random_plan(50)
+    assert_same(
+        replace(plan, corpus_sizes=(20, 30), weights=(1.0, 1.0)).batches(3), plan.batches(3)
+    )
+
+
+def test_noise_rooms_and_gain_shift_no_other_draw():
+    plan = random_plan(60)
+    noise_seconds = np.array([0.5, 7.0, 40.0])
+    augment = replace(VARIED, noise_probability=0.7, room_probability=0.4, gain_db=(-6.0, 3.0))
+    noisy = replace(plan, augment=augment, noise_seconds=noise_seconds, rooms=5)
+    effects = PlannedBatch._fields[PlannedBatch._fields.index("noise") :]
+    for epoch in (0, 3):
+        without = [
+            batch._replace(**{name: getattr(plain, name) for name in effects})
+            for batch, plain in zip(noisy.batches(epoch), plan.batches(epoch))
+        ]
+        assert_same(without, plan.batches(epoch))
+        only_rooms = replace(plan, augment=replace(VARIED, room_probability=0.4), rooms=5)
+        for one, other in zip(only_rooms.batches(epoch), noisy.batches(epoch)):
+            np.testing.assert_array_equal(one.room, other.room)
+    for batch in noisy.batches(1):
+        padding = batch.first < 0
+        for name in effects:
+            blank = -1 if name in ("noise", "room") else 0
+            assert (getattr(batch, name)[padding] == blank).all()
+
+
+def test_effects_have_the_distributions_they_claim():
+    N = 4000
+    augment = AugmentConfig(
+        noise_probability=0.25, noise_snr_db=(5.0, 15.0), room_probability=0.75, gain_db=(-6.0, 2.0)
+    )
+    plan = TrainingPlan(
+        durations_seconds=np.full(N, 4.0),
+        label_lengths=np.ones(N, np.int64),
+        speakers=np.full(N, -1),
+        buckets=BUCKETS,
+        augment=augment,
+        seed=3,
+        noise_seconds=np.array([2.0, 10.0]),
+        rooms=4,
+    )
+    batches = plan.batches(0)
+    column = lambda name: np.concatenate([getattr(batch, name) for batch in batches])
+    noise, room, real = column("noise"), column("room"), column("first") >= 0
+    error = lambda p: 5 * np.sqrt(p * (1 - p) / N)
+    for values, kinds, share in ((noise, 2, 0.25), (room, 4, 0.75)):
+        found = np.bincount(values[real] + 1, minlength=kinds + 1) / N
+        expected = [1 - share, *[share / kinds] * kinds]
+        np.testing.assert_allclose(found, expected, atol=error(0.25))
+    for name, low, high in (("snr_db", 5, 15), ("gain_db", -6, 2)):
+        drawn = column(name)[real]
+        assert low <= drawn.min() and drawn.max() <= high
+        assert abs(drawn.mean() - (low + high) / 2) < 5 * (high - low) / np.sqrt(12 * N)
+    # One that is long enough is not wrapped around; the other begins anywhere in it.
+    start, seconds = column("noise_start_seconds"), 4.0 / column("speed")
+    long, short = real & (noise == 1), real & (noise == 0)
+    assert 0 <= start[long].min() and (start + seconds)[long].max() <= 10 * (1 + 1e-12)
+    assert 0 <= start[short].min() and 1.9 < start[short].max() < 2
 
 
 def test_an_epoch_of_librispeech():

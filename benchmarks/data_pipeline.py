@@ -1,0 +1,231 @@
+"""Audio seconds per second of the input pipeline: python benchmarks/data_pipeline.py CONFIG ...
+
+    taskset -c 0 python benchmarks/data_pipeline.py configs/quickstart.py     (one core)
+    python benchmarks/data_pipeline.py configs/quickstart.py --flac           (the corpus as FLAC)
+    python benchmarks/data_pipeline.py --planning                             (281,241 transcripts)
+
+Every part by itself in one thread, each with those above it; then all of `training_batches` with
+data.read_threads, nothing cached. Noise and rooms are made up. Seconds are those of the recordings
+before speed changes. Prints a table, and a line of JSON at the end.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grain
+import numpy as np
+import sentencepiece
+import soundfile
+import soxr
+
+from asr_jax.audio import change_speed, read_audio
+from asr_jax.commands.arguments import load_config
+from asr_jax.commands.corpus import Corpus, training_corpus
+from asr_jax.config import AugmentConfig, Config, DataConfig, TokenizerConfig
+from asr_jax.data.augment import add_noise, add_room, read_stretch, read_untranscribed
+from asr_jax.data.labels import encode_transcripts
+from asr_jax.data.manifest import select_utterances
+from asr_jax.data.pipeline import training_batches, training_plan
+from asr_jax.data.recordings import read_recording
+from asr_jax.text import Tokenizer
+from asr_jax.types import Utterance
+
+RATE_HZ = 16_000
+REPEATS = 3
+UTTERANCES, CHARACTERS, VOCABULARY = 281_241, 180, 1024
+
+
+def best_seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds, the least of a few: what else the machine does only adds."""
+    taken = []
+    for _ in range(REPEATS):
+        began, began_work = time.perf_counter(), time.process_time()
+        work()
+        taken.append((time.perf_counter() - began, time.process_time() - began_work))
+    walls, processor = zip(*taken)
+    return min(walls), min(processor)
+
+
+def as_flac(utterances: list[Utterance], folder: Path) -> list[Utterance]:
+    found = []
+    for n, utterance in enumerate(utterances):
+        samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
+        path = folder / f"{n}.flac"
+        soundfile.write(path, samples, RATE_HZ, subtype="PCM_16")
+        found.append(replace(utterance, audio=path, offset_seconds=0.0))
+    return found
+
+
+def effects(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
+    """A minute of noise, and half a second of decay."""
+    random = np.random.default_rng(0)
+    for name, seconds in (("noise", 60.0), ("rooms", 0.5)):
+        time_seconds = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+        decay = np.exp(-6.9 * time_seconds / 0.4) if name == "rooms" else 0.1
+        samples = decay * random.normal(size=len(time_seconds))
+        (folder / name).mkdir()
+        soundfile.write(folder / name / "0.flac", samples / np.abs(samples).max(), RATE_HZ)
+    noise, _ = read_untranscribed(str(folder / "noise"), "augment.noise")
+    rooms, _ = read_untranscribed(str(folder / "rooms"), "augment.rooms")
+    return noise, rooms
+
+
+def reading(config: Config, corpus: Corpus, noise: list[Utterance], rooms: list[Utterance]) -> dict:
+    """Seconds of audio per second, by part."""
+    utterances, seconds = corpus.utterances, sum(u.duration_seconds for u in corpus.utterances)
+    speeds = np.random.default_rng(1).choice(config.augment.speeds, len(utterances))
+    response = read_audio(rooms[0].audio, sample_rate_hz=RATE_HZ)
+    read = lambda utterance: read_recording(utterance, sample_rate_hz=RATE_HZ)
+
+    def prepare(*, faster: bool, effects: bool) -> None:
+        for utterance, speed in zip(utterances, speeds):
+            samples = read(utterance)
+            if faster:
+                samples = change_speed(samples, speed)
+            if effects:
+                samples = add_room(samples, response)
+                stretch = read_stretch(
+                    noise[0],
+                    read,
+                    start_seconds=speed,
+                    samples=len(samples),
+                    sample_rate_hz=RATE_HZ,
+                )
+                add_noise(samples, stretch, snr_db=10.0)
+
+    def batches(augment: AugmentConfig, **options: list[Utterance]) -> None:
+        labels = corpus.labels
+        kwargs = {"data": replace(config.data, cache_gib=0.0), "augment": augment, "seed": 0}
+        stream = training_batches(utterances, labels, sample_rate_hz=RATE_HZ, **kwargs, **options)
+        plan = training_plan(utterances, labels, **kwargs)
+        for _ in range(plan.number_of_batches(0)):
+            next(stream)
+
+    plain = replace(config.augment, join_probability=0.0)
+    certain = replace(plain, noise_probability=1.0, room_probability=1.0)
+    parts = {
+        "decode": lambda: prepare(faster=False, effects=False),
+        "+ speed": lambda: prepare(faster=True, effects=False),
+        "+ room, noise": lambda: prepare(faster=True, effects=True),
+        "training_batches": lambda: batches(plain),
+        "training_batches with room and noise": lambda: batches(certain, noise=noise, rooms=rooms),
+    }
+    figures = {}
+    for name, work in parts.items():
+        wall, processor = best_seconds(work)
+        figures[name] = {"per_second": seconds / wall, "per_core_second": seconds / processor}
+        print(
+            f"{name:40s} {seconds / wall:8.0f} audio s/s {seconds / processor:8.0f} audio s per "
+            "second of a core"
+        )
+    return {"hours": seconds / 3600, "audio_seconds_per_second": figures}
+
+
+def planning(folder: Path) -> dict:
+    """Seconds from utterances to the first batch planned, at a first start and at a second."""
+    random = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    lengths = random.integers(2, 9, 20_000)
+    words = ["".join(random.choice(letters, length)) for length in lengths]
+    usual = 1 / np.arange(1, len(words) + 1)
+    drawn = random.choice(len(words), (UTTERANCES, CHARACTERS // 6), p=usual / usual.sum())
+    durations = np.clip(random.gamma(8.0, 1.55, UTTERANCES), 1.3, 19.9).tolist()
+    utterances = [
+        Utterance(
+            f"{n:06d}", Path(f"{n}.flac"), " ".join(words[k] for k in row), seconds, str(n % 2338)
+        )
+        for n, (row, seconds) in enumerate(zip(drawn.tolist(), durations))
+    ]
+    config = Config(
+        data=DataConfig(
+            bucket_seconds=(6.0, 10.0, 13.0, 15.0, 17.0, 20.0),
+            bucket_labels=(120, 120, 120, 120, 120, 120),
+            bucket_utterances=(496, 304, 232, 200, 176, 152),
+        ),
+        tokenizer=TokenizerConfig(vocabulary_size=VOCABULARY),
+    )
+    transcripts = [utterance.text for utterance in utterances]
+    tokenizer = Tokenizer.train(
+        transcripts[:10_000], kind="unigram", vocabulary_size=VOCABULARY, path=folder / "model"
+    )
+    figures: dict[str, dict[str, float]] = {}
+    for start in ("first start", "second start"):
+        parts: dict[str, float] = {}
+        began, began_work = time.perf_counter(), time.process_time()
+
+        def done(part: str) -> None:
+            parts[part] = time.perf_counter() - began - sum(parts.values())
+
+        labels = encode_transcripts(transcripts, tokenizer, kept=folder / "labels.npz")
+        done("labels")
+        kept, labels, skipped = select_utterances(
+            utterances,
+            tokenizer,
+            min_seconds=0.1,
+            max_seconds=20.0,
+            max_labels=120,
+            frames_of=lambda seconds: (seconds * 25).astype(int),
+            ctc=True,
+            labels=labels,
+        )
+        done("selection")
+        Corpus(kept, labels, skipped, [len(kept)], [], [], ()).fingerprint()
+        done("fingerprint")
+        plan = training_plan(kept, labels, data=config.data, augment=config.augment, seed=0)
+        number = len(plan.batches(0))
+        done("plan")
+        parts["all"] = sum(parts.values())
+        parts["all, processor"] = time.process_time() - began_work
+        figures[start] = parts
+        figures_text = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+        print(f"{start:14s} {figures_text}")
+    for name, augment in (
+        ("speed alone", config.augment),
+        ("speed, tempo", replace(config.augment, tempo_range=(0.9, 1.1))),
+    ):
+        for epoch in (1, 50, 500) if name == "speed alone" else (1, 50):
+            plan = training_plan(kept, labels, data=config.data, augment=augment, seed=0)
+            began = time.perf_counter()
+            plan.locate(epoch * number)
+            figures.setdefault(f"position found, {name}", {})[f"epoch {epoch}"] = (
+                time.perf_counter() - began
+            )
+            print(f"position in epoch {epoch} ({name}): {time.perf_counter() - began:.3f} s")
+    characters = float(np.mean([len(text) for text in transcripts]))
+    return {"utterances": len(kept), "characters": characters, "seconds": figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path)
+    parser.add_argument("--flac", action="store_true", help="with the recordings as FLAC")
+    parser.add_argument("--planning", action="store_true", help="of 960 hours made up")
+    options, overrides = parser.parse_known_args()
+    cores = len(os.sched_getaffinity(0))
+    result: dict = {"cores": cores, "soxr": soxr.__version__, "grain": grain.__version__}
+    result |= {"soundfile": soundfile.__version__, "sentencepiece": sentencepiece.__version__}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.planning:
+            result["planning"] = planning(Path(folder))
+        if options.config:
+            config = load_config(options.config, overrides)
+            (Path(folder) / "run").mkdir()
+            corpus, _ = training_corpus(config, Path(folder) / "run")
+            if options.flac:
+                corpus = corpus._replace(utterances=as_flac(corpus.utterances, Path(folder)))
+            noise, rooms = effects(Path(folder))
+            threads = config.data.read_threads
+            print(f"{options.config}, {cores} core(s), {threads} threads")
+            result |= {"config": str(options.config), "flac": options.flac, "threads": threads}
+            result |= reading(config, corpus, noise, rooms)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

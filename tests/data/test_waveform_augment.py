@@ -1,0 +1,113 @@
+"""Noise, rooms and gain: the laws of their arithmetic, and what becomes of bad files."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.audio import read_audio
+from asr_jax.data.augment import (
+    add_noise,
+    add_room,
+    change_gain,
+    read_stretch,
+    read_untranscribed,
+)
+from asr_jax.data.recordings import read_recording
+
+RATE_HZ = 8000
+
+
+def noise_of(seed: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.1, size=size).astype(np.float32)
+
+
+def power(samples: np.ndarray) -> float:
+    return float(np.mean(np.square(samples, dtype=np.float64)))
+
+
+@pytest.mark.parametrize("snr_db", [-20.0, 0.0, 3.7, 40.0])
+def test_measured_snr_is_the_drawn_one(snr_db):
+    samples, noise = noise_of(0, 5000), 300 * noise_of(1, 5000)
+    added = add_noise(samples, noise, snr_db=snr_db).astype(np.float64) - samples
+    assert 10 * np.log10(power(samples) / power(added)) == pytest.approx(snr_db, abs=1e-3)
+    correlation = np.corrcoef(added, noise)[0, 1]
+    assert correlation == pytest.approx(1, abs=1e-4)
+
+
+def test_silence_and_nothing_stay_as_they_are():
+    silence, empty, sound = np.zeros(100, np.float32), np.zeros(0, np.float32), noise_of(0, 100)
+    for samples, other in ((silence, sound), (sound, silence), (silence, silence), (empty, empty)):
+        np.testing.assert_array_equal(add_noise(samples, other, snr_db=0.0), samples)
+    all_but_silent = np.full(100, 1e-44, np.float32)
+    np.testing.assert_array_equal(add_noise(sound, all_but_silent, snr_db=0.0), sound)
+    np.testing.assert_array_equal(add_room(silence, sound), silence)
+    np.testing.assert_array_equal(add_room(sound, silence), sound)
+    np.testing.assert_array_equal(add_room(empty, sound), empty)
+
+
+@pytest.mark.parametrize("size, length", [(1, 1), (500, 77), (77, 500), (4096, 1)])
+def test_a_room_is_the_convolution_with_the_direct_path_at_zero(size, length):
+    samples, response = noise_of(0, size), noise_of(1, length)
+    direct = length // 3
+    response[direct] = -3.0
+    heard = add_room(samples, response)
+    expected = np.convolve(samples.astype(np.float64), response)[direct : direct + size]
+    expected *= np.sqrt(power(samples) / power(expected))
+    assert heard.dtype == np.float32
+    np.testing.assert_allclose(heard, expected, atol=1e-6)
+
+
+def test_an_impulse_that_comes_late_is_no_room():
+    samples, response = noise_of(0, 300), np.zeros(200, np.float32)
+    response[150] = 0.25
+    np.testing.assert_allclose(add_room(samples, response), samples, atol=1e-7)
+
+
+def test_gain_is_a_factor_that_nothing_clips():
+    samples = noise_of(0, 100)
+    assert change_gain(samples, 0.0) is samples
+    np.testing.assert_allclose(change_gain(samples, 40.0), 100 * samples, rtol=1e-6)
+    assert np.abs(change_gain(samples, 40.0)).max() > 10
+
+
+def test_a_stretch_goes_on_at_the_beginning(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise_of(0, 1000), RATE_HZ, subtype="FLOAT")
+    (recording,), _ = read_untranscribed(str(tmp_path), "augment.noise")
+    whole, decoded = read_audio(tmp_path / "a.wav", sample_rate_hz=RATE_HZ), []
+
+    def read(utterance):
+        decoded.append(len(samples := read_recording(utterance, sample_rate_hz=RATE_HZ)))
+        return samples
+
+    endless = np.tile(whole, 6)
+    for start, size in ((0, 1000), (300, 700), (300, 701), (0, 4500), (999, 2), (640, 200)):
+        stretch = read_stretch(
+            recording, read, start_seconds=start / RATE_HZ, samples=size, sample_rate_hz=RATE_HZ
+        )
+        np.testing.assert_array_equal(stretch, endless[start : start + size], err_msg=f"{start}")
+    assert decoded[-1] == 200
+
+
+def test_folders_of_recordings_and_what_is_wrong_with_them(tmp_path):
+    def complaint(folder):
+        with pytest.raises(ValueError) as error:
+            read_untranscribed(str(folder), "augment.noise")
+        return str(error.value)
+
+    assert complaint(tmp_path / "x") == f"augment.noise = {tmp_path / 'x'}: no such folder"
+    assert complaint(tmp_path) == (
+        f"augment.noise = {tmp_path}: no recordings (.flac, .wav, .ogg, .opus) in it"
+    )
+    (tmp_path / "b.wav").write_bytes(b"no recording")
+    assert complaint(tmp_path).startswith(
+        f"augment.noise = {tmp_path}: none of its 1 recordings can be read, the first is "
+        "augment.noise:b.wav: "
+    )
+    (tmp_path / "deep").mkdir()
+    soundfile.write(tmp_path / "deep" / "a.flac", noise_of(0, 2000), 16_000)
+    (tmp_path / "README").write_text("not audio")
+    recordings, skipped = read_untranscribed(str(tmp_path), "augment.noise")
+    assert [(r.id, r.duration_seconds) for r in recordings] == [
+        ("augment.noise:deep/a.flac", 0.125)
+    ]
+    assert [one.id for one in skipped] == ["augment.noise:b.wav"]

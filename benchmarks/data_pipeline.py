@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -99,9 +100,13 @@ def reading(config: Config, corpus: Corpus, noise: list[Utterance], rooms: list[
                 )
                 add_noise(samples, stretch, snr_db=10.0)
 
-    def batches(augment: AugmentConfig, **options: list[Utterance]) -> None:
+    def batches(augment: AugmentConfig, **options: Any) -> None:
         labels = corpus.labels
-        kwargs = {"data": replace(config.data, cache_gib=0.0), "augment": augment, "seed": 0}
+        kwargs: dict[str, Any] = {
+            "data": replace(config.data, cache_gib=0.0),
+            "augment": augment,
+            "seed": 0,
+        }
         stream = training_batches(utterances, labels, sample_rate_hz=RATE_HZ, **kwargs, **options)
         plan = training_plan(utterances, labels, **kwargs)
         for _ in range(plan.number_of_batches(0)):

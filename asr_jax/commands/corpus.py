@@ -127,6 +127,10 @@ def _utterances(data: DataConfig) -> tuple[list[Utterance], list[Skipped], list[
         ]
         skipped += [replace(one, id=f"{number}:{one.id}") for one in unreadable]
         sizes.append(len(found))
+    if data.more_train and len({utterance.id for utterance in utterances}) < len(utterances):
+        raise ValueError(
+            f"data.train = {data.train}: has ids like 1:ID, as those of data.more_train become"
+        )
     return utterances, skipped, sizes
 
 

@@ -146,6 +146,8 @@ class TrainingPlan:
             raise ValueError("durations_seconds: there are no utterances to train on")
         self._require_fit(self.durations_seconds, "durations_seconds", self.buckets.seconds[-1])
         self._require_fit(self.label_lengths, "label_lengths", self.buckets.labels[-1])
+        # Made here, as threads that come at the same time could each make one.
+        _ = self._lock, self._ends
 
     @staticmethod
     def _require_fit(values: np.ndarray, name: str, largest: float | int) -> None:

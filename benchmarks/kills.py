@@ -56,7 +56,8 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
 
 def last_step(run: Path) -> int:
     """The last one in metrics.jsonl, whose last line may be half a line."""
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True) if run.exists() else []
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
     whole = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
     return max(whole, default=0)
 

@@ -10,8 +10,14 @@ from jaxtyping import Array, Float, Float32, Int32, Integer
 
 from asr_jax.losses import _durations, _lattice
 from asr_jax.losses._cells import Columns, Factorization
-from asr_jax.losses._checks import check_durations, check_joint, check_objective, signed
-from asr_jax.losses._edges import joint_edges
+from asr_jax.losses._checks import (
+    Computation,
+    Joint,
+    check_durations,
+    check_joint,
+    check_objective,
+)
+from asr_jax.losses._edges import as_one_kind, joint_edges
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology
 
@@ -23,7 +29,8 @@ class Alignment(NamedTuple):
         every label; zero beyond the lengths, and where there is no alignment.
     best_frames: the frame of each label in the most probable alignment; -1 beyond the labels, and
         where there is none.
-    best_log_probability: of that alignment, in nats; -inf if there is none.
+    best_log_probability: of that alignment, in nats; -inf if there is none, NaN where something
+        in the utterance is NaN.
     """
 
     posteriors: Float32[Array, "B T U"]
@@ -59,31 +66,18 @@ def transducer_alignment(
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    durations = tuple(durations)
-    joint = encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths
-    check_joint(
-        *joint,
-        blank_id=blank_id,
-        activation=activation,
-        chunk_frames=chunk_frames,
-        durations=durations,
-    )
+    durations = () if durations == () else check_durations(durations)
+    if topology != "rnnt" and durations:
+        raise ValueError(f"{topology = }: there is none beside durations")
+    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    computation = Computation(activation, chunk_frames)
+    check_joint(joint, computation, blank_id=blank_id, durations=durations)
     check_objective(topology, factorization, 0.0)
-    floats = jax.lax.stop_gradient((encoded, predicted, kernel, bias))
-    labels, frame_lengths, label_lengths = signed(labels, encoded_lengths, label_lengths)
-    lengths = frame_lengths, label_lengths
+    joint = as_one_kind(Joint(*jax.lax.stop_gradient(joint[:4]), *joint[4:]))
+    lengths = joint.encoded_lengths, joint.label_lengths
     columns = Columns(blank_id, kernel.shape[1] - len(durations), factorization)
-    edges = joint_edges(
-        *floats,
-        labels,
-        *lengths,
-        columns=columns,
-        activation=activation,
-        chunk_frames=chunk_frames,
-        implementation=None,
-    )
+    edges = joint_edges(joint, computation, columns)
     if durations:
-        check_durations(durations)
         duration = jax.nn.log_softmax(edges.rest, -1)
 
         def score(label, *, plus):
@@ -99,8 +93,9 @@ def transducer_alignment(
 
     _, posteriors = _with_derivative(all_of, edges.label)
     best, taken = _with_derivative(best_of, edges.label)
-    frames = jnp.where(taken.any(1), taken.argmax(1), -1).astype(jnp.int32)
-    return Alignment(posteriors, frames, best)
+    there_is_one = jnp.isfinite(best)[:, None] & taken.any(1)
+    frames = jnp.where(there_is_one, taken.argmax(1), -1).astype(jnp.int32)
+    return Alignment(posteriors[:, : encoded.shape[1]], frames, best)
 
 
 def _with_derivative(score, label):

@@ -1,9 +1,13 @@
 """What a caller can get wrong, as one line that names the argument, its value and the rule."""
 
-from typing import Literal, get_args
+import math
+import operator
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jaxtyping import Array, Float, Integer
 
 from asr_jax.losses._cells import Factorization
 from asr_jax.losses._joint import Activation
@@ -15,62 +19,91 @@ Implementation = Named | None
 FLOATS = ("float16", "bfloat16", "float32")
 
 
+class Joint(NamedTuple):
+    """The arrays that every loss of a joint takes, U1 = U + 1."""
+
+    encoded: Float[Array, "B T D"]
+    predicted: Float[Array, "B U1 D"]
+    kernel: Float[Array, "D V"]
+    bias: Float[Array, " V"] | None
+    labels: Integer[Array, "B U"]
+    encoded_lengths: Integer[Array, " B"]
+    label_lengths: Integer[Array, " B"]
+
+
+class Computation(NamedTuple):
+    """How the logits of a joint are computed; see `transducer_loss`."""
+
+    activation: Activation
+    chunk_frames: int | None = None
+    utterances_per_group: int | None = None
+    negligible_gradient: float = 0.0
+    implementation: Implementation = None
+
+
 def check_float(name, array, *shape) -> None:
     """A float array of this shape, where None stands for any size."""
-    if str(array.dtype) not in FLOATS:
+    if _dtype(name, array) not in FLOATS:
         raise ValueError(f"{name}.dtype = {array.dtype}: must be one of {', '.join(FLOATS)}")
     _check_shape(name, array, shape)
 
 
 def check_integer(name, array, *shape) -> None:
     """An integer array of this shape."""
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    if not jnp.issubdtype(_dtype(name, array), jnp.integer):
         raise ValueError(f"{name}.dtype = {array.dtype}: must be an integer type")
     _check_shape(name, array, shape)
 
 
-def check_blank(blank_id: int, vocabulary: int) -> None:
-    if not 0 <= blank_id < vocabulary:
+def check_blank(blank_id, vocabulary: int) -> None:
+    if not 0 <= _whole("blank_id", blank_id) < vocabulary:
         raise ValueError(f"blank_id = {blank_id}: must lie in 0..{vocabulary - 1}")
 
 
-def signed(*integers):
-    """As int32: what is unsigned cannot be negated, and what is narrow overflows."""
-    return tuple(x.astype(jnp.int32) for x in integers)
+def as_int32(*integers):
+    """What is unsigned cannot be negated, and what is narrow overflows."""
+    limits = jnp.iinfo(jnp.int32)
+
+    def cast(x):
+        own = jnp.iinfo(x.dtype)
+        clipped = jnp.clip(x, max(own.min, limits.min), min(own.max, limits.max))
+        return clipped.astype(jnp.int32)
+
+    return tuple(map(cast, integers))
 
 
 def check_objective(topology, factorization, fastemit_lambda) -> None:
     _check_choice("topology", topology, get_args(Topology))
     _check_choice("factorization", factorization, get_args(Factorization))
+    _check_finite("fastemit_lambda", fastemit_lambda)
     if fastemit_lambda < 0:
         raise ValueError(f"{fastemit_lambda = }: must not be negative")
 
 
-def check_durations(durations) -> None:
-    whole = all(isinstance(d, int) and d >= 0 for d in durations)
-    if not whole or len(set(durations)) < len(durations) or not any(durations):
+def check_durations(durations) -> tuple[int, ...]:
+    """The durations as whole numbers."""
+    try:
+        whole = tuple(operator.index(d) for d in durations)
+    except TypeError:
+        whole = ()
+    if min(whole, default=-1) < 0 or len(set(whole)) < len(whole) or not any(whole):
         rule = "must be different whole numbers of frames, one of them positive"
         raise ValueError(f"{durations = }: {rule}")
+    return whole
+
+
+def check_sigma(sigma) -> None:
+    _check_finite("sigma", sigma)
 
 
 def check_joint(
-    encoded,
-    predicted,
-    kernel,
-    bias,
-    labels,
-    encoded_lengths,
-    label_lengths,
-    *,
-    blank_id,
-    activation,
-    chunk_frames=None,
-    utterances_per_group=None,
-    negligible_gradient=0.0,
-    implementation=None,
-    durations=(),
+    joint: Joint, computation: Computation, *, blank_id, durations: tuple[int, ...] = ()
 ) -> None:
     """The arguments of every loss of a joint. The kernel's last columns are for the durations."""
+    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
+    activation, chunk_frames, utterances_per_group, negligible_gradient, implementation = (
+        computation
+    )
     check_float("encoded", encoded, None, None, None)
     batch, _, width = encoded.shape
     check_integer("labels", labels, batch, None)
@@ -80,12 +113,21 @@ def check_joint(
         check_float("bias", bias, kernel.shape[1])
     check_integer("encoded_lengths", encoded_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
-    check_blank(blank_id, kernel.shape[1] - len(durations))
+    for name, array in zip(Joint._fields, joint):
+        _check_axes(name, array)
+    symbols = kernel.shape[1] - len(durations)
+    if symbols < 1:
+        rule = f"needs a column for each of {len(durations)} durations and for each symbol"
+        raise ValueError(f"kernel.shape = {kernel.shape}: {rule}")
+    check_blank(blank_id, symbols)
     _check_choice("activation", activation, get_args(Activation))
-    if chunk_frames is not None and chunk_frames < 1:
-        raise ValueError(f"{chunk_frames = }: must be positive, or None to choose")
-    if utterances_per_group is not None and utterances_per_group < 1:
-        raise ValueError(f"{utterances_per_group = }: must be positive, or None to choose")
+    for name, value in (
+        ("chunk_frames", chunk_frames),
+        ("utterances_per_group", utterances_per_group),
+    ):
+        if value is not None and _whole(name, value) < 1:
+            raise ValueError(f"{name} = {value}: must be positive, or None to choose")
+    _check_finite("negligible_gradient", negligible_gradient)
     if not negligible_gradient >= 0:
         raise ValueError(f"{negligible_gradient = }: must not be negative")
     if implementation is not None:
@@ -95,6 +137,41 @@ def check_joint(
         reason = "it knows no durations" if durations else None
         if reason := reason or obstacle(dtypes, width, jax.devices()[0]):
             raise ValueError(f"{implementation = }: {reason}; 'xla' runs everywhere")
+
+
+def _dtype(name, array) -> str:
+    if not hasattr(array, "dtype"):
+        raise ValueError(f"{name} = {array!r:.40}: must be an array")
+    return str(array.dtype)
+
+
+def _whole(name, value) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:  # jax's, of a traced value, too
+        raise ValueError(f"{name} = {value!r:.60}: must be a whole number") from None
+
+
+def _check_finite(name, value) -> None:
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise ValueError(f"{name} = {value!r:.60}: must be a number") from None
+    if not finite:
+        raise ValueError(f"{name} = {value}: must be finite")
+
+
+def _check_axes(name, array) -> None:
+    """Slices of tiles at places that only the data knows have no sharding that a type could say."""
+    if array is None:
+        return
+    sharding = jax.typeof(array).sharding
+    if any(sharding.spec) and AxisType.Explicit in sharding.mesh.axis_types:
+        axes = ", ".join(map(str, filter(None, sharding.spec)))
+        rule = "needs a mesh whose axes are of AxisType.Auto"
+        raise ValueError(f"{name} is sharded over {axes}, of AxisType.Explicit: {rule}")
 
 
 def _check_choice(name, value, choices) -> None:

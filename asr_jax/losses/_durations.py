@@ -69,4 +69,5 @@ def log_likelihood(
         step, (start, *[never] * (max(durations) + 1)), (numbers, *edges)
     )
     total = jnp.where(u == u_end, last, 0.0).sum(-1) + shifts.sum(0)
-    return jnp.where(possible[:, 0] & (total > NEVER / 2), total, -jnp.inf)
+    never = ~possible[:, 0] | (total <= NEVER / 2)  # NaN is not: it stays NaN
+    return jnp.where(never, -jnp.inf, total)

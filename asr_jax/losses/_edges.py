@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from asr_jax.losses._cells import Columns, Planes, edges, labels_of_cells, pick_planes
-from asr_jax.losses._checks import Implementation, signed
+from asr_jax.losses._checks import Computation, Implementation, Joint, as_int32
 from asr_jax.losses._groups import choose_size, in_groups
-from asr_jax.losses._joint import ACTIVATIONS, Activation, Options, joint_planes
+from asr_jax.losses._joint import ACTIVATIONS, Options, joint_planes
 from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
 
 
@@ -23,22 +23,9 @@ class Edges(NamedTuple):
     rest: Float32[Array, "B T U1 X"]
 
 
-def joint_edges(
-    encoded,
-    predicted,
-    kernel,
-    bias,
-    labels,
-    encoded_lengths,
-    label_lengths,
-    *,
-    columns: Columns,
-    activation: Activation,
-    chunk_frames: int | None,
-    implementation: Implementation,
-    negligible_gradient: float = 0.0,
-) -> Edges:
+def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edges:
     """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
+    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
     batch, frames, _ = encoded.shape
     cells = predicted.shape[1]
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
@@ -48,7 +35,8 @@ def joint_edges(
     encoded = jnp.where(real_frames[..., None], encoded, 0)
     predicted = jnp.where(real_cells[..., None], predicted, 0)
     labels = labels_of_cells(labels, label_lengths, columns)
-    if implementation == "reference" or 0 in encoded.shape:
+    activation, implementation = computation.activation, computation.implementation
+    if not _in_tiles(joint, computation):
         hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
         hidden = ACTIVATIONS[activation](hidden)
         logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
@@ -58,16 +46,16 @@ def joint_edges(
         possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
         possible &= (label_lengths >= 0) & (label_lengths < cells)
         lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
+        shards, chunk_frames = _shards(joint, computation), computation.chunk_frames
         if implementation == "mosaic_gpu":
-            shards = 1
             tile = choose_kernel_tile(batch, frames, cells, kernel.shape[1], chunk_frames)
         else:
-            shards = gcd(batch, devices())
             shape = batch, frames, cells, *kernel.shape
             size = encoded.dtype.itemsize
             tile = choose_tile(*shape, itemsize=size, shards=shards, chunk_frames=chunk_frames)
-        name = implementation or "xla"
-        options = Options(columns, activation, tile, shards, name, negligible_gradient)
+        name = "mosaic_gpu" if implementation == "mosaic_gpu" else "xla"
+        negligible = computation.negligible_gradient
+        options = Options(columns, activation, tile, shards, name, negligible)
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
     planes: Planes = planes  # pyright: ignore[reportAssignmentType]
     return Edges(*edges(planes, columns), planes.rest)
@@ -75,35 +63,52 @@ def joint_edges(
 
 def joint_loss(
     log_likelihood: Callable[..., Float32[Array, " B"]],
-    encoded,
-    predicted,
-    kernel,
-    bias,
-    labels,
-    encoded_lengths,
-    label_lengths,
-    *,
-    utterances_per_group: int | None,
-    **options,
+    joint: Joint,
+    computation: Computation,
+    columns: Columns,
 ) -> Float32[Array, " B"]:
     """-log_likelihood(edges, encoded_lengths, label_lengths), for large batches in groups."""
+    joint = as_one_kind(joint)
+    floats, weights, integers = joint[:2], joint[2:4], joint[4:]
 
     def loss(floats, weights, integers):
-        edges = joint_edges(*floats, *weights, *integers, **options)
+        edges = joint_edges(Joint(*floats, *weights, *integers), computation, columns)
         return -log_likelihood(edges, *integers[1:])
 
-    floats = vary_alike(encoded, predicted, kernel, bias)
-    floats, weights = floats[:2], floats[2:]
-    integers = vary_alike(*signed(labels, encoded_lengths, label_lengths))
-    batch, frames, _ = encoded.shape
-    if 0 in encoded.shape or options["implementation"] == "reference":
+    if not _in_tiles(joint, computation):
         return loss(floats, weights, integers)
-    shards = 1 if options["implementation"] == "mosaic_gpu" else gcd(batch, devices())
-    at_most = None if utterances_per_group is None else utterances_per_group // shards
-    size = choose_size(batch // shards, frames, predicted.shape[1], at_most)
+    batch, frames, _ = joint.encoded.shape
+    shards, at_most = _shards(joint, computation), computation.utterances_per_group
+    at_most = None if at_most is None else at_most // shards
+    size = choose_size(batch // shards, frames, joint.predicted.shape[1], at_most)
     if size * shards == batch:
         return loss(floats, weights, integers)
     return in_groups(loss, floats, weights, integers, shards=shards, size=size)
+
+
+def as_one_kind(joint: Joint) -> Joint:
+    """With int32 lengths and labels, at least one frame, and all varying over the same devices."""
+    frames, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
+    integers = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
+    return Joint(*vary_alike(frames, *joint[1:4], *integers))
+
+
+def at_least_one_frame(frames, lengths):
+    """Where the axis is empty, a frame that belongs to no utterance; else what was given."""
+    if frames.shape[1]:
+        return frames, lengths
+    padding = [(0, 0), (0, 1)] + [(0, 0)] * (frames.ndim - 2)
+    return jnp.pad(frames, padding), jnp.zeros_like(lengths)
+
+
+def _in_tiles(joint, computation):
+    return computation.implementation != "reference" and 0 not in joint.encoded.shape
+
+
+def _shards(joint, computation):
+    """Parts of the batch within which utterances are packed. The kernels know of one."""
+    one = computation.implementation == "mosaic_gpu"
+    return 1 if one else gcd(len(joint.encoded), devices())
 
 
 def lattice_walker(implementation: Implementation) -> Callable | None:
@@ -128,7 +133,7 @@ def devices() -> int:
     return prod(mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes)
 
 
-def vary_alike(*arrays):
+def vary_alike(*arrays: Any) -> tuple[Any, ...]:
     """Under shard_map: let all arrays vary over the axes that one of them varies over.
 
     Loops carry sums of all of them; and the sum over devices that the kernel's gradient needs is

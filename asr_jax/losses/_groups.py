@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
 
+from asr_jax.losses._once import once
+
 MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
 # JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.
 STACKS_AS_FLOAT32 = jax.__version_info__ < (0, 11)
@@ -85,9 +87,12 @@ def in_groups(
         again = lambda: with_gradients(floats, weights, integers, cotangents)[0]
         d_weights = jax.lax.cond(low < high, again, scaled)
         spread = lambda d: cotangents.reshape(-1, *[1] * (d.ndim - 1))
-        of_each = lambda d: (spread(d) * d).astype(d.dtype)
+        # What has no gradient has none either where the cotangent is infinite.
+        of_each = lambda d: jnp.where(d == 0, 0, spread(d) * d).astype(d.dtype)
         cast = lambda d, x: d.astype(x.dtype)
-        return jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights), None
+        gradients = jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights)
+        # With floats, as what was stacked as bits seems to depend on nothing.
+        return *once((*gradients, floats))[:2], None
 
     losses.defvjp(fwd, bwd)
     return losses(floats, weights, integers)

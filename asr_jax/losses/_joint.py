@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from asr_jax.losses._cells import Columns, Planes, pick, unpick
+from asr_jax.losses._once import once
 from asr_jax.losses._tiles import (
     Tile,
     from_blocks,
@@ -82,7 +83,7 @@ def _packed_planes(blocks, tiles, steps, kernel, bias, options):
     shards, room = tiles.plane_block.shape
     rows = options.tile.frames * options.tile.cells
     plane = jnp.zeros_like(blocks[0], jnp.float32, shape=(shards, room, rows))
-    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,))
+    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,), jnp.float32)
     planes = Planes(plane, plane, plane, plane[..., None] + rest)
 
     def body(step, planes):
@@ -106,8 +107,8 @@ def _bwd(options, residuals, cotangents):
     tiles, _ = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
     split = lambda plane, tiles: pack(plane, tiles, options.tile)
     packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, options.shards), tiles), cotangents)
-    find = partial(with_cotangents, negligible=options.negligible_gradient)
-    order, counts = jax.vmap(find)(packed)
+    limits = _negligible(cotangents, tiles, encoded.shape[1], options)
+    order, counts = jax.vmap(with_cotangents)(packed, limits)
     steps = -(-counts.max() // options.tile.per_step)
     if options.implementation == "mosaic_gpu":
         kernel, bias = _by_kernel().pad_vocabulary(kernel, bias)
@@ -149,7 +150,7 @@ def _bwd(options, residuals, cotangents):
     symbols = arrays[3].shape[0]
     d_output = d_kernel.sum(0)[:, :symbols], d_bias.sum(0)[:symbols]
     grads = join(d_encoded, encoded), join(d_predicted, predicted), *d_output
-    return *(g.astype(x.dtype) for g, x in zip(grads, arrays)), None, None, None
+    return *once(tuple(g.astype(x.dtype) for g, x in zip(grads, arrays))), None, None, None
 
 
 joint_planes.defvjp(_fwd, _bwd)
@@ -168,6 +169,21 @@ def _tiles(encoded, predicted, frame_lengths, cell_lengths, options):
     lengths = (_shard(x, options.shards) for x in (frame_lengths, cell_lengths))
     tiles = jax.vmap(partial(list_tiles, **padded))(*lengths)
     return tiles, -(-tiles.count.max() // options.tile.per_step)
+
+
+def _negligible(cotangents, tiles, frames, options):
+    """Which cotangents of each tile count as none: [shards, N].
+
+    They are a share of the utterance's largest one, which is its first cell's: all alignments
+    begin there.
+    """
+    if options.negligible_gradient == 0:
+        return jnp.zeros_like(tiles.encoded_block, jnp.float32)
+    largest = [jnp.abs(x).max(range(1, x.ndim)) for x in cotangents if x.size]
+    limit = options.negligible_gradient * jnp.stack(largest).max(0)
+    limit = _shard(jnp.where(jnp.isfinite(limit), limit, 0), options.shards)
+    across = -(-frames // options.tile.frames)
+    return _take(limit, tiles.encoded_block // across)
 
 
 def _shard(x, shards):
@@ -242,6 +258,11 @@ def _add_blocks(sums, index, blocks):
     count = len(index)
     same = index[:, None] == index
     first = jnp.argmax(same, axis=1) == jnp.arange(count)
-    totals = jnp.einsum("ij,jlw->ilw", same.astype(blocks.dtype), blocks, precision="highest")
+    finite = jnp.isfinite(blocks)
+    terms = same.astype(blocks.dtype), jnp.where(finite, blocks, 0)
+    totals = jnp.einsum("ij,jlw->ilw", *terms, precision="highest")
+    # Zero times NaN is NaN: what is not finite must stay in its own sums.
+    spoiled = jnp.any(same[:, :, None] & ~finite.all(-1), axis=1)
+    totals = jnp.where(spoiled[..., None], jnp.nan, totals)
     place = jnp.where(first, index, len(sums) + jnp.arange(count))
     return sums.at[place].add(totals, mode="drop", unique_indices=True)

@@ -19,6 +19,9 @@ def planes(blocks, tiles, kernel, bias, options) -> Planes:
     listed = _listed(tiles.encoded_block[0], tiles.predicted_block[0])
     found = _mosaic_gpu.joint_forward(*arrays, listed, tiles.count[0], **_static(options))
     normalizer, blank, label = (x[None] for x in found)
+    # Of a label outside the vocabulary the kernel finds nothing, or padding.
+    outside = labels[0, tiles.predicted_block[0]] >= kernel.shape[1]
+    label = jnp.where(outside[:, None], jnp.nan, label)
     return Planes(normalizer, blank, label, normalizer[..., None][..., :0])
 
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from asr_jax.losses._once import once
+
 Lengths = Int[Array, " B"]
 Topology = Literal["rnnt", "one_symbol_per_frame"]
 
@@ -48,8 +50,9 @@ def _fwd(blank, label, frame_lengths, label_lengths, topology, fastemit_lambda, 
 
 def _bwd(topology, fastemit_lambda, walker, occupancies, cotangent):
     blank, label = occupancies
-    scale = cotangent[:, None, None]
-    return scale * blank, (1.0 + fastemit_lambda) * scale * label, None, None
+    # An edge that no alignment takes has no gradient, even where the cotangent is infinite.
+    scaled = lambda taken, by: jnp.where(taken == 0, 0.0, by * cotangent[:, None, None] * taken)
+    return *once((scaled(blank, 1.0), scaled(label, 1.0 + fastemit_lambda))), None, None
 
 
 log_likelihood.defvjp(_fwd, _bwd)
@@ -64,12 +67,13 @@ def best_alignment(
 ) -> Float[Array, " B"]:
     """log-probability of the most probable alignment; its gradient is one on that path's edges."""
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
-    return walk(*steps, plus=first_largest)[0]
+    total = walk(*steps, plus=first_largest)[0]
+    return jnp.where(total == -jnp.inf, -jnp.inf, total)  # of which no path has a part
 
 
 def first_largest(a, b):
-    """maximum, but of equals the first has all of the gradient."""
-    return jnp.where(a >= b, a, b)
+    """maximum, but of equals the first has all of the gradient; NaN if either is."""
+    return jnp.where((a >= b) | (a != a), a, b)
 
 
 def occupancy(

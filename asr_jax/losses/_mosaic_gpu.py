@@ -448,21 +448,24 @@ def _lattice_body(blank, label, start, alphas, shifts, moved):
     layout = plgpu.Layout.WG_STRIDED((columns,), vec_size=1)
     stay, move = pl.ds(1, columns), pl.ds(0, columns)  # `moved` is read one column further left
 
+    # A maximum on the GPU may drop NaN.
+    at_least_nothing = lambda x: jnp.where(x < NOTHING, NOTHING, x)
+
     def edges(step):
         load = lambda plane: plgpu.load(plane.at[step, lattice], layout=layout, optimized=False)
         return load(blank), load(label)
 
     def advance(step, alpha, blank, label):
-        alphas[step, lattice] = jnp.where(alpha > NOTHING / 2, alpha, -jnp.inf)
-        moved[stay] = alpha + jnp.maximum(label, NOTHING)
+        alphas[step, lattice] = jnp.where(alpha <= NOTHING / 2, -jnp.inf, alpha)
+        moved[stay] = alpha + at_least_nothing(label)
         emitted = plgpu.load(moved.at[move], layout=layout)
-        waited = alpha + jnp.maximum(blank, NOTHING)
+        waited = alpha + at_least_nothing(blank)
         larger = jnp.maximum(waited, emitted)
         reached = larger + jnp.log(jnp.exp(waited - larger) + jnp.exp(emitted - larger))
         shift = reached.max()
         shift = jnp.where(shift > NOTHING / 2, shift, 0.0)
         shifts[step, lattice] = shift
-        return jnp.maximum(reached - shift, NOTHING)
+        return at_least_nothing(reached - shift)
 
     def some_steps(i, carry):
         alpha, now = carry

@@ -11,7 +11,14 @@ from asr_jax.losses._cells import (
     labels_of_cells,
     pick_planes,
 )
-from asr_jax.losses._checks import check_blank, check_float, check_integer, check_objective, signed
+from asr_jax.losses._checks import (
+    as_int32,
+    check_blank,
+    check_float,
+    check_integer,
+    check_objective,
+)
+from asr_jax.losses._edges import at_least_one_frame, vary_alike
 from asr_jax.losses._lattice import Topology, log_likelihood
 
 
@@ -45,13 +52,18 @@ def rnnt_loss(
         ValueError: a shape, dtype or option does not fit, or blank_id lies outside the vocabulary.
     """
     check_float("logits", logits, None, None, None, None)
-    batch, frames, cells, vocabulary = logits.shape
+    batch, _, cells, vocabulary = logits.shape
+    if cells == 0:
+        raise ValueError(f"logits.shape = {logits.shape}: needs U + 1 cells, at least one")
     check_integer("labels", labels, batch, cells - 1)
     check_integer("logit_lengths", logit_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
     check_blank(blank_id, vocabulary)
     check_objective(topology, factorization, fastemit_lambda)
-    labels, logit_lengths, label_lengths = signed(labels, logit_lengths, label_lengths)
+    logits, logit_lengths = at_least_one_frame(logits, logit_lengths)
+    integers = as_int32(labels, logit_lengths, label_lengths)
+    logits, labels, logit_lengths, label_lengths = vary_alike(logits, *integers)
+    frames = logits.shape[1]
     columns = Columns(blank_id, vocabulary, factorization)
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]

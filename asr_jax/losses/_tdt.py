@@ -6,7 +6,14 @@ import jax
 from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import Columns
-from asr_jax.losses._checks import Implementation, check_durations, check_joint
+from asr_jax.losses._checks import (
+    Computation,
+    Implementation,
+    Joint,
+    check_durations,
+    check_joint,
+    check_sigma,
+)
 from asr_jax.losses._durations import log_likelihood
 from asr_jax.losses._edges import joint_loss
 from asr_jax.losses._joint import Activation
@@ -52,43 +59,18 @@ def tdt_loss(
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    durations = tuple(durations)
-    check_durations(durations)
-    check_joint(
-        encoded,
-        predicted,
-        kernel,
-        bias,
-        labels,
-        encoded_lengths,
-        label_lengths,
-        blank_id=blank_id,
-        activation=activation,
-        chunk_frames=chunk_frames,
-        utterances_per_group=utterances_per_group,
-        negligible_gradient=negligible_gradient,
-        implementation=implementation,
-        durations=durations,
+    durations = check_durations(durations)
+    check_sigma(sigma)
+    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    computation = Computation(
+        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
+    check_joint(joint, computation, blank_id=blank_id, durations=durations)
 
     def score(edges, frame_lengths, label_lengths):
         duration = jax.nn.log_softmax(edges.rest, -1)
         blank, label = edges.blank - sigma, edges.label - sigma
         return log_likelihood(blank, label, duration, frame_lengths, label_lengths, durations)
 
-    return joint_loss(
-        score,
-        encoded,
-        predicted,
-        kernel,
-        bias,
-        labels,
-        encoded_lengths,
-        label_lengths,
-        columns=Columns(blank_id, kernel.shape[1] - len(durations)),
-        activation=activation,
-        chunk_frames=chunk_frames,
-        utterances_per_group=utterances_per_group,
-        negligible_gradient=negligible_gradient,
-        implementation=implementation,
-    )
+    columns = Columns(blank_id, kernel.shape[1] - len(durations))
+    return joint_loss(score, joint, computation, columns)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 
 class Tile(NamedTuple):
@@ -97,7 +97,9 @@ def list_tiles(
     starts = ends - rows * columns
     room = len(ends) * across * down
     index = jnp.arange(-(-room // tile.per_step) * tile.per_step)
-    utterance = jnp.minimum(jnp.searchsorted(ends, index, side="right"), len(ends) - 1)
+    # How many utterances end at or before each tile.
+    utterance = jnp.cumsum(jnp.zeros_like(index).at[ends].add(1, mode="drop"))
+    utterance = jnp.minimum(utterance, len(ends) - 1)
     row, column = jnp.divmod(index - starts[utterance], jnp.maximum(columns[utterance], 1))
     exists = index < ends[-1]
     encoded = jnp.where(exists, utterance * across + row, 0)
@@ -111,15 +113,16 @@ def list_tiles(
 
 
 def with_cotangents(
-    packed: PyTree[Shaped[Array, "N ..."]], negligible: float
+    packed: PyTree[Shaped[Array, "N ..."]], negligible: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Int[Array, ""]]:
     """The list's order with those tiles first that have a cotangent, and how many these are.
 
     Where no alignment that matters in float32 passes, occupancies are zero; with a trained model
     that is nearly everywhere. Such tiles add nothing to any gradient. A tile has one if any of its
-    cotangents is larger than `negligible`, or NaN.
+    cotangents is larger than its `negligible`, or NaN.
     """
-    some = lambda x: jnp.any(~(jnp.abs(x) <= negligible), axis=range(1, x.ndim))
+    limit = lambda x: negligible.reshape(-1, *[1] * (x.ndim - 1))
+    some = lambda x: jnp.any(~(jnp.abs(x) <= limit(x)), axis=range(1, x.ndim))
     given = jnp.stack([some(x) for x in jax.tree.leaves(packed) if x.size]).any(0)
     return jnp.argsort(~given, stable=True), given.sum()
 

@@ -3,7 +3,13 @@
 from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import Columns, Factorization
-from asr_jax.losses._checks import Implementation, check_joint, check_objective
+from asr_jax.losses._checks import (
+    Computation,
+    Implementation,
+    Joint,
+    check_joint,
+    check_objective,
+)
 from asr_jax.losses._edges import joint_loss, lattice_walker
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology, log_likelihood
@@ -58,10 +64,11 @@ def transducer_loss(
         chunk_frames: logits exist for as many cells at a time as so many frames of the padded batch
             have; None chooses by the machine.
         utterances_per_group: planes of [T, U1] exist for at most so many utterances at a time, a
-            divisor of the batch; None takes all, but few of very large batches.
-        negligible_gradient: tiles in which no logit has a larger gradient than this are left out of
-            the backward pass. At 0, where they have none at all, that is exact; 1e-9 is far below
-            what float32 sums of occupancies keep, and saves most of it with a trained model.
+            divisor of the batch, and at least one on each device; None takes all, but few of very
+            large batches.
+        negligible_gradient: tiles in which no occupancy is larger than this are left out of the
+            backward pass. At 0, where all are zero, that is exact; 1e-9 is far below what float32
+            sums of occupancies keep, and saves most of it with a trained model.
         implementation: "xla", in tiles; "reference", the plain 4-D form; "mosaic_gpu", kernels for
             Hopper GPUs and bfloat16, on one device or under shard_map with check_vma=False. None
             takes "xla".
@@ -74,42 +81,16 @@ def transducer_loss(
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    check_joint(
-        encoded,
-        predicted,
-        kernel,
-        bias,
-        labels,
-        encoded_lengths,
-        label_lengths,
-        blank_id=blank_id,
-        activation=activation,
-        chunk_frames=chunk_frames,
-        utterances_per_group=utterances_per_group,
-        negligible_gradient=negligible_gradient,
-        implementation=implementation,
+    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    computation = Computation(
+        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
+    check_joint(joint, computation, blank_id=blank_id)
     check_objective(topology, factorization, fastemit_lambda)
-    columns = Columns(blank_id, kernel.shape[1], factorization)
-
     objective = topology, fastemit_lambda, lattice_walker(implementation)
 
     def score(edges, *lengths):
         return log_likelihood(edges.blank, edges.label, *lengths, *objective)
 
-    return joint_loss(
-        score,  # pyright: ignore[reportArgumentType]
-        encoded,
-        predicted,
-        kernel,
-        bias,
-        labels,
-        encoded_lengths,
-        label_lengths,
-        columns=columns,
-        activation=activation,
-        chunk_frames=chunk_frames,
-        utterances_per_group=utterances_per_group,
-        negligible_gradient=negligible_gradient,
-        implementation=implementation,
-    )
+    columns = Columns(blank_id, kernel.shape[1], factorization)
+    return joint_loss(score, joint, computation, columns)  # pyright: ignore[reportArgumentType]

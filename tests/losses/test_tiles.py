@@ -46,9 +46,7 @@ def test_padding_is_not_computed():
 def test_tiles_without_cotangents_come_last_and_are_left_out():
     planes = jnp.zeros((2, 5, 3)).at[0, 3, 1].set(-2.0).at[1, 1, 0].set(jnp.nan)
     planes = planes.at[0, 4, 2].set(1e-10)
-    find = lambda negligible: jax.jit(partial(with_cotangents, negligible=negligible))(
-        tuple(planes)
-    )
+    find = lambda negligible: jax.jit(with_cotangents)(tuple(planes), jnp.full(5, negligible))
     order, count = find(0.0)
     assert (order.tolist(), int(count)) == ([1, 3, 4, 0, 2], 3)
     order, count = find(1e-9)

@@ -131,13 +131,27 @@ def test_the_lattice_kernel_is_the_scan(shape, no_races):
         np.testing.assert_allclose(mine, want, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("factorization", ["softmax", "hat"])
-def test_the_loss_by_kernels_is_that_of_tiles(problem, monkeypatch, factorization):
-    """Whole, with gradients: ragged lengths, several steps, a vocabulary that has to be padded."""
+@pytest.fixture
+def interpreted(monkeypatch):
     monkeypatch.setattr(_checks, "obstacle", lambda *_: None)
     for name in ("joint_forward", "joint_gradient_rows", "lattice_forward"):
-        interpreted = partial(getattr(_mosaic_gpu, name), interpret=INTERPRET)
-        monkeypatch.setattr(_mosaic_gpu, name, interpreted)
+        run = partial(getattr(_mosaic_gpu, name), interpret=INTERPRET)
+        monkeypatch.setattr(_mosaic_gpu, name, run)
+
+
+def test_the_kernels_let_nan_and_wrong_labels_be_seen(problem, interpreted):
+    p = problem((9, 3, 5, 7), (1, 0, 2, 2), frames=9, width=64, vocabulary=128)
+    p = p._replace(labels=p.labels.at[2, 1].set(128), encoded=p.encoded.at[3, 2, 5].set(jnp.nan))
+    floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
+    losses = transducer_loss(*floats, *p.integers, implementation="mosaic_gpu")
+    want = transducer_loss(*floats, *p.integers)
+    assert np.isnan(losses).tolist() == [False, False, True, True]
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factorization", ["softmax", "hat"])
+def test_the_loss_by_kernels_is_that_of_tiles(problem, interpreted, factorization):
+    """Whole, with gradients: ragged lengths, several steps, a vocabulary that has to be padded."""
     p = problem((70, 3), (1, 0), frames=70, width=64, vocabulary=130)
     floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
     weights = jnp.array([1.0, 2.0])

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -23,15 +24,18 @@ class AudioError(ValueError):
 
 
 @contextmanager
-def _opened(path: str | Path, contents: bytes | None) -> Iterator[soundfile.SoundFile]:
+def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
+    part = io.BytesIO(contents) if isinstance(contents, bytes) else contents
     try:
         # libsndfile's own words for these two are "System error" and "Format not recognised".
-        if contents is None and not path.is_file():
+        if part is None and not path.is_file():
             raise AudioError(path, "no such file")
-        if (path.stat().st_size if contents is None else len(contents)) == 0:
+        if (path.stat().st_size if part is None else part.seek(0, io.SEEK_END)) == 0:
             raise AudioError(path, "the file is empty")
-        with soundfile.SoundFile(path if contents is None else io.BytesIO(contents)) as sound:
+        if part is not None:
+            part.seek(0)
+        with soundfile.SoundFile(path if part is None else part) as sound:
             if sound.frames == 0:
                 raise AudioError(path, "no samples")
             if sound.frames > LONGEST_FRAMES:
@@ -43,10 +47,10 @@ def _opened(path: str | Path, contents: bytes | None) -> Iterator[soundfile.Soun
         raise AudioError(path, error.strerror or "cannot be read") from error
 
 
-def audio_duration_seconds(path: str | Path, *, contents: bytes | None = None) -> float:
+def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | None = None) -> float:
     """Length of a recording by its header, in seconds. Raises AudioError.
 
-    `contents` are the recording's bytes where it is not the whole file `path`.
+    `contents` are the recording's bytes, or a file of them, where it is not the whole file `path`.
     """
     with _opened(path, contents) as sound:
         return sound.frames / sound.samplerate
@@ -58,17 +62,20 @@ def read_audio(
     sample_rate_hz: int,
     offset_seconds: float = 0.0,
     duration_seconds: float | None = None,
-    contents: bytes | None = None,
+    channel: int | None = None,
+    contents: bytes | BinaryIO | None = None,
 ) -> Float32[np.ndarray, " S"]:
     """Reads a recording, or the stretch of it from `offset_seconds` for `duration_seconds`.
 
-    Whatever libsndfile reads (FLAC, WAV, Ogg Vorbis and Opus, MP3). Channels are averaged, other
-    rates resampled to `sample_rate_hz`. A stretch that reaches beyond the end stops there.
-    `contents` are the recording's bytes where it is not the whole file `path`, named by errors.
+    Whatever libsndfile reads (FLAC, WAV, Ogg Vorbis and Opus, MP3). Of several channels one is
+    `channel`, from 0, or all are averaged; other rates are resampled to `sample_rate_hz`. A stretch
+    that reaches beyond the end stops there; what lies before it is not decoded.
+    `contents` are the recording's bytes, or a file of them, where it is not the whole file `path`,
+    which errors name.
 
     Returns samples in -1..1 (resampling may overshoot by a little).
     Raises AudioError for a file that is missing, empty, corrupt or truncated, for a stretch
-    without samples and for samples that are not finite.
+    without samples, a channel that is not there and for samples that are not finite.
     """
     with _opened(path, contents) as sound:
         rate_hz, end = sound.samplerate, sound.frames
@@ -81,11 +88,13 @@ def read_audio(
                 f"no samples from {offset_seconds:g} s on, "
                 f"the recording has {sound.frames / rate_hz:g} s",
             )
+        if channel is not None and not 0 <= channel < sound.channels:
+            raise AudioError(path, f"no channel {channel}, the recording has {sound.channels}")
         sound.seek(start)
         channels = sound.read(end - start, dtype="float32", always_2d=True)
     if len(channels) < end - start:
         raise AudioError(path, f"truncated, {len(channels)} of {end - start} samples")
-    samples = channels.mean(axis=1)
+    samples = channels.mean(axis=1) if channel is None else channels[:, channel]
     if not np.isfinite(samples).all():
         raise AudioError(path, "samples that are not finite")
     return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)

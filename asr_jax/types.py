@@ -37,6 +37,19 @@ class Utterance:
     offset_seconds: float = 0.0
     within: Member | Record | None = None
     """Where in the file `audio` the recording lies; None: it is the file."""
+    channel: int | None = None
+    """Channel of the recording, from 0; None: the mean of all."""
+
+    @property
+    def place(self) -> str:
+        """Where the recording lies, for messages."""
+        match self.within:
+            case Member(offset_bytes):
+                return f"{self.audio} from byte {offset_bytes} on"
+            case Record(number):
+                return f"{self.audio}, record {number}"
+            case None:
+                return str(self.audio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import soundfile
 
 from asr_jax.audio import AudioError, audio_duration_seconds, change_speed, read_audio
 
+RATE = 16_000
+
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
@@ -158,3 +160,42 @@ def test_encode_opus_keeps_lengths_and_everything_else(tmp_path):
         decoded = read_audio(transcripts.with_name(f"{id}.ogg"), sample_rate_hz=16_000)
         assert len(decoded) == len(samples)
         assert np.corrcoef(decoded, samples)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus"])
+def test_stretch_of_a_long_recording_is_that_of_the_whole(tmp_path, suffix):
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, 40 * RATE).astype(np.float32)
+    path = tmp_path / f"long.{suffix}"
+    opus = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    soundfile.write(path, samples, RATE, **opus)
+    whole = read_audio(path, sample_rate_hz=RATE)
+    for start in (1, 17 * RATE + 5, 38 * RATE):
+        stretch = read_audio(
+            path, sample_rate_hz=RATE, offset_seconds=start / RATE, duration_seconds=0.75
+        )
+        np.testing.assert_array_equal(stretch, whole[start : start + 12_000])
+
+
+def test_what_lies_before_a_stretch_is_not_decoded(tmp_path):
+    """Damage there does not matter; who decodes it fails or hears it."""
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, 40 * RATE), RATE)
+    stretch = dict(sample_rate_hz=RATE, offset_seconds=30.0, duration_seconds=2.0)
+    before, contents = read_audio(path, **stretch), bytearray(path.read_bytes())
+    quarter = len(contents) // 4
+    contents[quarter : 2 * quarter] = bytes(quarter)
+    path.write_bytes(contents)
+    np.testing.assert_array_equal(read_audio(path, **stretch), before)
+    with pytest.raises(AudioError):
+        read_audio(path, sample_rate_hz=RATE)
+
+
+def test_one_channel_or_the_mean_of_all(tmp_path):
+    left, right = np.random.default_rng(0).integers(-1000, 1000, (2, 800)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE)
+    read = lambda channel: read_audio(tmp_path / "a.wav", sample_rate_hz=RATE, channel=channel)
+    np.testing.assert_array_equal(read(0) * 32768, left)
+    np.testing.assert_array_equal(read(1) * 32768, right)
+    np.testing.assert_array_equal(read(None), (read(0) + read(1)) / 2)
+    with pytest.raises(AudioError, match="a.wav: no channel 2, the recording has 2"):
+        read(2)

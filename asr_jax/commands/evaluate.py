@@ -13,6 +13,7 @@ from asr_jax.commands.processes import Processes, is_first, joined
 from asr_jax.commands.recognition import open_run, recognize_utterances
 from asr_jax.config import MeshConfig
 from asr_jax.data.manifest import read_transcribed
+from asr_jax.data.recordings import recording_bytes
 from asr_jax.scoring.report import write_evaluation
 
 
@@ -23,7 +24,7 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     data: str
-    """Folder in LibriSpeech layout or JSONL manifest."""
+    """Recordings with transcripts: a folder, a manifest, a Kaldi directory or tar shards."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["greedy"] = "greedy"
@@ -75,7 +76,7 @@ def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
         },
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,
-        embed_audio=True,
+        recording_of=recording_bytes,
     )
     low, high = figures["wer_95_percent_interval"]
     print(

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from asr_jax.audio import AudioError
-from asr_jax.data.manifest import AUDIO_SUFFIXES, HEADER_THREADS
+from asr_jax.data.folder import AUDIO_SUFFIXES
+from asr_jax.data.manifest import HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.types import Skipped, Utterance
 

@@ -208,7 +208,7 @@ def _batches(
     failures: dict[str, Skipped] = {}
 
     def fail(recording: Utterance, reason: str) -> None:
-        failures[recording.id] = Skipped(recording.id, f"{reason}: {recording.audio}")
+        failures[recording.id] = Skipped(recording.id, f"{reason}: {recording.place}")
 
     def row_samples(parts: list[Utterance], speed: float) -> np.ndarray | None:
         samples = []

@@ -1,5 +1,11 @@
 """The samples of an utterance, wherever its recording lies: a file, or a part of one."""
 
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -9,35 +15,76 @@ from asr_jax.types import Member, Utterance
 
 def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.ndarray, " S"]:
     """Samples of the utterance's stretch, in -1..1, at `sample_rate_hz`. Raises AudioError."""
-    return read_audio(
-        utterance.audio,
-        sample_rate_hz=sample_rate_hz,
-        offset_seconds=utterance.offset_seconds,
-        duration_seconds=utterance.duration_seconds,
-        contents=_contents(utterance),
-    )
+    with _contents(utterance) as contents:
+        return read_audio(
+            utterance.audio,
+            sample_rate_hz=sample_rate_hz,
+            offset_seconds=utterance.offset_seconds,
+            duration_seconds=utterance.duration_seconds,
+            channel=utterance.channel,
+            contents=contents,
+        )
 
 
 def recording_seconds(utterance: Utterance) -> float:
     """Length of the whole recording that the utterance is a stretch of. Raises AudioError."""
-    return audio_duration_seconds(utterance.audio, contents=_contents(utterance))
+    with _contents(utterance) as contents:
+        return audio_duration_seconds(utterance.audio, contents=contents)
 
 
-def _contents(utterance: Utterance) -> bytes | None:
-    """The recording's bytes where it is a part of a file, None where it is the file."""
+def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:
+    """The whole recording as it is stored, or None where it is longer or cannot be read."""
+    try:
+        with _contents(utterance) as contents:
+            with utterance.audio.open("rb") if contents is None else contents as file:
+                stored = file.read(at_most_bytes + 1)
+    except (AudioError, OSError):
+        return None
+    return stored if len(stored) <= at_most_bytes else None
+
+
+@contextmanager
+def _contents(utterance: Utterance) -> Iterator[BinaryIO | None]:
+    """The recording where it is a part of a file, None where it is the file."""
     within = utterance.within
     if within is None:
-        return None
+        yield None
+        return
     if not isinstance(within, Member):
         raise AudioError(utterance.audio, f"{within}: not a part of a file that can be read")
     try:
-        with utterance.audio.open("rb") as file:
-            file.seek(within.offset_bytes)
-            contents = file.read(within.size_bytes)
+        file = utterance.audio.open("rb")
     except OSError as error:
         raise AudioError(utterance.audio, error.strerror or "cannot be read") from error
-    if len(contents) < within.size_bytes:
-        raise AudioError(
-            utterance.audio, f"truncated, {len(contents)} of {within.size_bytes} bytes"
-        )
-    return contents
+    with file:
+        there = max(0, os.fstat(file.fileno()).st_size - within.offset_bytes)
+        if there < within.size_bytes:
+            raise AudioError(utterance.audio, f"truncated, {there} of {within.size_bytes} bytes")
+        yield _Part(file, within)
+
+
+class _Part(io.RawIOBase, BinaryIO):
+    """A stretch of an open file's bytes as a file of its own: headers are read without the rest."""
+
+    def __init__(self, file: io.BufferedReader, member: Member):
+        self._file, self._member, self._position = file, member, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = (0, self._position, self._member.size_bytes)[whence] + offset
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        left = max(0, self._member.size_bytes - self._position)
+        self._file.seek(self._member.offset_bytes + self._position)
+        count = self._file.readinto(memoryview(buffer)[:left])
+        self._position += count
+        return count

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from asr_jax.scoring import wer
@@ -16,13 +16,14 @@ from asr_jax.types import Utterance
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
 
+# A member of a tar has no file name: what a browser can play is told by its first bytes.
 _MIME_TYPES = {
-    ".flac": "audio/flac",
-    ".mp3": "audio/mpeg",
-    ".oga": "audio/ogg",
-    ".ogg": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".wav": "audio/wav",
+    b"fLaC": "audio/flac",
+    b"OggS": "audio/ogg",
+    b"RIFF": "audio/wav",
+    b"ID3": "audio/mpeg",
+    b"\xff\xfb": "audio/mpeg",
+    b"\xff\xf3": "audio/mpeg",
 }
 
 
@@ -35,7 +36,7 @@ def write_evaluation(
     facts: dict[str, str],
     audio_seconds: float,
     wall_seconds: float,
-    embed_audio: bool,
+    recording_of: Callable[[Utterance, int], bytes | None] | None,
 ) -> dict:
     """Scores hypotheses against the utterances' texts and writes three files into `output`.
 
@@ -55,8 +56,9 @@ def write_evaluation(
         facts: what the page lists about the run (checkpoint, decoder, device); kept in wer.json.
         audio_seconds: audio recognised.
         wall_seconds: how long that took.
-        embed_audio: put the recordings into the page, up to EMBEDDED_AUDIO_BYTES, those with the
-            most errors first.
+        recording_of: gives the whole recording of an utterance as it is stored, or None where it
+            has more bytes than the number given or cannot be read. With it the recordings are put
+            into the page, up to EMBEDDED_AUDIO_BYTES, those with the most errors first.
 
     Returns:
         What wer.json holds.
@@ -81,7 +83,9 @@ def write_evaluation(
     figures["wer_by_speaker"] = {s: _percent(c.rate) for s, c in sorted(speakers.items())}
     figures["facts"] = facts
 
-    audio_uris, audio_of = _embedded_audio(utterances, counts) if embed_audio else ([], {})
+    audio_uris, audio_of = (
+        _embedded_audio(utterances, counts, recording_of) if recording_of else ([], {})
+    )
     page = render_page(
         title=title,
         figures=figures,
@@ -94,11 +98,11 @@ def write_evaluation(
             if edit.op != "equal"
         ),
         rows=[
-            _row(utterance, columns, count, audio_of.get(utterance.audio))
+            _row(utterance, columns, count, audio_of.get(_recording(utterance)))
             for utterance, columns, count in zip(utterances, alignments, counts)
         ],
         audio_uris=audio_uris,
-        audio_wanted=embed_audio,
+        audio_wanted=recording_of is not None,
     )
 
     output.mkdir(parents=True, exist_ok=True)
@@ -177,23 +181,31 @@ def _row(
     }
 
 
+def _recording(utterance: Utterance) -> Hashable:
+    """Equal for the stretches of one recording."""
+    return utterance.audio, utterance.within
+
+
 def _embedded_audio(
-    utterances: Sequence[Utterance], counts: list[ErrorCounts]
-) -> tuple[list[str], dict[Path, int]]:
+    utterances: Sequence[Utterance],
+    counts: list[ErrorCounts],
+    recording_of: Callable[[Utterance, int], bytes | None],
+) -> tuple[list[str], dict[Hashable, int | None]]:
     """data: URIs, and which of them each recording is. The worst utterances are worth hearing
-    most, so they come first; what has no playable file or no longer fits is left out."""
+    most, so they come first; what cannot be played or no longer fits is left out."""
     uris: list[str] = []
-    index: dict[Path, int] = {}
+    index: dict[Hashable, int | None] = {}
     budget_bytes = EMBEDDED_AUDIO_BYTES
     for i in sorted(range(len(utterances)), key=lambda i: -counts[i].errors):
-        path = utterances[i].audio
-        mime_type = _MIME_TYPES.get(path.suffix.lower())
-        if path in index or mime_type is None or not path.is_file():
+        recording = _recording(utterances[i])
+        if recording in index:
             continue
-        if (size := path.stat().st_size) <= budget_bytes:
-            budget_bytes -= size
-            index[path] = len(uris)
-            uris.append(f"data:{mime_type};base64,{base64.b64encode(path.read_bytes()).decode()}")
+        stored = recording_of(utterances[i], budget_bytes) or b""
+        mime_type = next((_MIME_TYPES[m] for m in _MIME_TYPES if stored.startswith(m)), None)
+        index[recording] = len(uris) if mime_type else None
+        if mime_type:
+            budget_bytes -= len(stored)
+            uris.append(f"data:{mime_type};base64,{base64.b64encode(stored).decode()}")
     return uris, index
 
 

@@ -1,4 +1,5 @@
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from asr_jax.data import manifest
 from asr_jax.data.manifest import read_manifest, select_utterances
 from asr_jax.text import Tokenizer
-from asr_jax.types import Utterance
+from asr_jax.types import Skipped, Utterance
 
 AN4 = Path(__file__).parents[2] / "samples" / "an4"
 
@@ -57,20 +59,71 @@ def test_folder_in_librispeech_layout(tmp_path):
 def test_jsonl_with_offsets(tmp_path):
     write_tone(tmp_path / "audio" / "long.wav", 4.0)
     long = str(tmp_path / "audio" / "long.wav")
-    manifest = write_jsonl(
+    listing = write_jsonl(
         tmp_path / "manifest.jsonl",
         {"audio_filepath": "audio/long.wav", "text": "A  B", "offset": 1.5, "duration": 0.5},
         {"audio_filepath": "audio/long.wav", "text": "REST", "offset": 3, "duration": None},
         {"audio_filepath": long, "text": "ALL", "id": 0, "speaker": 0, "lang": "en"},
     )
     audio = tmp_path / "audio" / "long.wav"
-    utterances, skipped = read_manifest(manifest)
+    utterances, skipped = read_manifest(listing)
     assert skipped == []
     assert utterances == [
         Utterance("0", audio, "ALL", 4.0, "0"),
         Utterance("audio/long.wav@1.5+0.5", audio, "A B", 0.5, "", 1.5),
         Utterance("audio/long.wav@3", audio, "REST", 1.0, "", 3.0),
     ]
+
+
+def test_text_may_lie_in_a_file(tmp_path):
+    write_tone(tmp_path / "a.wav", 0.5)
+    (tmp_path / "a.txt").write_text("ONE\nTWO\n")
+    entry = {"audio_filepath": "a.wav", "text_filepath": "a.txt"}
+    utterances, _ = read_manifest(write_jsonl(tmp_path / "manifest.jsonl", entry))
+    assert utterances[0].text == "ONE TWO"
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match="manifest.jsonl:1: text_filepath = a.txt: cannot be read"):
+        read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_shards_of_a_manifest(tmp_path):
+    with tarfile.open(tmp_path / "audio_0.tar", "w") as tar:
+        write_tone(tmp_path / "a.wav", 0.5)
+        tar.add(tmp_path / "a.wav", arcname="a.wav")
+    entries = [
+        {"audio_filepath": name, "text": "A", "duration": 0.5, "shard_id": 0}
+        for name in ("a.wav", "gone.wav")
+    ]
+    utterances, skipped = read_manifest(write_jsonl(tmp_path / "manifest.jsonl", *entries))
+    assert [one.id for one in utterances] == ["a.wav"]
+    reason = f"no such member of its shard: gone.wav in {tmp_path / 'audio_0.tar'}"
+    assert skipped == [Skipped("gone.wav", reason)]
+    for number, message in ((1, "shard_id = 1, but audio_1.tar is neither"), ("0", "an integer")):
+        write_jsonl(tmp_path / "manifest.jsonl", entries[0], entries[1] | {"shard_id": number})
+        with pytest.raises(ValueError, match=f"manifest.jsonl:3: .*{message}"):
+            read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_with_durations_only_the_first_files_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "FILES_LOOKED_FOR", 2)
+
+    def read(*found: str) -> tuple[list[str], list[str]]:
+        entries = [
+            {"audio_filepath": f"{name}.wav", "text": "A", "duration": 0.5} for name in "abcd"
+        ]
+        for name in "abcd":
+            (tmp_path / f"{name}.wav").unlink(missing_ok=True)
+        for name in found:
+            (tmp_path / f"{name}.wav").touch()
+        utterances, skipped = read_manifest(write_jsonl(tmp_path / "manifest.jsonl", *entries))
+        return [one.id[0] for one in utterances], [one.id[0] for one in skipped]
+
+    assert read("b") == (["b", "c", "d"], ["a"])
+    assert read("c") == (["c"], ["a", "b", "d"]), "none of the first: then all are"
+    with pytest.raises(
+        ValueError, match="none of its 4 recordings can be read, the first is a.wav"
+    ):
+        read()
 
 
 def test_bad_recordings_are_skipped_with_countable_reasons(tmp_path):
@@ -83,13 +136,13 @@ def test_bad_recordings_are_skipped_with_countable_reasons(tmp_path):
     reasons = Counter(one.reason.split(": ")[0] for one in skipped)
     assert reasons.pop("no such file") == 2 and len(reasons) == 1
 
-    manifest = write_jsonl(
+    listing = write_jsonl(
         tmp_path / "manifest.jsonl",
         {"audio_filepath": "7/1/7-1-0.WAV", "text": "A"},
         {"audio_filepath": "7/1/7-1-0.WAV", "text": "A", "offset": 0.5},
         {"audio_filepath": "gone.wav", "text": "A", "duration": 3.0},
     )
-    utterances, skipped = read_manifest(manifest)
+    utterances, skipped = read_manifest(listing)
     assert len(utterances) == 1
     assert sorted(one.reason.split(": ")[0] for one in skipped) == [
         "no such file",
@@ -129,11 +182,11 @@ def test_errors_of_a_whole_data_set_are_one_line(tmp_path):
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text('\n{"audio_filepath": "a.wav", "text": "A", "duration": 1}\n' + line)
+    listing = tmp_path / "manifest.jsonl"
+    listing.write_text('\n{"audio_filepath": "a.wav", "text": "A", "duration": 1}\n' + line)
     with pytest.raises(ValueError, match=message) as caught:
-        read_manifest(manifest)
-    assert str(caught.value).startswith(f"{manifest}:3: ") and "\n" not in str(caught.value)
+        read_manifest(listing)
+    assert str(caught.value).startswith(f"{listing}:3: ") and "\n" not in str(caught.value)
 
 
 def test_sample_corpus_is_what_its_readme_says():

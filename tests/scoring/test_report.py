@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
-from asr_jax.types import Utterance
+from asr_jax.types import Member, Utterance
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
 
@@ -51,7 +51,7 @@ def utterance(
     return Utterance(name, audio, text, float(seconds), speaker)
 
 
-def evaluate(output: Path, pairs, *, embed_audio=False, facts=None, title="test") -> dict:
+def evaluate(output: Path, pairs, *, recording_of=None, facts=None, title="test") -> dict:
     utterances, hypotheses = zip(*pairs)
     return report.write_evaluation(
         output,
@@ -61,7 +61,7 @@ def evaluate(output: Path, pairs, *, embed_audio=False, facts=None, title="test"
         facts=facts or {},
         audio_seconds=30.0,
         wall_seconds=2.0,
-        embed_audio=embed_audio,
+        recording_of=recording_of,
     )
 
 
@@ -181,43 +181,59 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
 
 
 def test_recordings_are_embedded_once_the_worst_first_up_to_the_cap(tmp_path, monkeypatch):
-    def recording(name: str, size: int) -> Path:
-        path = tmp_path / name
-        path.write_bytes(bytes([size]) * size)
-        return path
+    contents, asked = {}, []
 
-    shared = recording("shared.FLAC", 60)
+    def recording(name: str, magic: bytes, size: int, within: Member | None = None) -> Path:
+        contents[tmp_path / name, within] = magic + bytes([size]) * (size - len(magic))
+        return tmp_path / name
+
+    def stored(utterance: Utterance, at_most_bytes: int) -> bytes | None:
+        asked.append(utterance.id)
+        found = contents.get((utterance.audio, utterance.within))
+        return found if found is not None and len(found) <= at_most_bytes else None
+
+    shared = recording("shared", b"fLaC", 60)
+    inside = [Member(512, 20), Member(1536, 25)]
+    shard = [recording("shard.tar", b"OggS", one.size_bytes, one) for one in inside][0]
     pairs = [
-        (utterance("right", "a b", audio=recording("right.wav", 70)), "a b"),
-        (utterance("wrong", "a b", audio=recording("wrong.ogg", 40)), "x y"),
+        (utterance("right", "a b", audio=recording("right", b"RIFF", 70)), "a b"),
+        (utterance("wrong", "a b", audio=recording("wrong", b"OggS", 40)), "x y"),
         (Utterance("part", shared, "a b", 2.0, offset_seconds=1.5), "a"),
         (Utterance("rest", shared, "a", 2.0, offset_seconds=3.5), "a"),
-        (utterance("odd", "a b", audio=recording("odd.raw", 1)), "x y z"),
+        (Utterance("member", shard, "a", 2.0, within=inside[0]), "a"),
+        (Utterance("next", shard, "a", 2.0, within=inside[1]), "a"),
+        (utterance("odd", "a b", audio=recording("odd", b"", 1)), "x y z"),
         (utterance("gone", "a b", audio=tmp_path / "gone.wav"), "x y z"),
     ]
     monkeypatch.setattr(report, "EMBEDDED_AUDIO_BYTES", 160)
-    evaluate(tmp_path / "with", pairs, embed_audio=True)
+    evaluate(tmp_path / "with", pairs, recording_of=stored)
     page = page_of(tmp_path / "with")
     audio = {row["id"]: page.scripts.get(f"audio-{row['audio']}") for row in page.rows}
-    encoded = {size: base64.b64encode(bytes([size]) * size).decode() for size in (40, 60)}
-    flac = f"data:audio/flac;base64,{encoded[60]}"
+
+    def uri(kind: str, name: str, within: Member | None = None) -> str:
+        encoded = base64.b64encode(contents[tmp_path / name, within]).decode()
+        return f"data:audio/{kind};base64,{encoded}"
+
     assert audio == {
         "right": None,
-        "wrong": f"data:audio/ogg;base64,{encoded[40]}",
-        "part": flac,
-        "rest": flac,
+        "wrong": uri("ogg", "wrong"),
+        "part": uri("flac", "shared"),
+        "rest": uri("flac", "shared"),
+        "member": uri("ogg", "shard.tar", inside[0]),
+        "next": uri("ogg", "shard.tar", inside[1]),
         "odd": None,
         "gone": None,
     }
-    assert sum(name.startswith("audio-") for name in page.scripts) == 2
+    assert len(asked) == len(set(asked)) == 7, "each recording is read once"
+    assert sum(name.startswith("audio-") for name in page.scripts) == 4
     assert page.rows[2]["offset"] == 1.5
-    assert "3 of 6 utterances" in " ".join(page.words)
+    assert "5 of 8 utterances" in " ".join(page.words)
 
     evaluate(tmp_path / "without", pairs)
     page = page_of(tmp_path / "without")
     assert all(row["audio"] is None for row in page.rows)
     assert "data:audio" not in " ".join(page.scripts.values())
-    assert "of 6 utterances" not in " ".join(page.words)
+    assert "of 8 utterances" not in " ".join(page.words)
 
 
 def test_a_corpus_of_silence_is_null_in_json(tmp_path):
@@ -252,7 +268,7 @@ def test_it_refuses_before_it_writes(tmp_path, change, message):
         facts={},
         audio_seconds=1.0,
         wall_seconds=1.0,
-        embed_audio=False,
+        recording_of=None,
     )
     with pytest.raises(ValueError, match=message):
         report.write_evaluation(tmp_path / "out", **(arguments | change))

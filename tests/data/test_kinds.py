@@ -1,0 +1,216 @@
+"""The same recordings, listed in every way there is, are the same utterances and samples."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.data.manifest import read_manifest
+from asr_jax.data.recordings import read_recording
+from asr_jax.types import Utterance
+
+DEV = Path(__file__).parents[2] / "samples/an4/dev"
+RATE_HZ = 16_000
+
+
+def samples_of(utterance: Utterance) -> np.ndarray:
+    return read_recording(utterance, sample_rate_hz=RATE_HZ)
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """Utterances of three speakers, read from their folder, and their samples."""
+    everything, skipped = read_manifest(DEV)
+    assert skipped == []
+    utterances = [one for one in everything if one.id.endswith(("1", "4"))][:12]
+    assert len({one.speaker for one in utterances}) >= 2
+    return [(one, samples_of(one)) for one in utterances]
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, contents in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            tar.addfile(info, io.BytesIO(contents))
+    return path
+
+
+def jsonl(folder, listed):
+    lines = [
+        {
+            "audio_filepath": str(one.audio),
+            "duration": one.duration_seconds,
+            "text": one.text,
+            "speaker": one.speaker,
+            "id": one.id,
+        }
+        for one, _ in listed
+    ]
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def jsonl_of_shards(folder, listed):
+    """As NeMo's converter lays them out; all of a speaker is one member, of several lines."""
+    lines = []
+    for shard, (name, contents, stretches) in enumerate(joined(listed)):
+        write_tar(folder / f"audio_{shard}.tar", {f"{name}.wav": contents})
+        for n, (one, start) in enumerate(stretches):
+            ending = f"-sub{n}" if n else ""
+            fields = {"audio_filepath": f"{name}{ending}.wav", "shard_id": shard, "text": one.text}
+            fields |= {"offset": start, "duration": one.duration_seconds, "speaker": one.speaker}
+            lines.append(fields | {"id": one.id})
+    (folder / "sharded_manifests").mkdir()
+    path = folder / "sharded_manifests" / "manifest.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def joined(listed):
+    """(speaker, WAV file of all of theirs, [(utterance, its start in seconds)])."""
+    for speaker in sorted({one.speaker for one, _ in listed}):
+        pieces, stretches, start = [], [], 0
+        for one, samples in listed:
+            if one.speaker == speaker:
+                # The silence before each is nobody's.
+                pieces += [np.zeros(777, np.float32), samples]
+                stretches.append((one, (start + 777) / RATE_HZ))
+                start += 777 + len(samples)
+        file = io.BytesIO()
+        soundfile.write(file, np.concatenate(pieces), RATE_HZ, format="WAV", subtype="FLOAT")
+        yield speaker, file.getvalue(), stretches
+
+
+def recording_of(path: Path, duration: float, channels: list[int]) -> dict:
+    return {
+        "id": path.stem,
+        "sources": [{"type": "file", "channels": channels, "source": str(path)}],
+        "sampling_rate": RATE_HZ,
+        "num_samples": round(duration * RATE_HZ),
+        "duration": duration,
+        "channel_ids": channels,
+        "transforms": [{"name": "Resample", "kwargs": {}}],
+    }
+
+
+def cut_of(recording: dict, supervisions: list[dict], start: float) -> dict:
+    return {
+        "id": f"{recording['id']}-0",
+        "start": start,
+        "duration": recording["duration"] - start,
+        "channel": recording["channel_ids"][-1],
+        "supervisions": supervisions,
+        "recording": recording,
+        "type": "MonoCut",
+    }
+
+
+def supervision_of(one: Utterance, start: float) -> dict:
+    where = {"start": start, "duration": one.duration_seconds}
+    return {"id": one.id, "text": one.text, "speaker": one.speaker, "language": "English"} | where
+
+
+def lhotse(folder, listed):
+    cuts = [
+        cut_of(recording_of(one.audio, one.duration_seconds, [0]), [supervision_of(one, 0.0)], 0.0)
+        for one, _ in listed
+    ]
+    path = folder / "cuts.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(cut) + "\n" for cut in cuts)
+    return path
+
+
+def lhotse_of_long_recordings(folder, listed):
+    """Cuts of several supervisions, of the second channel, that begin within their recordings."""
+    cuts = []
+    for name, contents, stretches in joined(listed):
+        mono, _ = soundfile.read(io.BytesIO(contents), dtype="float32")
+        both = np.stack([np.full_like(mono, 0.5), mono], axis=1)
+        soundfile.write(folder / f"{name}.wav", both, RATE_HZ, subtype="FLOAT")
+        recording = recording_of(Path(f"{name}.wav"), len(mono) / RATE_HZ, [0, 1])
+        supervisions = [supervision_of(one, start - 0.01) for one, start in stretches]
+        cuts.append(cut_of(recording, supervisions, 0.01))
+    path = folder / "cuts.jsonl"
+    path.write_text("".join(json.dumps(cut) + "\n" for cut in cuts))
+    return path
+
+
+def write_lines(path: Path, lines) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def kaldi(folder, listed):
+    write_lines(folder / "wav.scp", (f"{one.id} {one.audio}" for one, _ in listed))
+    write_lines(folder / "text", (f"{one.id} {one.text}" for one, _ in listed))
+    write_lines(folder / "utt2spk", (f"{one.id} {one.speaker}" for one, _ in listed))
+    write_lines(folder / "utt2dur", (f"{one.id} {one.duration_seconds}" for one, _ in listed))
+    return folder
+
+
+def kaldi_of_segments(folder, listed):
+    kaldi(folder, listed)
+    scp, segments = [], []
+    for name, contents, stretches in joined(listed):
+        (folder / f"{name}.wav").write_bytes(contents)
+        scp.append(f"{name} {name}.wav")
+        segments += [f"{u.id} {name} {at} {at + u.duration_seconds}" for u, at in stretches[:-1]]
+        segments.append(f"{stretches[-1][0].id} {name} {stretches[-1][1]} -1")
+    write_lines(folder / "wav.scp", scp)
+    write_lines(folder / "segments", segments)
+    return folder
+
+
+def tar_files(listed) -> dict[str, bytes]:
+    files = {}
+    for one, _ in listed:
+        fields = {"text": one.text, "speaker": one.speaker}
+        files[f"./{one.id}.json"] = json.dumps(fields).encode()
+        files[f"./{one.id}.ogg"] = one.audio.read_bytes()
+        files[f"./{one.id}.cls"] = b"7"
+    return files
+
+
+def tar(folder, listed):
+    return write_tar(folder / "all.tar", tar_files(listed))
+
+
+def tar_folder(folder, listed):
+    for number, part in enumerate((listed[:5], listed[5:10], listed[10:])):
+        write_tar(folder / f"shards_{number + 8:03d}.tar", tar_files(part))
+    return folder
+
+
+def tar_range(folder, listed):
+    return tar_folder(folder, listed) / "shards_{008..010}.tar"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        jsonl,
+        jsonl_of_shards,
+        lhotse,
+        lhotse_of_long_recordings,
+        kaldi,
+        kaldi_of_segments,
+        tar,
+        tar_folder,
+        tar_range,
+    ],
+)
+def test_kinds_list_the_same(write, tmp_path, listed):
+    utterances, skipped = read_manifest(write(tmp_path, listed))
+    assert skipped == []
+    assert [one.id for one in utterances] == [one.id for one, _ in listed]
+    for one, (expected, samples) in zip(utterances, listed):
+        assert (one.text, one.speaker) == (expected.text, expected.speaker)
+        assert abs(one.duration_seconds - expected.duration_seconds) < 0.5 / RATE_HZ
+        np.testing.assert_array_equal(samples_of(one), samples)

@@ -1,0 +1,127 @@
+import copy
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.data.manifest import read_manifest
+
+CUT = {
+    "id": "long-0",
+    "start": 0.5,
+    "duration": 2.0,
+    "channel": 0,
+    "supervisions": [{"id": "s", "start": 0.25, "duration": 1.0, "text": " A  B", "speaker": 7}],
+    "recording": {
+        "id": "long",
+        "sources": [{"type": "file", "channels": [0], "source": "long.wav"}],
+        "duration": 4.0,
+    },
+    "type": "MonoCut",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(32_000), 8_000)
+    return tmp_path
+
+
+def changed(*keys, to) -> dict:
+    cut = copy.deepcopy(CUT)
+    inner = cut
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    return cut
+
+
+def write(folder: Path, *cuts) -> Path:
+    path = folder / "cuts.jsonl"
+    path.write_text("".join(json.dumps(cut) + "\n" for cut in cuts))
+    return path
+
+
+def test_a_supervision_is_an_utterance(folder):
+    (utterance,), skipped = read_manifest(write(folder, CUT))
+    assert skipped == []
+    assert (utterance.id, utterance.text, utterance.speaker) == ("s", "A B", "7")
+    assert (utterance.offset_seconds, utterance.duration_seconds) == (0.75, 1.0)
+    assert (utterance.audio, utterance.channel) == (folder / "long.wav", None)
+
+
+def test_paths_may_begin_in_the_working_directory(folder, monkeypatch):
+    (folder / "data").mkdir()
+    path = write(folder / "data", CUT)
+    with pytest.raises(ValueError, match="none of its 1 recordings can be read.* no such file"):
+        read_manifest(path)
+    monkeypatch.chdir(folder)
+    assert read_manifest(path)[0][0].audio == Path("long.wav")
+
+
+def test_supervisions_that_cannot_be_used_are_skipped(folder):
+    def supervision(id, start, duration, text="A"):
+        return {"id": id, "start": start, "duration": duration, "text": text}
+
+    every = [
+        supervision("early", -0.5, 1.0),
+        supervision("late", 1.5, 1.0),
+        supervision("mute", 0, 1.0, None),
+        supervision("rounded", -0.001, 2.002),
+    ]
+    cuts = [changed("supervisions", to=every), changed("supervisions", to=[]) | {"id": "bare"}]
+    (utterance,), skipped = read_manifest(write(folder, *cuts))
+    assert utterance.id == "rounded"
+    assert (utterance.offset_seconds, utterance.duration_seconds) == (0.5, 2.0)
+    assert {one.id: one.reason for one in skipped} == {
+        "early": "reaches beyond its cut: -0.5 to 0.5 s of 2 s",
+        "late": "reaches beyond its cut: 1.5 to 2.5 s of 2 s",
+        "mute": "a supervision without text",
+        "bare": "a cut without supervisions",
+    }
+
+
+SOURCE = ("recording", "sources", 0)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (changed(*SOURCE, "type", to="command"), "a source of type command, but only files"),
+        (changed(*SOURCE, "type", to="url"), "a source of type url, but only files"),
+        (changed(*SOURCE, "source", to=None), "needs the field source"),
+        (changed("recording", "sources", to=["a.wav"]), "sources must be a list of objects"),
+        (changed("recording", to=None), "a cut without a recording"),
+        (changed("channel", to=1), "no source of its recording has channel 1"),
+        (changed("type", to="MixedCut"), "a MixedCut, but only MonoCuts"),
+        (changed("recording", "transforms", to=[{"name": "Speed"}]), "to be changed by Speed"),
+        (changed("supervisions", to=[3]), "supervisions must be a list of objects"),
+        (changed("supervisions", 0, "start", to="0"), "start = '0' must be a number"),
+        (changed("supervisions", 0, "duration", to=-1), "duration = -1 must be a number"),
+        (changed("duration", to=None), "needs the field duration"),
+        (CUT["recording"], "but cuts are needed: lhotse cut simple"),
+        ({"id": "s", "recording_id": "long", "start": 0}, "but cuts are needed"),
+    ],
+)
+def test_a_bad_cut_is_named(folder, cut, message):
+    for place, cuts in ((1, [cut]), (2, [CUT, cut])):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_manifest(write(folder, *cuts))
+        assert str(caught.value).startswith(f"{folder / 'cuts.jsonl'}:{place}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_gzip_file_is_named(folder):
+    path = folder / "cuts.jsonl.gz"
+    whole = gzip.compress(json.dumps(CUT).encode())
+    for contents, message in [
+        (whole[:-20], "truncated"),
+        (b"plain", "not gzip"),
+        (whole[:20] + b"\xff" * 30 + whole[50:], "not gzip, or corrupt"),
+    ]:
+        path.write_bytes(contents)
+        with pytest.raises(ValueError, match=f"{path.name}: {message}"):
+            read_manifest(path)

@@ -7,6 +7,7 @@ import sys
 from asr_jax.commands.complaint import complaint_of
 
 VERBS = {
+    "prepare": "prepare SOURCE OUT",
     "train": "train CONFIG [--run DIR] [--FIELD VALUE ...]",
     "evaluate": "evaluate RUN --data DATA [--checkpoint best|last|STEP|average:N] [--output DIR]",
     "transcribe": "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",

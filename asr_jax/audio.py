@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16
 
 # libsndfile gives a FLAC file written to a pipe, whose header has no length, 2^63 - 1 frames.
 LONGEST_FRAMES = 2**40
@@ -98,6 +98,48 @@ def read_audio(
     if not np.isfinite(samples).all():
         raise AudioError(path, "samples that are not finite")
     return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+
+
+def as_flac(
+    path: str | Path,
+    *,
+    offset_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+    channel: int | None = None,
+    contents: bytes | None = None,
+) -> bytes:
+    """A stretch of a recording as FLAC, at its own rate, of all its channels or one.
+
+    Loses nothing of recordings of 16 or 24 bits; others are rounded to 24. Arguments and errors are
+    those of read_audio.
+    """
+    with _opened(path, contents) as sound:
+        start = round(offset_seconds * sound.samplerate)
+        length = -1 if duration_seconds is None else round(duration_seconds * sound.samplerate)
+        sound.seek(min(start, sound.frames))
+        # Of floats libsndfile makes integers that are not scaled; of integers floats that are.
+        dtype = "float64" if sound.subtype in ("FLOAT", "DOUBLE") else "int32"
+        samples = sound.read(length, dtype=dtype, always_2d=True)
+        rate_hz, bits = sound.samplerate, 16 if sound.subtype == "PCM_16" else 24
+    if channel is not None:
+        samples = samples[:, channel : channel + 1]
+    if samples.size == 0:
+        raise AudioError(path, f"no samples from {offset_seconds:g} s on")
+    if samples.dtype == np.float64:
+        if not np.isfinite(samples).all():
+            raise AudioError(path, "samples that are not finite")
+        largest = 2**23 - 1
+        samples = np.clip(np.round(samples * 2**23), -largest, largest).astype(np.int32) << 8
+    flac = io.BytesIO()
+    soundfile.write(flac, samples, rate_hz, format="FLAC", subtype=f"PCM_{bits}")
+    return flac.getvalue()
+
+
+def as_wav(samples: Int16[np.ndarray, " S"], rate_hz: int) -> bytes:
+    """The samples as a recording of one channel."""
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, rate_hz, format="WAV", subtype="PCM_16")
+    return wav.getvalue()
 
 
 def change_speed(samples: Float32[np.ndarray, " S"], speed: float) -> Float32[np.ndarray, " S2"]:

@@ -44,7 +44,7 @@ LIBRARIES = {
     "models": ["flax", "jax", "jaxtyping"],
     "audio": ["jaxtyping", "numpy", "soundfile", "soxr"],
     "text": ["jaxtyping", "numpy", "sentencepiece"],
-    "data": ["grain", "jaxtyping", "numpy"],
+    "data": ["array_record", "grain", "jaxtyping", "numpy", "tensorflow_datasets"],
     "scoring": ["jaxtyping", "numpy", "rapidfuzz"],
 }
 # Pure besides these: they alone may look at the clock, at how they were called, or at files.

@@ -18,8 +18,10 @@ from asr_jax.data.jsonl import jsonl_utterances
 from asr_jax.data.kaldi import is_kaldi, kaldi_utterances
 from asr_jax.data.lhotse import is_lhotse, lhotse_utterances
 from asr_jax.data.listing import numbered_objects
+from asr_jax.data.prepared import is_prepared, read_prepared
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.data.tar import is_shard_name, shard_paths, tar_utterances
+from asr_jax.data.tfds_librispeech import is_tfds, tfds_utterances
 from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
 from asr_jax.types import Skipped, Utterance
 
@@ -32,10 +34,10 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Utterances of DATA, sorted by id, and those left out, with the reasons.
 
     DATA is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts (Lhotse), a
-    Kaldi data directory, or tar shards: docs/data.md, and the file of this room that is named after
-    the kind. White space in transcripts is collapsed. What the listing gives no duration for is
-    measured by its header, and left out if that cannot be read. Where it does, only the first few
-    recordings are looked for: any other that is missing shows when it is read.
+    Kaldi data directory, tar shards, or a prepared dataset: docs/data.md, and the file of this room
+    that is named after the kind. White space in transcripts is collapsed. What the listing gives no
+    duration for is measured by its header, and left out if that cannot be read. Where it does, only
+    the first few recordings are looked for: any other that is missing shows when it is read.
 
     Raises ValueError, naming file and line, for what is wrong with the listing itself, for
     duplicate ids, and when nothing is left.
@@ -136,6 +138,10 @@ def select_utterances(
 
 def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     path = Path(data)
+    if is_prepared(path):
+        return iter(read_prepared(path))
+    if is_tfds(path):
+        return tfds_utterances(path)
     if path.is_dir():
         if is_kaldi(path):
             return kaldi_utterances(path)

@@ -9,8 +9,12 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio import AudioError, audio_duration_seconds, read_audio
-from asr_jax.types import Member, Utterance
+from asr_jax.audio import AudioError, as_wav, audio_duration_seconds, read_audio
+from asr_jax.data.prepared import read_record
+from asr_jax.types import Member, Record, Utterance
+
+# Of the samples that tensorflow-datasets' own LibriSpeech holds.
+STOCK_RATE_HZ = 16_000
 
 
 def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.ndarray, " S"]:
@@ -36,22 +40,37 @@ def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:
     """The whole recording as it is stored, or None where it is longer or cannot be read."""
     try:
         with _contents(utterance) as contents:
-            with utterance.audio.open("rb") if contents is None else contents as file:
-                stored = file.read(at_most_bytes + 1)
+            if isinstance(contents, bytes):
+                stored = contents
+            else:
+                with utterance.audio.open("rb") if contents is None else contents as file:
+                    stored = file.read(at_most_bytes + 1)
     except (AudioError, OSError):
         return None
     return stored if len(stored) <= at_most_bytes else None
 
 
+def whole_recording(utterance: Utterance) -> bytes:
+    """The recording as it is stored, all of it. Raises AudioError."""
+    with _contents(utterance) as contents:
+        if isinstance(contents, bytes):
+            return contents
+        try:
+            return utterance.audio.read_bytes() if contents is None else contents.read()
+        except OSError as error:
+            raise AudioError(utterance.audio, error.strerror or "cannot be read") from error
+
+
 @contextmanager
-def _contents(utterance: Utterance) -> Iterator[BinaryIO | None]:
+def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
     """The recording where it is a part of a file, None where it is the file."""
     within = utterance.within
     if within is None:
         yield None
         return
-    if not isinstance(within, Member):
-        raise AudioError(utterance.audio, f"{within}: not a part of a file that can be read")
+    if isinstance(within, Record):
+        yield _of_record(utterance, within)
+        return
     try:
         file = utterance.audio.open("rb")
     except OSError as error:
@@ -61,6 +80,21 @@ def _contents(utterance: Utterance) -> Iterator[BinaryIO | None]:
         if there < within.size_bytes:
             raise AudioError(utterance.audio, f"truncated, {there} of {within.size_bytes} bytes")
         yield _Part(file, within)
+
+
+def _of_record(utterance: Utterance, record: Record) -> bytes:
+    try:
+        fields = read_record(utterance.audio, record.number)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AudioError(utterance.audio, f"its record {record.number}: {first[:200]}") from error
+    id, audio = fields["id"].decode(), fields["audio"]
+    # Of several corpora ids have a prefix.
+    if utterance.id != id and not utterance.id.endswith(f":{id}"):
+        raise AudioError(
+            utterance.audio, f"its record {record.number} is {id}, not {utterance.id} as indexed"
+        )
+    return audio if isinstance(audio, bytes) else as_wav(audio.astype("int16"), STOCK_RATE_HZ)
 
 
 class _Part(io.RawIOBase, BinaryIO):

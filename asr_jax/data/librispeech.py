@@ -1,0 +1,96 @@
+"""LibriSpeech as it is published (openslr.org/12, CC BY 4.0): archives of FLAC and transcripts."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from asr_jax.text import collapse_white_space
+from asr_jax.types import Skipped
+
+ADDRESS = "https://www.openslr.org/resources/12"
+
+
+class Archive(NamedTuple):
+    size_bytes: int
+    sha256: str
+
+
+# From the checksums that tensorflow-datasets (Apache-2.0) keeps of its own downloads.
+ARCHIVES = {
+    "dev-clean": Archive(
+        337926286, "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"
+    ),
+    "dev-other": Archive(
+        314305928, "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365"
+    ),
+    "test-clean": Archive(
+        346663984, "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23"
+    ),
+    "test-other": Archive(
+        328757843, "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29"
+    ),
+    "train-clean-100": Archive(
+        6387309499, "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2"
+    ),
+    "train-clean-360": Archive(
+        23049477885, "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"
+    ),
+    "train-other-500": Archive(
+        30593501606, "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"
+    ),
+}
+
+
+class Published(NamedTuple):
+    """A recording as the archive holds it."""
+
+    id: str
+    text: str
+    speaker: str
+    flac: bytes
+
+
+def read_archive(path: Path) -> Iterator[Published | Skipped]:
+    """The recordings of PART.tar.gz, in its order, chapter by chapter; nothing is unpacked to disk.
+
+    Raises ValueError, naming the archive, where it is damaged or a member climbs out of its folder.
+    """
+    chapter: PurePosixPath | None = None
+    recordings: dict[str, bytes] = {}
+    transcripts: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts or member.issym() or member.islnk():
+                    raise ValueError(f"{path}: its member {member.name} leads out of its folder")
+                opened = archive.extractfile(member) if member.isfile() else None
+                if opened is None or name.suffix not in (".flac", ".txt"):
+                    continue
+                if name.parent != chapter:
+                    yield from _chapter(chapter, recordings, transcripts)
+                    chapter, recordings, transcripts = name.parent, {}, {}
+                if name.suffix == ".flac":
+                    recordings[name.stem] = opened.read()
+                elif name.name.endswith(".trans.txt"):
+                    for line in opened.read().decode().splitlines():
+                        id, _, text = line.strip().partition(" ")
+                        transcripts[id] = collapse_white_space(text)
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error}); delete it to have it fetched again"
+        ) from error
+    yield from _chapter(chapter, recordings, transcripts)
+
+
+def _chapter(chapter, recordings, transcripts) -> Iterator[Published | Skipped]:
+    for id in sorted(recordings.keys() | transcripts.keys()):
+        if id not in transcripts:
+            yield Skipped(id, "no transcript")
+        elif id not in recordings:
+            yield Skipped(id, "no recording")
+        else:
+            speaker = re.match(r"\d*", id)
+            yield Published(id, transcripts[id], speaker[0] if speaker else "", recordings[id])

@@ -1,0 +1,360 @@
+"""prepare: archives in LibriSpeech's own form, and any other DATA, to shards one trains on."""
+
+import hashlib
+import http.server
+import io
+import json
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from rich.progress import Progress
+
+from asr_jax.audio import as_flac
+from asr_jax.commands import download as downloading
+from asr_jax.commands import prepare
+from asr_jax.commands.download import download
+from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.librispeech import Archive
+from asr_jax.data.manifest import read_manifest
+from asr_jax.data.pipeline import training_batches
+from asr_jax.data.recordings import read_recording
+
+DEV = Path(__file__).parents[2] / "samples/an4/dev"
+
+
+def add(archive: tarfile.TarFile, name: str, contents: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(contents)
+    archive.addfile(member, io.BytesIO(contents))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """dev-clean.tar.gz as LibriSpeech has it, and the same unpacked."""
+    folder = tmp_path_factory.mktemp("published")
+    with tarfile.open(folder / "dev-clean.tar.gz", "w:gz") as archive:
+        add(archive, "LibriSpeech/SPEAKERS.TXT", b";ID |SEX| SUBSET\n")
+        add(archive, "LibriSpeech/CHAPTERS.TXT", b";ID\n")
+        for transcripts in sorted(DEV.rglob("*.trans.txt")):
+            speaker, chapter = transcripts.parent.parts[-2:]
+            where = f"LibriSpeech/dev-clean/{speaker}/{chapter}"
+            add(archive, f"{where}/{transcripts.name}", transcripts.read_bytes())
+            for recording in sorted(transcripts.parent.glob("*.ogg")):
+                add(archive, f"{where}/{recording.stem}.flac", as_flac(recording))
+    with tarfile.open(folder / "dev-clean.tar.gz") as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(published, tmp_path_factory, command):
+    out = tmp_path_factory.mktemp("prepared")
+    arguments = ("librispeech", out, "--parts", "dev-clean", "--archives", published)
+    return out / "dev-clean", command("prepare", *arguments), arguments
+
+
+def test_prepared_archives_are_what_they_were(prepared, published, command):
+    out, outcome, arguments = prepared
+    assert outcome.status == 0, outcome.err
+    assert f"{out}: 77 recordings, 0.05 hours" in outcome.out and "####" in outcome.out
+    ours, skipped = read_manifest(out)
+    theirs, _ = read_manifest(published / "unpacked/LibriSpeech/dev-clean")
+    assert not skipped and len(ours) == 77
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.id, a.text, a.speaker, a.duration_seconds) == (
+            *(b.id, b.text, b.speaker, b.duration_seconds),
+        )
+    again = command("prepare", *arguments)
+    assert again.status == 0 and "prepared already" in again.err
+    assert [path.name for path in out.parent.iterdir()] == ["dev-clean"]
+
+
+def test_a_batch_of_prepared_data_is_that_of_the_folder_bit_for_bit(prepared, published):
+    def batch(data):
+        utterances, _ = read_manifest(data)
+        labels = [np.arange(1, len(u.text) % 7 + 2, dtype=np.int32) for u in utterances]
+        config = DataConfig(
+            bucket_seconds=(8.0,), bucket_labels=(64,), bucket_utterances=(16,), read_threads=4
+        )
+        options = dict(data=config, augment=AugmentConfig(), sample_rate_hz=16_000, seed=3)
+        return next(training_batches(utterances, labels, **options))
+
+    for ours, theirs in zip(
+        batch(prepared[0]), batch(published / "unpacked/LibriSpeech/dev-clean"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "tensorflow" not in sys.modules
+
+
+def test_tensorflow_datasets_reads_it_too(prepared):
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(prepared[0]).as_data_source(split="part")
+    ours, _ = read_manifest(prepared[0])
+    assert len(source) == len(ours)
+    example = source[5]
+    utterance = next(u for u in ours if u.id == example["id"].decode())
+    assert example["text"].decode() == utterance.text
+    samples, _ = soundfile.read(io.BytesIO(example["audio"]), dtype="float32")
+    np.testing.assert_array_equal(samples, read_recording(utterance, sample_rate_hz=16_000))
+
+
+def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
+    seconds = lambda s: np.sin(np.arange(round(16_000 * s)) / 10).astype(np.float32) / 2
+    recordings = {
+        "good": seconds(1),
+        "silent": np.zeros(16_000, np.float32),
+        "brief": seconds(0.02),
+        "nan": np.full(16_000, np.nan, np.float32),
+        "odd": seconds(1),
+        "mute": seconds(1),
+    }
+    texts = {"odd": "a\ufffdb", "mute": " "}
+    for name, samples in recordings.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    (tmp_path / "broken.flac").write_bytes(b"fLaC" + bytes(100))
+    lines = [
+        {"audio_filepath": path.name, "text": texts.get(path.stem, "one"), "duration": 1.0}
+        | ({"offset": 0.25, "duration": 0.5, "id": "stretch"} if path.stem == "stretch" else {})
+        for path in sorted(tmp_path.iterdir())
+    ]
+    lines.append(
+        {"audio_filepath": "good.wav", "text": "half", "offset": 0.25, "duration": 0.5, "id": "h"}
+    )
+    manifest = tmp_path / "data.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "out"
+    outcome = command("prepare", manifest, out)
+    assert outcome.status == 0, outcome.err
+    utterances, _ = read_manifest(out)
+    assert {u.id: u.duration_seconds for u in utterances} == {"good.wav": 1.0, "h": 0.5}
+    stretch = next(u for u in utterances if u.id == "h")
+    np.testing.assert_allclose(
+        read_recording(stretch, sample_rate_hz=16_000),
+        recordings["good"][4000:12_000],
+        atol=2**-22,
+    )
+    dropped = map(json.loads, (out / "dropped.jsonl").read_text().splitlines())
+    reasons = {Path(one["id"]).stem: one["reason"] for one in dropped}
+    assert reasons["silent"] == "silent"
+    assert reasons["brief"].startswith("shorter than 0.1 s: 0.02 s")
+    assert reasons["nan"] == "samples that are not finite"
+    assert reasons["odd"].startswith("odd characters: ")
+    assert reasons["mute"] == "empty transcript"
+    assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken"}
+    assert "dropped: 1 recordings, silent (listed in" in outcome.out
+
+
+def test_damaged_preparations_are_named(prepared, tmp_path):
+    import shutil
+
+    def copy(name):
+        return Path(shutil.copytree(prepared[0], tmp_path / name))
+
+    truncated = copy("truncated")
+    (shard,) = truncated.glob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=rf"{shard.name}: \d+ bytes, .* says \d+ bytes; prepare"):
+        read_manifest(truncated)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name}: missing, .* says"):
+        read_manifest(truncated)
+
+    disagrees = copy("disagrees")
+    index = json.loads((disagrees / "index.json").read_text())
+    index["id"][3], index["id"][4] = index["id"][4], index["id"][3]
+    (disagrees / "index.json").write_text(json.dumps(index))
+    utterances, _ = read_manifest(disagrees)
+    with pytest.raises(ValueError, match=f"record 3 is {index['id'][4]}, not {index['id'][3]} as"):
+        read_recording(next(u for u in utterances if u.id == index["id"][3]), sample_rate_hz=16_000)
+    index["text"].pop()
+    (disagrees / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json: damaged .*; prepare the data again"):
+        read_manifest(disagrees)
+
+
+def test_wrong_archives_are_named(published, tmp_path, error):
+    where = ("--parts", "dev-clean", "--archives", tmp_path)
+    contents = (published / "dev-clean.tar.gz").read_bytes()
+    (tmp_path / "dev-clean.tar.gz").write_bytes(contents[: len(contents) // 2])
+    assert "dev-clean.tar.gz: damaged (" in error("prepare", "librispeech", tmp_path / "a", *where)
+    with tarfile.open(tmp_path / "dev-clean.tar.gz", "w:gz") as archive:
+        add(archive, "LibriSpeech/../../evil.flac", b"x")
+    complaint = error("prepare", "librispeech", tmp_path / "b", *where)
+    assert "dev-clean.tar.gz: its member LibriSpeech/../../evil.flac leads out of its" in complaint
+    assert not (tmp_path / "a/dev-clean").exists() and not list((tmp_path / "a").glob(".*"))
+    complaint = error("prepare", "librispeech", tmp_path / "c", "--parts", "dev-dirty")
+    assert complaint.startswith("--parts dev-dirty: must be of dev-clean, ")
+    assert "exists and is not empty" in error("prepare", DEV, tmp_path)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    contents = bytes(range(256)) * 4000
+    asked: list[str | None] = []
+    faults: list[str] = []
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.asked.append(wanted)
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "error":
+            self.send_error(503)
+            return
+        start = int(wanted[6:-1]) if wanted and fault != "no ranges" else 0
+        body = self.contents[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault == "breaks":
+            body = body[: len(body) // 3]
+        self.wfile.write(bytes(len(body)) if fault == "wrong" else body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        Server.asked, Server.faults = [], []
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/file"
+        running.shutdown()
+
+
+def fetch(address, path):
+    digest = hashlib.sha256(Server.contents).hexdigest()
+    with Progress(disable=True) as progress:
+        download(
+            address,
+            path,
+            size_bytes=len(Server.contents),
+            sha256=digest,
+            progress=progress,
+            wait_seconds=0.0,
+        )
+
+
+@pytest.mark.parametrize(
+    "faults, requests",
+    [
+        ([], 1),
+        (["breaks", "breaks"], 3),
+        (["error", "breaks", "no ranges"], 3),
+        (["wrong"], 2),
+    ],
+)
+def test_what_breaks_is_fetched_on_or_again(server, tmp_path, faults, requests):
+    Server.faults = list(faults)
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == Server.contents
+    assert len(Server.asked) == requests
+    if faults == ["breaks", "breaks"]:
+        assert [a is not None for a in Server.asked] == [False, True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_download_goes_on_where_an_earlier_start_was_stopped(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(Server.contents[:1000])
+    fetch(server, tmp_path / "file")
+    assert Server.asked == ["bytes=1000-"]
+    assert (tmp_path / "file").read_bytes() == Server.contents
+
+
+def test_a_download_that_is_hopeless_says_so(server, tmp_path, monkeypatch):
+    Server.faults = ["wrong", "wrong"]
+    with pytest.raises(ValueError, match="another checksum; given up after 2 attempts"):
+        fetch(server, tmp_path / "file")
+    monkeypatch.setattr(downloading, "ATTEMPTS", 2)
+    Server.faults = ["error", "error"]
+    with pytest.raises(ValueError, match="503: Service Unavailable; given up after 2|Service Unav"):
+        fetch(server, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monkeypatch, command):
+    contents = (published / "dev-clean.tar.gz").read_bytes()
+    monkeypatch.setattr(Server, "contents", contents)
+    known = Archive(len(contents), hashlib.sha256(contents).hexdigest())
+    monkeypatch.setitem(prepare.ARCHIVES, "dev-clean", known)
+    out = tmp_path / "out"
+    arguments = ("--parts", "dev-clean", "--address", server.removesuffix("/file"))
+    assert command("prepare", "librispeech", out, *arguments).status == 0
+    assert len(read_manifest(out / "dev-clean")[0]) == 77
+    assert (out / "archives/dev-clean.tar.gz").read_bytes() == contents
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_directories_in_the_form_of_the_stock_builder(tmp_path, lazy):
+    """Made up in the form that tensorflow-datasets 4.9 gives its own librispeech."""
+    import tensorflow_datasets as tfds
+
+    recordings = sorted(DEV.rglob("*.ogg"))[:5]
+    audio = (
+        tfds.features.Tensor(shape=(), dtype=np.object_)
+        if lazy
+        else tfds.features.Tensor(shape=(None,), dtype=np.int64)
+    )
+
+    class Librispeech(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.1.2")
+
+        def _info(self):
+            number, text = np.int64, tfds.features.Text()
+            features = {"audio": audio, "text": text, "speaker_id": number}
+            features |= {"chapter_id": number, "id": tfds.features.Tensor(shape=(), dtype=np.str_)}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"dev_clean": self._examples(recordings[:3]), "test_clean": self._examples([])}
+
+        def _examples(self, paths):
+            for number, path in enumerate(paths or recordings[3:]):
+                flac = as_flac(path)
+                samples, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
+                yield (
+                    number,
+                    {
+                        "audio": flac if lazy else samples.astype(np.int64),
+                        "text": "HELLO",
+                        "speaker_id": 7,
+                        "chapter_id": 8,
+                        "id": path.stem,
+                    },
+                )
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    tfds.disable_progress_bar()
+    builder = Librispeech(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    folder = Path(builder.data_dir)
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["audio"] = {
+        "audio": {"dtype": "int64", "shape": {"dimensions": ["-1"]}, "lazyDecode": lazy}
+    }
+    (folder / "features.json").write_text(json.dumps(features))
+
+    utterances, _ = read_manifest(folder / "dev_clean")
+    assert [u.id for u in utterances] == [path.stem for path in recordings[:3]]
+    assert len(read_manifest(folder)[0]) == 5
+    for utterance, path in zip(utterances, recordings):
+        assert (utterance.text, utterance.speaker) == ("HELLO", "7")
+        flac = io.BytesIO(as_flac(path))
+        if lazy:
+            expected, _ = soundfile.read(flac, dtype="float32")
+        else:
+            expected = (soundfile.read(flac, dtype="int16")[0] / 2**15).astype(np.float32)
+        np.testing.assert_array_equal(read_recording(utterance, sample_rate_hz=16_000), expected)
+        assert utterance.duration_seconds == len(expected) / 16_000
+    with pytest.raises(ValueError, match="no split train; .* has dev_clean, test_clean"):
+        read_manifest(folder / "train")

@@ -47,7 +47,7 @@ class DataConfig:
     """Which recordings, and the few static shapes their batches are padded to."""
 
     train: str = ""
-    """Folder in LibriSpeech layout or JSONL manifest to train on."""
+    """What to train on: a folder, a manifest, a Kaldi directory or tar shards (docs/data.md)."""
     more_train: tuple[str, ...] = ()
     """Further corpora to train on. Their ids are prefixed by their place here: 1:ID, 2:ID."""
     train_weights: tuple[float, ...] = ()

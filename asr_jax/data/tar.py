@@ -23,7 +23,7 @@ COMPRESSED = {
 
 def is_shard_name(name: str) -> bool:
     """Whether a path or pattern names tar shards, compressed ones included."""
-    return re.search(r"\.(tar|tgz|tbz2|txz)(\.\w+)?$", name.lower()) is not None
+    return re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name.lower()) is not None
 
 
 def shard_paths(pattern: str) -> list[Path]:

@@ -214,3 +214,29 @@ def test_kinds_list_the_same(write, tmp_path, listed):
         assert (one.text, one.speaker) == (expected.text, expected.speaker)
         assert abs(one.duration_seconds - expected.duration_seconds) < 0.5 / RATE_HZ
         np.testing.assert_array_equal(samples_of(one), samples)
+
+
+def test_examples_of_the_documentation_name_the_same_stretch(tmp_path):
+    """The blocks of docs/data.md, put into files as it says."""
+    document = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+
+    def example(heading: str) -> str:
+        after = document.split(f"## {heading}\n\n")[1]
+        return "\n".join(line[4:] for line in after.split("\n\n")[0].splitlines())
+
+    (tmp_path / "audio").mkdir()
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 60 * RATE_HZ)
+    soundfile.write(tmp_path / "audio/talk.flac", noise, RATE_HZ)
+    (tmp_path / "train.jsonl").write_text(example("JSONL manifest"))
+    (tmp_path / "cuts.jsonl").write_text(example("Lhotse cuts").replace("\n", " "))
+    (tmp_path / "kaldi").mkdir()
+    for line in example("Kaldi data directory").splitlines():
+        name, contents = line.split(maxsplit=1)
+        (tmp_path / "kaldi" / name).write_text(contents.replace("audio/", "../audio/") + "\n")
+    read = [read_manifest(tmp_path / name) for name in ("train.jsonl", "cuts.jsonl", "kaldi")]
+    for (utterance,), skipped in read:
+        assert skipped == []
+        assert (utterance.text, utterance.speaker) == ("good morning", "ann")
+        expected = samples_of(read[0][0][0])
+        np.testing.assert_array_equal(samples_of(utterance), expected)
+        assert len(expected) == 3.2 * RATE_HZ

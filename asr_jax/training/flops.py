@@ -1,8 +1,7 @@
 """How many operations a training step must do: what its speed on a device is judged by."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from asr_jax.config import Config
 from asr_jax.features.frames import frame_count
@@ -14,8 +13,8 @@ def model_flops(
     vocabulary_size: int,
     *,
     rows: int,
-    seconds: float | Sequence[float],
-    labels: int | Sequence[int],
+    seconds: ArrayLike,
+    labels: ArrayLike,
 ) -> dict[str, int]:
     """Floating-point operations of one step's forward and backward pass, by part of the model.
 

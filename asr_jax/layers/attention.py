@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask
+from asr_jax.layers.linear import Linear
 
 # Queries that meet all frames at a time: 20 seconds of speech, as long as LibriSpeech's batches.
 BLOCK_FRAMES = 512
@@ -75,13 +76,13 @@ class RelativeAttention(nnx.Module):
     def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
         head_width = width // heads
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.position = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+        self.query = Linear(width, width, use_bias=False, rngs=rngs)
+        self.key = Linear(width, width, use_bias=False, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.position = Linear(width, width, use_bias=False, rngs=rngs)
         self.content_bias = nnx.Param(jnp.zeros((heads, head_width)))
         self.position_bias = nnx.Param(jnp.zeros((heads, head_width)))
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
 
     def __call__(
         self,
@@ -139,10 +140,10 @@ class RotaryAttention(nnx.Module):
 
     def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, use_bias=False, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
         self.heads = heads
 
     def __call__(

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask, halved
+from asr_jax.layers.linear import Linear
 
 
 @jax.custom_vjp
@@ -44,7 +45,7 @@ class Subsampling2D(nnx.Module):
         )
         self.first = convolution(1, channels)
         self.second = convolution(channels, channels)
-        self.project = nnx.Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
+        self.project = Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
@@ -70,9 +71,9 @@ class Subsampling1D(nnx.Module):
     """
 
     def __init__(self, mel_bins: int, width: int, *, channels: int, rngs: nnx.Rngs):
-        self.first = nnx.Linear(3 * mel_bins, channels, rngs=rngs)
-        self.second = nnx.Linear(3 * channels, channels, rngs=rngs)
-        self.project = nnx.Linear(channels, width, rngs=rngs)
+        self.first = Linear(3 * mel_bins, channels, rngs=rngs)
+        self.second = Linear(3 * channels, channels, rngs=rngs)
+        self.project = Linear(channels, width, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]

@@ -1,7 +1,8 @@
 """How many operations a training step must do: what its speed on a device is judged by."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import ArrayLike
 
 from asr_jax.config import Config
 from asr_jax.features.frames import frame_count
@@ -13,8 +14,8 @@ def model_flops(
     vocabulary_size: int,
     *,
     rows: int,
-    seconds: ArrayLike,
-    labels: ArrayLike,
+    seconds: float | Sequence[float] | np.ndarray,
+    labels: int | Sequence[int] | np.ndarray,
 ) -> dict[str, int]:
     """Floating-point operations of one step's forward and backward pass, by part of the model.
 

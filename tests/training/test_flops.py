@@ -122,3 +122,13 @@ def test_real_lengths_are_summed_row_by_row():
     alone = [of(1, 0.3, 2), of(1, 1.7, 9)]
     together = of(2, [0.3, 1.7], [2, 9])
     assert together == {part: sum(one[part] for one in alone) for part in together}
+
+
+def test_rematerialising_all_but_products_makes_few_of_them_again():
+    def executed(remat):
+        encoder = dataclasses.replace(CONFIG.encoder, remat=remat)
+        function, params = gradients_of_losses(dataclasses.replace(CONFIG, encoder=encoder))
+        return traced_products(jax.make_jaxpr(function)(params).jaxpr)
+
+    kept, all_again, some_again = map(executed, ("none", "layer", "dots"))
+    assert kept < some_again < kept + (all_again - kept) / 4

@@ -211,7 +211,7 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
             )
             / 1e9,
         }
-        on_device = jax.device_put(batch, steps.batch_sharding)
+        on_device = jax.device_put(batch, batch_sharding(mesh))
 
         def step(compiled: Any = compiled, on_device: Any = on_device) -> Any:
             nonlocal state

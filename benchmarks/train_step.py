@@ -1,11 +1,21 @@
-"""Where a training step's time goes: python benchmarks/train_step.py CONFIG [--FIELD VALUE ...]
+"""What a training step takes on the devices at hand, and where its time goes:
 
-For every bucket, with batches of noise at four fifths of the bucket's length: milliseconds of wall
-and processor time of the whole step and of its parts, each compiled by itself, and seconds of audio
-per second. Prints a table, and a line of JSON at the end.
+    python benchmarks/train_step.py [CONFIG ...] [--repeats N] [--rows N] [--split BUCKET ...]
+        [--peak-tflops X] [--output FILE] [--FIELD VALUE ...]
+
+Without CONFIG: Conformer-S, M and L of configs/librispeech_960h_*.py. For every bucket, with
+batches of noise whose lengths fill the bucket as recordings would: the median time of the compiled
+step that training takes, memory, the operations that the model needs (training/flops.py: of real
+frames and cells, without recomputation), their rate, its share of the device's peak, and seconds of
+audio per second, which are hours per hour. Rates are of one device. For the buckets of --split, the
+parts of the step, each compiled by itself.
+
+Waiting for data is not measured here: `waiting_share` in a run's metrics.jsonl is.
 """
 
+import argparse
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -18,134 +28,272 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from asr_jax.commands.arguments import load_config
 from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.devices import prepare_devices
-from asr_jax.losses import transducer_loss
+from asr_jax.config import Config
 from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.training.flops import model_flops
+from asr_jax.training.loop import compile_steps
+from asr_jax.training.objective import utterance_losses
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import initial_state, split_model
-from asr_jax.training.step import augmented_features, train_step
+from asr_jax.training.state import TrainState, abstract_state, initial_state, split_model
+from asr_jax.training.step import augmented_features, cast
 from asr_jax.types import Batch
 
-REPEATS = 15
+DEFAULT_CONFIGS = [f"configs/librispeech_960h_{size}.py" for size in "sml"]
+# Published dense bfloat16 TFLOP/s by a part of the device's name; the first that fits.
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L4": 121,
+    "TPU v6 lite": 918,
+    "TPU v5 lite": 197,
+    "TPU v5": 459,
+    "TPU v4": 275,
+}
 
 
-def measure(function: Any, *arguments: Any) -> dict[str, float]:
-    """Median wall and mean processor milliseconds of a call, and seconds to compile it."""
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    compile_seconds = time.perf_counter() - began
-    jax.block_until_ready(compiled(*arguments))
-    walls, before = [], time.process_time()
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        walls.append(1e3 * (time.perf_counter() - began))
-    processor = 1e3 * (time.process_time() - before) / REPEATS
-    return {
-        "wall_ms": statistics.median(walls),
-        "processor_ms": processor,
-        "compile_s": compile_seconds,
-    }
+def parse(arguments: list[str]) -> tuple[list[str], argparse.Namespace, list[str]]:
+    """Config files, our own options, and the overrides of fields."""
+    configs = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
+    parser = argparse.ArgumentParser(
+        usage=str(__doc__), formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="steps timed, of which the median")
+    parser.add_argument("--rows", type=int, help="at most so many utterances in a batch")
+    parser.add_argument("--split", type=int, nargs="*", help="buckets, from 1; default: the middle")
+    parser.add_argument("--peak-tflops", type=float, help="of a device, where not of the table")
+    parser.add_argument("--output", type=Path, help="for the figures as JSON")
+    options, overrides = parser.parse_known_args(arguments[len(configs) :])
+    return configs or DEFAULT_CONFIGS, options, overrides
 
 
-def noise(shape: Batch, vocabulary: int) -> Batch:
+def peak_tflops(config: Config, given: float | None) -> float | None:
+    """Of one device; a table's figure is of bfloat16 and of no use to float32."""
+    kind = jax.devices()[0].device_kind
+    found = next((peak for name, peak in PEAK_TFLOPS.items() if name in kind), None)
+    return given or (found if config.train.compute_dtype == "bfloat16" else None)
+
+
+def fabricated_batch(shape: Batch, edges: tuple[float, float], rate_hz: int, symbols: int) -> Batch:
+    """Noise, of lengths drawn evenly between the edges, with three quarters of the labels."""
     random = np.random.default_rng(0)
     rows, samples = shape.samples.shape
-    labels = shape.labels.shape[1]
+    most, longest = shape.labels.shape[1], edges[1]
+    seconds = random.uniform(max(edges[0], longest / 4), longest, rows)
+    lengths = (seconds * rate_hz).astype(np.int32)
+    label_rates = random.normal(0.75, 0.1, rows) * most / longest
+    real = np.arange(samples) < lengths[:, None]
     return Batch(
-        samples=random.normal(scale=0.1, size=(rows, samples)).astype(np.float32),
-        sample_lengths=np.full(rows, samples * 4 // 5, np.int32),
-        labels=random.integers(2, vocabulary, (rows, labels)).astype(np.int32),
-        label_lengths=np.full(rows, labels // 2, np.int32),
+        samples=np.where(real, random.normal(scale=0.1, size=real.shape), 0).astype(np.float32),
+        sample_lengths=lengths,
+        labels=random.integers(2, symbols, (rows, most)).astype(np.int32),
+        label_lengths=np.clip(label_rates * seconds, 1, most).astype(np.int32),
         tempo=np.ones(rows, np.float32),
         utterances=np.arange(rows, dtype=np.int32),
         joined=np.full(rows, -1, np.int32),
     )
 
 
-def main() -> None:
-    config = load_config(Path(sys.argv[1]), sys.argv[2:])
-    prepare_devices(config.mesh)
+def milliseconds(call: Any, repeats: int) -> float:
+    """Median of synchronised calls, the first ones not counted."""
+    times = []
+    for _ in range(2 + repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times[2:])
+
+
+def measured(function: Any, *arguments: Any, repeats: int) -> float:
+    return milliseconds(functools.partial(jax.jit(function), *arguments), repeats)
+
+
+class Encoded:
+    """A model that has encoded and predicted already: what is left of it is joint and losses."""
+
+    def __init__(self, model: Any, outputs: Any):
+        self.joint, self.ctc_head, self.outputs = model.joint, model.ctc_head, outputs
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.outputs
+
+
+def split(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    mesh: Mesh,
+    repeats: int,
+) -> dict[str, float]:
+    """Milliseconds of the step's parts, each compiled by itself, with its gradients."""
+    time_of = functools.partial(measured, repeats=repeats)
+    key, dtype = jax.random.key(0), config.train.compute_dtype
+    host_batch = jax.device_get(batch)
+    featurize = lambda batch: augmented_features(batch, key, config=config, mesh=mesh)
+    features, lengths = jax.jit(featurize)(batch)
+    model_of = lambda params: nnx.merge(graphdef, cast(params, dtype))
+
+    def encode(params: Any, features: Any, lengths: Any) -> Any:
+        return model_of(params).encoder(features.astype(dtype), lengths, key=key)
+
+    def predict(params: Any, labels: Any) -> jax.Array:
+        return model_of(params).predictor(labels, key=key)
+
+    def lose(params: Any, encoded: Any, predicted: Any, lengths: Any, *labels: Any) -> jax.Array:
+        ready: Any = Encoded(model_of(params), (encoded, lengths, predicted))
+        losses = utterance_losses(ready, features, lengths, *labels, config=config.joint)
+        return jnp.sum(losses[0]) + config.joint.ctc_weight * jnp.sum(losses[1])
+
+    def update(gradients: Any, state: TrainState) -> Any:
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return params, moments, optax.incremental_update(params, state.averaged, 0.001)
+
+    squares = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)))
+    encoded, frames = jax.jit(encode)(state.params, features, lengths)
+    predicted = jax.jit(predict)(state.params, batch.labels)
+    encoder_loss = lambda *arguments: squares(encode(*arguments)[0])
+    predictor_loss = lambda *arguments: squares(predict(*arguments))
+    put = functools.partial(jax.device_put, host_batch, batch_sharding(mesh))
+    losing = state.params, encoded, predicted, frames, batch.labels, batch.label_lengths
+    return {
+        "batch to the devices": milliseconds(put, repeats),
+        "features, augmentation": time_of(featurize, batch),
+        "encoder, forward": time_of(encode, state.params, features, lengths),
+        "encoder": time_of(jax.grad(encoder_loss), state.params, features, lengths),
+        "predictor": time_of(jax.grad(predictor_loss), state.params, batch.labels),
+        "joint and losses": time_of(jax.grad(lose, (0, 1, 2)), *losing),
+        "optimizer": time_of(update, state.params, state),
+    }
+
+
+def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Figures of every bucket, printed as they come."""
     mesh = make_mesh(config.mesh, jax.devices())
-    vocabulary = 29 if config.tokenizer.kind == "char" else config.tokenizer.vocabulary_size
+    symbols = 29 if config.tokenizer.kind == "char" else config.tokenizer.vocabulary_size
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
-    state = initial_state(config, vocabulary, optimizer, mesh)
-    graphdef, _ = split_model(config, vocabulary)
-    key = jax.random.key(0)
-    results = []
-    for shape in batch_shapes(config):
-        batch = jax.device_put(noise(shape, vocabulary), batch_sharding(mesh))
-        featurize = lambda batch: augmented_features(batch, key, config=config, mesh=mesh)
-        features, lengths = jax.jit(featurize)(batch)
-
-        def encode(params: Any, features: Any, lengths: Any) -> jax.Array:
-            encoded, _ = nnx.merge(graphdef, params).encoder(features, lengths, key=key)
-            return jnp.sum(encoded**2)
-
-        frames, width = -(-features.shape[1] // 4), config.joint.width
-        rows, labels = batch.labels.shape
-        normal = lambda *size: jnp.asarray(
-            np.random.default_rng(1).normal(size=size).astype(np.float32)
-        )
-        joint = (normal(rows, frames, width), normal(rows, labels + 1, width))
-        kernel, bias = 0.1 * normal(width, vocabulary), jnp.zeros(vocabulary)
-        frame_lengths = jnp.full(rows, frames * 4 // 5)
-
-        def lose(encoded: Any, predicted: Any, kernel: Any, bias: Any) -> jax.Array:
-            return jnp.sum(
-                transducer_loss(
-                    encoded,
-                    predicted,
-                    kernel,
-                    bias,
-                    jnp.asarray(batch.labels),
-                    frame_lengths,
-                    jnp.asarray(batch.label_lengths),
-                    activation=config.joint.activation,
-                    chunk_frames=config.joint.chunk_frames,
-                )
+    graphdef, _ = split_model(config, symbols)
+    abstract = abstract_state(config, symbols, optimizer, mesh)
+    shapes = [at_most(options.rows, shape) for shape in batch_shapes(config)]
+    note = lambda text: print(text, file=sys.stderr, flush=True)
+    steps = compile_steps(config, graphdef, optimizer, abstract, mesh, shapes, note=note)
+    begin = lambda: initial_state(config, symbols, optimizer, mesh)
+    state, found = begin(), []
+    chosen = [(len(shapes) + 1) // 2] if options.split is None else options.split
+    print_row("bucket", "ms/step", "GB", "TFLOP", "TFLOP/s", "of peak", "audio s/s", "padding")
+    edges = itertools.pairwise((0.0, *config.data.bucket_seconds))
+    rate_hz = config.features.sample_rate_hz
+    for number, (shape, (low, high)) in enumerate(zip(shapes, edges), 1):
+        batch = fabricated_batch(shape, (low, high), rate_hz, symbols)
+        compiled: Any = steps.compiled[*batch.samples.shape, batch.labels.shape[1]]
+        seconds = batch.sample_lengths / rate_hz
+        rows, memory = len(seconds), compiled.memory_analysis()
+        flops = model_flops(config, symbols, rows=rows, seconds=seconds, labels=batch.label_lengths)
+        figures: dict[str, Any] = {
+            "rows": rows,
+            "bucket_seconds": high,
+            "audio_seconds": float(seconds.sum()),
+            "padding": 1 - float(seconds.mean()) / high,
+            "model_flops": flops,
+            "memory_gb": (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+                - memory.alias_size_in_bytes
             )
-
-        def update(gradients: Any, state: Any) -> Any:
-            updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
-            return params, moments, optax.incremental_update(params, state.averaged, 0.001)
-
-        parts = {
-            "step": measure(
-                functools.partial(
-                    train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
-                ),
-                state,
-                batch,
-            ),
-            "features": measure(featurize, batch),
-            "encoder": measure(jax.grad(encode), state.params, features, lengths),
-            "joint and loss": measure(jax.grad(lose, argnums=(0, 1, 2, 3)), *joint, kernel, bias),
-            "optimizer": measure(update, state.params, state),
+            / 1e9,
         }
-        audio_seconds = rows * batch.samples.shape[1] * 0.8 / config.features.sample_rate_hz
-        audio_rate = audio_seconds / parts["step"]["wall_ms"] * 1e3
-        print(f"{rows} utterances x {batch.samples.shape[1]} samples: {audio_rate:.0f} audio s/s")
-        for name, figures in parts.items():
-            share = figures["wall_ms"] / parts["step"]["wall_ms"]
-            print(
-                f"  {name:15s} {figures['wall_ms']:8.1f} ms wall {figures['processor_ms']:8.1f} ms "
-                f"processor  {share:6.1%}  compile {figures['compile_s']:.0f} s"
-            )
-        results.append(
-            {
-                "rows": rows,
-                "samples": batch.samples.shape[1],
-                "audio_seconds_per_second": audio_rate,
-            }
-            | {"parts": parts}
+        on_device = jax.device_put(batch, batch_sharding(mesh))
+
+        def step(compiled: Any = compiled, on_device: Any = on_device) -> Any:
+            nonlocal state
+            state, metrics = compiled(state, on_device)
+            return state, metrics
+
+        try:
+            figures["step_ms"] = milliseconds(step, options.repeats)
+            figures |= rates(figures, mesh.size, peak_tflops(config, options.peak_tflops))
+            if number in chosen:
+                parts = (config, graphdef, optimizer, state, on_device, mesh)
+                figures["parts_ms"] = split(*parts, options.repeats)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            figures["not_run"] = "does not fit into the device's memory"
+            state = begin()
+        report(figures)
+        found.append(figures)
+    return found
+
+
+def at_most(rows: int | None, shape: Batch) -> Batch:
+    few = min(rows or sys.maxsize, shape.samples.shape[0])
+    cut: Any = lambda x: jax.ShapeDtypeStruct((few, *x.shape[1:]), x.dtype)
+    return jax.tree.map(cut, shape)
+
+
+def rates(figures: dict[str, Any], devices: int, peak: float | None) -> dict[str, Any]:
+    """Per device."""
+    seconds = figures["step_ms"] / 1e3 * devices
+    tflops = sum(figures["model_flops"].values()) / 1e12 / seconds
+    return {
+        "tflops_per_device": tflops,
+        "utilisation": peak and tflops / peak,
+        "audio_seconds_per_second_per_device": figures["audio_seconds"] / seconds,
+    }
+
+
+def report(figures: dict[str, Any]) -> None:
+    size = f"{figures['rows']} x {figures['bucket_seconds']:g} s"
+    if "not_run" in figures:
+        return print_row(size, figures["not_run"], f"{figures['memory_gb']:.1f}")
+    share = figures["utilisation"]
+    print_row(
+        size,
+        f"{figures['step_ms']:.1f}",
+        f"{figures['memory_gb']:.2f}",
+        f"{sum(figures['model_flops'].values()) / 1e12:.3g}",
+        f"{figures['tflops_per_device']:.3g}",
+        "-" if share is None else f"{share:.1%}",
+        f"{figures['audio_seconds_per_second_per_device']:.0f}",
+        f"{figures['padding']:.0%}",
+    )
+    for name, value in figures.get("parts_ms", {}).items():
+        print(f"    {name:24s}{value:10.1f} ms {value / figures['step_ms']:7.1%}")
+
+
+def print_row(first: str, *others: str) -> None:
+    print(f"{first:14s}" + "".join(f"{other:>11s}" for other in others), flush=True)
+
+
+def main() -> None:
+    paths, options, overrides = parse(sys.argv[1:])
+    found = {}
+    for path in paths:
+        config = load_config(Path(path), overrides)
+        if not found:
+            prepare_devices(config.mesh)
+        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        peak = peak_tflops(config, options.peak_tflops)
+        print(
+            f"\n{path}: {device}, JAX {jax.__version__}, {config.train.compute_dtype}, peak "
+            + (f"{peak:g} TFLOP/s a device" if peak else "unknown: --peak-tflops")
+            + (f"; cut to {options.rows} rows" if options.rows else "")
         )
-    device = jax.devices()[0].device_kind
-    print(json.dumps({"device": device, "jax": jax.__version__, "buckets": results}))
+        found[path] = {"device": device, "jax": jax.__version__, "peak_tflops": peak}
+        found[path] |= {"buckets": benchmark(config, options)}
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    else:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

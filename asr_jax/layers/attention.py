@@ -1,14 +1,25 @@
 """Self-attention that knows how far frames lie apart, in two ways."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
+
+from asr_jax.layers.length import frame_mask
+from asr_jax.layers.linear import Linear
+
+# Queries that meet all frames at a time: 20 seconds of speech, as long as LibriSpeech's batches.
+BLOCK_FRAMES = 512
 
 
 def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
-    """Sinusoids of the distances frames - 1 down to -(frames - 1): R = 2 frames - 1 rows."""
-    distances = jnp.arange(frames - 1, -frames, -1, dtype=jnp.float32)
+    """Sinusoids of the distances frames down to -(frames - 1): R = 2 frames rows.
+
+    The first is no pair's; shift_relative has use for it.
+    """
+    distances = jnp.arange(frames, -frames, -1, dtype=jnp.float32)
     rates = jnp.exp(jnp.arange(0, width, 2) * (-jnp.log(10_000.0) / width))
     angles = distances[:, None] * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(distances), -1)[
@@ -16,13 +27,42 @@ def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
     ]
 
 
-def shift_relative(scores: Float[Array, "B H T R"]) -> Float[Array, "B H T T"]:
-    """From scores[t, r] over distances r to scores[t, s] over frames s: r = T - 1 - t + s."""
-    *batch, frames, distances = scores.shape
-    skewed = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0))).reshape(
-        *batch, distances + 1, frames
-    )
-    return skewed[..., 1:, :].reshape(*batch, frames, distances)[..., :frames]
+def shift_relative(scores: Float[Array, "B H Q R"]) -> Float[Array, "B H Q T"]:
+    """From scores[q, r] over distances to scores[q, t] over frames: r = Q - q + t, R = Q + T.
+
+    A row of R and a column of T + Q - 1 numbers lie alike in memory, but for the first Q.
+    """
+    *batch, queries, distances = scores.shape
+    skewed = scores.reshape(*batch, distances, queries)[..., 1:, :]
+    return skewed.reshape(*batch, queries, distances - 1)[..., : distances - queries]
+
+
+def in_blocks(
+    attend: Callable[..., Float[Array, "B Q H D"]],
+    query: Float[Array, "B T H D"],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B T H D"]:
+    """attend(block, first, lengths) of blocks of neighbouring queries, the first being frame
+    `first`: all at once, or where there are more than BLOCK_FRAMES, one block after the other.
+
+    Then scores exist for one block at a time, and are computed once more in the backward pass.
+    """
+    frames = query.shape[1]
+    blocks = -(-frames // BLOCK_FRAMES)
+    if blocks == 1:
+        return attend(query, 0, lengths)
+    size = -(-frames // blocks)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * size - frames), (0, 0), (0, 0)))
+    apart = jnp.moveaxis(padded.reshape(len(query), blocks, size, *query.shape[2:]), 1, 0)
+
+    # Lengths are carried through this loop, and that over the layers: what depends only on things
+    # from outside of a loop JAX computes outside, and would keep masks as large as the scores.
+    @jax.checkpoint
+    def run(lengths, block_and_first):
+        return lengths, attend(*block_and_first, lengths)
+
+    _, attended = jax.lax.scan(run, lengths, (apart, size * jnp.arange(blocks)))
+    return jnp.moveaxis(attended, 0, 1).reshape(padded.shape)[:, :frames]
 
 
 class RelativeAttention(nnx.Module):
@@ -36,34 +76,49 @@ class RelativeAttention(nnx.Module):
     def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
         head_width = width // heads
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.position = nnx.Linear(width, width, use_bias=False, rngs=rngs)
+        self.query = Linear(width, width, use_bias=False, rngs=rngs)
+        self.key = Linear(width, width, use_bias=False, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.position = Linear(width, width, use_bias=False, rngs=rngs)
         self.content_bias = nnx.Param(jnp.zeros((heads, head_width)))
         self.position_bias = nnx.Param(jnp.zeros((heads, head_width)))
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         positions: Float[Array, "R D"],
-        mask: Bool[Array, "B T"],
+        lengths: Int[Array, " B"],
     ) -> Float[Array, "B T D"]:
-        """`positions` of relative_positions; frames where the mask is False are not seen."""
+        """`positions` of relative_positions; frames beyond the lengths are not seen."""
         heads, head_width = self.content_bias.shape
         split = lambda y: y.reshape(*y.shape[:-1], heads, head_width)
         x = self.norm(x)
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         position = split(self.position(positions))
-        by_content = jnp.einsum("bthd,bshd->bhts", query + self.content_bias[...], key)
-        by_position = jnp.einsum("bthd,rhd->bhtr", query + self.position_bias[...], position)
-        scores = (by_content + shift_relative(by_position)) * head_width**-0.5
-        # Finite, so that a row without any frame gives numbers, not NaN.
-        scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
-        weights = jax.nn.softmax(scores).astype(value.dtype)
-        attended = jnp.einsum("bhts,bshd->bthd", weights, value)
-        return self.out(attended.reshape(x.shape))
+        frames = x.shape[1]
+
+        def attend(query, first, lengths):
+            queries = query.shape[1]
+            # The last block may be filled up with queries beyond the end, far from every frame.
+            filled = -frames % queries
+            near = jax.lax.dynamic_slice_in_dim(
+                jnp.pad(position, ((filled, 0), (0, 0), (0, 0))),
+                filled + frames - queries - first,
+                queries + frames,
+            )
+            # For each utterance, lest the compiler should transpose scores of all distances.
+            near = jnp.broadcast_to(near, (len(query), *near.shape))
+            by_content = jnp.einsum("bqhd,bthd->bhqt", query + self.content_bias[...], key)
+            by_distance = jnp.einsum("bqhd,brhd->bhqr", query + self.position_bias[...], near)
+            scores = by_content.astype(jnp.float32) + shift_relative(by_distance)
+            # Finite, so that a row without any frame gives numbers, not NaN. Added, not selected:
+            # the constant would be kept in the shape of the scores.
+            hidden = jnp.where(frame_mask(lengths, frames), 0.0, -1e30)[:, None, None]
+            weights = jax.nn.softmax(scores * head_width**-0.5 + hidden).astype(value.dtype)
+            return jnp.einsum("bhqt,bthd->bqhd", weights, value)
+
+        return self.out(in_blocks(attend, query, lengths).reshape(x.shape))
 
 
 def rotate(x: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
@@ -85,22 +140,22 @@ class RotaryAttention(nnx.Module):
 
     def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, use_bias=False, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
         self.heads = heads
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: None, mask: Bool[Array, "B T"]
+        self, x: Float[Array, "B T D"], positions: None, lengths: Int[Array, " B"]
     ) -> Float[Array, "B T D"]:
-        """Frames where the mask is False are not seen."""
+        """Frames beyond the lengths are not seen."""
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
         x = self.norm(x)
-        attended = jax.nn.dot_product_attention(
-            rotate(split(self.query(x))),
-            rotate(split(self.key(x))),
-            split(self.value(x)),
-            mask=mask[:, None, None],
-        )
-        return self.out(attended.reshape(x.shape))
+        query, key = rotate(split(self.query(x))), rotate(split(self.key(x)))
+        value = split(self.value(x))
+
+        def attend(query, _, lengths):
+            return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths)
+
+        return self.out(in_blocks(attend, query, lengths).reshape(x.shape))

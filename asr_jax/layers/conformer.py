@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.layers.attention import RelativeAttention, RotaryAttention
 from asr_jax.layers.convolution import ConvolutionModule
@@ -38,15 +38,15 @@ class ConformerBlock(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Float[Array, "R D"] | None,
-        mask: Bool[Array, "B T"],
+        lengths: Int[Array, " B"],
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Without a key nothing is dropped."""
+        """Frames beyond the lengths change none before. Without a key nothing is dropped."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         drop = lambda y, key: dropout(y, self.dropout, key)
         x = x + 0.5 * drop(self.first_feedforward(x), keys[0])
-        x = x + drop(self.attention(x, positions, mask), keys[1])
-        x = x + drop(self.convolution(x, mask), keys[2])
+        x = x + drop(self.attention(x, positions, lengths), keys[1])
+        x = x + drop(self.convolution(x, lengths), keys[2])
         x = x + 0.5 * drop(self.second_feedforward(x), keys[3])
         return self.norm(x)

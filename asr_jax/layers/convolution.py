@@ -5,7 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
+
+from asr_jax.layers.length import frame_mask
+from asr_jax.layers.linear import Linear
 
 
 @jax.custom_vjp
@@ -52,17 +55,20 @@ class ConvolutionModule(nnx.Module):
 
     def __init__(self, width: int, *, kernel_frames: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.gated = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.gated = Linear(width, 2 * width, rngs=rngs)
         initializer = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=0
         )
         self.depthwise = nnx.Param(initializer(rngs.params(), (kernel_frames, width)))
         self.depthwise_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.pointwise = nnx.Linear(width, width, rngs=rngs)
+        self.pointwise = Linear(width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Padding frames (mask False) count as zeros for their neighbours."""
+    def __call__(
+        self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B T D"]:
+        """Frames beyond the lengths count as zeros for their neighbours."""
         value, gate = jnp.split(self.gated(self.norm(x)), 2, axis=-1)
-        x = jnp.where(mask[..., None], value * jax.nn.sigmoid(gate), 0)
+        real = frame_mask(lengths, x.shape[1])[..., None]
+        x = jnp.where(real, value * jax.nn.sigmoid(gate), 0)
         x = depthwise_convolution(x, self.depthwise[...].astype(x.dtype))
         return self.pointwise(jax.nn.silu(self.depthwise_norm(x)))

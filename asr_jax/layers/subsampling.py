@@ -8,6 +8,29 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask, halved
+from asr_jax.layers.linear import Linear
+
+
+@jax.custom_vjp
+def rectify(x: Float[Array, "B T F C"], lengths: Int[Array, " B"]) -> Float[Array, "B T F C"]:
+    """max(x, 0), and zeros beyond the lengths.
+
+    For the gradient it keeps its result, which the layer behind it keeps anyway.
+    """
+    return jnp.where(frame_mask(lengths, x.shape[1])[..., None, None], jax.nn.relu(x), 0)
+
+
+def _rectify_fwd(x, lengths):
+    # XLA would compute y once more from x in the backward pass, and keep both.
+    y = jax.lax.optimization_barrier(rectify(x, lengths))
+    return y, y
+
+
+def _rectify_bwd(y, gradient):
+    return jnp.where(y > 0, gradient, 0), None
+
+
+rectify.defvjp(_rectify_fwd, _rectify_bwd)
 
 
 class Subsampling2D(nnx.Module):
@@ -22,18 +45,23 @@ class Subsampling2D(nnx.Module):
         )
         self.first = convolution(1, channels)
         self.second = convolution(channels, channels)
-        self.project = nnx.Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
+        self.project = Linear(halved(halved(mel_bins)) * channels, width, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"]]:
         """Padding may hold anything. Returns frames and their lengths, ceil(ceil(T / 2) / 2)."""
-        x = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)[..., None]
-        for convolution in (self.first, self.second):
-            x = jax.nn.relu(convolution(x))
-            lengths = halved(lengths)
-            x = jnp.where(frame_mask(lengths, x.shape[1])[..., None, None], x, 0)
-        return self.project(x.reshape(*x.shape[:2], -1)), lengths
+        half, quarter = halved(lengths), halved(halved(lengths))
+        features = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)
+
+        # The output of the first convolution is the largest tensor of all and quickly made: the
+        # backward pass makes it again, rather than keep it while the blocks run.
+        @jax.checkpoint
+        def convolve(x):
+            return self.second(rectify(self.first(x), half))
+
+        x = rectify(convolve(features[..., None]), quarter)
+        return self.project(x.reshape(*x.shape[:2], -1)), quarter
 
 
 class Subsampling1D(nnx.Module):
@@ -43,9 +71,9 @@ class Subsampling1D(nnx.Module):
     """
 
     def __init__(self, mel_bins: int, width: int, *, channels: int, rngs: nnx.Rngs):
-        self.first = nnx.Linear(3 * mel_bins, channels, rngs=rngs)
-        self.second = nnx.Linear(3 * channels, channels, rngs=rngs)
-        self.project = nnx.Linear(channels, width, rngs=rngs)
+        self.first = Linear(3 * mel_bins, channels, rngs=rngs)
+        self.second = Linear(3 * channels, channels, rngs=rngs)
+        self.project = Linear(channels, width, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "B T F"], lengths: Int[Array, " B"]

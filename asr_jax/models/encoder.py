@@ -75,7 +75,6 @@ class ConformerEncoder(nnx.Module):
         What the padding holds changes no real frame. Without a key nothing is dropped.
         """
         x, lengths = self.subsampling(features, lengths)
-        mask = frame_mask(lengths, x.shape[1])
         positions = None
         if self.attention == "relative":
             positions = relative_positions(x.shape[1], x.shape[2]).astype(x.dtype)
@@ -84,9 +83,9 @@ class ConformerEncoder(nnx.Module):
             key, *_ = keys = jax.random.split(key, self.layers + 1)
             x, keys = dropout(x, self.dropout, key), keys[1:]
 
-        def run(x, block_and_key):
-            block, key = block_and_key
-            return block(x, positions, mask, key=key), None
+        def run(x_and_lengths, block_and_key):
+            (x, lengths), (block, key) = x_and_lengths, block_and_key
+            return (block(x, positions, lengths, key=key), lengths), None
 
-        x, _ = jax.lax.scan(_REMAT[self.remat](run), x, (self.blocks, keys))
-        return jnp.where(mask[..., None], x, 0), lengths
+        (x, _), _ = jax.lax.scan(_REMAT[self.remat](run), (x, lengths), (self.blocks, keys))
+        return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0), lengths

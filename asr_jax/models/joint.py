@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from asr_jax.layers.linear import Linear
+
 
 class Joint(nnx.Module):
     """Projects both sides to one width; the output layer's parameters go to the loss as they are.
@@ -25,9 +27,9 @@ class Joint(nnx.Module):
         activation: Literal["tanh", "relu"],
         rngs: nnx.Rngs,
     ):
-        self.encoder_projection = nnx.Linear(encoder_width, width, rngs=rngs)
-        self.predictor_projection = nnx.Linear(predictor_width, width, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(width, vocabulary_size, rngs=rngs)
+        self.encoder_projection = Linear(encoder_width, width, rngs=rngs)
+        self.predictor_projection = Linear(predictor_width, width, use_bias=False, rngs=rngs)
+        self.out = Linear(width, vocabulary_size, rngs=rngs)
         self.activation = activation
 
     def __call__(

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
+from asr_jax.layers.linear import Linear
 from asr_jax.models.encoder import ConformerEncoder
 from asr_jax.models.joint import Joint
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
@@ -51,7 +52,7 @@ class Transducer(nnx.Module):
             rngs=rngs,
         )
         self.ctc_head = (
-            nnx.Linear(encoder.width, vocabulary_size, rngs=rngs) if joint.ctc_weight else None
+            Linear(encoder.width, vocabulary_size, rngs=rngs) if joint.ctc_weight else None
         )
 
     def __call__(

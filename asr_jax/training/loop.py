@@ -134,9 +134,13 @@ def train(
     unread: tuple[Metrics, np.ndarray] | None = None
     progress.begin()
 
+    # Nothing goes to the devices or comes back but what is put and got by name, and when one of the
+    # guests below looks at the state.
+    guests = functools.partial(jax.transfer_guard, "allow")
     with (
         contextlib.closing(MetricsLog(run, start=step, project=config.train.wandb_project)) as log,
         recorded_steps(profile, run / "tensorboard", note=progress.note) as record,
+        jax.transfer_guard("disallow"),
     ):
         while step < total and reason is None:
             asked = time.monotonic()
@@ -155,7 +159,8 @@ def train(
             if reason or due(config.train.log_every_steps):
                 audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
                 unread, elapsed = None, time.monotonic() - began
-                figures = {name: float(value) for name, value in metrics._asdict().items()}
+                read = jax.device_get(metrics)._asdict()
+                figures = {name: float(value) for name, value in read.items()}
                 figures |= {
                     "audio_seconds_per_second": audio_seconds / elapsed,
                     "steps_per_second": (step - since) / elapsed,
@@ -180,17 +185,20 @@ def train(
                 and (reason is None or step == total)
                 and due(config.train.evaluate_every_steps)
             ):
-                wer_percent = evaluate(state.averaged)
+                with guests():
+                    wer_percent = evaluate(state.averaged)
                 log.write(step, {"dev_wer": wer_percent})
                 progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
             improved = wer_percent is not None and (best is None or wer_percent < best)
             if improved:
                 best = wer_percent
             if improved or reason or due(config.checkpoint.every_steps):
-                checkpoint.save(checkpointer, state, wer_percent=wer_percent, about=about)
+                with guests():
+                    checkpoint.save(checkpointer, state, wer_percent=wer_percent, about=about)
             if wer_percent is not None or reason:
                 since, began, waited, audio_seconds = step, time.monotonic(), 0.0, 0.0
-        checkpoint.finish(checkpointer)
+        with guests():
+            checkpoint.finish(checkpointer)
     return state, reason
 
 
@@ -207,6 +215,7 @@ def _examine(
     progress: ProgressDisplay,
 ) -> float:
     """Reports a skipped step, and raises TrainingDiverged. Returns the audio seconds."""
+    metrics = jax.device_get(metrics)
     diverged = functools.partial(
         TrainingDiverged, step=step, data_position=int(metrics.data_position)
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from asr_jax.layers import attention
 from asr_jax.layers.attention import (
     RelativeAttention,
     RotaryAttention,
@@ -15,8 +16,8 @@ from asr_jax.layers.attention import (
 from asr_jax.layers.conformer import ConformerBlock
 from asr_jax.layers.convolution import ConvolutionModule, depthwise_convolution
 from asr_jax.layers.dropout import dropout
-from asr_jax.layers.length import frame_mask, halved
-from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D
+from asr_jax.layers.length import halved
+from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D, rectify
 
 
 def normal(seed, *shape):
@@ -24,17 +25,18 @@ def normal(seed, *shape):
 
 
 def test_shift_relative_picks_each_pairs_distance():
-    frames = 5
-    scores = normal(0, 2, 3, frames, 2 * frames - 1)
-    shifted = shift_relative(scores)
-    for t in range(frames):
-        for s in range(frames):
-            np.testing.assert_array_equal(shifted[:, :, t, s], scores[:, :, t, frames - 1 - t + s])
+    for queries, frames in ((5, 5), (2, 5)):
+        scores = normal(0, 2, 3, queries, queries + frames)
+        shifted = shift_relative(scores)
+        assert shifted.shape[-1] == frames
+        for q in range(queries):
+            for t in range(frames):
+                np.testing.assert_array_equal(shifted[..., q, t], scores[..., q, queries - q + t])
 
 
 def test_relative_positions_are_sinusoids_of_the_distance():
     positions = relative_positions(4, 6)
-    for row, distance in enumerate([3, 2, 1, 0, -1, -2, -3]):
+    for row, distance in enumerate([4, 3, 2, 1, 0, -1, -2, -3]):
         for pair in range(3):
             angle = distance / 10_000 ** (2 * pair / 6)
             np.testing.assert_allclose(positions[row, 2 * pair], np.sin(angle), atol=1e-6)
@@ -47,7 +49,7 @@ def test_attention_equals_the_formula_written_out():
     layer.content_bias[...] = normal(1, heads, width // heads)
     layer.position_bias[...] = normal(2, heads, width // heads)
     x = normal(3, 1, frames, width)
-    got = layer(x, relative_positions(frames, width), frame_mask(jnp.array([length]), frames))
+    got = layer(x, relative_positions(frames, width), jnp.array([length]))
 
     normed = np.asarray(layer.norm(x))[0]
     query, key = normed @ layer.query.kernel[...], normed @ layer.key.kernel[...]
@@ -58,7 +60,7 @@ def test_attention_equals_the_formula_written_out():
         for t in range(frames):
             scores = []
             for s in range(length):
-                sinusoid = relative_positions(frames, width)[frames - 1 - (t - s)]
+                sinusoid = relative_positions(frames, width)[frames - (t - s)]
                 position = (sinusoid @ layer.position.kernel[...])[of_head]
                 scores.append(
                     (query[t, of_head] + layer.content_bias[h]) @ key[s, of_head]
@@ -74,7 +76,7 @@ def test_rotary_attention_equals_the_formula_written_out():
     width, heads, frames, length = 8, 2, 5, 4
     layer = RotaryAttention(width, heads=heads, rngs=nnx.Rngs(0))
     x = normal(3, 1, frames, width)
-    got = layer(x, None, frame_mask(jnp.array([length]), frames))
+    got = layer(x, None, jnp.array([length]))
 
     normed = layer.norm(x)[0]
     query, key, value = (np.asarray(p(normed)) for p in (layer.query, layer.key, layer.value))
@@ -128,6 +130,18 @@ def test_subsampling_over_time_equals_the_convolution():
     np.testing.assert_allclose(layer(x, jnp.array([11]))[0], layer.project(expected), atol=1e-5)
 
 
+def test_gradient_of_rectify_is_that_of_its_definition():
+    x, weight, lengths = normal(0, 2, 5, 3, 4), normal(1, 2, 5, 3, 4), jnp.array([5, 2])
+
+    def plain(x, lengths):
+        real = jnp.arange(5)[:, None, None] < lengths[:, None, None, None]
+        return jnp.where(real, jnp.maximum(x, 0), 0)
+
+    np.testing.assert_array_equal(rectify(x, lengths), plain(x, lengths))
+    gradient = lambda f: jax.grad(lambda x: jnp.sum(weight * f(x, lengths)))(x)
+    np.testing.assert_array_equal(gradient(rectify), gradient(plain))
+
+
 @pytest.mark.parametrize("kind", [Subsampling1D, Subsampling2D])
 def test_subsampling_reports_the_frames_that_it_makes(kind):
     layer = kind(8, 4, channels=2, rngs=nnx.Rngs(0))
@@ -154,24 +168,42 @@ def test_convolution_module_takes_padding_for_silence():
     layer = ConvolutionModule(6, kernel_frames=5, rngs=nnx.Rngs(0))
     x = normal(0, 1, 4, 6)
     padded = jnp.concatenate([x, jnp.full((1, 3, 6), 1e3)], axis=1)
-    alone = layer(x, frame_mask(jnp.array([4]), 4))
-    within = layer(padded, frame_mask(jnp.array([4]), 7))
+    alone = layer(x, jnp.array([4]))
+    within = layer(padded, jnp.array([4]))
     np.testing.assert_allclose(within[:, :4], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("attention", ["relative", "rotary"])
-def test_block_without_frames_gives_numbers(attention):
+@pytest.mark.parametrize("kind", [RelativeAttention, RotaryAttention])
+@pytest.mark.parametrize("frames", [8, 7])
+def test_attention_in_blocks_of_queries_is_that_of_all_at_once(kind, frames, monkeypatch):
+    layer = kind(8, heads=2, rngs=nnx.Rngs(0))
+    x, weight = normal(0, 2, frames, 8), normal(1, 2, frames, 8)
+    positions = relative_positions(frames, 8) if kind is RelativeAttention else None
+    graphdef, params = nnx.split(layer)
+
+    def total(params, x):
+        return jnp.sum(weight * nnx.merge(graphdef, params)(x, positions, jnp.array([frames, 3])))
+
+    at_once = jax.value_and_grad(total, (0, 1))(params, x)
+    monkeypatch.setattr(attention, "BLOCK_FRAMES", 3)
+    in_blocks = jax.value_and_grad(total, (0, 1))(params, x)
+    for got, expected in zip(jax.tree.leaves(in_blocks), jax.tree.leaves(at_once)):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["relative", "rotary"])
+def test_block_without_frames_gives_numbers(kind):
     block = ConformerBlock(
         8,
-        attention=attention,
+        attention=kind,
         heads=2,
         feedforward_factor=2,
         kernel_frames=3,
         dropout=0.1,
         rngs=nnx.Rngs(0),
     )
-    positions = relative_positions(4, 8) if attention == "relative" else None
-    out = block(jnp.zeros((1, 4, 8)), positions, jnp.zeros((1, 4), bool))
+    positions = relative_positions(4, 8) if kind == "relative" else None
+    out = block(jnp.zeros((1, 4, 8)), positions, jnp.array([0]))
     assert jnp.isfinite(out).all()
 
 

@@ -1,0 +1,87 @@
+"""How many operations a training step must do: what its speed on a device is judged by."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from asr_jax.config import Config
+from asr_jax.features.frames import frame_count
+from asr_jax.layers.length import halved
+
+
+def model_flops(
+    config: Config,
+    vocabulary_size: int,
+    *,
+    rows: int,
+    seconds: float | Sequence[float] | np.ndarray,
+    labels: int | Sequence[int] | np.ndarray,
+) -> dict[str, int]:
+    """Floating-point operations of one step's forward and backward pass, by part of the model.
+
+    Counted are the multiplications and additions (two operations) of matrix products and
+    convolutions: once forward, and twice backward, for the gradients of inputs and of parameters
+    (features and sinusoids have none). Of the joint's lattice the cells that exist are counted,
+    frames times labels + 1 of each utterance; of relative attention one score by position for each
+    pair of frames.
+
+    Not counted is what the definition does not need: padding (unless `seconds` and `labels` hold
+    it), recomputation, scores by distances that no pair of frames has. Nor is what is small beside
+    the products: features, augmentation, norms, activations, softmax, dropout, the lattice, the
+    optimizer.
+
+    Args:
+        config: sizes of the model.
+        vocabulary_size: of the tokenizer, blank included.
+        rows: utterances of the (global) batch.
+        seconds: of audio after changes of speed and tempo: a number for all rows (a bucket's edge
+            counts its padding), or each row's own.
+        labels: likewise.
+
+    Returns:
+        Operations by part; their sum is the step's, over all devices together.
+    """
+    encoder, predictor, joint = config.encoder, config.predictor, config.joint
+    samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
+    half = halved(frame_count(samples, config.features))
+    frames, cells = halved(half), np.broadcast_to(labels, rows).astype(int) + 1
+    half_sum, frame_sum, cell_sum = (int(x.sum()) for x in (half, frames, cells))
+    pair_sum = int((frames**2).sum())
+    width, layers = encoder.width, encoder.layers
+
+    bins, channels = config.features.mel_bins, encoder.subsampling_channels
+    if encoder.subsampling == "conv2d":
+        half_bins, last_bins = halved(bins), halved(halved(bins))
+        first = half_sum * half_bins * 9 * channels
+        others = frame_sum * last_bins * (9 * channels * channels + channels * width)
+    else:
+        first = half_sum * 3 * bins * channels
+        others = frame_sum * (3 * channels * channels + channels * width)
+
+    attention, by_distance = 4 * frame_sum * width**2 + 2 * pair_sum * width, 0
+    if encoder.attention == "relative":
+        attention += pair_sum * width
+        by_distance = (2 * int(frames.max()) - 1) * width**2
+
+    if predictor.kind == "stateless":
+        predicted = cell_sum * predictor.context * predictor.embedding_width * predictor.width
+    else:
+        predicted = cell_sum * 4 * predictor.width * (predictor.embedding_width + predictor.width)
+
+    projections = frame_sum * width + cell_sum * predictor.width
+    lattice = int((frames * cells).sum()) * vocabulary_size
+    products = {
+        "subsampling": others,
+        "feed-forward": layers * frame_sum * 4 * encoder.feedforward_factor * width**2,
+        "attention": layers * attention,
+        "convolution": layers * frame_sum * (3 * width**2 + encoder.kernel_frames * width),
+        "predictor": predicted,
+        "joint and loss": (projections + lattice) * joint.width,
+        "ctc": frame_sum * width * vocabulary_size if joint.ctc_weight else 0,
+    }
+    # What is read here, features and sinusoids of distances, has no gradient.
+    without_input_gradient = {"subsampling": first, "attention": layers * by_distance}
+    return {
+        part: 6 * count + 4 * without_input_gradient.get(part, 0)
+        for part, count in products.items()
+    }

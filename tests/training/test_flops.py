@@ -1,0 +1,134 @@
+"""The analytic count of operations against those that JAX traces and that XLA counts."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.training import objective
+from asr_jax.training.flops import model_flops
+from asr_jax.training.state import split_model
+
+CONFIG = Config(
+    encoder=EncoderConfig(
+        layers=3,
+        width=24,
+        heads=2,
+        feedforward_factor=3,
+        attention="rotary",
+        subsampling="conv1d",
+        subsampling_channels=20,
+        remat="none",
+    ),
+    predictor=PredictorConfig(context=3, embedding_width=12, width=28),
+    joint=JointConfig(width=36, ctc_weight=0.3),
+)
+ROWS, SECONDS, LABELS, VOCABULARY = 2, 0.81, 5, 11
+
+
+def gradients_of_losses(config):
+    """A function of the parameters, and the parameters: the loss in its 4-D form, whole rows."""
+    graphdef, params = split_model(config, VOCABULARY)
+    features = jnp.zeros((ROWS, round(100 * SECONDS), config.features.mel_bins))
+    lengths = jnp.full(ROWS, features.shape[1])
+    labels, label_lengths = jnp.ones((ROWS, LABELS), int), jnp.full(ROWS, LABELS)
+
+    def total(params):
+        model = nnx.merge(graphdef, params)
+        return sum(
+            losses.sum()
+            for losses in objective.utterance_losses(
+                model, features, lengths, labels, label_lengths, config=config.joint
+            )
+        )
+
+    return jax.grad(total), params
+
+
+@pytest.fixture(autouse=True)
+def plain_losses(monkeypatch):
+    """The joint of all cells in one product, and nothing of it twice; CTC picks no labels."""
+    plain = functools.partial(objective.transducer_loss, implementation="reference")
+    monkeypatch.setattr(objective, "transducer_loss", plain)
+    monkeypatch.setattr(optax, "ctc_loss", lambda logits, *_: jnp.sum(logits, axis=(1, 2)))
+
+
+def traced_products(jaxpr):
+    """Operations of all matrix products, those of a scan's body as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += (
+                2 * equation.outvars[0].aval.size * int(np.prod([shape[i] for i in contracted]))
+            )
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [getattr(x, "jaxpr", x) for x in equation.params.values()]
+        total += times * sum(traced_products(x) for x in inner if hasattr(x, "eqns"))
+    return total
+
+
+def counted(config):
+    return model_flops(config, VOCABULARY, rows=ROWS, seconds=SECONDS, labels=LABELS)
+
+
+@pytest.mark.parametrize("attention", ["rotary", "relative"])
+@pytest.mark.parametrize("kind", ["stateless", "lstm"])
+def test_matrix_products_are_those_that_are_traced(attention, kind):
+    config = dataclasses.replace(
+        CONFIG,
+        encoder=dataclasses.replace(CONFIG.encoder, attention=attention),
+        predictor=dataclasses.replace(CONFIG.predictor, kind=kind),
+    )
+    function, params = gradients_of_losses(config)
+    encoder, frames = config.encoder, 21
+    traced = traced_products(jax.make_jaxpr(function)(params).jaxpr)
+    # Tracing has gradients of features and sinusoids, which nobody asks for and XLA leaves out.
+    traced -= 2 * ROWS * 41 * 3 * config.features.mel_bins * encoder.subsampling_channels
+    if attention == "relative":
+        traced -= 2 * encoder.layers * 2 * frames * encoder.width**2
+        traced -= 4 * encoder.layers * encoder.width**2  # the sinusoid that is no pair's
+        # Scores by all distances, of which one in two is a pair's.
+        traced -= 6 * encoder.layers * ROWS * frames * frames * encoder.width
+    # Which is no matrix product here.
+    depthwise = ROWS * frames * encoder.kernel_frames * encoder.width
+    assert sum(counted(config).values()) - 6 * encoder.layers * depthwise == traced
+
+
+def test_whole_is_what_xla_counts_but_for_what_is_small():
+    encoder = EncoderConfig(
+        layers=1, width=256, subsampling_channels=64, attention="rotary", remat="none"
+    )
+    predictor, joint = PredictorConfig(width=256), JointConfig(width=256)
+    config = Config(encoder=encoder, predictor=predictor, joint=joint)
+    function, params = gradients_of_losses(config)
+    analysis: Any = jax.jit(function).lower(params).cost_analysis()
+    # XLA counts what is not products besides, and leaves out taps that see only zeros.
+    assert abs(analysis["flops"] / sum(counted(config).values()) - 1) < 0.02
+
+
+def test_real_lengths_are_summed_row_by_row():
+    of = lambda rows, seconds, labels: model_flops(
+        CONFIG, VOCABULARY, rows=rows, seconds=seconds, labels=labels
+    )
+    alone = [of(1, 0.3, 2), of(1, 1.7, 9)]
+    together = of(2, [0.3, 1.7], [2, 9])
+    assert together == {part: sum(one[part] for one in alone) for part in together}
+
+
+def test_rematerialising_all_but_products_makes_few_of_them_again():
+    def executed(remat):
+        encoder = dataclasses.replace(CONFIG.encoder, remat=remat)
+        function, params = gradients_of_losses(dataclasses.replace(CONFIG, encoder=encoder))
+        return traced_products(jax.make_jaxpr(function)(params).jaxpr)
+
+    kept, all_again, some_again = map(executed, ("none", "layer", "dots"))
+    assert kept < some_again < kept + (all_again - kept) / 4

@@ -20,6 +20,7 @@ config = replace(
     data=replace(
         base.data,
         train="data/librispeech/train-clean-100",
+        more_train=(),
         # 600 s a batch, as 2 devices of 300 s [icefall-100h], in multiples of 8.
         bucket_utterances=(104, 64, 48, 40, 32, 32),
     ),

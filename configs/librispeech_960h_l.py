@@ -3,9 +3,9 @@
     asr-jax train configs/librispeech_960h_l.py
     asr-jax evaluate runs/librispeech_960h_l --data data/librispeech/test-other
 
-data/librispeech/train must hold train-clean-100, train-clean-360 and train-other-500 (moved there,
-not linked): data.train is one folder, read with all below it. Batches divide over 1, 2, 4 or 8
-devices; where one lacks the memory, --train.accumulate 8 takes an eighth at a time.
+data/librispeech is what `asr-jax prepare librispeech data/librispeech` writes, or folders unpacked from
+LibriSpeech's archives. Batches divide over 1, 2, 4 or 8 devices; where one lacks the memory,
+--train.accumulate 8 takes an eighth at a time.
 
 118.5 million parameters (118.8 in the paper). Others reach, without a language model, on
 test-clean / test-other: 2.1 / 4.3 (paper), 2.3 / 5.1 (NeMo), 2.43 / 5.69 (icefall).
@@ -33,7 +33,8 @@ from asr_jax.config import (
 
 config = Config(
     data=DataConfig(
-        train="data/librispeech/train",
+        train="data/librispeech/train-clean-100",
+        more_train=("data/librispeech/train-clean-360", "data/librispeech/train-other-500"),
         dev="data/librispeech/dev-clean",
         test="data/librispeech/test-clean",
         # Up to 20 s [icefall]: less than one recording in a thousand is longer. Edges ours, close

@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asr_jax.commands.arguments import load_config
+from asr_jax.commands.arguments import UsageError, load_config
 from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import Config
@@ -183,11 +183,13 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
     graphdef, _ = split_model(config, symbols)
     abstract = abstract_state(config, symbols, optimizer, mesh)
     shapes = [at_most(options.rows, shape) for shape in batch_shapes(config)]
+    chosen = [(len(shapes) + 1) // 2] if options.split is None else options.split
+    if not set(chosen) <= set(range(1, len(shapes) + 1)):
+        raise UsageError(f"--split {chosen}: buckets are 1 to {len(shapes)}")
     note = lambda text: print(text, file=sys.stderr, flush=True)
     steps = compile_steps(config, graphdef, optimizer, abstract, mesh, shapes, note=note)
     begin = lambda: initial_state(config, symbols, optimizer, mesh)
     state, found = begin(), []
-    chosen = [(len(shapes) + 1) // 2] if options.split is None else options.split
     print_row("bucket", "ms/step", "GB", "TFLOP", "TFLOP/s", "of peak", "audio s/s", "padding")
     edges = itertools.pairwise((0.0, *config.data.bucket_seconds))
     rate_hz = config.features.sample_rate_hz
@@ -297,4 +299,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(f"train_step.py: {error}")

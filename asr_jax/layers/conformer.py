@@ -42,7 +42,7 @@ class ConformerBlock(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths change none before. Without a key nothing is dropped."""
+        """Frames beyond the lengths change none within. Without a key nothing is dropped."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         drop = lambda y, key: dropout(y, self.dropout, key)
         x = x + 0.5 * drop(self.first_feedforward(x), keys[0])

@@ -28,7 +28,7 @@ def test_results_are_got_by_name(train, monkeypatch):
 
     def watched(conversion):
         def look(self, *arguments, **options):
-            looks.append(jax.config.jax_transfer_guard)
+            looks.append(jax.config.jax_transfer_guard)  # pyright: ignore
             return conversion(self, *arguments, **options)
 
         return look

@@ -45,7 +45,7 @@ def test_run_directory(trained):
     run = trained.run
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "tokenizer.model", "checkpoints", "metrics.jsonl", "skipped.jsonl"),
-        *("tensorboard", "evaluation", "compiled"),
+        *("tensorboard", "evaluation", "compiled", "labels.npz"),
     }
     config = json.loads((run / "config.json").read_text())
     assert list(config) == sorted(flatten(Config()))

@@ -3,8 +3,8 @@
     asr-jax train configs/librispeech_960h_l.py
     asr-jax evaluate runs/librispeech_960h_l --data data/librispeech/test-other
 
-data/librispeech is what `asr-jax prepare librispeech data/librispeech` writes, or folders unpacked from
-LibriSpeech's archives. Batches divide over 1, 2, 4 or 8 devices; where one lacks the memory,
+data/librispeech is what `asr-jax prepare librispeech data/librispeech` writes, or folders unpacked
+from LibriSpeech's archives. Batches divide over 1, 2, 4 or 8 devices; where one lacks the memory,
 --train.accumulate 8 takes an eighth at a time.
 
 118.5 million parameters (118.8 in the paper). Others reach, without a language model, on

@@ -86,9 +86,10 @@ def in_groups(
         scaled = lambda: jax.tree.map(lambda d: jnp.where(finite.any(), high, 0.0) * d, d_weights)
         again = lambda: with_gradients(floats, weights, integers, cotangents)[0]
         d_weights = jax.lax.cond(low < high, again, scaled)
-        spread = lambda d: cotangents.reshape(-1, *[1] * (d.ndim - 1))
-        # What has no gradient has none either where the cotangent is infinite.
-        of_each = lambda d: jnp.where(d == 0, 0, spread(d) * d).astype(d.dtype)
+        # Without an alignment there is no gradient, even where the cotangent is infinite.
+        taken = jnp.where(losses == jnp.inf, 0, cotangents)
+        spread = lambda d: taken.reshape(-1, *[1] * (d.ndim - 1))
+        of_each = lambda d: (spread(d) * d).astype(d.dtype)
         cast = lambda d, x: d.astype(x.dtype)
         gradients = jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights)
         # With floats, as what was stacked as bits seems to depend on nothing.

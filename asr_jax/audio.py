@@ -78,18 +78,8 @@ def read_audio(
     without samples, a channel that is not there and for samples that are not finite.
     """
     with _opened(path, contents) as sound:
-        rate_hz, end = sound.samplerate, sound.frames
-        start = round(offset_seconds * rate_hz)
-        if duration_seconds is not None:
-            end = min(end, start + round(duration_seconds * rate_hz))
-        if not 0 <= start < end:
-            raise AudioError(
-                path,
-                f"no samples from {offset_seconds:g} s on, "
-                f"the recording has {sound.frames / rate_hz:g} s",
-            )
-        if channel is not None and not 0 <= channel < sound.channels:
-            raise AudioError(path, f"no channel {channel}, the recording has {sound.channels}")
+        start, end = _stretch(path, sound, offset_seconds, duration_seconds, channel)
+        rate_hz = sound.samplerate
         sound.seek(start)
         channels = sound.read(end - start, dtype="float32", always_2d=True)
     if len(channels) < end - start:
@@ -98,6 +88,29 @@ def read_audio(
     if not np.isfinite(samples).all():
         raise AudioError(path, "samples that are not finite")
     return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+
+
+def _stretch(
+    path: str | Path,
+    sound: soundfile.SoundFile,
+    offset_seconds: float,
+    duration_seconds: float | None,
+    channel: int | None,
+) -> tuple[int, int]:
+    """First sample and the one behind the last, of a stretch and channel that are there."""
+    rate_hz, end = sound.samplerate, sound.frames
+    start = round(offset_seconds * rate_hz)
+    if duration_seconds is not None:
+        end = min(end, start + round(duration_seconds * rate_hz))
+    if not 0 <= start < end:
+        raise AudioError(
+            path,
+            f"no samples from {offset_seconds:g} s on, "
+            f"the recording has {sound.frames / rate_hz:g} s",
+        )
+    if channel is not None and not 0 <= channel < sound.channels:
+        raise AudioError(path, f"no channel {channel}, the recording has {sound.channels}")
+    return start, end
 
 
 def as_flac(
@@ -114,17 +127,16 @@ def as_flac(
     those of read_audio.
     """
     with _opened(path, contents) as sound:
-        start = round(offset_seconds * sound.samplerate)
-        length = -1 if duration_seconds is None else round(duration_seconds * sound.samplerate)
-        sound.seek(min(start, sound.frames))
+        start, end = _stretch(path, sound, offset_seconds, duration_seconds, channel)
+        sound.seek(start)
         # Of floats libsndfile makes integers that are not scaled; of integers floats that are.
         dtype = "float64" if sound.subtype in ("FLOAT", "DOUBLE") else "int32"
-        samples = sound.read(length, dtype=dtype, always_2d=True)
+        samples = sound.read(end - start, dtype=dtype, always_2d=True)
         rate_hz, bits = sound.samplerate, 16 if sound.subtype == "PCM_16" else 24
+    if len(samples) < end - start:
+        raise AudioError(path, f"truncated, {len(samples)} of {end - start} samples")
     if channel is not None:
-        samples = samples[:, channel : channel + 1]
-    if samples.size == 0:
-        raise AudioError(path, f"no samples from {offset_seconds:g} s on")
+        samples = samples[:, channel]
     if samples.dtype == np.float64:
         if not np.isfinite(samples).all():
             raise AudioError(path, "samples that are not finite")

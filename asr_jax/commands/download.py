@@ -38,6 +38,8 @@ def download(
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             problem = str(getattr(error, "reason", error))
             continue
+        except OSError as error:  # of a full disk, which does not say where
+            raise OSError(error.errno, error.strerror, str(partial)) from error
         arrived = partial.stat().st_size
         if arrived < size_bytes:
             problem = f"the connection ended after {arrived} of {size_bytes} bytes"

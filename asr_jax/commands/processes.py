@@ -5,6 +5,7 @@ read. JAX connects them (jax.distributed), on the CPU through Gloo.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -116,6 +118,14 @@ def on_first(work: Callable[[], object]) -> None:
     problem = gathered(problem)[0]
     if problem:
         raise ValueError(problem)
+
+
+def code_fingerprint() -> str:
+    """Of the package's own files: a version would say nothing of a checkout, or of changed code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def require_same(facts: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from asr_jax.commands.dev_evaluation import dev_evaluation
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.commands.notices import notices, obey_again
-from asr_jax.commands.processes import Processes, joined, on_first, require_same
+from asr_jax.commands.processes import Processes, code_fingerprint, joined, on_first, require_same
 from asr_jax.commands.run_directory import about_run, changes, claim_run
 from asr_jax.commands.skipped import list_skipped, readable_batches, skipped_list
 from asr_jax.config import Config, flatten
@@ -93,7 +92,7 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
-    require_same({"asr_jax": version("asr_jax"), **flatten(config)})
+    require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     on_first(lambda: claim_run(run, config))
     corpus, tokenizer = training_corpus(config, run)
     evaluate_dev = dev_evaluation(config, tokenizer, mesh)

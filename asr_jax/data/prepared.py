@@ -23,7 +23,8 @@ from asr_jax.types import Record, Utterance
 INDEX = "index.json"
 FORMAT = 1
 COLUMNS = ("id", "text", "speaker", "duration_seconds")
-_opened = threading.local()
+_readers: dict[tuple[int, Path], tuple[Any, Any]] = {}
+_opening = threading.Lock()
 
 
 class Entry(NamedTuple):
@@ -39,7 +40,8 @@ class Entry(NamedTuple):
 def write_prepared(folder: Path, entries: Iterable[Entry]) -> int:
     """Writes a part and returns how many recordings it has.
 
-    It appears under its name when it is whole; what an earlier start left half-written goes.
+    It appears under its name when it is whole; what an earlier start left half-written goes. Raises
+    ValueError or OSError where it cannot be written.
     """
     import tensorflow_datasets as tfds  # takes a second, of those alone who need it
 
@@ -76,6 +78,8 @@ def write_prepared(folder: Path, entries: Iterable[Entry]) -> int:
         written = Path(builder.data_dir)
         _write_index(written, columns, builder.info.splits["part"].shard_lengths)
         os.replace(written, folder)
+    except RuntimeError as error:  # ArrayRecord's, of a full disk
+        raise ValueError(f"{folder}: cannot be written ({str(error)[:200]})") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return len(columns["id"])
@@ -130,15 +134,14 @@ def read_record(shard: Path, number: int) -> dict[str, Any]:
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    readers = _opened.__dict__.setdefault("readers", {})
-    # Of this process: a reader does not survive a fork.
+    # Of this process, since a reader does not survive a fork; one for all of its threads, as each
+    # holds a file open and LibriSpeech has hundreds of shards.
     key = os.getpid(), shard
-    if key not in readers:
-        readers[key] = (
-            ArrayRecordReader(str(shard), options="readahead_buffer_size:0"),
-            (_features_of(shard.parent)),
-        )
-    reader, features = readers[key]
+    with _opening:
+        if key not in _readers:
+            reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0")
+            _readers[key] = reader, _features_of(shard.parent)
+    reader, features = _readers[key]
     (contents,) = reader.read([number])
     return features.deserialize_example_np(contents)
 

@@ -210,7 +210,11 @@ def load_averaged(
 
 def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
     try:
-        return epath.Path(config.directory or run.absolute()) / "checkpoints"
+        directory = epath.Path(config.directory or run.absolute()) / "checkpoints"
+        directory.exists()  # a bucket needs a package that may not be there
+        return directory
+    except ImportError as error:
+        raise CheckpointError(f"checkpoint.directory = {config.directory!r}: {error}") from None
     except KeyError:  # what epath says of gopher://
         raise CheckpointError(
             f"checkpoint.directory = {config.directory!r}: must be a folder, or an address such as "

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import resource
 import sys
 import tarfile
 import threading
@@ -118,9 +119,13 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     for name, samples in recordings.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
     (tmp_path / "broken.flac").write_bytes(b"fLaC" + bytes(100))
+    noise = np.random.default_rng(0).normal(size=32_000) / 10
+    soundfile.write(tmp_path / "cut.flac", noise, 16_000)
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(cut.read_bytes()[:30_000])
     lines = [
         {"audio_filepath": path.name, "text": texts.get(path.stem, "one"), "duration": 1.0}
-        | ({"offset": 0.25, "duration": 0.5, "id": "stretch"} if path.stem == "stretch" else {})
+        | ({"offset": 0.5, "duration": 1.0, "id": "cut"} if path.stem == "cut" else {})
         for path in sorted(tmp_path.iterdir())
     ]
     lines.append(
@@ -146,7 +151,7 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     assert reasons["nan"] == "samples that are not finite"
     assert reasons["odd"].startswith("odd characters: ")
     assert reasons["mute"] == "empty transcript"
-    assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken"}
+    assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken", "cut"}
     assert "dropped: 1 recordings, silent (listed in" in outcome.out
 
 
@@ -191,6 +196,19 @@ def test_wrong_archives_are_named(published, tmp_path, error):
     complaint = error("prepare", "librispeech", tmp_path / "c", "--parts", "dev-dirty")
     assert complaint.startswith("--parts dev-dirty: must be of dev-clean, ")
     assert "exists and is not empty" in error("prepare", DEV, tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, error):
+    """Seen through a limit on the size of files, which write() meets as it does a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        complaint = error("prepare", DEV, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert complaint.startswith(f"{tmp_path / 'out'}: cannot be written (")
+    assert "File too large" in complaint
+    assert not list(tmp_path.iterdir())
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -1,10 +1,10 @@
-"""AN4 on two cores in five minutes after installing: a quarter of a million parameters.
+"""AN4 on two cores in four minutes, installing included: a quarter of a million parameters.
 
     asr-jax train configs/quickstart.py
 
-Two cores of a shared AMD EPYC without other load, Python 3.11, JAX 0.10.2: 6 minutes 55 seconds,
-55 seconds of installing included; WER 20.9 % on dev, 8.1 % on test. Three seeds on Python 3.12, JAX
-0.12.0: 19.9 % on dev (20.0, 21.2, 18.5), 9.3 % on test (8.3, 10.9, 8.8).
+Two cores of a shared AMD EPYC without other load, a minute of installing included: 4 minutes 8
+seconds on Python 3.11 and JAX 0.10.2, WER 21.2 % on dev, 9.0 % on test; 3 minutes 33 seconds on
+Python 3.12 and JAX 0.12.0, WER 20.0 % on dev, 7.5 % on test.
 
 Sources in brackets; [dev] is what was tried here and chosen by the WER on dev, see
 docs/benchmarks.md. What is not named has the default of asr_jax/config.py.

@@ -58,12 +58,18 @@ def choose_tile(
     even = lambda size, most: -(-size // -(-size // most)) if size else 1
     tile_frames, tile_cells = even(frames, 16), even(cells, 8)
     if chunk_frames is None:
-        size = 2**21 // shards if jax.default_backend() == "cpu" else 2**24
+        size = 2**21 // shards if _platform() == "cpu" else 2**24
         rows = size // (itemsize * max(vocabulary, width))
     else:
         rows = chunk_frames * batch * cells
     room = batch * -(-frames // tile_frames) * -(-cells // tile_cells)
     return Tile(tile_frames, tile_cells, even(room, max(1, rows // (tile_frames * tile_cells))))
+
+
+def _platform() -> str:
+    """Of the devices that are traced for, where a mesh in use says so; else of those at hand."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def choose_kernel_tile(

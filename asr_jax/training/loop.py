@@ -20,17 +20,17 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from asr_jax.config import Config
-from asr_jax.mesh import batch_sharding, on_devices
+from asr_jax.mesh import on_devices
 from asr_jax.training import checkpoint
 from asr_jax.training.profile import recorded_steps
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
-from asr_jax.training.step import Metrics, train_step
+from asr_jax.training.step import Metrics, jitted_step
 from asr_jax.types import Batch
 
 
@@ -77,15 +77,7 @@ def compile_steps(
     note: Callable[[str], None],
 ) -> Steps:
     """Compiles the step for batches of these shapes before the first step is taken."""
-    state_shardings = jax.tree.map(lambda a: a.sharding, abstract)
-    step = jax.jit(
-        functools.partial(
-            train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
-        ),
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
+    step = jitted_step(config, graphdef, optimizer, abstract, mesh)
 
     def compile_bucket(batch: Batch) -> Compiled:
         began = time.monotonic()

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import Config
@@ -15,7 +16,7 @@ from asr_jax.features.augment import spec_augment, time_stretch
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
-from asr_jax.mesh import over_rows
+from asr_jax.mesh import batch_sharding, over_rows
 from asr_jax.training.objective import utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
@@ -190,3 +191,22 @@ def train_step(
         lowest_loss=lowest_loss,
     )
     return new_state, metrics
+
+
+def jitted_step(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """`train_step` under jit: it takes states that lie as `abstract` says, and gives them up."""
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(
+        functools.partial(
+            train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
+        ),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )

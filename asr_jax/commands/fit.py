@@ -1,0 +1,192 @@
+"""`asr-jax fit CONFIG`: whether every bucket's step fits the devices, before anything trains."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from asr_jax.commands.arguments import UsageError, load_config, parse
+from asr_jax.commands.batch_shapes import batch_shapes
+from asr_jax.commands.devices import prepare_devices
+from asr_jax.config import Config
+from asr_jax.mesh import check_batch, make_mesh
+from asr_jax.training.accelerators import Accelerator, accelerator_of, target_devices
+from asr_jax.training.fit import BucketFit, fit_bucket, largest_batch, with_rows
+from asr_jax.training.optimizer import make_optimizer
+from asr_jax.training.state import abstract_state, split_model
+
+# What libtpu would ask a cloud machine, which this need not be.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+_COLUMNS = (
+    "seconds | labels | utterances | parameters | optimizer | activations | temporaries | memory | "
+    "fits | TFLOP | sent | least time"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compiles the training step of every bucket of CONFIG and prints what it takes."""
+
+    target: str = ""
+    """What to compile for: h100, h200, a100-40, a100-80, v5e or v6e, with -COUNT for several
+    devices (h200-8, v5e-256); the devices at hand where not given."""
+    largest: bool = False
+    """Search the most utterances of each bucket that fit, instead of taking the config's."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
+    helped = arguments[0] in ("-h", "--help")
+    config = Config() if helped else load_config(Path(arguments[0]))
+    options = parse(
+        Options,
+        ["--help"] if helped else arguments[1:],
+        program="asr-jax fit CONFIG",
+        default=Options(config=config),
+    )
+    devices, accelerator, limit_bytes = _devices(options.config, options.target)
+    found = _fit(options, devices, accelerator, limit_bytes)
+    if options.json:
+        print(json.dumps(list(map(_as_json, found)), indent=1))
+        return 0
+    _explain(options, devices, limit_bytes, found)
+    return 0 if all(bucket.fits for bucket in found) else 1
+
+
+def _devices(config: Config, target: str) -> tuple[list[Any], Accelerator | None, float]:
+    """Devices, their published rates, and the bytes that a program may take on each."""
+    prepare_devices(config.mesh)
+    if target:
+        for variable, value in _NO_TPU_HERE.items():
+            os.environ.setdefault(variable, value)
+        devices, accelerator = target_devices(target)
+        return devices, accelerator, accelerator.memory_bytes
+    devices = jax.devices()
+    statistics = devices[0].memory_stats() or {}
+    limit = float(statistics.get("bytes_limit", math.inf))
+    if devices[0].platform == "cpu":
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    return devices, accelerator_of(devices[0]), limit
+
+
+def _fit(
+    options: Options,
+    devices: list[Any],
+    accelerator: Accelerator | None,
+    limit_bytes: float,
+) -> list[BucketFit]:
+    config = options.config
+    mesh = make_mesh(config.mesh, devices)
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    if not options.largest:
+        for utterances in config.data.bucket_utterances:
+            check_batch(utterances, mesh, config.train.accumulate)
+    if options.largest and limit_bytes == math.inf:
+        raise UsageError(f"--largest: the memory of {devices[0].device_kind} is not known")
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    vocabulary_size = config.tokenizer.vocabulary_size
+    abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
+    graphdef, _ = split_model(config, vocabulary_size)
+    found = []
+    for shape, seconds in zip(batch_shapes(config), config.data.bucket_seconds):
+
+        def fit(utterances: int, shape=shape, seconds=seconds) -> BucketFit:
+            _note(f"compiling {utterances} utterances of {seconds:g} s ...")
+            return fit_bucket(
+                config,
+                graphdef,
+                optimizer,
+                abstract,
+                mesh,
+                with_rows(shape, utterances),
+                seconds=seconds,
+                vocabulary_size=vocabulary_size,
+                limit_bytes=limit_bytes,
+                accelerator=accelerator,
+            )
+
+        rows = shape.labels.shape[0]
+        found.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
+    _note("")
+    return found
+
+
+def _note(text: str) -> None:
+    """One line that the next one replaces; silent where nobody looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _explain(
+    options: Options, devices: list[Any], limit_bytes: float, found: list[BucketFit]
+) -> None:
+    config = options.config
+    limit = "an unknown part" if limit_bytes == math.inf else f"{limit_bytes / 1e9:.1f} GB"
+    print(
+        f"{len(devices)} x {devices[0].device_kind}, a program may take {limit} of the memory of "
+        f"each; {config.train.compute_dtype}, encoder.remat {config.encoder.remat}, "
+        f"train.accumulate {config.train.accumulate}\n"
+    )
+    rows = [_COLUMNS.split(" | "), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    for row in rows:
+        print("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |")
+    print(
+        "\nMemory, TFLOP (of the model, padding included) and sent bytes are of one device, in GB. "
+        "Parameters\ninclude their average; activations are kept for the backward pass, a part of "
+        "the temporaries. The\nleast time is an estimate at published rates, which no real step "
+        "reaches."
+    )
+    if options.largest and all(bucket.fits for bucket in found):
+        utterances = " ".join(str(bucket.utterances) for bucket in found)
+        print(f"\nThe largest batches that fit: --data.bucket-utterances {utterances}")
+    elif not all(bucket.fits for bucket in found):
+        print(
+            "\nNot every bucket fits. --largest searches batches that do; --train.accumulate takes "
+            "a batch in parts;\n--mesh.fsdp splits parameters and optimizer over devices."
+        )
+
+
+def _row(bucket: BucketFit) -> list[str]:
+    gigabytes = lambda count: "?" if count is None else f"{count / 1e9:.2f}"
+    sent = ", ".join(
+        f"{amount.count} {kind} {amount.bytes / 1e9:.2f}"
+        for kind, amount in bucket.collectives.items()
+    )
+    least = bucket.least_step_seconds
+    return [
+        f"{bucket.seconds:g}",
+        str(bucket.labels),
+        str(bucket.utterances),
+        gigabytes(bucket.parameters_bytes),
+        gigabytes(bucket.optimizer_bytes),
+        gigabytes(bucket.activations_bytes),
+        gigabytes(bucket.temporary_bytes),
+        gigabytes(bucket.memory_bytes),
+        "yes" if bucket.fits else "no",
+        f"{bucket.model_flops / 1e12:.2f}",
+        sent or "nothing",
+        "?" if least is None else f"{1e3 * least:.0f} ms",
+    ]
+
+
+def _as_json(bucket: BucketFit) -> dict[str, Any]:
+    sent = {kind: amount._asdict() for kind, amount in bucket.collectives.items()}
+    limit = None if bucket.limit_bytes == math.inf else bucket.limit_bytes
+    return bucket._asdict() | {"collectives": sent, "limit_bytes": limit}

@@ -1,0 +1,139 @@
+"""Accelerators that need not be there: what compiles for them, and their published rates.
+
+Sources: NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM, Google's pages on Cloud TPU v5e
+and v6e. Rates are peaks in one direction; of memory what JAX gives a program.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+
+class Accelerator(NamedTuple):
+    """One device. Rates: dense bfloat16 TFLOP/s, and GB/s of memory and to other devices."""
+
+    kind: str
+    """How its device_kind names it."""
+    memory_bytes: float
+    bfloat16_tflops: float
+    memory_gb_per_second: float
+    link_gb_per_second: float
+    target_config: str = ""
+    """XLA's description of a GPU; empty: a TPU."""
+
+
+def _gpu(
+    kind: str,
+    *,
+    gb: float,
+    tflops: float,
+    gb_per_second: float,
+    link: float,
+    multiprocessors: int,
+    fpus: int,
+    shared_kb: int,
+    l2_mb: int,
+    clock_ghz: float,
+    capability: str,
+) -> Accelerator:
+    shared_per_block = 1024 * (shared_kb - 1)
+    config = f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
+ shared_memory_per_block: 49152 shared_memory_per_core: {1024 * shared_kb}
+ threads_per_core_limit: 2048 core_count: {multiprocessors} fpus_per_core: {fpus}
+ block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+ memory_bandwidth: {gb_per_second * 1e9:.0f} l2_cache_size: {l2_mb * 2**20}
+ clock_rate_ghz: {clock_ghz} device_memory_size: {gb * 1e9:.0f}
+ shared_memory_per_block_optin: {shared_per_block}
+ cuda_compute_capability {{ {capability} }}
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 13 }}
+ device_description_str: "{kind}" """
+    # JAX takes three quarters of a GPU's memory unless it is told otherwise.
+    return Accelerator(kind, 0.75 * gb * 1e9, tflops, gb_per_second, link, config)
+
+
+def _hopper(kind: str, *, gb: float, gb_per_second: float) -> Accelerator:
+    return _gpu(
+        kind,
+        gb=gb,
+        tflops=989.0,
+        gb_per_second=gb_per_second,
+        link=450.0,
+        multiprocessors=132,
+        fpus=128,
+        shared_kb=228,
+        l2_mb=50,
+        clock_ghz=1.98,
+        capability="major: 9 feature_extension: ACCELERATED_FEATURES",
+    )
+
+
+def _a100(kind: str, *, gb: float, gb_per_second: float) -> Accelerator:
+    return _gpu(
+        kind,
+        gb=gb,
+        tflops=312.0,
+        gb_per_second=gb_per_second,
+        link=300.0,
+        multiprocessors=108,
+        fpus=64,
+        shared_kb=164,
+        l2_mb=40,
+        clock_ghz=1.41,
+        capability="major: 8",
+    )
+
+
+ACCELERATORS = {
+    "h100": _hopper("NVIDIA H100 80GB HBM3", gb=85.0, gb_per_second=3352.0),
+    "h200": _hopper("NVIDIA H200", gb=150.0, gb_per_second=4800.0),
+    "a100-40": _a100("NVIDIA A100-SXM4-40GB", gb=42.5, gb_per_second=1555.0),
+    "a100-80": _a100("NVIDIA A100-SXM4-80GB", gb=85.0, gb_per_second=2039.0),
+    "v5e": Accelerator("TPU v5 lite", 15.75 * 2**30, 197.0, 819.0, 100.0),
+    "v6e": Accelerator("TPU v6 lite", 31.25 * 2**30, 918.0, 1640.0, 200.0),
+}
+_SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+
+
+def target_devices(target: str) -> tuple[list[Any], Accelerator]:
+    """Devices to compile for, which are not here: `target` is a name above, or NAME-COUNT.
+
+    Raises ValueError where there is no such target, or where its compiler is not installed.
+    """
+    name, count = target, 1
+    if name not in ACCELERATORS and (counted := re.fullmatch(r"(.+)-(\d+)", target)):
+        name, count = counted[1], int(counted[2])
+    if name not in ACCELERATORS or count == 0:
+        raise ValueError(
+            f"--target {target}: must be one of {', '.join(ACCELERATORS)}, each with -COUNT for "
+            "several devices"
+        )
+    accelerator = ACCELERATORS[name]
+    try:
+        if accelerator.target_config:
+            packages = f"--no-deps jax-cuda13-plugin=={jax.__version__} "
+            packages += f"jax-cuda13-pjrt=={jax.__version__}"
+            topology = topologies.get_topology_desc(
+                "",
+                platform="cuda",
+                target_config=accelerator.target_config,
+                topology=f"1x1x{count}",
+            )
+        else:
+            packages = f"'jax[tpu]=={jax.__version__}'"
+            if count not in _SLICES:
+                raise ValueError(f"--target {target}: slices have {list(_SLICES)} devices")
+            topology = topologies.get_topology_desc(f"{name}:{_SLICES[count]}", platform="tpu")
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"--target {target}: its compiler is needed, pip install {packages} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return list(topology.devices), accelerator
+
+
+def accelerator_of(device: Any) -> Accelerator | None:
+    """Published rates of a device that is here."""
+    return next((a for a in ACCELERATORS.values() if a.kind == device.device_kind), None)

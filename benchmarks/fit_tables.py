@@ -18,15 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [f"librispeech_{hours}h_{size}" for hours in (960, 100) for size in "lms"]
 PAGE = """# What fits
 
-What a training step takes on accelerators that it was compiled for, not run on: by
-`asr-jax fit configs/NAME.py --target TARGET`, written here by `python benchmarks/fit_tables.py`
-(JAX {version}). Memory is the compiler's account, of one device, in GB (10^9 bytes); a GPU's limit is
+What a training step takes on accelerators that it was compiled for, not run on: by `asr-jax fit
+configs/NAME.py --target TARGET`, written here by `python benchmarks/fit_tables.py` (JAX
+{version}). Memory is the compiler's account, of one device, in GB (10^9 bytes); a GPU's limit is
 the three quarters of its memory that JAX takes unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says
-otherwise. State: parameters, their average and the optimizer's moments. Activations: what the forward
-keeps for the backward pass, traced, a part of the temporaries. TFLOP: of the model, padding included,
-recomputation not, of one device. Sent: results of collectives. **The least time is an estimate**: the
-larger of computing (with recomputation) and sending at published peak rates, and reading and writing
-state and activations once each. No real step reaches it; none was measured.
+otherwise. State: parameters, their average and the optimizer's moments. Activations: what the
+forward keeps for the backward pass, traced, a part of the temporaries. TFLOP: of the model,
+padding included, recomputation not, of one device. Sent: results of collectives. **The least time
+is an estimate**: the larger of computing (with recomputation) and sending at published peak
+rates, and reading and writing state and activations once each. No real step reaches it; none was
+measured.
 
 Other batches, meshes and devices: `asr-jax fit CONFIG --target v5e-256 --mesh.fsdp 8`; `--largest`
 searches the largest batches that fit, and prints them as `--data.bucket-utterances ...`.

@@ -13,7 +13,7 @@ import os
 import re
 import runpy
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,6 +41,20 @@ def parse(
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(complaint.getvalue())) from None
+
+
+def parse_after_config(
+    schema: Callable[..., T], arguments: Sequence[str], *, program: str
+) -> tuple[Path, T]:
+    """CONFIG, the first argument, and `schema(config=...)` with what follows it filled in."""
+    first = arguments[0] if arguments else "-"
+    helped = first in ("-h", "--help")
+    if first.startswith("-") and not helped:
+        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
+    config = Config() if helped else load_config(Path(first))
+    default = schema(config=config)
+    rest = ["--help"] if helped else arguments[1:]
+    return Path(first), parse(type(default), rest, program=f"{program} CONFIG", default=default)
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "") -> Config:

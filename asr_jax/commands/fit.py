@@ -5,13 +5,12 @@ import json
 import math
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import tyro
 
-from asr_jax.commands.arguments import UsageError, load_config, parse
+from asr_jax.commands.arguments import UsageError, parse_after_config
 from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import Config
@@ -49,16 +48,7 @@ class Options:
 
 
 def run(arguments: list[str]) -> int:
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
-    helped = arguments[0] in ("-h", "--help")
-    config = Config() if helped else load_config(Path(arguments[0]))
-    options = parse(
-        Options,
-        ["--help"] if helped else arguments[1:],
-        program="asr-jax fit CONFIG",
-        default=Options(config=config),
-    )
+    _, options = parse_after_config(Options, arguments, program="asr-jax fit")
     devices, accelerator, limit_bytes = _devices(options.config, options.target)
     found = _fit(options, devices, accelerator, limit_bytes)
     if options.json:
@@ -142,11 +132,7 @@ def _explain(
         f"each; {config.train.compute_dtype}, encoder.remat {config.encoder.remat}, "
         f"train.accumulate {config.train.accumulate}\n"
     )
-    rows = [_COLUMNS.split(" | "), *map(_row, found)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    for row in rows:
-        print("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths)) + " |")
+    print(table(found))
     print(
         "\nMemory, TFLOP (of the model, padding included) and sent bytes are of one device, in GB. "
         "Parameters\ninclude their average; activations are kept for the backward pass, a part of "
@@ -161,6 +147,15 @@ def _explain(
             "\nNot every bucket fits. --largest searches batches that do; --train.accumulate takes "
             "a batch in parts;\n--mesh.fsdp splits parameters and optimizer over devices."
         )
+
+
+def table(found: list[BucketFit]) -> str:
+    """In Markdown, a row for each bucket."""
+    rows = [_COLUMNS.split(" | "), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    padded = ([cell.rjust(width) for cell, width in zip(row, widths)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def _row(bucket: BucketFit) -> list[str]:

@@ -15,7 +15,7 @@ import tyro
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands.arguments import UsageError, load_config, parse, write_config
+from asr_jax.commands.arguments import UsageError, parse_after_config, write_config
 from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.compiled import compiled_programs_kept
 from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
@@ -50,17 +50,7 @@ class Options:
 
 
 def run(arguments: list[str]) -> int:
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
-    path = Path(arguments[0])
-    helped = arguments[0] in ("-h", "--help")
-    config = Config() if helped else load_config(path)
-    options = parse(
-        Options,
-        ["--help"] if helped else arguments[1:],
-        program="asr-jax train CONFIG",
-        default=Options(config=config),
-    )
+    path, options = parse_after_config(Options, arguments, program="asr-jax train")
     config = options.config
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside

@@ -4,6 +4,7 @@ Sources: NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM, Google's pages
 and v6e. Rates are peaks in one direction; of memory what JAX gives a program.
 """
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -54,45 +55,35 @@ def _gpu(
     return Accelerator(kind, 0.75 * gb * 1e9, tflops, gb_per_second, link, config)
 
 
-def _hopper(kind: str, *, gb: float, gb_per_second: float) -> Accelerator:
-    return _gpu(
-        kind,
-        gb=gb,
-        tflops=989.0,
-        gb_per_second=gb_per_second,
-        link=450.0,
-        multiprocessors=132,
-        fpus=128,
-        shared_kb=228,
-        l2_mb=50,
-        clock_ghz=1.98,
-        capability="major: 9 feature_extension: ACCELERATED_FEATURES",
-    )
-
-
-def _a100(kind: str, *, gb: float, gb_per_second: float) -> Accelerator:
-    return _gpu(
-        kind,
-        gb=gb,
-        tflops=312.0,
-        gb_per_second=gb_per_second,
-        link=300.0,
-        multiprocessors=108,
-        fpus=64,
-        shared_kb=164,
-        l2_mb=40,
-        clock_ghz=1.41,
-        capability="major: 8",
-    )
-
-
+_hopper = functools.partial(
+    _gpu,
+    tflops=989.0,
+    link=450.0,
+    multiprocessors=132,
+    fpus=128,
+    shared_kb=228,
+    l2_mb=50,
+    clock_ghz=1.98,
+    capability="major: 9 feature_extension: ACCELERATED_FEATURES",
+)
+_a100 = functools.partial(
+    _gpu,
+    tflops=312.0,
+    link=300.0,
+    multiprocessors=108,
+    fpus=64,
+    shared_kb=164,
+    l2_mb=40,
+    clock_ghz=1.41,
+    capability="major: 8",
+)
 ACCELERATORS = {
     "h100": _hopper("NVIDIA H100 80GB HBM3", gb=85.0, gb_per_second=3352.0),
     "h200": _hopper("NVIDIA H200", gb=150.0, gb_per_second=4800.0),
     "a100-40": _a100("NVIDIA A100-SXM4-40GB", gb=42.5, gb_per_second=1555.0),
     "a100-80": _a100("NVIDIA A100-SXM4-80GB", gb=85.0, gb_per_second=2039.0),
-    "v5e": Accelerator("TPU v5 lite", 15.75 * 2**30, 197.0, 819.0, 100.0),
-    "v6e": Accelerator("TPU v6 lite", 31.25 * 2**30, 918.0, 1640.0, 200.0),
+    "v5e": Accelerator("TPU v5 lite", 15.75 * 2**30, 197.0, 819.0, 200.0),
+    "v6e": Accelerator("TPU v6 lite", 31.25 * 2**30, 918.0, 1640.0, 448.0),
 }
 _SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 

@@ -130,7 +130,7 @@ def _pointed_at(tried: list[BucketFit]) -> int:
     points = [(0, state_bytes), *((f.utterances, f.memory_bytes) for f in tried if f.memory_bytes)]
     (low, low_bytes), (high, high_bytes) = sorted(points[-2:])
     if high_bytes <= low_bytes:
-        return last.utterances // 2
+        return last.utterances * 2 if last.fits else last.utterances // 2
     aim = 0.95 * last.limit_bytes
     return int(high + (aim - high_bytes) * (high - low) / (high_bytes - low_bytes))
 
@@ -194,7 +194,7 @@ def _least_seconds(
     kept_bytes: int,
     accelerator: Accelerator,
 ) -> float | None:
-    """The larger of computing and sending, and reading and writing what must lie in memory."""
+    """The longest of computing, sending, and reading and writing what must lie in memory."""
     if config.train.compute_dtype != "bfloat16":
         return None
     again = {"joint and loss"}  # the loss computes its logits twice
@@ -209,7 +209,8 @@ def _least_seconds(
     return max(
         computed / mesh.size / (accelerator.bfloat16_tflops * 1e12),
         sent_bytes / (accelerator.link_gb_per_second * 1e9),
-    ) + moved_bytes / (accelerator.memory_gb_per_second * 1e9)
+        moved_bytes / (accelerator.memory_gb_per_second * 1e9),
+    )
 
 
 def _memory_asked_for(message: str) -> int | None:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
+
+from asr_jax.training.accelerators import target_devices
 
 
 class Problem(NamedTuple):
@@ -62,24 +63,11 @@ def problem():
     return make
 
 
-HOPPER = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
- shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
- core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
- block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
- clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
- cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
- registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
- platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } runtime_version { major: 13 }
- device_description_str: "NVIDIA H100 80GB HBM3" """
-
-
 @pytest.fixture(scope="session")
 def hopper():
     """A mesh of one H100 to compile for, without one."""
     try:
-        topology = topologies.get_topology_desc(
-            "", platform="cuda", target_config=HOPPER, topology="1x1x1"
-        )
-    except (NotImplementedError, RuntimeError) as error:
-        pytest.skip(f"jax-cuda13-plugin and jax-cuda13-pjrt are not installed: {error}")
-    return topologies.make_mesh(topology, (1,), ("x",))
+        devices, _ = target_devices("h100")
+    except ValueError as error:
+        pytest.skip(str(error))
+    return jax.sharding.Mesh(np.array(devices), ("x",))

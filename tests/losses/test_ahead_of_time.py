@@ -55,12 +55,6 @@ def megabytes(mesh, sizes, **options):
     return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-@pytest.fixture(autouse=True)
-def as_on_an_accelerator(monkeypatch):
-    """Tiles choose themselves by the machine that traces."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "accelerator")
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_memory_on_a_hopper_gpu(hopper, name):
     sizes, most = SHAPES[name]

@@ -118,10 +118,11 @@ def target_devices(target: str) -> tuple[list[Any], Accelerator]:
                 raise ValueError(f"--target {target}: slices have {list(_SLICES)} devices")
             topology = topologies.get_topology_desc(f"{name}:{_SLICES[count]}", platform="tpu")
     except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            f"--target {target}: its compiler is needed, pip install {packages} "
-            f"({str(error).splitlines()[0]})"
-        ) from None
+        reason = str(error).splitlines()[0]
+        # A TPU's compiler that is there serves one process at a time, and says so too.
+        if isinstance(error, NotImplementedError) or "not installed" in reason:
+            reason = f"its compiler is needed, pip install {packages} ({reason})"
+        raise ValueError(f"--target {target}: {reason}") from None
     return list(topology.devices), accelerator
 
 

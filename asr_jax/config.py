@@ -247,10 +247,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Conformer (arXiv 2005.08100)."""
+    """Conformer (arXiv 2005.08100) or Transformer, also with shared matrices (arXiv 2310.02489)."""
 
+    kind: Literal["conformer", "transformer"] = "conformer"
+    """What its blocks are."""
     layers: int = 16
-    """Conformer blocks."""
+    """Blocks."""
+    shared_layers: int = 1
+    """Neighbouring blocks that share their matrices; to these each adds a low-rank and a diagonal
+    matrix of its own. 1: every block has matrices of its own."""
+    residual_rank: int = 0
+    """Rank of what each block adds to the shared matrices; 0: nothing but the diagonal."""
     width: int = 144
     """Model dimension."""
     attention: Literal["relative", "rotary"] = "relative"
@@ -260,7 +267,7 @@ class EncoderConfig:
     feedforward_factor: int = 4
     """Inner width of the feed-forward modules, as a multiple of width."""
     kernel_frames: int = 31
-    """Depthwise convolution's length in (subsampled) frames, odd."""
+    """Conformer: the depthwise convolution's length in (subsampled) frames, odd."""
     subsampling: Literal["conv2d", "conv1d"] = "conv2d"
     """Over time and mel bins, as in the paper, or over time alone, which is faster on a CPU."""
     subsampling_channels: int = 144
@@ -271,6 +278,16 @@ class EncoderConfig:
     """What the backward pass recomputes: nothing, whole layers, or all but matrix products."""
 
     def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            "encoder",
+            "layers",
+            "width",
+            "heads",
+            "feedforward_factor",
+            "subsampling_channels",
+            "shared_layers",
+        )
         _require(
             self.width % self.heads == 0,
             "encoder.heads",
@@ -286,14 +303,24 @@ class EncoderConfig:
         _require(
             self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
         )
-        _require_positive(
-            self,
-            "encoder",
-            "layers",
-            "width",
-            "heads",
-            "feedforward_factor",
-            "subsampling_channels",
+        _require_not_negative(self, "encoder", "residual_rank")
+        _require(
+            self.layers % self.shared_layers == 0,
+            "encoder.shared_layers",
+            self.shared_layers,
+            f"must divide encoder.layers = {self.layers}",
+        )
+        _require(
+            self.residual_rank <= self.width,
+            "encoder.residual_rank",
+            self.residual_rank,
+            f"must be at most encoder.width = {self.width}",
+        )
+        _require(
+            self.residual_rank == 0 or self.shared_layers > 1,
+            "encoder.residual_rank",
+            self.residual_rank,
+            "adds to matrices that blocks share, and encoder.shared_layers is 1",
         )
         _require_dropout(self, "encoder")
 

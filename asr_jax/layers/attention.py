@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask
-from asr_jax.layers.linear import Linear
+from asr_jax.layers.linear import Linear, MakeLinear
 
 # Queries that meet all frames at a time: 20 seconds of speech, as long as LibriSpeech's batches.
 BLOCK_FRAMES = 512
@@ -73,16 +73,16 @@ class RelativeAttention(nnx.Module):
     for the former, and a key's bias has no gradient.
     """
 
-    def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
         head_width = width // heads
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = Linear(width, width, use_bias=False, rngs=rngs)
-        self.key = Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = Linear(width, width, rngs=rngs)
-        self.position = Linear(width, width, use_bias=False, rngs=rngs)
+        self.query = linear(width, width, use_bias=False, rngs=rngs)
+        self.key = linear(width, width, use_bias=False, rngs=rngs)
+        self.value = linear(width, width, rngs=rngs)
+        self.position = linear(width, width, use_bias=False, rngs=rngs)
         self.content_bias = nnx.Param(jnp.zeros((heads, head_width)))
         self.position_bias = nnx.Param(jnp.zeros((heads, head_width)))
-        self.out = Linear(width, width, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs)
 
     def __call__(
         self,
@@ -138,12 +138,12 @@ class RotaryAttention(nnx.Module):
     device's fused attention.
     """
 
-    def __init__(self, width: int, *, heads: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.query = Linear(width, width, rngs=rngs)
-        self.key = Linear(width, width, use_bias=False, rngs=rngs)
-        self.value = Linear(width, width, rngs=rngs)
-        self.out = Linear(width, width, rngs=rngs)
+        self.query = linear(width, width, rngs=rngs)
+        self.key = linear(width, width, use_bias=False, rngs=rngs)
+        self.value = linear(width, width, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs)
         self.heads = heads
 
     def __call__(

@@ -10,6 +10,7 @@ from asr_jax.layers.attention import RelativeAttention, RotaryAttention
 from asr_jax.layers.convolution import ConvolutionModule
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
+from asr_jax.layers.linear import Linear, MakeLinear
 
 
 class ConformerBlock(nnx.Module):
@@ -24,13 +25,20 @@ class ConformerBlock(nnx.Module):
         feedforward_factor: int,
         kernel_frames: int,
         dropout: float,
+        linear: MakeLinear = Linear,
         rngs: nnx.Rngs,
     ):
-        self.first_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
+        self.first_feedforward = FeedForward(
+            width, factor=feedforward_factor, linear=linear, rngs=rngs
+        )
         kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
-        self.attention = kind(width, heads=heads, rngs=rngs)
-        self.convolution = ConvolutionModule(width, kernel_frames=kernel_frames, rngs=rngs)
-        self.second_feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
+        self.attention = kind(width, heads=heads, linear=linear, rngs=rngs)
+        self.convolution = ConvolutionModule(
+            width, kernel_frames=kernel_frames, linear=linear, rngs=rngs
+        )
+        self.second_feedforward = FeedForward(
+            width, factor=feedforward_factor, linear=linear, rngs=rngs
+        )
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.dropout = dropout
 

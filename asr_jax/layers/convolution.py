@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask
-from asr_jax.layers.linear import Linear
+from asr_jax.layers.linear import Linear, MakeLinear
 
 
 @jax.custom_vjp
@@ -53,15 +53,17 @@ class ConvolutionModule(nnx.Module):
     not look across utterances.
     """
 
-    def __init__(self, width: int, *, kernel_frames: int, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, *, kernel_frames: int, linear: MakeLinear = Linear, rngs: nnx.Rngs
+    ):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.gated = Linear(width, 2 * width, rngs=rngs)
+        self.gated = linear(width, 2 * width, rngs=rngs)
         initializer = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=0
         )
         self.depthwise = nnx.Param(initializer(rngs.params(), (kernel_frames, width)))
         self.depthwise_norm = nnx.LayerNorm(width, rngs=rngs)
-        self.pointwise = Linear(width, width, rngs=rngs)
+        self.pointwise = linear(width, width, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]

@@ -4,16 +4,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from asr_jax.layers.linear import Linear
+from asr_jax.layers.linear import Linear, MakeLinear
 
 
 class FeedForward(nnx.Module):
     """Norm, expansion, swish, projection back."""
 
-    def __init__(self, width: int, *, factor: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, factor: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.expand = Linear(width, factor * width, rngs=rngs)
-        self.project = Linear(factor * width, width, rngs=rngs)
+        self.expand = linear(width, factor * width, rngs=rngs)
+        self.project = linear(factor * width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.project(jax.nn.silu(self.expand(self.norm(x))))

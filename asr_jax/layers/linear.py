@@ -1,6 +1,7 @@
 """A linear layer whose parameters' gradient is summed up in float32, over devices too."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +38,6 @@ def _dot_general(x, kernel, dimension_numbers, **_):
 
 
 Linear = functools.partial(nnx.Linear, dot_general=_dot_general)
+
+# Linear, or what takes its place in a block: called with the numbers of inputs and outputs.
+MakeLinear = Callable[..., Callable[[Array], Array]]

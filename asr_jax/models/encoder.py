@@ -1,18 +1,24 @@
-"""From features to encoded frames: subsampling and a stack of Conformer blocks."""
+"""From features to encoded frames: subsampling and a stack of blocks."""
 
+import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from asr_jax.config import Config
 from asr_jax.layers.attention import relative_positions
 from asr_jax.layers.conformer import ConformerBlock
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.length import frame_mask
+from asr_jax.layers.linear import Linear
+from asr_jax.layers.residual import ResidualLinear, folded
+from asr_jax.layers.stack import scan_layers, stacked
 from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D
+from asr_jax.layers.transformer import TransformerBlock
 
 _REMAT = {
     "none": lambda body: body,
@@ -23,42 +29,55 @@ _REMAT = {
 }
 
 
-class ConformerEncoder(nnx.Module):
-    """Conformer (arXiv 2005.08100). The blocks' parameters are stacked along a layer axis."""
+class Encoder(nnx.Module):
+    """Conformer (arXiv 2005.08100) or Transformer.
+
+    With `shared_layers` above 1 neighbouring blocks share matrices (arXiv 2310.02489).
+    """
 
     def __init__(
         self,
         mel_bins: int,
         *,
+        kind: Literal["conformer", "transformer"],
         layers: int,
         width: int,
         attention: Literal["relative", "rotary"],
         heads: int,
         feedforward_factor: int,
         kernel_frames: int,
+        shared_layers: int,
+        residual_rank: int,
         subsampling: str,
         subsampling_channels: int,
         dropout: float,
         remat: str,
         rngs: nnx.Rngs,
     ):
-        kind = {"conv1d": Subsampling1D, "conv2d": Subsampling2D}[subsampling]
-        self.subsampling = kind(mel_bins, width, channels=subsampling_channels, rngs=rngs)
+        subsample = {"conv1d": Subsampling1D, "conv2d": Subsampling2D}[subsampling]
+        self.subsampling = subsample(mel_bins, width, channels=subsampling_channels, rngs=rngs)
+        of_kind = {
+            "conformer": functools.partial(ConformerBlock, kernel_frames=kernel_frames),
+            "transformer": TransformerBlock,
+        }[kind]
+        residual = functools.partial(ResidualLinear, rank=residual_rank)
 
-        @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> ConformerBlock:
-            return ConformerBlock(
+        def block(rngs: nnx.Rngs) -> ConformerBlock | TransformerBlock:
+            return of_kind(
                 width,
                 attention=attention,
                 heads=heads,
                 feedforward_factor=feedforward_factor,
-                kernel_frames=kernel_frames,
                 dropout=dropout,
+                linear=Linear if shared_layers == 1 else residual,
                 rngs=rngs,
             )
 
-        self.blocks = stacked(rngs.split(layers))
+        self.blocks = stacked(block, layers, shared_layers=shared_layers, rngs=rngs)
+        # A Conformer block ends in a norm of its own.
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if kind == "transformer" else None
         self.layers = layers
+        self.shared_layers = shared_layers
         self.dropout = dropout
         self.remat = remat
         self.attention = attention
@@ -87,5 +106,18 @@ class ConformerEncoder(nnx.Module):
             (x, lengths), (block, key) = x_and_lengths, block_and_key
             return (block(x, positions, lengths, key=key), lengths), None
 
-        (x, _), _ = jax.lax.scan(_REMAT[self.remat](run), (x, lengths), (self.blocks, keys))
+        (x, _), _ = scan_layers(
+            _REMAT[self.remat](run),
+            (x, lengths),
+            self.blocks,
+            keys,
+            shared_layers=self.shared_layers,
+        )
+        x = x if self.norm is None else self.norm(x)
         return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0), lengths
+
+
+def fold_shared_layers(config: Config, params: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The same model with a matrix for each layer: faster, and as large as if none were shared."""
+    encoder = dataclasses.replace(config.encoder, shared_layers=1, residual_rank=0)
+    return dataclasses.replace(config, encoder=encoder), folded(params)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
 from asr_jax.layers.linear import Linear
-from asr_jax.models.encoder import ConformerEncoder
+from asr_jax.models.encoder import Encoder
 from asr_jax.models.joint import Joint
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
 
@@ -18,14 +18,17 @@ class Transducer(nnx.Module):
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
         encoder, predictor, joint = config.encoder, config.predictor, config.joint
-        self.encoder = ConformerEncoder(
+        self.encoder = Encoder(
             config.features.mel_bins,
+            kind=encoder.kind,
             layers=encoder.layers,
             width=encoder.width,
             attention=encoder.attention,
             heads=encoder.heads,
             feedforward_factor=encoder.feedforward_factor,
             kernel_frames=encoder.kernel_frames,
+            shared_layers=encoder.shared_layers,
+            residual_rank=encoder.residual_rank,
             subsampling=encoder.subsampling,
             subsampling_channels=encoder.subsampling_channels,
             dropout=encoder.dropout,

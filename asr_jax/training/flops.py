@@ -58,23 +58,34 @@ def model_flops(
         first = half_sum * 3 * bins * channels
         others = frame_sum * (3 * channels * channels + channels * width)
 
-    attention, by_distance = 4 * frame_sum * width**2 + 2 * pair_sum * width, 0
+    def matrix(inputs: int, outputs: int) -> int:
+        return inputs * outputs + encoder.residual_rank * (inputs + outputs)
+
+    attention, by_distance = 4 * frame_sum * matrix(width, width) + 2 * pair_sum * width, 0
     if encoder.attention == "relative":
         attention += pair_sum * width
-        by_distance = (2 * int(frames.max()) - 1) * width**2
+        by_distance = (2 * int(frames.max()) - 1) * matrix(width, width)
 
     if predictor.kind == "stateless":
         predicted = cell_sum * predictor.context * predictor.embedding_width * predictor.width
     else:
         predicted = cell_sum * 4 * predictor.width * (predictor.embedding_width + predictor.width)
 
+    inner = encoder.feedforward_factor * width
+    feedforward = matrix(width, inner) + matrix(inner, width)
+    convolution = 0
+    if encoder.kind == "conformer":
+        feedforward *= 2
+        pointwise = matrix(width, 2 * width) + matrix(width, width)
+        convolution = pointwise + encoder.kernel_frames * width
+
     projections = frame_sum * width + cell_sum * predictor.width
     lattice = int((frames * cells).sum()) * vocabulary_size
     products = {
         "subsampling": others,
-        "feed-forward": layers * frame_sum * 4 * encoder.feedforward_factor * width**2,
+        "feed-forward": layers * frame_sum * feedforward,
         "attention": layers * attention,
-        "convolution": layers * frame_sum * (3 * width**2 + encoder.kernel_frames * width),
+        "convolution": layers * frame_sum * convolution,
         "predictor": predicted,
         "joint and loss": (projections + lattice) * joint.width,
         "ctc": frame_sum * width * vocabulary_size if joint.ctc_weight else 0,

@@ -49,18 +49,26 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
 
 
 def _decays(params):
-    """True for matrices and convolutions: names, as stacked biases have two axes as well."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "depthwise"), params
-    )
+    """True for matrices and convolutions: names, as stacked biases have two axes as well.
+
+    What a layer adds to a shared matrix is a part of its matrix, the diagonal too: decay draws the
+    layers of a group together.
+    """
+    decaying = ("kernel", "depthwise", "down", "up", "diagonal")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in decaying, params)
 
 
 def _orthogonalised(params):
-    """The matrix axes of every kernel but the output layers', each stacked layer's by itself."""
+    """The matrix axes of every kernel but the output layers', each stacked layer's by itself.
+
+    Low-rank factors are matrices too: an orthogonal update uses all of the few ranks that there
+    are. A diagonal is not: its entries have nothing to do with each other.
+    """
 
     def axes(path, leaf):
         names = [part.key for part in path]
-        if names[-1] != "kernel" or names[-2] in ("out", "ctc_head") and "attention" not in names:
+        is_output = names[-2:-1] in (["out"], ["ctc_head"]) and "attention" not in names
+        if names[-1] not in ("kernel", "down", "up") or is_output:
             return None
         # A convolution's taps are part of what its matrix reads.
         first = 0 if "subsampling" in names else leaf.ndim - 2

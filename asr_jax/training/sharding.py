@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 # The last axes of an array whose path matches; axes before them (layers) are whole.
 _RULES = (
-    (r"(expand|query|key|value|position|gated|input|recurrent)/kernel", ("fsdp", "model")),
-    (r"(feedforward/project|attention/out|pointwise)/kernel", ("model", "fsdp")),
+    (r"(expand|query|key|value|position|gated|input|recurrent)/(kernel|up)", ("fsdp", "model")),
+    (r"(feedforward/project|attention/out|pointwise)/(kernel|down)", ("model", "fsdp")),
     (r"(joint/out|ctc_head)/kernel", ("fsdp", "model")),
     (r"embedding/embedding", (None, "fsdp")),
-    (r"kernel", ("fsdp", None)),
+    (r"(kernel|down)", ("fsdp", None)),
+    (r"up", (None, "fsdp")),
 )
 
 

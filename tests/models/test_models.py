@@ -9,16 +9,19 @@ import pytest
 from flax import nnx
 
 from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
-from asr_jax.models.encoder import ConformerEncoder
+from asr_jax.models.encoder import Encoder
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
 from asr_jax.models.transducer import Transducer
 
 SIZES = dict(
+    kind="conformer",
     layers=2,
     width=16,
     heads=2,
     feedforward_factor=2,
     kernel_frames=5,
+    shared_layers=1,
+    residual_rank=0,
     attention="relative",
     subsampling="conv2d",
     subsampling_channels=4,
@@ -27,7 +30,7 @@ SIZES = dict(
 
 
 def encoder(remat="none"):
-    return ConformerEncoder(20, **SIZES, remat=remat, rngs=nnx.Rngs(0))
+    return Encoder(20, **SIZES, remat=remat, rngs=nnx.Rngs(0))
 
 
 def features(batch=3, frames=37):

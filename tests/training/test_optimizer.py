@@ -26,7 +26,10 @@ def test_a_run_shorter_than_its_warm_up_still_warms_up():
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings():
-    config = Config(encoder=EncoderConfig(layers=2, width=8, heads=2, subsampling_channels=2))
+    encoder = EncoderConfig(
+        layers=2, shared_layers=2, residual_rank=2, width=8, heads=2, subsampling_channels=2
+    )
+    config = Config(encoder=encoder)
     _, abstract = split_model(config, 5)
     params = jax.tree.map(lambda a: jnp.ones(a.shape), abstract)
     optimizer = make_optimizer(
@@ -35,7 +38,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings():
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        decays = path[-1].key in ("kernel", "depthwise")
+        decays = path[-1].key in ("kernel", "depthwise", "down", "up", "diagonal")
         assert bool(jnp.all(update != 0)) == decays, jax.tree_util.keystr(path)
         assert bool(jnp.all(update == 0)) == (not decays), jax.tree_util.keystr(path)
 
@@ -52,7 +55,13 @@ def test_gradients_are_clipped_to_the_norm():
 @pytest.mark.parametrize("subsampling", ["conv1d", "conv2d"])
 def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(subsampling):
     encoder = EncoderConfig(
-        layers=3, width=8, heads=2, subsampling=subsampling, subsampling_channels=4
+        layers=4,
+        shared_layers=2,
+        residual_rank=3,
+        width=8,
+        heads=2,
+        subsampling=subsampling,
+        subsampling_channels=4,
     )
     _, abstract = split_model(Config(encoder=encoder, joint=JointConfig(ctc_weight=0.3)), 5)
     random = np.random.default_rng(0)
@@ -68,7 +77,10 @@ def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(su
     orthogonal = 0
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         names = [part.key for part in path]
-        if names[-1] != "kernel" or names[:-1] in (["joint", "out"], ["ctc_head"]):
+        if names[-1] not in ("kernel", "down", "up") or names[:-1] in (
+            ["joint", "out"],
+            ["ctc_head"],
+        ):
             # Adam's first step has one size everywhere: it looks at the gradient's sign alone.
             size = np.abs(update)
             assert size.min() > 0.99 * size.max() > 0, names
@@ -78,7 +90,7 @@ def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(su
             # The rate times 0.2; five Newton-Schulz iterations come within a third.
             np.testing.assert_allclose(singular, 0.5 * 0.2, rtol=0.35, err_msg=str(names))
             orthogonal += 1
-    assert orthogonal > 3 * 8
+    assert orthogonal > (2 + 4 + 4) * 8
 
 
 def _matrices(array, path):
@@ -89,7 +101,7 @@ def _matrices(array, path):
 
 def _stretched(array, path):
     """Matrices whose singular values lie between 1 and 10."""
-    if path[-1].key != "kernel":
+    if path[-1].key not in ("kernel", "down", "up"):
         return jnp.asarray(array)
     u, s, v = np.linalg.svd(_matrices(array, path), full_matrices=False)
     return jnp.asarray(np.einsum("lik,k,lko->lio", u, np.linspace(1, 10, s.shape[-1]), v)).reshape(

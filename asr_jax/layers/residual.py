@@ -1,0 +1,82 @@
+"""A matrix that neighbouring layers share, and what each of them adds to it (arXiv 2310.02489)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from asr_jax.layers.linear import product
+
+
+class Shared(nnx.Param):
+    """A parameter that all layers of a group have in common (layers/stack.py)."""
+
+
+@jax.custom_vjp
+def scaled(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """x * scale. Like that of a matrix, the gradient of `scale` is summed up in float32."""
+    return x * scale
+
+
+def _scaled_fwd(x, scale):
+    return x * scale, (x, scale)
+
+
+def _scaled_bwd(residuals, gradient):
+    x, scale = residuals
+    summed = jnp.einsum("...d,...d->d", x, gradient, preferred_element_type=jnp.float32)
+    return gradient * scale, summed.astype(scale.dtype)
+
+
+scaled.defvjp(_scaled_fwd, _scaled_bwd)
+
+
+class ResidualLinear(nnx.Module):
+    """x (W + A B + D) + b, equation 3 of the paper: a full-rank W that is shared, and of the
+    layer's own A B of rank R, a diagonal D, and b.
+
+    D has min(inputs, outputs) entries, so that a matrix that is not square has one too. The sum is
+    never made: x W + (x A) B + x D are three products. B and D start as zeros, so that the layers
+    of a group start alike.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, rank: int, use_bias: bool = True, rngs: nnx.Rngs
+    ):
+        initializer = nnx.initializers.lecun_normal()
+        self.kernel = Shared(initializer(rngs.params(), (inputs, outputs)))
+        self.down = nnx.Param(initializer(rngs.params(), (inputs, rank))) if rank else None
+        self.up = nnx.Param(jnp.zeros((rank, outputs))) if rank else None
+        self.diagonal = nnx.Param(jnp.zeros(min(inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+        diagonal = self.diagonal[...]
+        y = product(x, self.kernel[...])
+        if self.down is not None and self.up is not None:
+            y = y + product(product(x, self.down[...]), self.up[...])
+        own = scaled(x[..., : len(diagonal)], diagonal)
+        y = y + jnp.pad(own, [(0, 0)] * (x.ndim - 1) + [(0, y.shape[-1] - len(diagonal))])
+        return y if self.bias is None else y + self.bias[...]
+
+
+def folded(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the same stacked layers with a matrix W + A B + D for each, as Linear has it.
+
+    Takes the parameters of a whole model, and leaves all others as they are.
+    """
+    if "diagonal" not in params:
+        return {
+            name: folded(inner) if isinstance(inner, dict) else inner
+            for name, inner in params.items()
+        }
+    shared, diagonal = params["kernel"], params["diagonal"]
+    kernel = jnp.repeat(shared, len(diagonal) // len(shared), axis=0)
+    if "down" in params:
+        kernel = kernel + jnp.einsum("lir,lro->lio", params["down"], params["up"])
+    entry = jnp.arange(diagonal.shape[-1])
+    kernel = kernel.at[:, entry, entry].add(diagonal)
+    own = {"bias": params["bias"]} if "bias" in params else {}
+    return {"kernel": kernel, **own}

@@ -1,0 +1,45 @@
+"""The Transformer block (arXiv 1706.03762), normalised before its parts (arXiv 2002.04745)."""
+
+from typing import Literal
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from asr_jax.layers.attention import RelativeAttention, RotaryAttention
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.feedforward import FeedForward
+from asr_jax.layers.linear import Linear, MakeLinear
+
+
+class TransformerBlock(nnx.Module):
+    """Attention and feed-forward. What the last one returns is still to be normalised."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        attention: Literal["relative", "rotary"],
+        heads: int,
+        feedforward_factor: int,
+        dropout: float,
+        linear: MakeLinear = Linear,
+        rngs: nnx.Rngs,
+    ):
+        kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
+        self.attention = kind(width, heads=heads, linear=linear, rngs=rngs)
+        self.feedforward = FeedForward(width, factor=feedforward_factor, linear=linear, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Float[Array, "R D"] | None,
+        lengths: Int[Array, " B"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Frames beyond the lengths change none within. Without a key nothing is dropped."""
+        keys = [None] * 2 if key is None else jax.random.split(key)
+        x = x + dropout(self.attention(x, positions, lengths), self.dropout, keys[0])
+        return x + dropout(self.feedforward(x), self.dropout, keys[1])

@@ -1,7 +1,8 @@
 """How the training state lies on the devices: rules from a parameter's name to the mesh's axes.
 
 Layers know nothing of this. Parameters, their averages and the optimizer's moments are split over
-fsdp (arXiv 2004.13336) and, for wide matrices, over model.
+fsdp (arXiv 2004.13336) and, for wide matrices, over model. Layers compute with parameters that are
+whole over fsdp (`gathered`), which shares the rows of a batch as data does.
 """
 
 import re
@@ -38,3 +39,16 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, P(*spec))
 
     return jax.tree_util.tree_map_with_path(choose, abstract)
+
+
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """The same numbers, whole over fsdp; over model they stay split.
+
+    Left to choose, XLA keeps a layer's parameters split, and sends activations instead.
+    """
+
+    def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        spec = P(*(None if axis == "fsdp" else axis for axis in sharding.spec))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(whole, params, state_shardings(params, mesh))

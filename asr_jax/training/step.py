@@ -19,6 +19,7 @@ from asr_jax.layers.length import frame_mask
 from asr_jax.mesh import batch_sharding, over_rows
 from asr_jax.training.objective import utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
+from asr_jax.training.sharding import gathered
 from asr_jax.training.state import TrainState
 from asr_jax.types import Batch
 
@@ -93,10 +94,13 @@ def batch_gradients(
     real = batch.utterances >= 0
     dtype, weight = config.train.compute_dtype, config.joint.ctc_weight
 
-    def objective(params, rows, key):
+    # Gathered once a step, also where its batch is taken in parts.
+    whole = gathered(cast(params, dtype), mesh)
+
+    def objective(whole, rows, key):
         features, lengths, labels, label_lengths, real = rows
         transducer, ctc = utterance_losses(
-            nnx.merge(graphdef, cast(params, dtype)),
+            nnx.merge(graphdef, whole),
             features.astype(dtype),
             lengths,
             labels,
@@ -107,20 +111,24 @@ def batch_gradients(
         total = lambda losses: jnp.sum(jnp.where(real, losses, 0))
         return total(transducer + weight * ctc), (total(transducer), total(ctc))
 
-    gradients_of = jax.grad(objective, has_aux=True)
+    def gradients_of(rows, key):
+        gradients, losses = jax.grad(objective, has_aux=True)(whole, rows, key)
+        # Summed over the devices as they are, before the optimizer takes its part of them.
+        return cast(gathered(gradients, mesh), "float32"), losses
+
     rows = (features, lengths, batch.labels, batch.label_lengths, real)
     parts = config.train.accumulate
     if parts == 1:
-        sums = gradients_of(params, rows, dropout_key)
+        sums = gradients_of(rows, dropout_key)
     else:
         # Row i goes to micro-batch i % parts: each stays spread over the devices as the batch was.
         micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
         keys = jax.random.split(dropout_key, parts)
-        add = lambda sums, row: (
-            jax.tree.map(jnp.add, sums, gradients_of(params, row[0], row[1])),
-            None,
+        add = lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(*row)), None)
+        zeros = (
+            gathered(jax.tree.map(jnp.zeros_like, params), mesh),
+            (jnp.float32(0), jnp.float32(0)),
         )
-        zeros = (jax.tree.map(jnp.zeros_like, params), (jnp.float32(0), jnp.float32(0)))
         sums, _ = jax.lax.scan(add, zeros, (micro, keys))
     labels = jnp.maximum(jnp.sum(jnp.where(real, batch.label_lengths, 0)), 1)
     gradients, (transducer, ctc) = jax.tree.map(lambda x: x / labels, sums)

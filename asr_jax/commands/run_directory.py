@@ -38,7 +38,7 @@ def claim_run(run: Path, config: Config) -> None:
     path = run / "config.json"
     if not path.exists():
         # These are of a start that failed before it became a run.
-        mere_start = {"tokenizer.tmp", "config.tmp", "labels.tmp", "labels.npz"}
+        mere_start = {"tokenizer.tmp", "config.tmp", "labels.tmp", "labels.npz", "writable.tmp"}
         if {other.name for other in run.iterdir()} - mere_start:
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return

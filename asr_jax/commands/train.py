@@ -84,6 +84,7 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
         check_batch(utterances, mesh, config.train.accumulate)
     require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     on_first(lambda: claim_run(run, config))
+    on_first(lambda: checkpoint.require_writable(run, config.checkpoint))
     corpus, tokenizer = training_corpus(config, run)
     evaluate_dev = dev_evaluation(config, tokenizer, mesh)
     if config.data.test:

@@ -71,6 +71,20 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
         checkpointer.close()
 
 
+def require_writable(run: Path, config: CheckpointConfig) -> None:
+    """Raises CheckpointError where no file can be made where checkpoints go: now, not at a save."""
+    directory = _directory(run, config)
+    probe = directory.parent / "writable.tmp"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory}: cannot be written to ({_first_line(error)})"
+        ) from error
+
+
 def save(
     checkpointer: ocp.training.Checkpointer,
     state: TrainState,

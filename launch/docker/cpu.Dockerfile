@@ -1,0 +1,9 @@
+# docker build -f launch/docker/cpu.Dockerfile -t asr-jax:cpu .
+FROM python:3.12-slim
+WORKDIR /asr
+COPY pyproject.toml requirements.txt README.md LICENSE ./
+COPY asr_jax asr_jax
+RUN pip install --no-cache-dir .
+COPY configs configs
+COPY samples samples
+CMD ["asr-jax", "--help"]

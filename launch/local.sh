@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Trains with COUNT processes on this machine, each on an accelerator of its own: what several hosts
+# do, without them.
+#
+#   [CONFIG=... RUN=... DATA=... ACCELERATOR=cpu|cuda COUNT=2 PORT=8476] launch/local.sh [--dry-run]
+set -euo pipefail
+if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; fi
+# shellcheck source=launch/common.sh
+. "$(dirname "$0")/common.sh"
+: "${PORT:=8476}"
+case $ACCELERATOR in cpu | cuda) ;; *) fail "ACCELERATOR=$ACCELERATOR: must be cpu or cuda" ;; esac
+
+link_data
+train_command
+export JAX_PLATFORMS=$ACCELERATOR # so that an accelerator which is not found is an error
+started=()
+# Whichever is told to stop tells the others; here all are.
+trap 'kill -TERM "${started[@]}" 2>/dev/null || true' TERM INT USR1
+for ((process = 0; process < COUNT; process++)); do
+  place=()
+  if [ "$COUNT" -gt 1 ]; then
+    place=(--coordinator "localhost:$PORT" --processes "$COUNT" --process "$process")
+    if [ "$ACCELERATOR" = cuda ]; then export CUDA_VISIBLE_DEVICES=$process; fi
+  fi
+  if [ -n "${DRY_RUN:-}" ]; then
+    run "${command[@]}" "${place[@]}"
+  else
+    "${command[@]}" "${place[@]}" &
+    started+=($!)
+  fi
+done
+
+worst=0
+for process in "${started[@]}"; do
+  status=0
+  # A trapped signal ends the waiting, not the process waited for.
+  while wait "$process" || status=$?; [ "$status" -gt 128 ] && kill -0 "$process" 2>/dev/null; do
+    status=0
+  done
+  if [ "$status" -gt "$worst" ]; then worst=$status; fi
+done
+exit "$worst"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Prints a manifest of kubernetes/ or vertex.yaml with the variables filled in; applying it is up to
+# kubectl or gcloud:
+#
+#   CONFIG=... ACCELERATOR=... COUNT=... IMAGE=... BUCKET=... launch/render.sh MANIFEST | kubectl apply -f -
+set -euo pipefail
+if [ "${1:-}" = --dry-run ]; then shift; fi # it never does more
+# shellcheck source=launch/common.sh
+. "$(dirname "$0")/common.sh"
+[ -f "${1:-}" ] || fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
+: "${NAME:=asr-jax}"
+if [ -n "$CHECKPOINTS" ]; then OPTIONS="--checkpoint.directory $CHECKPOINTS $OPTIONS"; fi
+export NAME OPTIONS
+"$PYTHON" - "$1" <<'END'
+import os, string, sys
+
+try:
+    print(string.Template(open(sys.argv[1]).read()).substitute(os.environ), end="")
+except KeyError as missing:
+    sys.exit(f"render.sh: {sys.argv[1]}: needs the variable {missing.args[0]}")
+END

@@ -1,0 +1,36 @@
+"""What keeps a run from starting on another machine is said at once, in one line."""
+
+import jax
+import pytest
+
+from asr_jax.commands.devices import prepare_devices
+from asr_jax.config import CheckpointConfig, MeshConfig
+from asr_jax.training.checkpoint import CheckpointError, require_writable
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError("Unable to initialize backend 'tpu'\nlong"), "Unable to initialize backend"),
+        (AssertionError(), "JAX has no package for it"),
+    ],
+)
+def test_an_accelerator_that_is_asked_for_and_not_there(monkeypatch, error, reason):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    # As tests set, so that prepare_devices leaves JAX's devices as they are.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    with pytest.raises(ValueError, match=rf"^JAX_PLATFORMS=tpu: no accelerator found \({reason}"):
+        prepare_devices(MeshConfig())
+
+
+def test_a_place_for_checkpoints_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file/run"
+    with pytest.raises(CheckpointError, match=rf"^{place}/checkpoints: cannot be written to \("):
+        require_writable(tmp_path / "run", CheckpointConfig(directory=str(place)))
+    require_writable(tmp_path / "run", CheckpointConfig(directory=str(tmp_path / "other")))
+    assert not any((tmp_path / "other").iterdir())

@@ -1,0 +1,115 @@
+"""A real SLURM cluster, of one node with two slots: preempted, put back, gone on with, done."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
+SBIN = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+MISSING = [name for name in NEEDED if shutil.which(name, path=SBIN) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}: apt-get install slurm-wlm munge"),
+]
+
+CONFIG = """
+from asr_jax.config import *
+config = Config(
+    data=DataConfig(
+        train="samples/an4/dev", dev="samples/an4/dev",
+        bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
+    augment=AugmentConfig(frequency_mask_bins=8),
+    tokenizer=TokenizerConfig(kind="char"),
+    encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,
+                          subsampling="conv1d", subsampling_channels=16, remat="none"),
+    predictor=PredictorConfig(embedding_width=8, width=8),
+    joint=JointConfig(width=8),
+    optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=20),
+    train=TrainConfig(steps=400, log_every_steps=1),
+    checkpoint=CheckpointConfig(every_steps=400),
+)
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The environment in which SLURM's commands reach the cluster."""
+    folder = tmp_path / "slurm"
+    environment = {**os.environ, "PATH": SBIN, "SLURM_CONF": str(folder / "slurm.conf")}
+    with subprocess.Popen(
+        [Path(__file__).with_name("slurm_cluster.sh"), folder],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdin and running.stdout
+        try:
+            assert running.stdout.readline() == "ready\n"
+            yield environment
+        finally:
+            running.stdin.close()
+            running.wait(timeout=60)
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(cluster, tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    variables = {
+        "CONFIG": str(tmp_path / "tiny.py"),
+        "COUNT": "2",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+    }
+    cluster.pop("XLA_FLAGS", None)
+    said = tmp_path / "job.out"
+
+    def slurm(*command: str) -> str:
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    environment = {**cluster, **variables, "RUN": str(tmp_path / "preempted")}
+    options = ("--parsable", f"--output={said}", "--time=10")
+    job = slurm("launch/slurm.sbatch", *options).strip()
+    metrics = tmp_path / "preempted/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
+        assert time.monotonic() < deadline, said.read_text() if said.exists() else "not started"
+        time.sleep(0.1)
+    slurm("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap", "sleep 1")
+    while slurm("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T") not in (
+        "COMPLETED\n",
+        "FAILED\n",
+    ):
+        assert time.monotonic() < deadline + 120, said.read_text()
+        time.sleep(0.5)
+    told = said.read_text()
+    assert told.count("stopped by SIGTERM; saved") == 2, told
+    assert "going on from step" in told, told
+    shown = slurm("scontrol", "show", "job", job)
+    assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, told
+
+    # The same two processes without SLURM, never stopped.
+    environment = {
+        **environment,
+        "RUN": str(tmp_path / "whole"),
+        "PORT": str(20_000 + os.getpid() % 9000),
+    }
+    slurm("launch/local.sh")
+    for name in ("loss", "dev_wer"):
+        ours, theirs = (logged(tmp_path / run, name) for run in ("preempted", "whole"))
+        assert ours == theirs
+    assert len(logged(tmp_path / "whole", "loss")) == 400

@@ -139,7 +139,7 @@ def require_fields(value: Any, kind: str) -> None:
     """Of an object of the API, as the client's model of that kind has them; required ones too."""
     from kubernetes import client
 
-    if kind.startswith("list["):
+    if kind.lower().startswith("list["):
         return [require_fields(one, kind[5:-1]) for one in value] and None
     model = getattr(client, kind, None)
     if model is None:

@@ -42,7 +42,14 @@ slurmctld -D -c >"$folder/slurmctld.log" 2>&1 &
 controller=$!
 slurmd -D >"$folder/slurmd.log" 2>&1 &
 node=$!
-trap 'kill $node $controller; wait; munged --stop "${munged[@]:0:1}"' EXIT
+stop() {
+  scancel --signal=KILL --full --user="$(id -un)" # of a test that failed
+  sleep 1
+  kill "$node" "$controller"
+  wait
+  munged --stop "${munged[@]:0:1}"
+}
+trap stop EXIT
 until sinfo --noheader --states=idle 2>/dev/null | grep -q low; do sleep 0.2; done
 echo ready
 cat >/dev/null

@@ -85,7 +85,7 @@ def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(clu
     options = ("--parsable", f"--output={said}", "--time=10")
     job = slurm("launch/slurm.sbatch", *options).strip()
     metrics = tmp_path / "preempted/metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # of a machine that is busy with other things
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
         assert time.monotonic() < deadline, said.read_text() if said.exists() else "not started"
         time.sleep(0.1)
@@ -94,7 +94,7 @@ def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(clu
         "COMPLETED\n",
         "FAILED\n",
     ):
-        assert time.monotonic() < deadline + 120, said.read_text()
+        assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.5)
     told = said.read_text()
     assert told.count("stopped by SIGTERM; saved") == 2, told

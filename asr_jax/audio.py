@@ -147,10 +147,11 @@ def as_flac(
     return flac.getvalue()
 
 
-def as_wav(samples: Int16[np.ndarray, " S"], rate_hz: int) -> bytes:
-    """The samples as a recording of one channel."""
+def as_wav(samples: Int16[np.ndarray, " S"] | Float32[np.ndarray, " S"], rate_hz: int) -> bytes:
+    """The samples, as exactly as they are, as a recording of one channel."""
     wav = io.BytesIO()
-    soundfile.write(wav, samples, rate_hz, format="WAV", subtype="PCM_16")
+    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
+    soundfile.write(wav, samples, rate_hz, format="WAV", subtype=subtype)
     return wav.getvalue()
 
 

@@ -25,6 +25,12 @@ class Record(NamedTuple):
     number: int
 
 
+class InMemory(NamedTuple):
+    """A recording that is in no file: its bytes, as a file would have them."""
+
+    contents: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One transcribed stretch of a recording, as a manifest names it."""
@@ -35,7 +41,7 @@ class Utterance:
     duration_seconds: float
     speaker: str = ""
     offset_seconds: float = 0.0
-    within: Member | Record | None = None
+    within: Member | Record | InMemory | None = None
     """Where in the file `audio` the recording lies; None: it is the file."""
     channel: int | None = None
     """Channel of the recording, from 0; None: the mean of all."""
@@ -48,7 +54,7 @@ class Utterance:
                 return f"{self.audio} from byte {offset_bytes} on"
             case Record(number):
                 return f"{self.audio}, record {number}"
-            case None:
+            case None | InMemory():
                 return str(self.audio)
 
 

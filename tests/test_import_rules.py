@@ -16,7 +16,7 @@ MODULES = {
 # What a folder or file may import of the package. An entry names a module or all that is below it;
 # a module matches the longest key that it lies below.
 MAY_IMPORT = {
-    "__init__": [],
+    "__init__": ["loading"],
     "__main__": ["commands"],
     "config": [],
     "types": [],
@@ -30,9 +30,11 @@ MAY_IMPORT = {
     "data": ["audio", "config", "data", "text", "types"],
     "decoding": ["config", "decoding", "features", "layers", "mesh", "models", "text", "types"],
     "scoring": ["scoring", "types"],
+    "export": ["config", "decoding", "export", "features", "layers", "models", "text", "types"],
+    "loading": ["audio", "commands", "config", "types"],
     "training": ["config", "features", "layers", "losses", "mesh", "models", "training", "types"],
-    "commands": "audio commands config data decoding features layers mesh models scoring text "
-    "training types".split(),
+    "commands": "audio commands config data decoding export features layers mesh models scoring "
+    "text training types".split(),
 }
 # Libraries that a part may import at all; a part not listed may import any.
 LIBRARIES = {
@@ -50,7 +52,9 @@ LIBRARIES = {
 # Pure besides these: they alone may look at the clock, at how they were called, or at files.
 READS_CLOCK = ["commands", "training.loop", "training.progress"]
 READS_CALL = ["__main__", "commands"]
-OPENS_FILES = "audio commands data scoring.report text training.checkpoint training.loop".split()
+OPENS_FILES = (
+    "audio commands data export scoring.report text training.checkpoint training.loop".split()
+)
 # Of pathlib's methods those that no other object here has.
 FILE_METHODS = set(
     "exists glob is_dir is_file iterdir mkdir open read_bytes read_text rename rglob rmdir touch "

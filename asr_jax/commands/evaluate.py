@@ -22,7 +22,7 @@ class Options:
     """Recognises DATA and writes wer.json, hypotheses.jsonl and report.html."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or what export --format params wrote."""
     data: str
     """Recordings with transcripts: a folder, a manifest, a Kaldi directory or tar shards."""
     checkpoint: str = "best"

@@ -25,6 +25,9 @@ from asr_jax.training.sharding import state_shardings
 from asr_jax.training.state import split_model
 from asr_jax.types import Batch, Skipped, Utterance
 
+# The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
+EXPORTED = "model.safetensors"
+
 
 class Recognizer(NamedTuple):
     config: Config
@@ -34,6 +37,8 @@ class Recognizer(NamedTuple):
     mesh: Mesh
     checkpoint: str
     """Which steps the parameters are of."""
+    compiled: set[tuple[int, ...]]
+    """Shapes of batches seen so far."""
 
 
 class Recognition(NamedTuple):
@@ -46,7 +51,7 @@ class Recognition(NamedTuple):
 
 
 def open_run(run: Path, which: str) -> Recognizer:
-    """Config, tokenizer and averaged parameters of a run directory."""
+    """Config, tokenizer and averaged parameters of a run directory, or of an exported one."""
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
     config = load_config(run / "config.json")
@@ -59,8 +64,24 @@ def open_run(run: Path, which: str) -> Recognizer:
         abstract,
         state_shardings(abstract, mesh),
     )
-    params, steps = load_averaged(run, which, abstract, config.checkpoint)
-    return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
+    if (run / EXPORTED).is_file():
+        params, steps = _load_exported(run, which, abstract)
+    else:
+        params, steps = load_averaged(run, which, abstract, config.checkpoint)
+    return Recognizer(config, tokenizer, graphdef, params, mesh, steps, set())
+
+
+def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str]:
+    from asr_jax.export.params import load_params
+
+    params, about = load_params(directory / EXPORTED, abstract)
+    if which not in ("best", about["checkpoint"]):
+        raise ValueError(
+            f"--checkpoint {which}: {directory} was exported with the parameters of "
+            f"{about['checkpoint']} and has no others"
+        )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.device_put(params, shardings), about["checkpoint"]
 
 
 def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
@@ -83,14 +104,13 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         multiple=devices,
         rows_of=functools.partial(rows_here, recognizer.mesh),
     )
-    compiled: set[tuple[int, ...]] = set()
     compile_seconds = 0.0
 
     def compiled_first() -> Iterator[Batch]:
         nonlocal compile_seconds
         for batch in batches:
-            if batch.samples.shape not in compiled:
-                compiled.add(batch.samples.shape)
+            if batch.samples.shape not in recognizer.compiled:
+                recognizer.compiled.add(batch.samples.shape)
                 before = time.monotonic()
                 jax.block_until_ready(run(params, batch))
                 compile_seconds += time.monotonic() - before

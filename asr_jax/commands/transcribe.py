@@ -21,7 +21,7 @@ class Options:
     """Prints a line for every recording: its path, a tab, its text."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """Run directory, or what export --format params wrote."""
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
     """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels."""
     checkpoint: str = "best"

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from asr_jax.audio import AudioError, as_wav, audio_duration_seconds, read_audio
 from asr_jax.data.prepared import read_record
-from asr_jax.types import Member, Record, Utterance
+from asr_jax.types import InMemory, Member, Record, Utterance
 
 # Of the samples that tensorflow-datasets' own LibriSpeech holds.
 STOCK_RATE_HZ = 16_000
@@ -67,6 +67,9 @@ def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
     within = utterance.within
     if within is None:
         yield None
+        return
+    if isinstance(within, InMemory):
+        yield within.contents
         return
     if isinstance(within, Record):
         yield _of_record(utterance, within)

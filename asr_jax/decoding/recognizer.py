@@ -34,6 +34,7 @@ def recognize(
     return labels, counts, jnp.asarray(batch.utterances)
 
 
+@functools.cache
 def make_recognizer(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Recognize:
     """`recognize`, compiled once per batch shape, the rows spread over the mesh.
 

@@ -1,0 +1,99 @@
+"""The model card: README.md of an exported directory."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from asr_jax.config import Config
+
+
+class Trial(NamedTuple):
+    """What was written, run on some recordings beside the model it was made from."""
+
+    data: str
+    recordings: int
+    """How many of the data's."""
+    wer_before: float
+    """Percent, of the run's own float32 parameters in JAX."""
+    wer_after: float
+    equal: int
+    """Transcripts that are the same, letter for letter."""
+
+
+def model_card(
+    name: str,
+    config: Config,
+    *,
+    parameters: int,
+    checkpoint: str,
+    form: str,
+    trials: dict[str, Trial],
+    evaluations: Sequence[dict[str, Any]],
+    use: str,
+) -> str:
+    """Markdown.
+
+    Args:
+        form: what was written, in words.
+        trials: of each of its variants, such as float32 and int8.
+        evaluations: contents of the run's wer.json files.
+        use: how to run it, Markdown.
+    """
+    trained_on = ", ".join((config.data.train, *config.data.more_train)) or "not said"
+    encoder = config.encoder
+    about = {
+        "parameters": f"{parameters / 1e6:.2f} million",
+        "encoder": f"{encoder.kind}, {encoder.layers} blocks {encoder.width} wide",
+        "predictor": config.predictor.kind,
+        "audio": f"{config.features.sample_rate_hz} Hz, one channel",
+        "trained on": trained_on,
+        "chosen on": config.data.dev or "nothing",
+        "checkpoint": f"{checkpoint} of {config.train.steps} steps, seed {config.train.seed}",
+        "form": form,
+    }
+    parts = [
+        f"# {name}\n\nA transducer that recognises speech, trained with asr_jax.\n",
+        _table(["", ""], [[key, value] for key, value in about.items()]),
+        "## Word error rate\n",
+        _evaluations(evaluations),
+        "## What exporting changed\n",
+        _table(
+            ["variant", "recordings", "WER of the run %", "WER of this %", "same transcripts"],
+            [
+                [
+                    *(variant, f"{trial.recordings} of {trial.data}"),
+                    *(f"{trial.wer_before:.2f}", f"{trial.wer_after:.2f}"),
+                    f"{trial.equal} of {trial.recordings}",
+                ]
+                for variant, trial in trials.items()
+            ],
+        ),
+        f"## Use\n\n{use}",
+        "## Licence\n\n"
+        "- of these parameters: TO BE FILLED IN by whoever publishes them\n"
+        f"- of the recordings trained on ({trained_on}): TO BE FILLED IN\n",
+    ]
+    return "\n".join(parts)
+
+
+def _evaluations(evaluations: Sequence[dict[str, Any]]) -> str:
+    if not evaluations:
+        return "The run was not evaluated.\n"
+    rows = []
+    for figures in evaluations:
+        facts = figures["facts"]
+        low, high = figures["wer_95_percent_interval"]
+        rows.append(
+            [
+                *(facts["data"], f"{figures['wer']:.2f}", f"{low:.2f} to {high:.2f}"),
+                *(str(figures["reference_words"]), str(figures["utterances"])),
+                *(facts["checkpoint"], facts["decoder"]),
+            ]
+        )
+    return _table(
+        ["data", "WER %", "95 % interval", "words", "recordings", "checkpoint", "decoder"], rows
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)

@@ -1,0 +1,98 @@
+"""Parameters for inference in one safetensors file, as they are, in bfloat16 or in int8.
+
+A file has no optimizer state and nothing that is executed. Its names are the parameters' paths,
+`encoder.blocks.attention.query.kernel`; its metadata says what wrote it, and VERSION.
+
+Of a matrix in int8, `NAME` holds round(value / scale) and `NAME.channel_scale` a float32 for every
+output channel (a label, of an embedding): the largest magnitude in it, over 127. Other parameters
+(biases, norms, short kernels) are few and stay floats.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors  # pyright: ignore[reportMissingImports]
+from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
+
+VERSION = "1"
+# A scale takes four bytes: fewer numbers than these are not worth one.
+_FEWEST_PER_SCALE = 8
+_SCALE = ".channel_scale"
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ArtifactError(ValueError):
+    """An exported file that is damaged, or of another model or version; one line."""
+
+
+def save_params(
+    path: Path, params: Any, *, dtype: Dtype, int8: bool, about: dict[str, str]
+) -> None:
+    """Writes a tree of float arrays. `about` goes into the file's metadata."""
+    tensors = {}
+    for name, value in _named(params).items():
+        value = np.asarray(value, np.float32)
+        if int8 and (axis := _summed_axis(name, value.shape)) is not None:
+            tensors[name], tensors[name + _SCALE] = to_int8(value, axis)
+        else:
+            tensors[name] = value.astype(jnp.dtype(dtype))
+    save_file(tensors, path, metadata={**about, "format": "asr_jax", "version": VERSION})
+
+
+def load_params(path: Path, abstract: Any) -> tuple[Any, dict[str, str]]:
+    """The tree as float32 with the abstract one's structure, and the metadata.
+
+    Raises ArtifactError unless names and shapes are those of `abstract`.
+    """
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            about = file.metadata() or {}
+            if about.get("format") != "asr_jax" or about.get("version") != VERSION:
+                raise ArtifactError(
+                    f"{path}: written by {about.get('format', 'something else')}, version "
+                    f"{about.get('version', 'unknown')}; this is asr_jax, version {VERSION} of the "
+                    "format: export the run again"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from error
+    scales = {name for name in tensors if name.endswith(_SCALE)}
+    values = {name: tensors[name].astype(np.float32) for name in tensors.keys() - scales}
+    for name in scales:
+        values[name.removesuffix(_SCALE)] *= tensors[name]
+    expected = {name: leaf.shape for name, leaf in _named(abstract).items()}
+    for name in sorted(expected.keys() | values.keys()):
+        found = values[name].shape if name in values else "missing"
+        if found != expected.get(name):
+            raise ArtifactError(
+                f"{path} is of another model than the config's: {name} is {found}, expected "
+                f"{expected.get(name, 'none')}"
+            )
+    return jax.tree_util.tree_map_with_path(lambda at, _: values[_name(at)], abstract), about
+
+
+def to_int8(value: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 values and their float32 scales, one for all along `axis`: value ~ int8 * scale."""
+    largest = np.abs(value).max(axis=axis, keepdims=True)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(value / scale).astype(np.int8), scale
+
+
+def _summed_axis(name: str, shape: tuple[int, ...]) -> int | None:
+    """The axis that the products of a matrix sum over; None for what is no large matrix."""
+    axis = {"kernel": -2, "down": -2, "up": -2, "embedding": -1}.get(name.rpartition(".")[2])
+    if axis is None or len(shape) < 2 or shape[axis] < _FEWEST_PER_SCALE:
+        return None
+    return axis
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

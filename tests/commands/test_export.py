@@ -1,0 +1,163 @@
+"""`asr-jax export` and `asr_jax.load`: what was written recognises as the run does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import asr_jax
+from asr_jax.audio import read_audio
+from asr_jax.export import card
+
+
+def recordings(trained) -> list[Path]:
+    return sorted(trained.data.parent.glob("*.flac"))
+
+
+@pytest.fixture(scope="module")
+def exported(trained, command, tmp_path_factory):
+    pytest.importorskip("safetensors")
+    out = tmp_path_factory.mktemp("export") / "model"
+    outcome = command("export", trained.run, out, "--format", "params")
+    assert outcome.status == 0, outcome.err
+    assert "6 of 6 transcripts are the run's" in outcome.out
+    return out
+
+
+def test_the_folder_holds_a_model_and_nothing_else(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"config.json", "tokenizer.model", "model.safetensors", "README.md"}
+    assert [path.name for path in exported.parent.iterdir()] == ["model"]
+
+
+def test_transcribe_and_evaluate_take_it_for_a_run(trained, exported, command, tmp_path):
+    of = lambda run: command("transcribe", run, *recordings(trained))
+    assert of(exported) == of(trained.run)
+    assert len(set(of(exported).out.splitlines())) > 1
+    scored = [
+        command("evaluate", run, "--data", trained.data, "--output", tmp_path / name)
+        for name, run in [("run", trained.run), ("model", exported)]
+    ]
+    assert [outcome.status for outcome in scored] == [0, 0]
+    hypotheses = [(tmp_path / name / "hypotheses.jsonl").read_text() for name in ("run", "model")]
+    assert hypotheses[0] == hypotheses[1]
+
+
+@pytest.mark.parametrize("options", [["--quantize=int8"], ["--dtype=bfloat16"]])
+def test_smaller_forms(trained, exported, command, tmp_path, options):
+    outcome = command("export", trained.run, tmp_path / "m", "--format=params", *options)
+    assert outcome.status == 0, outcome.err
+    size = lambda folder: (folder / "model.safetensors").stat().st_size
+    assert size(tmp_path / "m") < 0.75 * size(exported)
+    assert command("transcribe", tmp_path / "m", recordings(trained)[0]).status == 0
+
+
+def test_load_says_what_transcribe_does(trained, exported, command):
+    paths = recordings(trained)
+    lines = command("transcribe", trained.run, *paths).out.splitlines()
+    expected = [line.partition("\t")[2] for line in lines]
+    for directory in (trained.run, str(exported)):
+        model = asr_jax.load(directory)
+        assert model.config.encoder.width == 16 and model.checkpoint == "best (2)"
+        assert [one.text for one in model.transcribe(paths)] == expected
+        samples = [read_audio(path, sample_rate_hz=16_000) for path in paths]
+        assert [one.text for one in model.transcribe(samples)] == expected
+        assert [one.text for one in model.transcribe(str(paths[2]))] == expected[2:3]
+        assert model.transcribe([]) == []
+
+
+def test_load_resamples(trained, tmp_path):
+    model = asr_jax.load(trained.run)
+    samples = np.sin(np.arange(8000, dtype=np.float32) / 20)
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="FLOAT")
+    (written,) = model.transcribe(tmp_path / "a.wav")
+    assert model.transcribe(samples, sample_rate_hz=8000) == [written]
+
+
+def test_load_names_what_it_cannot_read(trained, tmp_path):
+    model = asr_jax.load(trained.run)
+    with pytest.raises(ValueError, match="nothing.flac: no such file"):
+        model.transcribe("nothing.flac")
+    with pytest.raises(ValueError, match=r"audio\[0\]: int16 samples of shape \(5,\): must be"):
+        model.transcribe(np.zeros(5, np.int16))
+    with pytest.raises(ValueError, match="not a run directory"):
+        asr_jax.load(tmp_path)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        asr_jax.lode  # noqa: B018
+
+
+def test_mistakes_are_one_line(trained, error, tmp_path):
+    pytest.importorskip("safetensors")
+    export = lambda *options: error("export", *options, "--format", "params")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "is there already and not empty" in export(trained.run, tmp_path / "full")
+    assert "is there already and not empty" in export(trained.run, tmp_path / "full/file")
+    out = tmp_path / "out"
+    assert "not a run directory" in export(tmp_path / "none", out)
+    assert "must be positive" in export(trained.run, out, "--recordings", 0)
+    assert "is not one of" in error("export", trained.run, out, "--format", "paper")
+    assert "--format is required" in error("export", trained.run, out)
+    assert "--checkpoint 17: must be" in export(trained.run, out, "--checkpoint", 17)
+    assert not out.exists()
+
+
+def test_an_export_has_one_checkpoint(exported, error, trained):
+    complaint = error("transcribe", exported, recordings(trained)[0], "--checkpoint", 3)
+    assert complaint.startswith("--checkpoint 3: ")
+    assert complaint.endswith("was exported with the parameters of best (2) and has no others")
+
+
+def test_a_missing_package_is_named(trained, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
+    assert complaint == "--format needs the package safetensors: pip install safetensors"
+
+
+def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    import asr_jax.export.params as params
+
+    save = params.save_params
+
+    def with_another_bias(path, tree, **options):
+        bias = tree["joint"]["out"]["bias"]
+        save(
+            path,
+            {
+                **tree,
+                "joint": {
+                    **tree["joint"],
+                    "out": {
+                        **tree["joint"]["out"],
+                        "bias": bias + np.arange(len(bias), dtype=np.float32),
+                    },
+                },
+            },
+            **options,
+        )
+
+    monkeypatch.setattr(params, "save_params", with_another_bias)
+    complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
+    assert "transcripts differ from the run's" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_tells_what_is_known(trained, exported):
+    text = (exported / "README.md").read_text()
+    wer = json.loads(next(trained.run.glob("evaluation/*/wer.json")).read_text())["wer"]
+    assert f"| {trained.data} | {wer:.2f} |" in text
+    assert text.count("TO BE FILLED IN") == 2
+    assert "not evaluated" in card._evaluations([])
+
+
+def test_losses_need_jax_alone():
+    """Neither importing the package nor asr_jax.losses loads what only training needs."""
+    code = "import asr_jax, asr_jax.losses, sys; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"flax", "optax", "orbax", "grain", "sentencepiece", "safetensors"} & set(loaded)

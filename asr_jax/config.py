@@ -355,12 +355,46 @@ class JointConfig:
     """Between the sum and the output layer."""
     chunk_frames: int | None = None
     """Frames per scanned, rematerialised chunk of joint and loss; None chooses."""
-    ctc_weight: float = 0.0
-    """Weight of an auxiliary CTC head on the encoder; 0 for none."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "joint", "width", "chunk_frames")
-        _require_not_negative(self, "joint", "ctc_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learned, and with it which networks stand behind the encoder (docs/models.md)."""
+
+    kind: Literal["transducer", "tdt", "hat", "ctc"] = "transducer"
+    """transducer (arXiv 1211.3711); tdt: one whose symbols last for several frames (2304.06795);
+    hat: one whose blank is a decision of its own (2003.07705); ctc: no more than a linear layer."""
+    ctc_weight: float = 0.0
+    """Weight of a CTC head beside the objective; 0 for none. Of no effect with kind ctc."""
+    fastemit_lambda: float = 0.0
+    """transducer, hat: by how much more labels are wanted than blanks, early (arXiv 2010.11148)."""
+    durations: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """tdt: the numbers of frames that a symbol may last for."""
+    sigma: float = 0.05
+    """tdt: nats that every symbol costs, so that long durations are preferred."""
+
+    def __post_init__(self) -> None:
+        _require_numbers(
+            self,
+            "objective",
+            *("ctc_weight", "fastemit_lambda", "sigma"),
+            holds=lambda x: 0 <= x < math.inf,
+            rule="must be finite, >= 0",
+        )
+        durations = self.durations
+        _require(
+            durations[:2] == (0, 1) and all(a < b for a, b in zip(durations, durations[1:])),
+            "objective.durations",
+            durations,
+            "must begin with 0 and 1, so that any labels fit any frames, and increase",
+        )
+
+    @property
+    def has_ctc_head(self) -> bool:
+        return self.kind == "ctc" or self.ctc_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,10 +517,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
-    """Greedy search."""
+    """How labels are searched for."""
 
+    head: Literal["objective", "ctc"] = "objective"
+    """What to search with: the objective's own networks, or the CTC head beside them."""
     max_symbols_per_frame: int = 5
-    """Bound on the labels emitted at one frame."""
+    """Bound on the labels emitted at one frame (not of CTC, which emits one at most)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "decoding", "max_symbols_per_frame")
@@ -503,6 +539,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     joint: JointConfig = field(default_factory=JointConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -517,6 +554,12 @@ class Config:
                 self.train.accumulate,
                 f"must divide every data.bucket_utterances, also {utterances}",
             )
+        _require(
+            self.decoding.head == "objective" or self.objective.has_ctc_head,
+            "decoding.head",
+            self.decoding.head,
+            f"objective.kind = {self.objective.kind!r} has no CTC head: objective.ctc_weight is 0",
+        )
 
 
 def flatten(config: Config) -> dict[str, object]:

@@ -37,7 +37,7 @@ from asr_jax.config import Config
 from asr_jax.mesh import batch_sharding, make_mesh
 from asr_jax.training.flops import model_flops
 from asr_jax.training.loop import compile_steps
-from asr_jax.training.objective import utterance_losses
+from asr_jax.training.objective import loss_weights, losses_of_encoded
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import TrainState, abstract_state, initial_state, split_model
 from asr_jax.training.step import augmented_features, cast
@@ -114,16 +114,6 @@ def measured(function: Any, *arguments: Any, repeats: int) -> float:
     return milliseconds(functools.partial(jax.jit(function), *arguments), repeats)
 
 
-class Encoded:
-    """A model that has encoded and predicted already: what is left of it is joint and losses."""
-
-    def __init__(self, model: Any, outputs: Any):
-        self.joint, self.ctc_head, self.outputs = model.joint, model.ctc_head, outputs
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self.outputs
-
-
 def split(
     config: Config,
     graphdef: nnx.GraphDef,
@@ -144,13 +134,10 @@ def split(
     def encode(params: Any, features: Any, lengths: Any) -> Any:
         return model_of(params).encoder(features.astype(dtype), lengths, key=key)
 
-    def predict(params: Any, labels: Any) -> jax.Array:
-        return model_of(params).predictor(labels, key=key)
-
-    def lose(params: Any, encoded: Any, predicted: Any, lengths: Any, *labels: Any) -> jax.Array:
-        ready: Any = Encoded(model_of(params), (encoded, lengths, predicted))
-        losses = utterance_losses(ready, features, lengths, *labels, config=config.joint)
-        return jnp.sum(losses[0]) + config.joint.ctc_weight * jnp.sum(losses[1])
+    def lose(params: Any, encoded: Any, *target: Any) -> jax.Array:
+        losses = losses_of_encoded(model_of(params), encoded, *target, config=config, key=key)
+        weights = loss_weights(config)
+        return sum((weights[name] * jnp.sum(losses[name]) for name in weights), jnp.float32(0))
 
     def update(gradients: Any, state: TrainState) -> Any:
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
@@ -159,18 +146,15 @@ def split(
 
     squares = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)))
     encoded, frames = jax.jit(encode)(state.params, features, lengths)
-    predicted = jax.jit(predict)(state.params, batch.labels)
     encoder_loss = lambda *arguments: squares(encode(*arguments)[0])
-    predictor_loss = lambda *arguments: squares(predict(*arguments))
     put = functools.partial(jax.device_put, host_batch, batch_sharding(mesh))
-    losing = state.params, encoded, predicted, frames, batch.labels, batch.label_lengths
+    losing = state.params, encoded, frames, batch.labels, batch.label_lengths
     return {
         "batch to the devices": milliseconds(put, repeats),
         "features, augmentation": time_of(featurize, batch),
         "encoder, forward": time_of(encode, state.params, features, lengths),
         "encoder": time_of(jax.grad(encoder_loss), state.params, features, lengths),
-        "predictor": time_of(jax.grad(predictor_loss), state.params, batch.labels),
-        "joint and losses": time_of(jax.grad(lose, (0, 1, 2)), *losing),
+        "predictor, joint, losses": time_of(jax.grad(lose, (0, 1)), *losing),
         "optimizer": time_of(update, state.params, state),
     }
 

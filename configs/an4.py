@@ -15,6 +15,7 @@ from asr_jax.config import (
     DataConfig,
     EncoderConfig,
     JointConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     PredictorConfig,
     TokenizerConfig,
@@ -53,7 +54,8 @@ config = Config(
         remat="none",
     ),
     predictor=PredictorConfig(embedding_width=64, width=96),
-    joint=JointConfig(width=128, chunk_frames=10, ctc_weight=0.3),
+    joint=JointConfig(width=128, chunk_frames=10),
+    objective=ObjectiveConfig(ctc_weight=0.3),
     # A lower rate than the narrower model's: as 1 / sqrt(width).
     optimizer=OptimizerConfig(
         kind="muon", peak_learning_rate=6e-3, warmup_steps=300, ema_decay=0.998

@@ -17,6 +17,7 @@ from asr_jax.config import (
     DataConfig,
     EncoderConfig,
     JointConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     PredictorConfig,
     TokenizerConfig,
@@ -51,7 +52,8 @@ config = Config(
         remat="none",
     ),
     predictor=PredictorConfig(embedding_width=64, width=64, dropout=0.05),
-    joint=JointConfig(width=96, chunk_frames=10, ctc_weight=0.3),
+    joint=JointConfig(width=96, chunk_frames=10),
+    objective=ObjectiveConfig(ctc_weight=0.3),
     optimizer=OptimizerConfig(
         kind="muon", peak_learning_rate=6e-3, warmup_steps=200, ema_decay=0.995
     ),

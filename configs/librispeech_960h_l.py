@@ -25,6 +25,7 @@ from asr_jax.config import (
     EncoderConfig,
     FeaturesConfig,
     JointConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     PredictorConfig,
     TokenizerConfig,
@@ -74,7 +75,8 @@ config = Config(
         kind="stateless", context=2, embedding_width=640, width=640, dropout=0.1
     ),
     # Width [nemo], activation [icefall], weight [ctc].
-    joint=JointConfig(width=640, activation="tanh", ctc_weight=0.2),
+    joint=JointConfig(width=640, activation="tanh"),
+    objective=ObjectiveConfig(ctc_weight=0.2),
     # Peak [icefall]: Noam's 5 / sqrt(512 wide x 80 000 steps). [paper] and [nemo] have thrice that,
     # [nemo] for batches ten times as large. Warm-up, betas and epsilon [paper], decay [nemo].
     optimizer=OptimizerConfig(

@@ -79,7 +79,7 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
         max_seconds=data.bucket_seconds[-1],
         max_labels=data.bucket_labels[-1],
         frames_of=frames_of,
-        ctc=config.joint.ctc_weight > 0,
+        ctc=config.objective.has_ctc_head,
         labels=encode_transcripts(
             transcripts, tokenizer, kept=run / "labels.npz", write=is_first()
         ),

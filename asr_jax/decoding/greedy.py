@@ -1,4 +1,4 @@
-"""Greedy search for a whole batch, on the device."""
+"""Greedy search of the transducer, TDT and HAT for a whole batch, on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ def greedy_search(
     """The most probable symbol at every step (arXiv 1211.3711), rows in step with one another.
 
     At each turn a row either emits a label and stays at its frame, or goes on to the next frame: on
-    blank, or when it has emitted `max_symbols_per_frame` labels there. N = T max_symbols_per_frame.
+    blank, or when it has emitted `max_symbols_per_frame` labels there. Of a joint with durations
+    the most probable one says how many frames it goes on by, a blank by at least one (arXiv
+    2304.06795, algorithm 1). N = T max_symbols_per_frame.
 
     Returns labels (zero beyond the end) and how many each row has.
     """
@@ -31,20 +33,29 @@ def greedy_search(
     def predict(state):
         return model.joint.predictor_projection(model.predictor.output(state))
 
+    def advance(durations, is_label):
+        """Frames that the symbol lasts for."""
+        if not model.joint.durations:
+            return jnp.where(is_label, 0, 1)
+        allowed = is_label[:, None] | (jnp.array(model.joint.durations) > 0)
+        chosen = jnp.argmax(jnp.where(allowed, durations, -jnp.inf), axis=-1)
+        return jnp.array(model.joint.durations)[chosen]
+
     def turn(carry):
         frame, symbols, count, labels, state = carry
         now = jnp.take_along_axis(projected, jnp.minimum(frame, frames - 1)[:, None, None], axis=1)
-        best = jnp.argmax(model.joint(now[:, 0], predict(state)), axis=-1)
+        scores = model.joint.scores(now[:, 0], predict(state))
+        best = jnp.argmax(scores.symbols, axis=-1)
+        lasts = advance(scores.durations, best != BLANK_ID)
         emits = (best != BLANK_ID) & (frame < lengths)
         labels = labels.at[rows, jnp.where(emits, count, capacity)].set(best, mode="drop")
         after = model.predictor.step(state, best)
         state = jax.tree.map(
             lambda a, b: jnp.where(emits.reshape(-1, *[1] * (a.ndim - 1)), a, b), after, state
         )
-        symbols = jnp.where(emits, symbols + 1, 0)
+        symbols = jnp.where(lasts > 0, 0, symbols + 1)
         full = symbols == max_symbols_per_frame
-        frame = frame + (~emits | full)
-        return frame, jnp.where(full, 0, symbols), count + emits, labels, state
+        return frame + lasts + full, jnp.where(full, 0, symbols), count + emits, labels, state
 
     zeros = jnp.zeros((batch,), jnp.int32)
     start = (zeros, zeros, zeros, jnp.zeros((batch, capacity), jnp.int32), state)

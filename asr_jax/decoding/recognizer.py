@@ -1,4 +1,4 @@
-"""From padded audio to text: features, encoder and greedy search compiled as one function."""
+"""From padded audio to text: features, encoder and search compiled as one function."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asr_jax.config import Config
-from asr_jax.decoding.greedy import greedy_search
+from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
 from asr_jax.mesh import on_devices, over_rows
 from asr_jax.text import Tokenizer
@@ -28,9 +28,7 @@ def recognize(
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     encoded, lengths = model.encoder(features, lengths)
-    labels, counts = greedy_search(
-        model, encoded, lengths, max_symbols_per_frame=config.decoding.max_symbols_per_frame
-    )
+    labels, counts = search(model, encoded, lengths, config=config.decoding)
     return labels, counts, jnp.asarray(batch.utterances)
 
 

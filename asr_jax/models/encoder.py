@@ -117,6 +117,28 @@ class Encoder(nnx.Module):
         return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0), lengths
 
 
+def make_encoder(config: Config, *, rngs: nnx.Rngs) -> Encoder:
+    """An encoder of a config's sizes."""
+    encoder = config.encoder
+    return Encoder(
+        config.features.mel_bins,
+        kind=encoder.kind,
+        layers=encoder.layers,
+        width=encoder.width,
+        attention=encoder.attention,
+        heads=encoder.heads,
+        feedforward_factor=encoder.feedforward_factor,
+        kernel_frames=encoder.kernel_frames,
+        shared_layers=encoder.shared_layers,
+        residual_rank=encoder.residual_rank,
+        subsampling=encoder.subsampling,
+        subsampling_channels=encoder.subsampling_channels,
+        dropout=encoder.dropout,
+        remat=encoder.remat,
+        rngs=rngs,
+    )
+
+
 def fold_shared_layers(config: Config, params: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The same model with a matrix for each layer: faster, and as large as if none were shared."""
     encoder = dataclasses.replace(config.encoder, shared_layers=1, residual_rank=0)

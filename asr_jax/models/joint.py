@@ -1,6 +1,6 @@
 """The joint network: activation(encoded + predicted) @ kernel + bias (arXiv 1211.3711)."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from asr_jax.layers.linear import Linear
+from asr_jax.models.predictor import BLANK_ID
+
+
+class Scores(NamedTuple):
+    """Logarithms of the probabilities of the next symbol, and of how many frames it lasts for."""
+
+    symbols: Float[Array, "*B V"]
+    durations: Float[Array, "*B X"]
+    """Of Joint.durations, by themselves; X = 0 where symbols have none."""
 
 
 class Joint(nnx.Module):
     """Projects both sides to one width; the output layer's parameters go to the loss as they are.
 
-    Training never calls the joint on all pairs of frames and labels: `losses.transducer_loss` takes
-    the two projections, `out.kernel` and `out.bias`.
+    Training never calls the joint on all pairs of frames and labels: the losses take the two
+    projections, `out.kernel` and `out.bias`. The last columns are those of the durations.
     """
 
     def __init__(
@@ -25,16 +34,38 @@ class Joint(nnx.Module):
         *,
         width: int,
         activation: Literal["tanh", "relu"],
+        factorization: Literal["softmax", "hat"] = "softmax",
+        durations: tuple[int, ...] = (),
         rngs: nnx.Rngs,
     ):
         self.encoder_projection = Linear(encoder_width, width, rngs=rngs)
         self.predictor_projection = Linear(predictor_width, width, use_bias=False, rngs=rngs)
-        self.out = Linear(width, vocabulary_size, rngs=rngs)
+        self.out = Linear(width, vocabulary_size + len(durations), rngs=rngs)
+        self.vocabulary_size = vocabulary_size
         self.activation = activation
+        self.factorization = factorization
+        self.durations = durations
 
     def __call__(
         self, encoded: Float[Array, "*B D"], predicted: Float[Array, "*B D"]
-    ) -> Float[Array, "*B V"]:
-        """Logits of pairs of projected frames and labels."""
+    ) -> Float[Array, "*B W"]:
+        """Logits of pairs of projected frames and labels, W = V + X."""
         activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
         return self.out(activation(encoded + predicted))
+
+    def scores(self, encoded: Float[Array, "*B D"], predicted: Float[Array, "*B D"]) -> Scores:
+        """The logits, normalised in float32 as the objective has it.
+
+        softmax: all symbols together. hat: a sigmoid of the blank's logit decides on blank, and a
+        softmax of the others on the label (arXiv 2003.07705, equations 6 and 7).
+        """
+        logits = self(encoded, predicted).astype(jnp.float32)
+        symbols, durations = jnp.split(logits, [self.vocabulary_size], axis=-1)
+        if self.factorization == "softmax":
+            symbols = jax.nn.log_softmax(symbols)
+        else:
+            blank = symbols[..., BLANK_ID : BLANK_ID + 1]
+            labels = jax.nn.log_softmax(jnp.delete(symbols, BLANK_ID, axis=-1))
+            parts = (jax.nn.log_sigmoid(blank), jax.nn.log_sigmoid(-blank) + labels)
+            symbols = jnp.concatenate(parts, axis=-1)
+        return Scores(symbols, jax.nn.log_softmax(durations))

@@ -167,7 +167,7 @@ def _activations_bytes(
             lengths,
             batch.labels,
             batch.label_lengths,
-            config=config.joint,
+            config=config,
             key=key,
         )
         return jax.vjp(losses, params)[1]

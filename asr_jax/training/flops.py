@@ -42,6 +42,7 @@ def model_flops(
         Operations by part; their sum is the step's, over all devices together.
     """
     encoder, predictor, joint = config.encoder, config.predictor, config.joint
+    objective = config.objective
     samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
     half = halved(frame_count(samples, config.features))
     frames, cells = halved(half), np.broadcast_to(labels, rows).astype(int) + 1
@@ -80,16 +81,19 @@ def model_flops(
         convolution = pointwise + encoder.kernel_frames * width
 
     projections = frame_sum * width + cell_sum * predictor.width
-    lattice = int((frames * cells).sum()) * vocabulary_size
+    columns = vocabulary_size + (len(objective.durations) if objective.kind == "tdt" else 0)
+    lattice = int((frames * cells).sum()) * columns
     products = {
         "subsampling": others,
         "feed-forward": layers * frame_sum * feedforward,
         "attention": layers * attention,
         "convolution": layers * frame_sum * convolution,
-        "predictor": predicted,
-        "joint and loss": (projections + lattice) * joint.width,
-        "ctc": frame_sum * width * vocabulary_size if joint.ctc_weight else 0,
     }
+    if objective.kind != "ctc":
+        products["predictor"] = predicted
+        products["joint and loss"] = (projections + lattice) * joint.width
+    if objective.has_ctc_head:
+        products["ctc"] = frame_sum * width * vocabulary_size
     # What is read here, features and sinusoids of distances, has no gradient.
     without_input_gradient = {"subsampling": first, "attention": layers * by_distance}
     return {

@@ -152,6 +152,7 @@ def train(
                 audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
                 unread, elapsed = None, time.monotonic() - began
                 read = jax.device_get(metrics)._asdict()
+                read |= read.pop("losses_beside")
                 figures = {name: float(value) for name, value in read.items()}
                 figures |= {
                     "audio_seconds_per_second": audio_seconds / elapsed,

@@ -1,50 +1,114 @@
-"""What training minimises: the transducer's loss, and CTC beside it."""
+"""What training minimises: the objective's own loss, and others beside it."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.config import JointConfig
+from asr_jax.config import Config
 from asr_jax.layers.length import frame_mask
-from asr_jax.losses import transducer_loss
+from asr_jax.losses import tdt_loss, transducer_loss
+from asr_jax.models.composition import Model
+from asr_jax.models.ctc import CTC
 from asr_jax.models.transducer import Transducer
+
+Losses = dict[str, Float[Array, " B"]]
+
+
+def loss_weights(config: Config) -> dict[str, float]:
+    """The losses that there are, by name, and what each counts for; "loss" is the objective's."""
+    objective = config.objective
+    beside = objective.kind != "ctc" and objective.has_ctc_head
+    return {"loss": 1.0} | ({"ctc_loss": objective.ctc_weight} if beside else {})
 
 
 def utterance_losses(
-    model: Transducer,
+    model: Model,
     features: Float[Array, "B T F"],
     feature_lengths: Int[Array, " B"],
     labels: Int[Array, "B U"],
     label_lengths: Int[Array, " B"],
     *,
-    config: JointConfig,
+    config: Config,
     key: Key[Array, ""] | None = None,
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Transducer and CTC losses in nats, one of each per utterance (CTC zero without its head).
+) -> Losses:
+    """The losses of `loss_weights` in nats, one of each per utterance."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    encoded, lengths = model.encoder(features, feature_lengths, key=keys[0])
+    return losses_of_encoded(
+        model, encoded, lengths, labels, label_lengths, config=config, key=keys[1]
+    )
 
-    An utterance that CTC cannot align (more labels and repeats than frames) has CTC loss zero.
-    """
-    encoded, lengths, predicted = model(features, feature_lengths, labels, key=key)
-    joint = model.joint
-    transducer = transducer_loss(
+
+def losses_of_encoded(
+    model: Model,
+    encoded: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    config: Config,
+    key: Key[Array, ""] | None = None,
+) -> Losses:
+    """The same, of frames that are encoded already."""
+    target = (lengths, labels, label_lengths)
+    if isinstance(model, CTC):
+        return {"loss": ctc_losses(model.ctc_head(encoded), *target)}
+    losses = {"loss": transducer_losses(model, encoded, *target, config=config, key=key)}
+    if model.ctc_head is not None:
+        losses["ctc_loss"] = ctc_losses(model.ctc_head(encoded), *target)
+    return losses
+
+
+def transducer_losses(
+    model: Transducer,
+    encoded: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    config: Config,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, " B"]:
+    """The transducer's loss, TDT's, or HAT's."""
+    joint, objective = model.joint, config.objective
+    arguments = (
         joint.encoder_projection(encoded),
-        joint.predictor_projection(predicted),
+        joint.predictor_projection(model.predictor(labels, key=key)),
         joint.out.kernel[...],
         joint.out.bias[...],  # pyright: ignore[reportOptionalSubscript]
         labels,
         lengths,
         label_lengths,
-        activation=config.activation,
-        chunk_frames=config.chunk_frames,
     )
-    if model.ctc_head is None:
-        return transducer, jnp.zeros_like(transducer)
+    options = {
+        "activation": config.joint.activation,
+        "chunk_frames": config.joint.chunk_frames,
+    }
+    if objective.kind == "tdt":
+        return tdt_loss(*arguments, durations=objective.durations, sigma=objective.sigma, **options)
+    return transducer_loss(
+        *arguments,
+        factorization="hat" if objective.kind == "hat" else "softmax",
+        fastemit_lambda=objective.fastemit_lambda,
+        **options,
+    )
+
+
+def ctc_losses(
+    logits: Float[Array, "B T V"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+) -> Float[Array, " B"]:
+    """-log P(labels), in nats; zero where CTC has no alignment, labels and repeats being more than
+    frames: nothing is learned of such an utterance."""
     label_mask = frame_mask(label_lengths, labels.shape[1])
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & label_mask[:, 1:], axis=1)
-    ctc = optax.ctc_loss(
-        model.ctc_head(encoded).astype(jnp.float32),
-        1.0 - frame_mask(lengths, encoded.shape[1]),
+    losses = optax.ctc_loss(
+        logits.astype(jnp.float32),
+        1.0 - frame_mask(lengths, logits.shape[1]),
         labels,
         1.0 - label_mask,
     )
-    return transducer, jnp.where(label_lengths + repeats <= lengths, ctc, 0)
+    return jnp.where(label_lengths + repeats <= lengths, losses, 0)

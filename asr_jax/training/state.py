@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
-from asr_jax.models.transducer import Transducer
+from asr_jax.models.composition import make_model
 from asr_jax.training.sharding import state_shardings
 
 
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 
 def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
     """The model's structure, and its parameters as a dict of abstract arrays."""
-    model = nnx.eval_shape(lambda: Transducer(config, vocabulary_size, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make_model(config, vocabulary_size, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
@@ -47,7 +47,7 @@ def _initial_state(
     config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(config.train.seed))
-    model = Transducer(config, vocabulary_size, rngs=nnx.Rngs(init_key))
+    model = make_model(config, vocabulary_size, rngs=nnx.Rngs(init_key))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     zero = lambda: jnp.zeros((), jnp.int32)
     return TrainState(

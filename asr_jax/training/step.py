@@ -17,7 +17,7 @@ from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
 from asr_jax.mesh import batch_sharding, over_rows
-from asr_jax.training.objective import utterance_losses
+from asr_jax.training.objective import loss_weights, utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.sharding import gathered
 from asr_jax.training.state import TrainState
@@ -28,8 +28,9 @@ _LOSS_DECAY = 0.99
 
 class Metrics(NamedTuple):
     loss: Float[Array, ""]
-    """Transducer loss, nats per label."""
-    ctc_loss: Float[Array, ""]
+    """The objective's, nats per label."""
+    losses_beside: dict[str, Float[Array, ""]]
+    """Those beside it, by name, likewise."""
     grad_norm: Float[Array, ""]
     """Before clipping."""
     learning_rate: Float[Array, ""]
@@ -87,29 +88,29 @@ def batch_gradients(
     graphdef: nnx.GraphDef,
     config: Config,
     mesh: Mesh,
-) -> tuple[Any, Float[Array, ""], Float[Array, ""]]:
-    """Gradients of the batch's objective, its transducer and its CTC loss, each per label."""
+) -> tuple[Any, dict[str, Float[Array, ""]]]:
+    """Gradients of the weighted sum of the batch's losses, and these losses, each per label."""
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     real = batch.utterances >= 0
-    dtype, weight = config.train.compute_dtype, config.joint.ctc_weight
+    dtype, weights = config.train.compute_dtype, loss_weights(config)
 
     # Gathered once a step, also where its batch is taken in parts.
     whole = gathered(cast(params, dtype), mesh)
 
     def objective(whole, rows, key):
         features, lengths, labels, label_lengths, real = rows
-        transducer, ctc = utterance_losses(
+        losses = utterance_losses(
             nnx.merge(graphdef, whole),
             features.astype(dtype),
             lengths,
             labels,
             label_lengths,
-            config=config.joint,
+            config=config,
             key=key,
         )
-        total = lambda losses: jnp.sum(jnp.where(real, losses, 0))
-        return total(transducer + weight * ctc), (total(transducer), total(ctc))
+        totals = {name: jnp.sum(jnp.where(real, loss, 0)) for name, loss in losses.items()}
+        return sum(weights[name] * total for name, total in totals.items()), totals
 
     def gradients_of(rows, key):
         gradients, losses = jax.grad(objective, has_aux=True)(whole, rows, key)
@@ -127,12 +128,11 @@ def batch_gradients(
         add = lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(*row)), None)
         zeros = (
             gathered(jax.tree.map(jnp.zeros_like, params), mesh),
-            (jnp.float32(0), jnp.float32(0)),
+            {name: jnp.float32(0) for name in weights},
         )
         sums, _ = jax.lax.scan(add, zeros, (micro, keys))
     labels = jnp.maximum(jnp.sum(jnp.where(real, batch.label_lengths, 0)), 1)
-    gradients, (transducer, ctc) = jax.tree.map(lambda x: x / labels, sums)
-    return gradients, transducer, ctc
+    return jax.tree.map(lambda x: x / labels, sums)
 
 
 def train_step(
@@ -146,11 +146,12 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Takes one step; a non-finite loss or gradient changes nothing but the counters."""
     key = jax.random.fold_in(state.key, state.step)
-    gradients, loss, ctc_loss = batch_gradients(
+    gradients, losses = batch_gradients(
         state.params, batch, key, graphdef=graphdef, config=config, mesh=mesh
     )
+    loss = losses.pop("loss")
     grad_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(ctc_loss) & jnp.isfinite(grad_norm)
+    finite = jnp.all(jnp.isfinite(jnp.stack([loss, *losses.values(), grad_norm])))
 
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     rate_share = config.train.rollback_learning_rate_share**state.rollbacks
@@ -188,7 +189,7 @@ def train_step(
     )
     metrics = Metrics(
         loss=loss,
-        ctc_loss=ctc_loss,
+        losses_beside=losses,
         grad_norm=grad_norm,
         learning_rate=jnp.asarray(rate_share * schedule(taken), jnp.float32),
         audio_seconds=audio_seconds,

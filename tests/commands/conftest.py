@@ -32,7 +32,8 @@ config = Config(
     encoder=EncoderConfig(layers=1, width=16, heads=2, kernel_frames=3, subsampling="conv1d",
                           subsampling_channels=16, remat="none"),
     predictor=PredictorConfig(embedding_width=8, width=16),
-    joint=JointConfig(width=16, ctc_weight=0.3),
+    joint=JointConfig(width=16),
+    objective=ObjectiveConfig(ctc_weight=0.3),
     # So little that the random model's babble stays: after four good steps it would be silent.
     optimizer=OptimizerConfig(peak_learning_rate=1e-6),
     train=TrainConfig(steps=4, log_every_steps=1, evaluate_every_steps=2),
@@ -113,7 +114,8 @@ def reusing_what_is_compiled(make: Callable) -> Callable:
     @functools.wraps(make)
     def look_up(*arguments, **options):
         config = next(a for a in arguments if hasattr(a, "encoder"))
-        model = (config.augment, config.features, config.encoder, config.joint, config.train.steps)
+        parts = ("augment", "features", "encoder", "predictor", "joint", "objective", "decoding")
+        model = [config.train.steps, *(getattr(config, part) for part in parts)]
         graphdef = next(a for a in arguments if type(a).__name__ == "GraphDef")
         rest = [a for a in arguments if isinstance(a, list | jax.sharding.Mesh)]
         key = repr((model, hash(graphdef), rest))

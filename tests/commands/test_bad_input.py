@@ -74,7 +74,18 @@ def test_a_verb_that_is_none(command):
         ("--predictor.dropout -0.1", "predictor.dropout = -0.1: must lie in 0..0.99"),
         ("--predictor.context 0", "predictor.context = 0: must be positive"),
         ("--joint.chunk-frames 0", "joint.chunk_frames = 0: must be positive"),
-        ("--joint.ctc-weight -1", "joint.ctc_weight = -1.0: must not be negative"),
+        ("--objective.ctc-weight -1", "objective.ctc_weight = -1.0: must be finite, >= 0"),
+        ("--objective.sigma nan", "objective.sigma = nan: must be finite, >= 0"),
+        (
+            "--objective.durations 1 2",
+            "objective.durations = (1, 2): must begin with 0 and 1, so that any labels fit any "
+            "frames, and increase",
+        ),
+        (
+            "--decoding.head ctc --objective.ctc-weight 0",
+            "decoding.head = 'ctc': objective.kind = 'transducer' has no CTC head: "
+            "objective.ctc_weight is 0",
+        ),
         ("--augment.time-masks -1", "augment.time_masks = -1: must not be negative"),
         ("--features.hop-ms 0.05", "features.hop_ms = 0.05: must be at least a sample at 16000 Hz"),
         ("--optimizer.clip-norm 0", "optimizer.clip_norm = 0.0: must be positive"),

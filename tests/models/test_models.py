@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.config import (
+    Config,
+    EncoderConfig,
+    JointConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
+from asr_jax.models.composition import make_model
 from asr_jax.models.encoder import Encoder
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
-from asr_jax.models.transducer import Transducer
 
 SIZES = dict(
     kind="conformer",
@@ -129,14 +135,14 @@ def test_parameter_counts_are_the_papers(size, layers, width, heads, predictor_w
         predictor=PredictorConfig(kind="lstm", embedding_width=320, width=predictor_width),
         joint=JointConfig(width=320),
     )
-    model = nnx.eval_shape(lambda: Transducer(config, 1024, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make_model(config, 1024, rngs=nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert abs(count / 1e6 / millions - 1) < 0.02
 
 
 def test_auxiliary_head_exists_only_with_a_weight():
     config = Config(encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2))
-    with_head = dataclasses.replace(config, joint=JointConfig(ctc_weight=0.3))
-    build = lambda config: nnx.eval_shape(lambda: Transducer(config, 5, rngs=nnx.Rngs(0)))
+    with_head = dataclasses.replace(config, objective=ObjectiveConfig(ctc_weight=0.3))
+    build = lambda config: nnx.eval_shape(lambda: make_model(config, 5, rngs=nnx.Rngs(0)))
     assert build(config).ctc_head is None
     assert build(with_head).ctc_head.kernel.shape == (8, 5)

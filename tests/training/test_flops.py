@@ -11,7 +11,13 @@ import optax
 import pytest
 from flax import nnx
 
-from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.config import (
+    Config,
+    EncoderConfig,
+    JointConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
 from asr_jax.training import objective
 from asr_jax.training.flops import model_flops
 from asr_jax.training.state import split_model
@@ -28,7 +34,8 @@ CONFIG = Config(
         remat="none",
     ),
     predictor=PredictorConfig(context=3, embedding_width=12, width=28),
-    joint=JointConfig(width=36, ctc_weight=0.3),
+    joint=JointConfig(width=36),
+    objective=ObjectiveConfig(ctc_weight=0.3),
 )
 ROWS, SECONDS, LABELS, VOCABULARY = 2, 0.81, 5, 11
 
@@ -45,8 +52,8 @@ def gradients_of_losses(config):
         return sum(
             losses.sum()
             for losses in objective.utterance_losses(
-                model, features, lengths, labels, label_lengths, config=config.joint
-            )
+                model, features, lengths, labels, label_lengths, config=config
+            ).values()
         )
 
     return jax.grad(total), params
@@ -55,8 +62,9 @@ def gradients_of_losses(config):
 @pytest.fixture(autouse=True)
 def plain_losses(monkeypatch):
     """The joint of all cells in one product, and nothing of it twice; CTC picks no labels."""
-    plain = functools.partial(objective.transducer_loss, implementation="reference")
-    monkeypatch.setattr(objective, "transducer_loss", plain)
+    for name in ("transducer_loss", "tdt_loss"):
+        plain = functools.partial(getattr(objective, name), implementation="reference")
+        monkeypatch.setattr(objective, name, plain)
     monkeypatch.setattr(optax, "ctc_loss", lambda logits, *_: jnp.sum(logits, axis=(1, 2)))
 
 
@@ -80,13 +88,21 @@ def counted(config):
     return model_flops(config, VOCABULARY, rows=ROWS, seconds=SECONDS, labels=LABELS)
 
 
-@pytest.mark.parametrize("attention", ["rotary", "relative"])
-@pytest.mark.parametrize("kind", ["stateless", "lstm"])
-def test_matrix_products_are_those_that_are_traced(attention, kind):
+@pytest.mark.parametrize(
+    "attention, kind, objective_kind",
+    [
+        ("rotary", "stateless", "transducer"),
+        ("relative", "lstm", "transducer"),
+        ("rotary", "lstm", "tdt"),
+        ("rotary", "stateless", "ctc"),
+    ],
+)
+def test_matrix_products_are_those_that_are_traced(attention, kind, objective_kind):
     config = dataclasses.replace(
         CONFIG,
         encoder=dataclasses.replace(CONFIG.encoder, attention=attention),
         predictor=dataclasses.replace(CONFIG.predictor, kind=kind),
+        objective=dataclasses.replace(CONFIG.objective, kind=objective_kind),
     )
     function, params = gradients_of_losses(config)
     encoder, frames = config.encoder, 21

@@ -15,6 +15,7 @@ from asr_jax.config import (
     FeaturesConfig,
     JointConfig,
     MeshConfig,
+    ObjectiveConfig,
     PredictorConfig,
     TrainConfig,
 )
@@ -39,7 +40,8 @@ CONFIG = Config(
         remat="none",
     ),
     predictor=PredictorConfig(embedding_width=8, width=8),
-    joint=JointConfig(width=24, ctc_weight=0.3),
+    joint=JointConfig(width=24),
+    objective=ObjectiveConfig(ctc_weight=0.3),
     train=TrainConfig(compute_dtype="bfloat16"),
 )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asr_jax.config import Config, EncoderConfig, JointConfig, OptimizerConfig
+from asr_jax.config import Config, EncoderConfig, ObjectiveConfig, OptimizerConfig
 from asr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from asr_jax.training.state import split_model
 
@@ -63,7 +63,7 @@ def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(su
         subsampling=subsampling,
         subsampling_channels=4,
     )
-    _, abstract = split_model(Config(encoder=encoder, joint=JointConfig(ctc_weight=0.3)), 5)
+    _, abstract = split_model(Config(encoder=encoder, objective=ObjectiveConfig(ctc_weight=0.3)), 5)
     random = np.random.default_rng(0)
     gradients = jax.tree_util.tree_map_with_path(
         lambda path, a: _stretched(random.normal(size=a.shape), path), abstract

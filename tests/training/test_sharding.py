@@ -11,6 +11,7 @@ from asr_jax.config import (
     FeaturesConfig,
     JointConfig,
     MeshConfig,
+    ObjectiveConfig,
     PredictorConfig,
     TrainConfig,
 )
@@ -38,7 +39,8 @@ def test_weights_are_sent_not_activations(parts):
             subsampling_channels=32,
         ),
         predictor=PredictorConfig(kind="stateless", embedding_width=16, width=32),
-        joint=JointConfig(width=32, ctc_weight=0.3),
+        joint=JointConfig(width=32),
+        objective=ObjectiveConfig(ctc_weight=0.3),
         train=TrainConfig(accumulate=parts),
     )
     mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())

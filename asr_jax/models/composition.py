@@ -1,0 +1,18 @@
+"""Which networks an objective needs."""
+
+from flax import nnx
+
+from asr_jax.config import Config
+from asr_jax.models.ctc import CTC
+from asr_jax.models.transducer import Transducer
+
+Model = Transducer | CTC
+
+
+def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model:
+    """The model that config.objective trains, with random parameters.
+
+    All have an `encoder` and a `ctc_head`, which may be None; parts have the same names in all.
+    """
+    kind = {"ctc": CTC}.get(config.objective.kind, Transducer)
+    return kind(config, vocabulary_size, rngs=rngs)

@@ -1,0 +1,20 @@
+"""Connectionist temporal classification: a symbol for every frame (Graves et al. 2006)."""
+
+from flax import nnx
+
+from asr_jax.config import Config
+from asr_jax.layers.linear import Linear
+from asr_jax.models.encoder import make_encoder
+
+
+def make_ctc_head(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """From encoded frames to logits of the symbols, blank among them."""
+    return Linear(config.encoder.width, vocabulary_size, rngs=rngs)
+
+
+class CTC(nnx.Module):
+    """An encoder and the head on it, with a config's sizes and random parameters."""
+
+    def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
+        self.encoder = make_encoder(config, rngs=rngs)
+        self.ctc_head = make_ctc_head(config, vocabulary_size, rngs=rngs)

@@ -247,7 +247,8 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Conformer (arXiv 2005.08100) or Transformer, also with shared matrices (arXiv 2310.02489)."""
+    """Conformer (arXiv 2005.08100), FastConformer (2305.05084: separable subsampling by 8), or
+    Transformer; also with shared matrices (2310.02489)."""
 
     kind: Literal["conformer", "transformer"] = "conformer"
     """What its blocks are."""
@@ -268,10 +269,21 @@ class EncoderConfig:
     """Inner width of the feed-forward modules, as a multiple of width."""
     kernel_frames: int = 31
     """Conformer: the depthwise convolution's length in (subsampled) frames, odd."""
-    subsampling: Literal["conv2d", "conv1d"] = "conv2d"
-    """Over time and mel bins, as in the paper, or over time alone, which is faster on a CPU."""
+    subsampling: Literal["conv2d", "conv1d", "separable"] = "conv2d"
+    """Over time and mel bins, as in the paper, or over time alone, which is faster on a CPU;
+    separable: as conv2d, but channel by channel after the first, as in FastConformer."""
+    subsampling_factor: Literal[4, 8] = 4
+    """Frames of features that make one of the encoder: two strided convolutions, or three."""
     subsampling_channels: int = 144
-    """Channels of the two strided convolutions that make one frame of four."""
+    """Channels of the strided convolutions."""
+    context_frames: tuple[int, ...] = ()
+    """Limited context, for long recordings: the (subsampled) frames before and after its own that a
+    frame attends to; empty: all."""
+    chunk_ms: tuple[float, ...] = ()
+    """For streaming: sizes of chunks, one of which is drawn for every step; 0: the whole utterance.
+    Attention then sees no chunk after its own, and convolutions are causal. Empty: no chunks."""
+    left_chunks: int = 4
+    """Chunks before its own that a frame attends to."""
     dropout: float = 0.1
     """Probability of dropping, in every residual branch."""
     remat: Literal["none", "layer", "dots"] = "layer"
@@ -323,6 +335,25 @@ class EncoderConfig:
             "adds to matrices that blocks share, and encoder.shared_layers is 1",
         )
         _require_dropout(self, "encoder")
+        _require(
+            len(self.context_frames) in (0, 2) and all(n >= 0 for n in self.context_frames),
+            "encoder.context_frames",
+            self.context_frames,
+            "needs two numbers, frames before and after, not negative; or none",
+        )
+        _require(
+            not (self.context_frames and self.chunk_ms),
+            "encoder.context_frames",
+            self.context_frames,
+            "must be empty where encoder.chunk_ms says what is seen",
+        )
+        _require(
+            not self.chunk_ms or any(self.chunk_ms),
+            "encoder.chunk_ms",
+            self.chunk_ms,
+            "needs a size besides 0, or none at all",
+        )
+        _require_not_negative(self, "encoder", "left_chunks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -523,6 +554,9 @@ class DecodingConfig:
     """What to search with: the objective's own networks, or the CTC head beside them."""
     max_symbols_per_frame: int = 5
     """Bound on the labels emitted at one frame (not of CTC, which emits one at most)."""
+    chunk_ms: float = 0.0
+    """Recognises as in streaming, by chunks of this size (see encoder.chunk_ms); 0: whole
+    utterances."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "decoding", "max_symbols_per_frame")
@@ -560,6 +594,35 @@ class Config:
             self.decoding.head,
             f"objective.kind = {self.objective.kind!r} has no CTC head: objective.ctc_weight is 0",
         )
+        for size in self.encoder.chunk_ms:
+            self._require_whole_frames("encoder.chunk_ms", size)
+        self._require_whole_frames("decoding.chunk_ms", self.decoding.chunk_ms)
+        _require(
+            not self.decoding.chunk_ms or bool(self.encoder.chunk_ms),
+            "decoding.chunk_ms",
+            self.decoding.chunk_ms,
+            "needs an encoder trained with encoder.chunk_ms",
+        )
+        _require(
+            not self.encoder.chunk_ms or self.features.normalization == "none",
+            "encoder.chunk_ms",
+            self.encoder.chunk_ms,
+            "needs features.normalization = 'none': a stream is not known as a whole",
+        )
+
+    def _require_whole_frames(self, name: str, chunk_ms: float) -> None:
+        frame_ms = self.encoder.subsampling_factor * self.features.hop_ms
+        _require(
+            chunk_ms >= 0 and chunk_frames(chunk_ms, self) * frame_ms == chunk_ms,
+            name,
+            chunk_ms,
+            f"must be a multiple of the encoder's frame of {frame_ms:g} ms",
+        )
+
+
+def chunk_frames(chunk_ms: float, config: Config) -> int:
+    """The encoder's frames in a chunk."""
+    return round(chunk_ms / (config.encoder.subsampling_factor * config.features.hop_ms))
 
 
 def flatten(config: Config) -> dict[str, object]:

@@ -149,6 +149,24 @@ def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
         (("--tokenizer.kind", "word"), ["--tokenizer.kind", "word", "unigram"]),
         (("--encoder.heads", "5"), ["encoder.heads = 5: must divide encoder.width = 144"]),
         (("--train.accumulate", "3"), ["train.accumulate = 3: must divide"]),
+        (("--encoder.subsampling-factor", "6"), ["--encoder.subsampling-factor", "6"]),
+        (("--encoder.context-frames", "9"), ["encoder.context_frames = (9,): needs two numbers"]),
+        (
+            ("--encoder.context-frames", "9", "9", "--encoder.chunk-ms", "40"),
+            ["encoder.context_frames = (9, 9): must be empty where encoder.chunk_ms"],
+        ),
+        (("--encoder.chunk-ms", "0"), ["encoder.chunk_ms = (0.0,): needs a size besides 0"]),
+        (
+            ("--encoder.chunk-ms", "640", "100"),
+            ["encoder.chunk_ms = 100.0: must be a multiple of the encoder's frame of 40 ms"],
+        ),
+        (
+            ("--encoder.chunk-ms", "120", "--encoder.subsampling-factor", "8"),
+            ["encoder.chunk_ms = 120.0: must be a multiple of the encoder's frame of 80 ms"],
+        ),
+        (("--encoder.chunk-ms", "640"), ["encoder.chunk_ms", "needs features.normalization"]),
+        (("--decoding.chunk-ms", "640"), ["decoding.chunk_ms = 640.0: needs an encoder trained"]),
+        (("--encoder.left-chunks", "-1"), ["encoder.left_chunks = -1: must not be negative"]),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):

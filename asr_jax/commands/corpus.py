@@ -15,7 +15,7 @@ from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest, select_utterances
 from asr_jax.features.frames import frame_count
-from asr_jax.layers.length import halved
+from asr_jax.layers.length import subsampled
 from asr_jax.text import Tokenizer
 from asr_jax.types import Skipped, Utterance
 
@@ -70,7 +70,7 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
 
     def frames_of(seconds: np.ndarray) -> np.ndarray:
         samples = np.round(seconds * features.sample_rate_hz).astype(np.int64)
-        return halved(halved(frame_count(samples, features)))
+        return subsampled(frame_count(samples, features), config.encoder.subsampling_factor)
 
     kept, labels, unfit = select_utterances(
         utterances,

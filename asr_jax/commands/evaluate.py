@@ -1,7 +1,7 @@
 """`asr-jax evaluate RUN --data DATA`: recognises DATA and counts the errors."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +29,8 @@ class Options:
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["greedy"] = "greedy"
     """How labels are searched for."""
+    chunk_ms: float | None = None
+    """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
     output: Path | None = None
     """Where to write; RUN/evaluation/NAME, named after DATA, where not given."""
     meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
@@ -39,7 +41,13 @@ def run(arguments: list[str]) -> int:
     output = options.output or default_output(options.run, options.data)
     with joined(options.meeting, verb="evaluate"):
         prepare_devices(MeshConfig())
-        evaluate(options.run, options.data, checkpoint=options.checkpoint, output=output)
+        evaluate(
+            options.run,
+            options.data,
+            checkpoint=options.checkpoint,
+            output=output,
+            chunk_ms=options.chunk_ms,
+        )
     return 0
 
 
@@ -50,10 +58,15 @@ def default_output(run: Path, data: str) -> Path:
     return run / "evaluation" / ("-".join(parts) or "all")
 
 
-def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
+def evaluate(
+    run: Path, data: str, *, checkpoint: str, output: Path, chunk_ms: float | None = None
+) -> None:
     """Writes the evaluation and prints its one-line summary, and what could not be read."""
     utterances, unreadable = read_transcribed(data, "--data")
     recognizer = open_run(run, checkpoint)
+    if chunk_ms is not None:
+        decoding = replace(recognizer.config.decoding, chunk_ms=chunk_ms)
+        recognizer = recognizer._replace(config=replace(recognizer.config, decoding=decoding))
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
@@ -72,6 +85,7 @@ def evaluate(run: Path, data: str, *, checkpoint: str, output: Path) -> None:
             "data": data,
             "checkpoint": recognizer.checkpoint,
             "decoder": "greedy",
+            "chunk, ms (0: whole)": f"{recognizer.config.decoding.chunk_ms:g}",
             "left out": str(len(unreadable) + len(recognition.failed)),
         },
         audio_seconds=recognition.audio_seconds,

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from asr_jax.config import Config
+from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
 from asr_jax.mesh import on_devices, over_rows
@@ -27,7 +27,8 @@ def recognize(
     model = nnx.merge(graphdef, params)
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
-    encoded, lengths = model.encoder(features, lengths)
+    chunk = chunk_frames(config.decoding.chunk_ms, config)
+    encoded, lengths = model.encoder(features, lengths, chunk_frames=chunk)
     labels, counts = search(model, encoded, lengths, config=config.decoding)
     return labels, counts, jnp.asarray(batch.utterances)
 

@@ -1,20 +1,30 @@
 """The Conformer block (arXiv 2005.08100, section 2.4)."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.layers.attention import RelativeAttention, RotaryAttention
+from asr_jax.layers.attention import Context, Memory, RelativeAttention, RotaryAttention
 from asr_jax.layers.convolution import ConvolutionModule
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.linear import Linear, MakeLinear
 
 
+class BlockState(NamedTuple):
+    """What a block must know of the frames before the next ones of a stream."""
+
+    attention: Memory
+    convolution: Float[Array, "B K1 D"]
+
+
 class ConformerBlock(nnx.Module):
-    """Half a feed-forward step, attention, convolution, the other half step, norm."""
+    """Half a feed-forward step, attention, convolution, the other half step, norm.
+
+    The convolution of a causal block sees no frame after its own.
+    """
 
     def __init__(
         self,
@@ -25,6 +35,7 @@ class ConformerBlock(nnx.Module):
         feedforward_factor: int,
         kernel_frames: int,
         dropout: float,
+        causal: bool = False,
         linear: MakeLinear = Linear,
         rngs: nnx.Rngs,
     ):
@@ -34,7 +45,7 @@ class ConformerBlock(nnx.Module):
         kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
         self.attention = kind(width, heads=heads, linear=linear, rngs=rngs)
         self.convolution = ConvolutionModule(
-            width, kernel_frames=kernel_frames, linear=linear, rngs=rngs
+            width, kernel_frames=kernel_frames, causal=causal, linear=linear, rngs=rngs
         )
         self.second_feedforward = FeedForward(
             width, factor=feedforward_factor, linear=linear, rngs=rngs
@@ -48,13 +59,38 @@ class ConformerBlock(nnx.Module):
         positions: Float[Array, "R D"] | None,
         lengths: Int[Array, " B"],
         *,
+        context: Context | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths change none within. Without a key nothing is dropped."""
+        """Frames beyond the lengths change none within. Without a key nothing is dropped; without a
+        context attention sees all frames."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         drop = lambda y, key: dropout(y, self.dropout, key)
         x = x + 0.5 * drop(self.first_feedforward(x), keys[0])
-        x = x + drop(self.attention(x, positions, lengths), keys[1])
+        x = x + drop(self.attention(x, positions, lengths, context), keys[1])
         x = x + drop(self.convolution(x, lengths), keys[2])
         x = x + 0.5 * drop(self.second_feedforward(x), keys[3])
         return self.norm(x)
+
+    def start(self, batch: int, *, remembered: int) -> BlockState:
+        """Of a stream, before its first chunk: attention will see the last `remembered` frames."""
+        return BlockState(
+            self.attention.start(batch, remembered=remembered), self.convolution.start(batch)
+        )
+
+    def step(
+        self,
+        state: BlockState,
+        x: Float[Array, "B C D"],
+        positions: Float[Array, "R D"] | None,
+        lengths: Int[Array, " B"],
+        seen: Int[Array, " B"],
+    ) -> tuple[BlockState, Float[Array, "B C D"]]:
+        """A causal block's next chunk, of which `lengths` frames are real, after `seen` others."""
+        x = x + 0.5 * self.first_feedforward(x)
+        attention, y = self.attention.step(state.attention, x, positions, lengths, seen)
+        x = x + y
+        convolution, y = self.convolution.step(state.convolution, x, lengths)
+        x = x + y
+        x = x + 0.5 * self.second_feedforward(x)
+        return BlockState(attention, convolution), self.norm(x)

@@ -11,36 +11,38 @@ from asr_jax.layers.length import frame_mask
 from asr_jax.layers.linear import Linear, MakeLinear
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_convolution(
-    x: Float[Array, "B T D"], kernel: Float[Array, "K D"]
+    x: Float[Array, "B T D"], kernel: Float[Array, "K D"], before: int
 ) -> Float[Array, "B T D"]:
-    """Each channel with its own kernel of odd length K, zeros beyond the ends.
+    """Each channel with its own kernel: frame t sees t - before to t - before + K - 1, zeros beyond
+    the ends.
 
     Written as a sum of shifted copies, which XLA fuses: on a CPU several times faster than a
     grouped `lax.conv`. So is its gradient, which would scatter each copy back if left to JAX. Sums
     are taken in float32.
     """
-    shifted, taps = _shifted(x, len(kernel)), kernel.astype(jnp.float32)
+    shifted, taps = _shifted(x, len(kernel), before), kernel.astype(jnp.float32)
     return functools.reduce(jnp.add, [copy * tap for copy, tap in zip(shifted, taps)]).astype(
         x.dtype
     )
 
 
-def _shifted(x, taps):
-    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+def _shifted(x, taps, before):
+    padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
     return [padded[:, k : k + x.shape[1]] for k in range(taps)]
 
 
-def _depthwise_fwd(x, kernel):
-    return depthwise_convolution(x, kernel), (x, kernel)
+def _depthwise_fwd(x, kernel, before):
+    return depthwise_convolution(x, kernel, before), (x, kernel)
 
 
-def _depthwise_bwd(residuals, gradient):
+def _depthwise_bwd(before, residuals, gradient):
     x, kernel = residuals
     wide = gradient.astype(jnp.float32)
-    taps = [jnp.sum(copy * wide, axis=(0, 1)) for copy in _shifted(x, len(kernel))]
-    return depthwise_convolution(gradient, kernel[::-1]), jnp.stack(taps).astype(kernel.dtype)
+    taps = [jnp.sum(copy * wide, axis=(0, 1)) for copy in _shifted(x, len(kernel), before)]
+    to_x = depthwise_convolution(gradient, kernel[::-1], len(kernel) - 1 - before)
+    return to_x, jnp.stack(taps).astype(kernel.dtype)
 
 
 depthwise_convolution.defvjp(_depthwise_fwd, _depthwise_bwd)
@@ -50,11 +52,17 @@ class ConvolutionModule(nnx.Module):
     """Norm, gated pointwise, depthwise, norm, swish, pointwise (arXiv 2005.08100, section 2.2).
 
     The second norm is a LayerNorm where the paper has BatchNorm: it has no running state and does
-    not look across utterances.
+    not look across utterances. A causal module sees no frame after its own.
     """
 
     def __init__(
-        self, width: int, *, kernel_frames: int, linear: MakeLinear = Linear, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        kernel_frames: int,
+        causal: bool = False,
+        linear: MakeLinear = Linear,
+        rngs: nnx.Rngs,
     ):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.gated = linear(width, 2 * width, rngs=rngs)
@@ -64,13 +72,32 @@ class ConvolutionModule(nnx.Module):
         self.depthwise = nnx.Param(initializer(rngs.params(), (kernel_frames, width)))
         self.depthwise_norm = nnx.LayerNorm(width, rngs=rngs)
         self.pointwise = linear(width, width, rngs=rngs)
+        self.before = kernel_frames - 1 if causal else kernel_frames // 2
 
     def __call__(
         self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]
     ) -> Float[Array, "B T D"]:
         """Frames beyond the lengths count as zeros for their neighbours."""
+        x = self._gate(x, lengths)
+        x = depthwise_convolution(x, self.depthwise[...].astype(x.dtype), self.before)
+        return self.pointwise(jax.nn.silu(self.depthwise_norm(x)))
+
+    def start(self, batch: int) -> Float[Array, "B K1 D"]:
+        """What a causal module must know of the frames before the next: none yet."""
+        kernel = self.depthwise.get_value()
+        return jnp.zeros((batch, len(kernel) - 1, kernel.shape[1]), kernel.dtype)
+
+    def step(
+        self, tail: Float[Array, "B K1 D"], x: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B K1 D"], Float[Array, "B T D"]]:
+        """The frames that follow those before: the new tail, and what `__call__` gives for them."""
+        x = jnp.concatenate([tail, self._gate(x, lengths)], axis=1)
+        seen = tail.shape[1]
+        new = x[:, x.shape[1] - seen :]
+        x = jnp.asarray(depthwise_convolution(x, self.depthwise[...].astype(x.dtype), self.before))
+        return new, self.pointwise(jax.nn.silu(self.depthwise_norm(x[:, seen:])))
+
+    def _gate(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
         value, gate = jnp.split(self.gated(self.norm(x)), 2, axis=-1)
         real = frame_mask(lengths, x.shape[1])[..., None]
-        x = jnp.where(real, value * jax.nn.sigmoid(gate), 0)
-        x = depthwise_convolution(x, self.depthwise[...].astype(x.dtype))
-        return self.pointwise(jax.nn.silu(self.depthwise_norm(x)))
+        return jnp.where(real, value * jax.nn.sigmoid(gate), 0)

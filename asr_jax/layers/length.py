@@ -12,3 +12,11 @@ def frame_mask(lengths: Int[Array, " B"], frames: int) -> Bool[Array, "B {frames
 def halved(length):
     """Frames that remain of `length` after a convolution of kernel 3, stride 2, padding 1."""
     return (length + 1) // 2
+
+
+def subsampled(length, factor: int):
+    """Frames that remain of `length` after as many of them as make one frame of `factor`.
+
+    Halving a power of two, rounding up each time, is rounding up once: ceil(length / factor).
+    """
+    return -(-length // factor)

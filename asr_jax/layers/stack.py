@@ -58,7 +58,7 @@ def scan_layers(
 
         return jax.lax.scan(run_layer, carry, members)
 
-    in_groups = lambda a: a.reshape(-1, shared_layers, *a.shape[1:])
+    in_groups = lambda a: a.reshape(len(a) // shared_layers, shared_layers, *a.shape[1:])
     members = jax.tree.map(in_groups, (own, inputs))
     carry, outputs = jax.lax.scan(run_group, carry, (shared, members))
-    return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
+    return carry, jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outputs)

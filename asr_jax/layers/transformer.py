@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.layers.attention import RelativeAttention, RotaryAttention
+from asr_jax.layers.attention import Context, Memory, RelativeAttention, RotaryAttention
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.linear import Linear, MakeLinear
@@ -37,9 +37,28 @@ class TransformerBlock(nnx.Module):
         positions: Float[Array, "R D"] | None,
         lengths: Int[Array, " B"],
         *,
+        context: Context | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths change none within. Without a key nothing is dropped."""
+        """Frames beyond the lengths change none within. Without a key nothing is dropped; without a
+        context attention sees all frames."""
         keys = [None] * 2 if key is None else jax.random.split(key)
-        x = x + dropout(self.attention(x, positions, lengths), self.dropout, keys[0])
+        x = x + dropout(self.attention(x, positions, lengths, context), self.dropout, keys[0])
         return x + dropout(self.feedforward(x), self.dropout, keys[1])
+
+    def start(self, batch: int, *, remembered: int) -> Memory:
+        """Of a stream, before its first chunk: attention will see the last `remembered` frames."""
+        return self.attention.start(batch, remembered=remembered)
+
+    def step(
+        self,
+        state: Memory,
+        x: Float[Array, "B C D"],
+        positions: Float[Array, "R D"] | None,
+        lengths: Int[Array, " B"],
+        seen: Int[Array, " B"],
+    ) -> tuple[Memory, Float[Array, "B C D"]]:
+        """The next chunk, of which `lengths` frames are real, after `seen` others."""
+        state, y = self.attention.step(state, x, positions, lengths, seen)
+        x = x + y
+        return state, x + self.feedforward(x)

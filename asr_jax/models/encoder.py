@@ -2,22 +2,28 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.config import Config
-from asr_jax.layers.attention import relative_positions
-from asr_jax.layers.conformer import ConformerBlock
+from asr_jax.config import Config, chunk_frames
+from asr_jax.layers.attention import (
+    Context,
+    Memory,
+    farthest_frames,
+    relative_positions,
+)
+from asr_jax.layers.conformer import BlockState, ConformerBlock
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.length import frame_mask
 from asr_jax.layers.linear import Linear
 from asr_jax.layers.residual import ResidualLinear, folded
 from asr_jax.layers.stack import scan_layers, stacked
-from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D
+from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D, following, subsample
 from asr_jax.layers.transformer import TransformerBlock
 
 _REMAT = {
@@ -29,10 +35,30 @@ _REMAT = {
 }
 
 
+# More frames than there are of anything: one chunk holds them all.
+_WHOLE = 2**30
+
+
+class EncoderState(NamedTuple):
+    """What a stream leaves behind for its next chunk: arrays of fixed shapes."""
+
+    seen: Int[Array, " B"]
+    """Frames encoded so far."""
+    features: Float[Array, "B factor F"]
+    """The last ones."""
+    blocks: BlockState | Memory
+    """Of every block, along a layer axis."""
+
+
 class Encoder(nnx.Module):
     """Conformer (arXiv 2005.08100) or Transformer.
 
     With `shared_layers` above 1 neighbouring blocks share matrices (arXiv 2310.02489).
+
+    Attention sees the whole utterance; with `context_frames` = (left, right) that many frames to
+    either side. With `chunk_frames` it sees whole chunks, its own and `left_chunks` before, and
+    convolutions see no later frame, so that a stream can be encoded chunk by chunk: sizes (0: the
+    whole utterance) of which each call with a key draws one (arXiv 2012.05481).
     """
 
     def __init__(
@@ -48,16 +74,28 @@ class Encoder(nnx.Module):
         kernel_frames: int,
         shared_layers: int,
         residual_rank: int,
-        subsampling: str,
+        subsampling: Literal["conv1d", "conv2d", "separable"],
+        subsampling_factor: int = 4,
         subsampling_channels: int,
+        context_frames: Sequence[int] = (),
+        chunk_frames: Sequence[int] = (),
+        left_chunks: int = 0,
         dropout: float,
         remat: str,
         rngs: nnx.Rngs,
     ):
-        subsample = {"conv1d": Subsampling1D, "conv2d": Subsampling2D}[subsampling]
-        self.subsampling = subsample(mel_bins, width, channels=subsampling_channels, rngs=rngs)
+        of_subsampling = {
+            "conv1d": Subsampling1D,
+            "conv2d": Subsampling2D,
+            "separable": functools.partial(Subsampling2D, separable=True),
+        }[subsampling]
+        self.subsampling = of_subsampling(
+            mel_bins, width, channels=subsampling_channels, factor=subsampling_factor, rngs=rngs
+        )
         of_kind = {
-            "conformer": functools.partial(ConformerBlock, kernel_frames=kernel_frames),
+            "conformer": functools.partial(
+                ConformerBlock, kernel_frames=kernel_frames, causal=len(chunk_frames) > 0
+            ),
             "transformer": TransformerBlock,
         }[kind]
         residual = functools.partial(ResidualLinear, rank=residual_rank)
@@ -76,27 +114,32 @@ class Encoder(nnx.Module):
         self.blocks = stacked(block, layers, shared_layers=shared_layers, rngs=rngs)
         # A Conformer block ends in a norm of its own.
         self.norm = nnx.LayerNorm(width, rngs=rngs) if kind == "transformer" else None
+        self.mel_bins = mel_bins
         self.layers = layers
         self.shared_layers = shared_layers
         self.dropout = dropout
         self.remat = remat
         self.attention = attention
+        self.context_frames = tuple(context_frames)
+        self.chunk_frames = tuple(chunk_frames)
+        self.left_chunks = left_chunks
 
     def __call__(
         self,
         features: Float[Array, "B T F"],
         lengths: Int[Array, " B"],
         *,
+        chunk_frames: int = 0,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T4 D"], Int[Array, " B"]]:
-        """Returns a frame for every four of the features', and how many of them are real.
+    ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
+        """Returns a frame for every four (or eight) of the features', and how many are real.
 
-        What the padding holds changes no real frame. Without a key nothing is dropped.
+        What the padding holds changes no real frame. Without a key nothing is dropped, and chunks
+        are of `chunk_frames` (0: all frames are one), as of an encoder that has chunks they may be.
         """
-        x, lengths = self.subsampling(features, lengths)
-        positions = None
-        if self.attention == "relative":
-            positions = relative_positions(x.shape[1], x.shape[2]).astype(x.dtype)
+        x, lengths = subsample(self.subsampling, features, lengths)
+        context = self._context(chunk_frames, key)
+        positions = self._positions(farthest_frames(x.shape[1], context), x)
         keys = None
         if key is not None:
             key, *_ = keys = jax.random.split(key, self.layers + 1)
@@ -104,7 +147,7 @@ class Encoder(nnx.Module):
 
         def run(x_and_lengths, block_and_key):
             (x, lengths), (block, key) = x_and_lengths, block_and_key
-            return (block(x, positions, lengths, key=key), lengths), None
+            return (block(x, positions, lengths, context=context, key=key), lengths), None
 
         (x, _), _ = scan_layers(
             _REMAT[self.remat](run),
@@ -115,6 +158,66 @@ class Encoder(nnx.Module):
         )
         x = x if self.norm is None else self.norm(x)
         return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0), lengths
+
+    def start(self, batch: int, *, chunk_frames: int) -> EncoderState:
+        """The state before the first chunk of streams whose chunks make so many frames each."""
+        remembered = self.left_chunks * chunk_frames
+        dtype = self.subsampling.project.kernel[...].dtype
+        tail = jnp.zeros((batch, self.subsampling.factor, self.mel_bins), dtype)
+        _, blocks = scan_layers(
+            lambda none, block_and_none: (
+                none,
+                block_and_none[0].start(batch, remembered=remembered),
+            ),
+            None,
+            self.blocks,
+            None,
+            shared_layers=self.shared_layers,
+        )
+        return EncoderState(jnp.zeros(batch, jnp.int32), tail, blocks)
+
+    def step(
+        self, state: EncoderState, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
+    ) -> tuple[EncoderState, Float[Array, "B C D"], Int[Array, " B"]]:
+        """The next chunk of every stream: its encoded frames, and how many of them are real.
+
+        They are those that `__call__` gives there for the whole under the same chunk_frames.
+
+        Args:
+            state: of the chunk before, or `start`.
+            features: T = C times the subsampling factor, C being `start`'s chunk_frames.
+            lengths: how many of the features are real: T, or fewer where the stream ends; then 0.
+        """
+        tail, x, lengths = following(
+            self.subsampling, state.features, features, lengths, begins=state.seen == 0
+        )
+        # Of what is remembered and the chunk.
+        positions = self._positions((self.left_chunks + 1) * x.shape[1], x)
+
+        def run(x, block_and_state):
+            block, before = block_and_state
+            after, x = block.step(before, x, positions, lengths, state.seen)
+            return x, after
+
+        x, blocks = scan_layers(run, x, self.blocks, state.blocks, shared_layers=self.shared_layers)
+        x = x if self.norm is None else self.norm(x)
+        x = jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
+        return EncoderState(state.seen + lengths, tail, blocks), x, lengths
+
+    def _context(self, chunk_frames: int, key: Key[Array, ""] | None) -> Context | None:
+        if self.context_frames:
+            left, right = self.context_frames
+            return Context(1, left, right)
+        if self.chunk_frames and key is not None:
+            sizes = jnp.array([size or _WHOLE for size in self.chunk_frames])
+            # Apart from the keys that are split off for dropout.
+            return Context(jax.random.choice(jax.random.fold_in(key, 0), sizes), self.left_chunks)
+        return Context(chunk_frames, self.left_chunks) if chunk_frames else None
+
+    def _positions(self, farthest: int, x: Float[Array, "B T D"]) -> Float[Array, "R D"] | None:
+        if self.attention != "relative":
+            return None
+        return relative_positions(farthest, x.shape[2]).astype(x.dtype)
 
 
 def make_encoder(config: Config, *, rngs: nnx.Rngs) -> Encoder:
@@ -132,7 +235,11 @@ def make_encoder(config: Config, *, rngs: nnx.Rngs) -> Encoder:
         shared_layers=encoder.shared_layers,
         residual_rank=encoder.residual_rank,
         subsampling=encoder.subsampling,
+        subsampling_factor=encoder.subsampling_factor,
         subsampling_channels=encoder.subsampling_channels,
+        context_frames=encoder.context_frames,
+        chunk_frames=[chunk_frames(size, config) for size in encoder.chunk_ms],
+        left_chunks=encoder.left_chunks,
         dropout=encoder.dropout,
         remat=encoder.remat,
         rngs=rngs,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asr_jax.config import Config
+from asr_jax.config import Config, chunk_frames
 from asr_jax.features.frames import frame_count
-from asr_jax.layers.length import halved
+from asr_jax.layers.length import halved, subsampled
 
 
 def model_flops(
@@ -44,20 +44,28 @@ def model_flops(
     encoder, predictor, joint = config.encoder, config.predictor, config.joint
     objective = config.objective
     samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
-    half = halved(frame_count(samples, config.features))
-    frames, cells = halved(half), np.broadcast_to(labels, rows).astype(int) + 1
-    half_sum, frame_sum, cell_sum = (int(x.sum()) for x in (half, frames, cells))
-    pair_sum = int((frames**2).sum())
+    given = frame_count(samples, config.features)
+    frames = subsampled(given, encoder.subsampling_factor)
+    cells = np.broadcast_to(labels, rows).astype(int) + 1
+    frame_sum, cell_sum = int(frames.sum()), int(cells.sum())
+    pair_sum = sum(_pairs(int(n), config) for n in frames)
     width, layers = encoder.width, encoder.layers
 
     bins, channels = config.features.mel_bins, encoder.subsampling_channels
-    if encoder.subsampling == "conv2d":
-        half_bins, last_bins = halved(bins), halved(halved(bins))
-        first = half_sum * half_bins * 9 * channels
-        others = frame_sum * last_bins * (9 * channels * channels + channels * width)
-    else:
-        first = half_sum * 3 * bins * channels
-        others = frame_sum * (3 * channels * channels + channels * width)
+    first_taps = 3 * bins if encoder.subsampling == "conv1d" else 9 * halved(bins)
+    first = int(halved(given).sum()) * first_taps * channels
+    others = 0
+    for stride in (4, 8)[: encoder.subsampling_factor // 4]:
+        made = int(subsampled(given, stride).sum())
+        if encoder.subsampling == "conv1d":
+            others += made * 3 * channels * channels
+        else:
+            of_channel = 9 + channels if encoder.subsampling == "separable" else 9 * channels
+            others += made * subsampled(bins, stride) * of_channel * channels
+    last_bins = (
+        1 if encoder.subsampling == "conv1d" else subsampled(bins, encoder.subsampling_factor)
+    )
+    others += frame_sum * last_bins * channels * width
 
     def matrix(inputs: int, outputs: int) -> int:
         return inputs * outputs + encoder.residual_rank * (inputs + outputs)
@@ -65,7 +73,7 @@ def model_flops(
     attention, by_distance = 4 * frame_sum * matrix(width, width) + 2 * pair_sum * width, 0
     if encoder.attention == "relative":
         attention += pair_sum * width
-        by_distance = (2 * int(frames.max()) - 1) * matrix(width, width)
+        by_distance = _distances(int(frames.max()), config) * matrix(width, width)
 
     if predictor.kind == "stateless":
         predicted = cell_sum * predictor.context * predictor.embedding_width * predictor.width
@@ -100,3 +108,24 @@ def model_flops(
         part: 6 * count + 4 * without_input_gradient.get(part, 0)
         for part, count in products.items()
     }
+
+
+def _pairs(frames: int, config: Config) -> int:
+    """Pairs of a frame and one that it sees; of sizes of chunks that are drawn, the mean."""
+    encoder, number = config.encoder, np.arange(frames)
+    if encoder.context_frames:
+        before, after = encoder.context_frames
+        seen = np.minimum(number, before) + np.minimum(frames - 1 - number, after) + 1
+        return int(seen.sum())
+    pairs = []
+    for size in (chunk_frames(ms, config) or frames for ms in encoder.chunk_ms or (0.0,)):
+        start = number // size * size
+        seen = np.minimum(start + size, frames) - np.maximum(start - encoder.left_chunks * size, 0)
+        pairs.append(int(seen.sum()))
+    return sum(pairs) // len(pairs)
+
+
+def _distances(frames: int, config: Config) -> int:
+    if config.encoder.context_frames:
+        return sum(min(n, frames - 1) for n in config.encoder.context_frames) + 1
+    return 2 * frames - 1

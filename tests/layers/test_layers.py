@@ -1,23 +1,35 @@
 """Each layer against its definition written out, and the laws of padding."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.layers import attention
+from asr_jax.layers import attention, subsampling
 from asr_jax.layers.attention import (
+    Context,
     RelativeAttention,
     RotaryAttention,
+    _attend_rotated,
+    farthest_frames,
     relative_positions,
     shift_relative,
 )
 from asr_jax.layers.conformer import ConformerBlock
 from asr_jax.layers.convolution import ConvolutionModule, depthwise_convolution
 from asr_jax.layers.dropout import dropout
-from asr_jax.layers.length import halved
-from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D, rectify
+from asr_jax.layers.length import subsampled
+from asr_jax.layers.subsampling import (
+    SeparableConvolution,
+    Subsampling1D,
+    Subsampling2D,
+    rectify,
+    subsample,
+)
 
 
 def normal(seed, *shape):
@@ -96,25 +108,28 @@ def test_rotary_attention_equals_the_formula_written_out():
     np.testing.assert_allclose(got[0], layer.out(jnp.asarray(expected)), atol=1e-5)
 
 
-def test_gradient_of_the_depthwise_convolution_is_that_of_the_loop():
+@pytest.mark.parametrize("before", [2, 4])
+def test_gradient_of_the_depthwise_convolution_is_that_of_the_loop(before):
     def loop(x, kernel):
-        padded = jnp.pad(x, ((0, 0), (2, 2), (0, 0)))
+        padded = jnp.pad(x, ((0, 0), (before, 4 - before), (0, 0)))
         return sum(padded[:, k : k + 6] * kernel[k] for k in range(5))
 
     x, kernel, weight = normal(0, 2, 6, 3), normal(1, 5, 3), normal(2, 2, 6, 3)
     gradients = lambda f: jax.grad(lambda *a: jnp.sum(weight * f(*a)), argnums=(0, 1))(x, kernel)
-    for got, expected in zip(gradients(depthwise_convolution), gradients(loop)):
+    ours = lambda x, kernel: depthwise_convolution(x, kernel, before)
+    for got, expected in zip(gradients(ours), gradients(loop)):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_depthwise_convolution_equals_a_loop():
+@pytest.mark.parametrize("before", [2, 4])
+def test_depthwise_convolution_equals_a_loop(before):
     x, kernel = normal(0, 2, 6, 3), normal(1, 5, 3)
     expected = np.zeros(x.shape)
     for t in range(6):
         for k in range(5):
-            if 0 <= t + k - 2 < 6:
-                expected[:, t] += x[:, t + k - 2] * kernel[k]
-    np.testing.assert_allclose(depthwise_convolution(x, kernel), expected, atol=1e-6)
+            if 0 <= t + k - before < 6:
+                expected[:, t] += x[:, t + k - before] * kernel[k]
+    np.testing.assert_allclose(depthwise_convolution(x, kernel, before), expected, atol=1e-6)
 
 
 def test_subsampling_over_time_equals_the_convolution():
@@ -131,30 +146,57 @@ def test_subsampling_over_time_equals_the_convolution():
 
 
 def test_gradient_of_rectify_is_that_of_its_definition():
-    x, weight, lengths = normal(0, 2, 5, 3, 4), normal(1, 2, 5, 3, 4), jnp.array([5, 2])
+    x, weight = normal(0, 2, 5, 3, 4), normal(1, 2, 5, 3, 4)
+    real = jnp.arange(5) < jnp.array([[5], [2]])
 
-    def plain(x, lengths):
-        real = jnp.arange(5)[:, None, None] < lengths[:, None, None, None]
-        return jnp.where(real, jnp.maximum(x, 0), 0)
+    def plain(x, real):
+        return jnp.where(real[..., None, None], jnp.maximum(x, 0), 0)
 
-    np.testing.assert_array_equal(rectify(x, lengths), plain(x, lengths))
-    gradient = lambda f: jax.grad(lambda x: jnp.sum(weight * f(x, lengths)))(x)
+    np.testing.assert_array_equal(rectify(x, real), plain(x, real))
+    gradient = lambda f: jax.grad(lambda x: jnp.sum(weight * f(x, real)))(x)
     np.testing.assert_array_equal(gradient(rectify), gradient(plain))
 
 
-@pytest.mark.parametrize("kind", [Subsampling1D, Subsampling2D])
-def test_subsampling_reports_the_frames_that_it_makes(kind):
-    layer = kind(8, 4, channels=2, rngs=nnx.Rngs(0))
-    for frames in range(1, 10):
+KINDS = [Subsampling1D, Subsampling2D, functools.partial(Subsampling2D, separable=True)]
+
+
+def test_separable_convolution_equals_its_two_convolutions():
+    layer = SeparableConvolution(3, rngs=nnx.Rngs(0))
+    x = normal(0, 2, 7, 6, 3)
+    kernel = layer.depthwise[...][:, :, None]
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=3,
+    )
+    np.testing.assert_allclose(layer(x), layer.pointwise(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_subsampling_reports_the_frames_that_it_makes(kind, factor):
+    layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0))
+    for frames in range(1, 18):
         features = jax.ShapeDtypeStruct((1, frames, 8), jnp.float32)
         shape = jax.eval_shape(layer, features, jnp.array([frames]))[0].shape
-        assert shape[1] == halved(halved(frames)) == -(-frames // 4)
+        assert shape[1] == subsampled(frames, factor) == math.ceil(frames / factor)
 
 
-@pytest.mark.parametrize("kind", [Subsampling1D, Subsampling2D])
-def test_subsampling_ignores_padding(kind):
-    layer = kind(8, 4, channels=2, rngs=nnx.Rngs(0))
-    layer.first.bias[...] = layer.second.bias[...] = jnp.ones(2)
+def with_biases(kind, factor):
+    """One whose zeros are not zeros one layer later."""
+    layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0))
+    for part in (layer.first, layer.second, layer.third):
+        if part is not None:
+            getattr(part, "pointwise", part).bias[...] = jnp.ones(2)
+    return layer
+
+
+@pytest.mark.parametrize("kind, factor", [*((kind, 4) for kind in KINDS), (KINDS[2], 8)])
+def test_subsampling_ignores_padding(kind, factor):
+    layer = with_biases(kind, factor)
     for length in (1, 2, 7):
         x = normal(length, 1, length, 8)
         padded = jnp.pad(x, ((0, 0), (0, 12 - length), (0, 0)), constant_values=jnp.nan)
@@ -162,6 +204,19 @@ def test_subsampling_ignores_padding(kind):
         within, padded_lengths = layer(padded, jnp.array([length]))
         assert lengths == padded_lengths
         np.testing.assert_allclose(within[:, : lengths[0]], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, factor", [(KINDS[0], 4), (KINDS[2], 8)])
+def test_subsampling_piece_by_piece_is_that_of_all_at_once(kind, factor, monkeypatch):
+    layer, x, lengths = with_biases(kind, factor), normal(0, 2, 45, 8), jnp.array([45, 18])
+    x = x.at[1, 18:].set(jnp.nan)
+    expected, expected_lengths = layer(x, lengths)
+    monkeypatch.setattr(subsampling, "PIECE_FRAMES", 16)
+    got, got_lengths = subsample(layer, x, lengths)
+    np.testing.assert_array_equal(got_lengths, expected_lengths)
+    assert got.shape == expected.shape
+    for row, length in enumerate(expected_lengths):
+        np.testing.assert_allclose(got[row, :length], expected[row, :length], atol=1e-6)
 
 
 def test_convolution_module_takes_padding_for_silence():
@@ -189,6 +244,39 @@ def test_attention_in_blocks_of_queries_is_that_of_all_at_once(kind, frames, mon
     in_blocks = jax.value_and_grad(total, (0, 1))(params, x)
     for got, expected in zip(jax.tree.leaves(in_blocks), jax.tree.leaves(at_once)):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [RelativeAttention, RotaryAttention])
+@pytest.mark.parametrize(
+    "context, sees",
+    [
+        (Context(1, 3, 2), lambda q, t: q - 3 <= t <= q + 2),
+        (Context(1, 0, 5), lambda q, t: q <= t <= q + 5),
+        (Context(4, 1), lambda q, t: q // 4 - 1 <= t // 4 <= q // 4),
+    ],
+)
+def test_attention_in_a_context_is_that_to_all_under_its_mask(kind, context, sees, monkeypatch):
+    """At once under the mask, in windows, and with a size that is not static."""
+    frames, lengths = 17, jnp.array([17, 9])
+    layer = kind(8, heads=2, rngs=nnx.Rngs(0))
+    if kind is RelativeAttention:
+        layer.content_bias[...], layer.position_bias[...] = normal(1, 2, 4), normal(2, 2, 4)
+    x = normal(0, 2, frames, 8)
+
+    def positions(frames):
+        return relative_positions(frames, 8) if kind is RelativeAttention else None
+
+    run = lambda context: layer(x, positions(farthest_frames(frames, context)), lengths, context)
+    attend = layer._attend(positions(frames)) if kind is RelativeAttention else _attend_rotated
+    real = np.arange(frames) < lengths[:, None]
+    mask = np.array([[sees(q, t) for t in range(frames)] for q in range(frames)]) & real[:, None]
+    whole = attend(*layer._project(x), 0, jnp.asarray(mask))
+    expected = layer.out(whole.reshape(x.shape))
+    np.testing.assert_allclose(run(context)[real], expected[real], atol=1e-5)
+    monkeypatch.setattr(attention, "BLOCK_FRAMES", 5)
+    np.testing.assert_allclose(run(context)[real], expected[real], atol=1e-5)
+    drawn = context._replace(chunk_frames=jnp.int32(context.chunk_frames))
+    np.testing.assert_allclose(run(drawn)[real], expected[real], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["relative", "rotary"])

@@ -1,6 +1,8 @@
 """Laws of encoder, predictor and joint, and the paper's parameter counts."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,75 @@ def test_layers_differ_in_parameters_and_in_dropout():
     assert not jnp.allclose(first, second)
 
 
+def perturbed(attention, subsampling, factor, **options):
+    """An encoder of which no bias is zero."""
+    sizes = SIZES | dict(attention=attention, subsampling=subsampling, subsampling_factor=factor)
+    model = Encoder(20, **sizes | options, remat="none", rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
+    noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)
+    return nnx.merge(graphdef, jax.tree.map(noise, params))
+
+
+@pytest.mark.parametrize(
+    "attention, subsampling, factor, chunk, left, options",
+    [
+        ("relative", "conv2d", 4, 3, 2, {}),
+        ("rotary", "conv1d", 4, 1, 3, dict(kind="transformer", shared_layers=2)),
+        ("relative", "separable", 8, 2, 0, dict(shared_layers=2, residual_rank=1)),
+        ("rotary", "separable", 8, 5, 1, {}),
+    ],
+)
+def test_stream_is_encoded_chunk_by_chunk_as_the_whole_under_the_same_mask(
+    attention, subsampling, factor, chunk, left, options
+):
+    streaming = dict(chunk_frames=(chunk,), left_chunks=left)
+    model = perturbed(attention, subsampling, factor, **streaming, **options)
+    x, lengths = features(frames=90), jnp.array([90, 51, 3])
+    x = jnp.where(jnp.arange(90)[:, None] < lengths[:, None, None], x, jnp.nan)
+    whole, whole_lengths = jax.jit(lambda *given: model(*given, chunk_frames=chunk))(x, lengths)
+    step, size = jax.jit(model.step), chunk * factor
+    state = model.start(3, chunk_frames=chunk)
+    chunks, total = [], 0
+    for start in range(0, 90, size):
+        piece = x[:, start : start + size]
+        piece = jnp.pad(piece, ((0, 0), (0, size - piece.shape[1]), (0, 0)))
+        state, encoded, made = step(state, piece, jnp.clip(lengths - start, 0, size))
+        chunks.append(encoded)
+        total += made
+    np.testing.assert_array_equal(total, whole_lengths)
+    streamed = jnp.concatenate(chunks, axis=1)[:, : whole.shape[1]]
+    np.testing.assert_allclose(streamed, whole, atol=1e-5)
+
+
+def test_training_draws_sizes_of_chunks_of_which_each_is_that_of_the_offline_pass():
+    sizes = SIZES | dict(dropout=0.0)
+    model = Encoder(20, **sizes, chunk_frames=(2, 0), left_chunks=1, remat="none", rngs=nnx.Rngs(0))
+    x, lengths = features(), jnp.array([37, 20, 9])
+    either = [model(x, lengths, chunk_frames=size)[0] for size in (2, 0)]
+    assert not jnp.allclose(*either, atol=1e-3)
+    trained = jax.jit(lambda key: model(x, lengths, key=key)[0])
+    drawn = [trained(jax.random.key(seed)) for seed in range(8)]
+    which = {[bool(jnp.allclose(d, one, atol=1e-5)) for one in either].index(True) for d in drawn}
+    assert which == {0, 1}
+
+
+def test_an_hour_in_a_limited_context_takes_memory_in_proportion():
+    """Compiled, not run: a matrix of all pairs of frames alone would take 4 GB a head."""
+
+    def temporary_bytes(minutes):
+        model = perturbed("relative", "separable", 8, context_frames=(128, 128))
+        shapes = (
+            jax.ShapeDtypeStruct((1, minutes * 6000, 20), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
+        compiled = jax.jit(lambda *given: model(*given)).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    half_hour, hour = temporary_bytes(30), temporary_bytes(60)
+    assert hour < 2.1 * half_hour
+    assert hour < 300e6
+
+
 PREDICTORS = {
     "stateless": lambda: StatelessPredictor(
         11, context=2, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)
@@ -138,6 +209,14 @@ def test_parameter_counts_are_the_papers(size, layers, width, heads, predictor_w
     model = nnx.eval_shape(lambda: make_model(config, 1024, rngs=nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert abs(count / 1e6 / millions - 1) < 0.02
+
+
+def test_fast_conformer_has_the_papers_size():
+    path = Path(__file__).parents[2] / "configs" / "librispeech_960h_fast_l.py"
+    config = runpy.run_path(str(path))["config"]
+    model = nnx.eval_shape(lambda: make_model(config, 1024, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert abs(count / 114e6 - 1) < 0.05
 
 
 def test_auxiliary_head_exists_only_with_a_weight():

@@ -14,12 +14,13 @@ from flax import nnx
 from asr_jax.config import (
     Config,
     EncoderConfig,
+    FeaturesConfig,
     JointConfig,
     ObjectiveConfig,
     PredictorConfig,
 )
 from asr_jax.training import objective
-from asr_jax.training.flops import model_flops
+from asr_jax.training.flops import _pairs, model_flops
 from asr_jax.training.state import split_model
 
 CONFIG = Config(
@@ -129,6 +130,49 @@ def test_whole_is_what_xla_counts_but_for_what_is_small():
     analysis: Any = jax.jit(function).lower(params).cost_analysis()
     # XLA counts what is not products besides, and leaves out taps that see only zeros.
     assert abs(analysis["flops"] / sum(counted(config).values()) - 1) < 0.02
+
+
+def test_pairs_of_frames_are_those_that_see_each_other():
+    features = FeaturesConfig(normalization="none")
+
+    def pairs(frames, sees, **options):
+        encoder = dataclasses.replace(CONFIG.encoder, **options)
+        config = dataclasses.replace(CONFIG, features=features, encoder=encoder)
+        seen = [sees(q, t) for q in range(frames) for t in range(frames)]
+        assert _pairs(frames, config) == sum(seen)
+
+    for frames in (1, 7, 18):
+        pairs(frames, lambda q, t: True)
+        pairs(frames, lambda q, t: q - 3 <= t <= q + 5, context_frames=(3, 5))
+        pairs(
+            frames,
+            lambda q, t: q // 4 - 2 <= t // 4 <= q // 4,
+            chunk_ms=(160.0,),
+            left_chunks=2,
+        )
+
+
+@pytest.mark.parametrize("kind, factor", [("conv1d", 8), ("separable", 8)])
+def test_subsampling_is_what_is_traced(kind, factor):
+    encoder = dataclasses.replace(CONFIG.encoder, subsampling=kind, subsampling_factor=factor)
+    config = dataclasses.replace(CONFIG, encoder=encoder)
+    graphdef, params = split_model(config, VOCABULARY)
+    features = jnp.zeros((ROWS, 81, config.features.mel_bins))
+
+    def total(params):
+        return (
+            nnx.merge(graphdef, params).encoder.subsampling(features, jnp.full(ROWS, 81))[0].sum()
+        )
+
+    traced = traced_products(jax.make_jaxpr(jax.grad(total))(params).jaxpr)
+    channels = encoder.subsampling_channels
+    if kind == "conv1d":
+        first = 4 * ROWS * 41 * 3 * config.features.mel_bins * channels
+        traced -= first // 2  # the gradient of the features
+    else:
+        first = 4 * ROWS * 41 * 40 * 9 * channels  # a convolution, as are those channel by channel:
+        traced += first + 6 * ROWS * 9 * channels * (21 * 20 + 11 * 10)
+    assert counted(config)["subsampling"] == traced
 
 
 def test_real_lengths_are_summed_row_by_row():

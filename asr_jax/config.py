@@ -8,7 +8,7 @@ checkpoints as flat JSON (`"encoder.layers": 12`), which can be run again.
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Literal
 
 
@@ -317,7 +317,8 @@ class EncoderConfig:
         )
         _require_not_negative(self, "encoder", "residual_rank")
         _require(
-            self.layers % self.shared_layers == 0,
+            # Whoever reads the file tells that this is no whole number.
+            not isinstance(self.layers, int) or self.layers % self.shared_layers == 0,
             "encoder.shared_layers",
             self.shared_layers,
             f"must divide encoder.layers = {self.layers}",
@@ -554,12 +555,15 @@ class DecodingConfig:
     """What to search with: the objective's own networks, or the CTC head beside them."""
     max_symbols_per_frame: int = 5
     """Bound on the labels emitted at one frame (not of CTC, which emits one at most)."""
+    beam: int = 0
+    """Label sequences that a beam search keeps; 0: greedy search. For transducer and HAT."""
     chunk_ms: float = 0.0
     """Recognises as in streaming, by chunks of this size (see encoder.chunk_ms); 0: whole
     utterances."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "decoding", "max_symbols_per_frame")
+        _require_not_negative(self, "decoding", "beam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,6 +585,8 @@ class Config:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
+        if not all(is_dataclass(getattr(self, f.name)) for f in fields(self)):
+            return  # Whoever reads the file tells what is no section.
         for utterances in self.data.bucket_utterances:
             _require(
                 utterances % self.train.accumulate == 0,
@@ -593,6 +599,14 @@ class Config:
             "decoding.head",
             self.decoding.head,
             f"objective.kind = {self.objective.kind!r} has no CTC head: objective.ctc_weight is 0",
+        )
+        _require(
+            not self.decoding.beam
+            or (self.decoding.head == "objective" and self.objective.kind in ("transducer", "hat")),
+            "decoding.beam",
+            self.decoding.beam,
+            f"there is no beam search for objective.kind = {self.objective.kind!r}, "
+            f"decoding.head = {self.decoding.head!r}: only for transducer and hat",
         )
         for size in self.encoder.chunk_ms:
             self._require_whole_frames("encoder.chunk_ms", size)

@@ -1,7 +1,7 @@
 """`asr-jax evaluate RUN --data DATA`: recognises DATA and counts the errors."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,12 @@ import tyro
 from asr_jax.commands.arguments import parse
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.processes import Processes, is_first, joined
-from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.commands.recognition import (
+    beam_size,
+    open_run,
+    recognize_utterances,
+    with_decoding,
+)
 from asr_jax.config import MeshConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.recordings import recording_bytes
@@ -27,8 +32,10 @@ class Options:
     """Recordings with transcripts: a folder, a manifest, a Kaldi directory or tar shards."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
-    decoder: Literal["greedy"] = "greedy"
-    """How labels are searched for."""
+    decoder: Literal["greedy", "beam"] | None = None
+    """How labels are searched for; as the run's decoding.beam says where not given."""
+    beam: int = 4
+    """Label sequences that --decoder beam keeps."""
     chunk_ms: float | None = None
     """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
     output: Path | None = None
@@ -47,6 +54,7 @@ def run(arguments: list[str]) -> int:
             checkpoint=options.checkpoint,
             output=output,
             chunk_ms=options.chunk_ms,
+            beam=beam_size(options.decoder, options.beam),
         )
     return 0
 
@@ -59,14 +67,18 @@ def default_output(run: Path, data: str) -> Path:
 
 
 def evaluate(
-    run: Path, data: str, *, checkpoint: str, output: Path, chunk_ms: float | None = None
+    run: Path,
+    data: str,
+    *,
+    checkpoint: str,
+    output: Path,
+    chunk_ms: float | None = None,
+    beam: int | None = None,
 ) -> None:
     """Writes the evaluation and prints its one-line summary, and what could not be read."""
     utterances, unreadable = read_transcribed(data, "--data")
-    recognizer = open_run(run, checkpoint)
-    if chunk_ms is not None:
-        decoding = replace(recognizer.config.decoding, chunk_ms=chunk_ms)
-        recognizer = recognizer._replace(config=replace(recognizer.config, decoding=decoding))
+    recognizer = with_decoding(open_run(run, checkpoint), chunk_ms=chunk_ms, beam=beam)
+    decoding = recognizer.config.decoding
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
@@ -84,8 +96,8 @@ def evaluate(
             "run": str(run),
             "data": data,
             "checkpoint": recognizer.checkpoint,
-            "decoder": "greedy",
-            "chunk, ms (0: whole)": f"{recognizer.config.decoding.chunk_ms:g}",
+            "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
+            "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
             "left out": str(len(unreadable) + len(recognition.failed)),
         },
         audio_seconds=recognition.audio_seconds,

@@ -71,6 +71,21 @@ def open_run(run: Path, which: str) -> Recognizer:
     return Recognizer(config, tokenizer, graphdef, params, mesh, steps, set())
 
 
+def with_decoding(recognizer: Recognizer, **changes: Any) -> Recognizer:
+    """The same with other values of config.decoding's fields; None leaves a field as it is."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = recognizer.config
+    config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, **given))
+    return recognizer._replace(config=config, compiled=set())
+
+
+def beam_size(decoder: str | None, beam: int) -> int | None:
+    """decoding.beam as `--decoder` and `--beam` say it; None: as the config does."""
+    if beam < 1:
+        raise ValueError(f"--beam {beam}: must be positive")
+    return {None: None, "greedy": 0, "beam": beam}[decoder]
+
+
 def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str]:
     from asr_jax.export.params import load_params
 

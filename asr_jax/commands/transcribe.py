@@ -4,14 +4,19 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse
 from asr_jax.commands.devices import prepare_devices
-from asr_jax.commands.recognition import open_run, recognize_utterances
+from asr_jax.commands.recognition import (
+    beam_size,
+    open_run,
+    recognize_utterances,
+    with_decoding,
+)
 from asr_jax.config import MeshConfig
 from asr_jax.types import Utterance
 
@@ -26,6 +31,10 @@ class Options:
     """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    decoder: Literal["greedy", "beam"] | None = None
+    """How labels are searched for; as the run's decoding.beam says where not given."""
+    beam: int = 4
+    """Label sequences that --decoder beam keeps."""
     json: bool = False
     """A JSON object per line instead: audio_filepath, duration, text."""
 
@@ -45,7 +54,11 @@ def run(arguments: list[str]) -> int:
             problems.append(str(error))
     if utterances:
         prepare_devices(MeshConfig())
-        recognition = recognize_utterances(open_run(options.run, options.checkpoint), utterances)
+        recognizer = with_decoding(
+            open_run(options.run, options.checkpoint),
+            beam=beam_size(options.decoder, options.beam),
+        )
+        recognition = recognize_utterances(recognizer, utterances)
         problems += [skipped.reason for skipped in recognition.failed]
         for utterance, text in zip(utterances, recognition.texts):
             if text is not None:

@@ -1,8 +1,9 @@
-"""Which search finds the labels, by objective and decoding.head."""
+"""Which search finds the labels, by objective, decoding.head and decoding.beam."""
 
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import DecodingConfig
+from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.ctc import best_path
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.models.composition import Model
@@ -20,6 +21,8 @@ def search(
     if isinstance(model, CTC) or config.head == "ctc":
         assert model.ctc_head is not None  # Config sees to that
         return best_path(model.ctc_head(encoded), lengths)
-    return greedy_search(
-        model, encoded, lengths, max_symbols_per_frame=config.max_symbols_per_frame
-    )
+    bound = config.max_symbols_per_frame
+    if not config.beam:
+        return greedy_search(model, encoded, lengths, max_symbols_per_frame=bound)
+    found = beam_search(model, encoded, lengths, size=config.beam, max_symbols_per_frame=bound)
+    return found.labels[:, 0], found.counts[:, 0]

@@ -1,0 +1,135 @@
+"""Beam search on the device against sums over all alignments, written out."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.decoding.beam import beam_search
+from asr_jax.losses import transducer_loss
+from asr_jax.models.transducer import Transducer
+
+VOCABULARY = 3
+
+
+def model(kind, vocabulary_size=VOCABULARY, seed=0):
+    config = Config(
+        encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2),
+        predictor=PredictorConfig(kind=kind, embedding_width=6, width=7),
+        joint=JointConfig(width=9),
+    )
+    transducer = Transducer(config, vocabulary_size, rngs=nnx.Rngs(seed))
+    transducer.joint.out.kernel[...] *= 3
+    return transducer
+
+
+def every_sequence(transducer, encoded, max_symbols):
+    """{labels: log of the sum over alignments}: each frame takes some of the labels, then blank."""
+    projected = transducer.joint.encoder_projection(encoded)
+
+    @functools.cache
+    def scores(labels):
+        state = transducer.predictor.start(1)
+        for label in labels:
+            state = transducer.predictor.step(state, jnp.array([label]))
+        predicted = transducer.joint.predictor_projection(transducer.predictor.output(state))
+        predicted = jnp.broadcast_to(predicted, projected.shape)
+        return np.asarray(jax.nn.log_softmax(transducer.joint(projected, predicted)), np.float64)
+
+    found = {(): 0.0}
+    for frame in range(len(encoded)):
+        after = {}
+        for labels, score in found.items():
+            for n in range(max_symbols + 1):
+                for more in itertools.product(range(1, VOCABULARY), repeat=n):
+                    whole = labels + more
+                    way = score + sum(
+                        scores(whole[: len(labels) + i])[frame, label]
+                        for i, label in enumerate(more)
+                    )
+                    way += scores(whole)[frame, 0]
+                    after[whole] = np.logaddexp(after.get(whole, -math.inf), way)
+        found = after
+    return found
+
+
+@pytest.mark.parametrize("kind, max_symbols, frames", [("stateless", 2, 2), ("lstm", 1, 4)])
+def test_a_wide_beam_finds_every_sequence_with_its_probability(kind, max_symbols, frames):
+    transducer = model(kind)
+    lengths = frames, frames - 1, 0
+    encoded = 2 * jax.random.normal(jax.random.key(1), (3, frames, 8))
+    size = 32  # 1 + 2 + 4 + 8 + 16 = 31 sequences
+    found = jax.jit(functools.partial(beam_search, size=size, max_symbols_per_frame=max_symbols))(
+        transducer, encoded, jnp.array(lengths)
+    )
+    for row, length in enumerate(lengths):
+        expected = every_sequence(transducer, encoded[row, :length], max_symbols)
+        there = {
+            tuple(np.asarray(found.labels[row, k, : found.counts[row, k]]).tolist()): float(score)
+            for k, score in enumerate(found.scores[row])
+            if np.isfinite(score)
+        }
+        assert there.keys() == expected.keys()
+        for labels, score in there.items():
+            np.testing.assert_allclose(score, expected[labels], rtol=1e-4, atol=1e-5)
+        assert np.isfinite(found.scores[row]).sum() == len(expected)  # each of them once
+        scores = np.asarray(found.scores[row])
+        assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
+
+
+def greedy_log_probability(transducer, encoded, max_symbols):
+    """Of the alignment that takes the most probable symbol every time."""
+    total, state = 0.0, transducer.predictor.start(1)
+    for projected in transducer.joint.encoder_projection(encoded):
+        for symbols in range(max_symbols + 1):
+            predicted = transducer.joint.predictor_projection(transducer.predictor.output(state))
+            scores = transducer.joint.scores(projected, predicted[0]).symbols
+            best = int(jnp.argmax(scores)) if symbols < max_symbols else 0
+            total += float(scores[best])
+            if best == 0:
+                break
+            state = transducer.predictor.step(state, jnp.array([best]))
+    return total
+
+
+def test_a_beam_is_no_worse_than_greedy_and_rows_do_not_matter_to_each_other():
+    transducer = model("lstm", vocabulary_size=6, seed=2)
+    transducer.joint.out.bias[...] = jnp.array([1.0, 0, 0, 0, 0, 0])
+    lengths = jnp.array([15, 9, 1, 12])
+    encoded = 2 * jax.random.normal(jax.random.key(3), (4, 15, 8))
+    search = jax.jit(functools.partial(beam_search, size=4, max_symbols_per_frame=3))
+    found = search(transducer, encoded, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        greedy = greedy_log_probability(transducer, encoded[row, :length], 3)
+        assert found.scores[row, 0] >= greedy - 1e-4
+    assert int(found.counts[:, 0].max()) > 3
+
+    beyond = jnp.arange(15)[:, None] >= lengths[:, None, None]
+    order = jnp.array([2, 0, 3, 1])
+    shuffled = search(transducer, jnp.where(beyond, 1e3, encoded)[order], lengths[order])
+    for name, field in found._asdict().items():
+        np.testing.assert_allclose(getattr(shuffled, name), field[order], rtol=1e-5, err_msg=name)
+
+    # A score sums some of the alignments that the likelihood sums.
+    labels, counts = found.labels[:, 0], found.counts[:, 0]
+    joint = transducer.joint
+    log_likelihood = -transducer_loss(
+        joint.encoder_projection(encoded),
+        joint.predictor_projection(transducer.predictor(labels)),
+        joint.out.kernel[...],
+        joint.out.bias[...],
+        labels,
+        lengths,
+        counts,
+    )
+    assert (found.scores[:, 0] <= log_likelihood + 1e-4).all()
+    for row in range(4):
+        frames = np.asarray(found.frames[row, 0, : counts[row]])
+        assert (np.diff(frames) >= 0).all() and (frames < lengths[row]).all()
+    assert (found.log_probabilities <= 0).all()

@@ -141,7 +141,11 @@ def test_a_long_value_is_not_broken_in_the_message(error, trained, tmp_path, mon
         ("evaluate", "RUN is required"),
         ("evaluate RUN", "--data is required"),
         ("evaluate RUN --dat x", "unknown option --dat, and --data is required"),
-        ("evaluate RUN --data x --decoder beam", "--decoder: 'beam' is not one of 'greedy'"),
+        (
+            "evaluate RUN --data x --decoder bean",
+            "--decoder: 'bean' is not one of 'beam', 'greedy'",
+        ),
+        ("evaluate RUN --data DATA --decoder beam --beam 0", "--beam 0: must be positive"),
         ("evaluate RUN --data nowhere", "nowhere: no such folder or manifest"),
         ("evaluate nowhere --data DATA", "nowhere: not a run directory, it has no config.json"),
         (

@@ -216,6 +216,4 @@ _PLAINER = (
         r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.",
         r"\2: \1 is not one of \3",
     ),
-    # What an option is when it is not given.
-    (r"(is not one of .*), 'None'", r"\1"),
 )

@@ -32,8 +32,8 @@ class Options:
     """Recordings with transcripts: a folder, a manifest, a Kaldi directory or tar shards."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
-    decoder: Literal["greedy", "beam"] | None = None
-    """How labels are searched for; as the run's decoding.beam says where not given."""
+    decoder: Literal["run", "greedy", "beam"] = "run"
+    """How labels are searched for; run: as its decoding.beam says."""
     beam: int = 4
     """Label sequences that --decoder beam keeps."""
     chunk_ms: float | None = None

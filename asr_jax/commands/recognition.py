@@ -79,11 +79,11 @@ def with_decoding(recognizer: Recognizer, **changes: Any) -> Recognizer:
     return recognizer._replace(config=config, compiled=set())
 
 
-def beam_size(decoder: str | None, beam: int) -> int | None:
-    """decoding.beam as `--decoder` and `--beam` say it; None: as the config does."""
+def beam_size(decoder: str, beam: int) -> int | None:
+    """decoding.beam as `--decoder` and `--beam` say it; None: as the run does."""
     if beam < 1:
         raise ValueError(f"--beam {beam}: must be positive")
-    return {None: None, "greedy": 0, "beam": beam}[decoder]
+    return {"run": None, "greedy": 0, "beam": beam}[decoder]
 
 
 def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str]:

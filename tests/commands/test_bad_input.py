@@ -143,7 +143,7 @@ def test_a_long_value_is_not_broken_in_the_message(error, trained, tmp_path, mon
         ("evaluate RUN --dat x", "unknown option --dat, and --data is required"),
         (
             "evaluate RUN --data x --decoder bean",
-            "--decoder: 'bean' is not one of 'beam', 'greedy'",
+            "--decoder: 'bean' is not one of 'run', 'greedy', 'beam'",
         ),
         ("evaluate RUN --data DATA --decoder beam --beam 0", "--beam 0: must be positive"),
         ("evaluate RUN --data nowhere", "nowhere: no such folder or manifest"),

@@ -7,7 +7,7 @@ import sys
 from asr_jax.commands.complaint import complaint_of
 
 VERBS = {
-    "prepare": "prepare SOURCE OUT",
+    "prepare": "prepare SOURCE OUT [--config CONFIG]",
     "train": "train CONFIG [--run DIR] [--FIELD VALUE ...]",
     "evaluate": "evaluate RUN --data DATA [--checkpoint best|last|STEP|average:N] [--decoder beam]",
     "transcribe": "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",

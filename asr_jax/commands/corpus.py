@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
     Where it has none yet one is trained, under a name that `keep_tokenizer` makes good: nothing is
     kept of a start that fails. Of several processes the first trains it.
     """
-    data, augment, features = config.data, config.augment, config.features
+    data, augment = config.data, config.augment
     if not data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
     noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
@@ -67,23 +68,8 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
             )
         )
     tokenizer = Tokenizer.load(path)
-
-    def frames_of(seconds: np.ndarray) -> np.ndarray:
-        samples = np.round(seconds * features.sample_rate_hz).astype(np.int64)
-        return subsampled(frame_count(samples, features), config.encoder.subsampling_factor)
-
-    kept, labels, unfit = select_utterances(
-        utterances,
-        tokenizer,
-        min_seconds=data.min_seconds,
-        max_seconds=data.bucket_seconds[-1],
-        max_labels=data.bucket_labels[-1],
-        frames_of=frames_of,
-        ctc=config.objective.has_ctc_head,
-        labels=encode_transcripts(
-            transcripts, tokenizer, kept=run / "labels.npz", write=is_first()
-        ),
-    )
+    labels = encode_transcripts(transcripts, tokenizer, kept=run / "labels.npz", write=is_first())
+    kept, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
     skipped += unfit
     left = {utterance.id for utterance in kept}
     start = 0
@@ -104,6 +90,31 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
             )
     skipped += no_noise + no_rooms
     return Corpus(kept, labels, skipped, sizes, noise, rooms, data.train_weights), tokenizer
+
+
+def usable_utterances(
+    config: Config,
+    utterances: Sequence[Utterance],
+    tokenizer: Tokenizer,
+    labels: Sequence[np.ndarray] | None = None,
+) -> tuple[list[Utterance], list[np.ndarray], list[Skipped]]:
+    """`select_utterances` by the config's last bucket, encoder and objective."""
+
+    def frames_of(seconds: np.ndarray) -> np.ndarray:
+        samples = np.round(seconds * config.features.sample_rate_hz).astype(np.int64)
+        frames = frame_count(samples, config.features)
+        return subsampled(frames, config.encoder.subsampling_factor)
+
+    return select_utterances(
+        utterances,
+        tokenizer,
+        min_seconds=config.data.min_seconds,
+        max_seconds=config.data.bucket_seconds[-1],
+        max_labels=config.data.bucket_labels[-1],
+        frames_of=frames_of,
+        ctc=config.objective.has_ctc_head,
+        labels=labels,
+    )
 
 
 def _recordings(

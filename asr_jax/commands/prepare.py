@@ -1,9 +1,7 @@
 """`asr-jax prepare SOURCE OUT`: recordings checked once, and stored to start training fast."""
 
 import collections
-import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from asr_jax.audio import AudioError
-from asr_jax.commands.arguments import parse
+from asr_jax.commands.arguments import load_config, parse
 from asr_jax.commands.download import download
+from asr_jax.commands.prepared_report import write_report, write_unfit
 from asr_jax.data.librispeech import ADDRESS, ARCHIVES, Published, read_archive
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.prepared import Entry, is_prepared, write_prepared
@@ -27,7 +26,6 @@ from asr_jax.data.validation import validated
 from asr_jax.types import Skipped, Utterance
 
 Task = Callable[[], Entry | Skipped]
-BAR_WIDTH = 50
 # Manifests round durations; what lacks so little of a recording is the whole of it.
 ROUNDING_SECONDS = 0.02
 
@@ -52,6 +50,9 @@ class Options:
     """Shorter recordings are dropped."""
     max_seconds: float = math.inf
     """Longer ones too."""
+    config: Path | None = None
+    """Of a training: lists in OUT/unfit.jsonl what it would leave out, as recordings too short for
+    their text under its objective."""
     threads: int = 4
     """That decode recordings to check them."""
 
@@ -61,17 +62,21 @@ def run(arguments: list[str]) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be positive")
+    if options.config is not None:
+        load_config(options.config)  # not after hours of preparing
     if options.source != "librispeech":
         if options.out.exists() and any(options.out.iterdir()):
             raise ValueError(f"OUT = {options.out}: exists and is not empty; choose another")
         tasks = lambda: _of_data(options.source, options)
-        return _prepare(options.out, tasks, options, console)
+        _prepare(options.out, tasks, options, console)
+        return 0
     for part in options.parts:
         if part not in ARCHIVES:
             raise ValueError(f"--parts {part}: must be of {', '.join(ARCHIVES)}")
     for part in options.parts:
         if is_prepared(options.out / part):
             console.print(f"{options.out / part}: prepared already")
+            _print_unfit(options.out / part, options)
             continue
         where = options.archives or options.out / "archives"
         folders = [where / part, where / "LibriSpeech" / part]
@@ -101,7 +106,7 @@ def _fetch(part: str, path: Path, address: str, console: Console) -> None:
 
 def _prepare(
     out: Path, tasks: Callable[[], Iterable[Task | Skipped]], options: Options, console: Console
-) -> int:
+) -> None:
     dropped: list[Skipped] = []
     seconds: list[float] = []
     with Progress(
@@ -123,10 +128,17 @@ def _prepare(
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_prepared(out, entries())
-    listed = out / "dropped.jsonl"
-    listed.write_text("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in dropped))
-    print(_summary(out, np.array(seconds), dropped))
-    return 0
+    print(write_report(out, np.array(seconds), dropped))
+    _print_unfit(out, options)
+
+
+def _print_unfit(out: Path, options: Options) -> None:
+    """What training by --config would leave out, with its run's tokenizer where it has one."""
+    path = options.config
+    if path is not None:
+        beside = path.with_name("tokenizer.model")
+        tokenizer = beside if path.name == "config.json" and beside.exists() else None
+        print(write_unfit(out, load_config(path), str(path), tokenizer=tokenizer))
 
 
 def _in_order(tasks: Iterable[Task | Skipped], threads: int) -> Iterator[Entry | Skipped]:
@@ -185,18 +197,3 @@ def _of_utterance(utterance: Utterance, options: Options) -> Entry | Skipped:
 
 def _limits(options: Options) -> dict[str, float]:
     return {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}
-
-
-def _summary(out: Path, seconds: np.ndarray, dropped: list[Skipped]) -> str:
-    """What there is, how long it is, and what was dropped."""
-    lines = [f"{out}: {len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"]
-    counts, edges = np.histogram(seconds, bins=min(15, max(1, len(seconds))))
-    for count, low, high in zip(counts, edges, edges[1:]):
-        bar = "#" * round(BAR_WIDTH * count / counts.max())
-        lines.append(f"{low:7.2f} to {high:6.2f} s {count:8d} {bar}")
-    kinds = collections.Counter(one.reason.partition(":")[0] for one in dropped)
-    lines += [
-        f"dropped: {number} recordings, {kind} (listed in {out / 'dropped.jsonl'})"
-        for kind, number in kinds.most_common()
-    ]
-    return "\n".join(lines)

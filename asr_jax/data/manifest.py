@@ -93,9 +93,9 @@ def select_utterances(
     `max_seconds` and `max_labels` are those of the last bucket; `frames_of` gives the encoder's
     frames for durations in seconds; `labels` are those of all utterances, where they are known.
     More labels than frames are kept: a transducer's lattice holds any number. With `ctc`, those
-    that no CTC path can hold, the blanks between repeats included, are kept too, and listed as left
-    out of that loss. A reason is a phrase that many utterances share, then ": " and the figures of
-    this one.
+    that no CTC path can hold, the blanks between repeats included, are kept too, and listed: that
+    loss passes over them. A reason is a phrase that many utterances share, then ": " and the
+    figures of this one.
     """
     if labels is None:
         labels = tokenizer.encode_all([utterance.text for utterance in utterances])
@@ -129,8 +129,8 @@ def select_utterances(
         elif lengths[n] > max_labels:
             reason = f"more labels than the last bucket's {max_labels}: {lengths[n]}"
         else:
-            figures = f"{ctc_frames[n]} for {all_frames[n]}"
-            reason = f"of the CTC loss alone, more labels than frames: {figures}"
+            figures = f"needs {ctc_frames[n]} frames, has {all_frames[n]}"
+            reason = f"too short for its text in the CTC loss: {figures}"
         skipped.append(Skipped(utterance.id, reason))
     kept = np.flatnonzero(usable).tolist()
     return [utterances[n] for n in kept], [labels[n] for n in kept], skipped

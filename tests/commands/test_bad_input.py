@@ -406,7 +406,7 @@ def test_bad_recordings_are_listed_with_their_reason(mixed):
         "too many": "more labels than the last bucket's 16: 18",
         "unknown": "characters that the tokenizer lacks: bqu",
         "not finite": f"samples that are not finite: {folder / 'not finite.wav'}",
-        "more labels than frames": "of the CTC loss alone, more labels than frames: 13 for 7",
+        "more labels than frames": "too short for its text in the CTC loss: needs 13 frames, has 7",
     }
 
 

@@ -3,11 +3,15 @@
 import hashlib
 import http.server
 import io
+import itertools
 import json
+import math
+import re
 import resource
 import sys
 import tarfile
 import threading
+import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ from asr_jax.data.librispeech import Archive
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import training_batches
 from asr_jax.data.recordings import read_recording
+from asr_jax.text import Tokenizer
 
 DEV = Path(__file__).parents[2] / "samples/an4/dev"
 
@@ -153,6 +158,66 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     assert reasons["mute"] == "empty transcript"
     assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken", "cut"}
     assert "dropped: 1 recordings, silent (listed in" in outcome.out
+
+
+def test_what_a_config_could_not_train_on_is_listed(prepared, tmp_path, command):
+    out, _, arguments = prepared
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {
+        "tokenizer.kind": "char",
+        "objective.kind": "ctc",
+        "encoder.subsampling_factor": 8,
+        "data.bucket_seconds": [4.5],
+        "data.bucket_labels": [100],
+        "data.bucket_utterances": [1],
+    }
+
+    def unfit(name: str) -> tuple[str, dict[str, str]]:
+        (run / "config.json").write_text(json.dumps(config | {"tokenizer.kind": name}))
+        outcome = command("prepare", *arguments, "--config", run / "config.json")
+        assert outcome.status == 0, outcome.err
+        lines = (out / "unfit.jsonl").read_text().splitlines()
+        return outcome.out, {one["id"]: one["reason"] for one in map(json.loads, lines)}
+
+    utterances, _ = read_manifest(out)
+    expected = {}
+    for one in utterances:
+        frames = math.ceil(round(100 * one.duration_seconds) / 8)
+        needed = len(one.text) + sum(a == b for a, b in itertools.pairwise(one.text))
+        if one.duration_seconds > 4.5:
+            expected[one.id] = f"longer than the last bucket's 4.5 s: {one.duration_seconds:.4g} s"
+        elif needed > frames:
+            reason = f"too short for its text in the CTC loss: needs {needed} frames, has {frames}"
+            expected[one.id] = reason
+    told, found = unfit("char")
+    assert found == expected and len({reason[:3] for reason in expected.values()}) == 2
+    number = sum(reason.startswith("too short") for reason in expected.values())
+    assert (
+        f"config.json would leave out: {number} recordings, too short for its text in the CTC loss "
+        f"(listed in {out / 'unfit.jsonl'})"
+    ) in told
+    (out / "unfit.jsonl").write_text("")
+    told, found = unfit("unigram")
+    assert found == {} and "not looked for, as its unigram tokenizer is yet to be trained" in told
+    texts = [one.text for one in utterances]
+    Tokenizer.train(texts, kind="char", vocabulary_size=0, path=run / "tokenizer.model")
+    assert unfit("unigram")[1] == expected
+
+
+def test_the_picture_of_durations_counts_every_recording(prepared):
+    out, outcome, _ = prepared
+    seconds = [one.duration_seconds for one in read_manifest(out)[0]]
+    root = xml.etree.ElementTree.parse(out / "durations.svg").getroot()
+    bars = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    counted = 0
+    for bar in bars:
+        low, high, count = map(float, re.findall(r"[\d.]+", bar))
+        assert count == sum(low - 1e-6 <= s < high - 1e-6 for s in seconds)
+        counted += count
+    assert counted == len(seconds)
+    printed = re.findall(r"^ .* s +(\d+) #*$", outcome.out, re.MULTILINE)
+    assert sum(map(int, printed)) == len(seconds)
 
 
 def test_damaged_preparations_are_named(prepared, tmp_path):

@@ -241,7 +241,7 @@ def test_selection_gives_each_reason(tmp_path):
         "frame": "too short for one frame: 0.09 s",
         "long": "longer than the last bucket's 16 s: 16.01 s",
         "labels": "more labels than the last bucket's 10: 11",
-        "ctc repeats": "of the CTC loss alone, more labels than frames: 6 for 5",
+        "ctc repeats": "too short for its text in the CTC loss: needs 6 frames, has 5",
     }
     kept, _, without = select(ctc=False)
     assert [utterance.id for utterance in kept] == trained_on

@@ -8,7 +8,7 @@ from asr_jax.commands.complaint import complaint_of
 
 VERBS = {
     "prepare": "prepare SOURCE OUT [--config CONFIG]",
-    "train": "train CONFIG [--run DIR] [--FIELD VALUE ...]",
+    "train": "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
     "evaluate": "evaluate RUN --data DATA [--checkpoint best|last|STEP|average:N] [--decoder beam]",
     "transcribe": "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",
     "export": "export RUN OUT --format params [--checkpoint ...] [--quantize int8]",

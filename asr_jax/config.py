@@ -243,6 +243,8 @@ class TokenizerConfig:
     """char: one piece per character."""
     vocabulary_size: int = 1024
     """Pieces, blank and unknown included; ignored for char."""
+    model: str = ""
+    """Another run's tokenizer.model to take in place of training one; empty: one is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,6 +453,9 @@ class OptimizerConfig:
     """Global norm that gradients are clipped to."""
     ema_decay: float = 0.999
     """Decay per step of the averaged parameters, which evaluation uses; 0: no averaging."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that keep their bits, by patterns of their names: encoder.* or, of the blocks
+    numbered from 0, encoder.blocks.[0-3].* (docs/finetuning.md)."""
 
     def __post_init__(self) -> None:
         check = functools.partial(_require_numbers, self, "optimizer")

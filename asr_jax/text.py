@@ -125,6 +125,11 @@ class Tokenizer:
         """Number of labels, blank and unknown included."""
         return self._processor.get_piece_size()
 
+    @property
+    def pieces(self) -> list[str]:
+        """What each label stands for, a space as SPACE_PIECE; blank and unknown have names."""
+        return [self._processor.id_to_piece(id) for id in range(self.vocabulary_size)]
+
     def encode(self, text: str) -> list[int]:
         """Labels of `text`."""
         return self._processor.encode(collapse_white_space(text))

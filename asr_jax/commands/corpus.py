@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asr_jax.commands.processes import is_first, on_first
-from asr_jax.config import Config, DataConfig
+from asr_jax.config import Config, DataConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest, select_utterances
@@ -46,8 +46,9 @@ class Corpus(NamedTuple):
 def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
     """What can be trained on of data.train and data.more_train, and the run's tokenizer.
 
-    Where it has none yet one is trained, under a name that `keep_tokenizer` makes good: nothing is
-    kept of a start that fails. Of several processes the first trains it.
+    Where it has none yet one is trained, or that of tokenizer.model taken, under a name that
+    `keep_tokenizer` makes good: nothing is kept of a start that fails. Of several processes the
+    first does it.
     """
     data, augment = config.data, config.augment
     if not data.train:
@@ -59,14 +60,7 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
     path = run / "tokenizer.model"
     if not path.exists():
         path = run / "tokenizer.tmp"
-        on_first(
-            lambda: Tokenizer.train(
-                transcripts,
-                kind=config.tokenizer.kind,
-                vocabulary_size=config.tokenizer.vocabulary_size,
-                path=path,
-            )
-        )
+        on_first(lambda: _new_tokenizer(config.tokenizer, transcripts, path))
     tokenizer = Tokenizer.load(path)
     labels = encode_transcripts(transcripts, tokenizer, kept=run / "labels.npz", write=is_first())
     kept, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
@@ -115,6 +109,15 @@ def usable_utterances(
         ctc=config.objective.has_ctc_head,
         labels=labels,
     )
+
+
+def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) -> None:
+    if config.model:
+        path.write_bytes(Tokenizer.load(config.model).model)
+    else:
+        Tokenizer.train(
+            transcripts, kind=config.kind, vocabulary_size=config.vocabulary_size, path=path
+        )
 
 
 def _recordings(

@@ -40,8 +40,8 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
     Where there is no tokenizer yet, and it is not one of characters, nothing is known of labels.
     """
     utterances = read_prepared(out)
-    if tokenizer is not None:
-        model = Tokenizer.load(tokenizer)
+    if known := tokenizer or config.tokenizer.model:
+        model = Tokenizer.load(known)
     elif config.tokenizer.kind == "char":
         with tempfile.TemporaryDirectory() as folder:
             texts = [utterance.text for utterance in utterances]

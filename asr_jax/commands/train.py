@@ -22,6 +22,7 @@ from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.commands.dev_evaluation import dev_evaluation
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
+from asr_jax.commands.initialization import begun_from, read_source
 from asr_jax.commands.notices import notices, obey_again
 from asr_jax.commands.processes import Processes, code_fingerprint, joined, on_first, require_same
 from asr_jax.commands.run_directory import about_run, changes, claim_run
@@ -45,6 +46,8 @@ class Options:
     """Run directory; runs/NAME for configs/NAME.py where not given."""
     profile: tuple[int, int] | None = None
     """First and last step to record a profile of, for TensorBoard, in RUN/tensorboard."""
+    init_from: Path | None = None
+    """Begins with the parameters of this run directory or exported model (docs/finetuning.md)."""
     meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
     config: Annotated[Config, tyro.conf.arg(name="")]
 
@@ -57,7 +60,7 @@ def run(arguments: list[str]) -> int:
     try:
         with joined(options.meeting, verb="train") as processes:
             prepare_devices(config.mesh, processes=processes)
-            reason = _train(config, directory, options.profile)
+            reason = _train(config, directory, options)
             if reason is None and config.data.test:
                 output = default_output(directory, config.data.test)
                 evaluate(directory, config.data.test, checkpoint="best", output=output)
@@ -69,8 +72,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | None:
+def _train(config: Config, run: Path, options: Options) -> str | None:
     """Trains to the end (None), or until a signal, whose name is returned."""
+    profile = options.profile
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UsageError(
             f"train.wandb_project = {config.train.wandb_project!r}: needs the package wandb, "
@@ -86,6 +90,10 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
     on_first(lambda: claim_run(run, config))
     on_first(lambda: checkpoint.require_writable(run, config.checkpoint))
     corpus, tokenizer = training_corpus(config, run)
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
+    abstract = abstract_state(*sizes)
+    source = read_source(options.init_from, run, config, tokenizer, abstract.params)
     evaluate_dev = dev_evaluation(config, tokenizer, mesh)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # not after days of training
@@ -93,9 +101,6 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
     require_same({f"a fingerprint of data.train = {config.data.train}": about["utterances"]})
     on_first(lambda: write_config(config, run / "config.json"))
     on_first(lambda: keep_tokenizer(run))
-    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
-    sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
-    abstract = abstract_state(*sizes)
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
 
     with (
@@ -113,6 +118,8 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
             list_skipped(corpus, run, note=progress.note)
             if state is not None:
                 progress.note(f"going on from step {start} of {config.train.steps}")
+            for line in source.notes if source else ():
+                progress.note(line)
             if start >= config.train.steps:
                 return stopped_by(start)
             steps = compile_steps(
@@ -126,6 +133,10 @@ def _train(config: Config, run: Path, profile: tuple[int, int] | None) -> str | 
             )
             if state is None:
                 state = initial_state(*sizes)
+            if source:
+                state = begun_from(source, run, state, config, tokenizer)
+                # What it began with need not be there when it goes on.
+                checkpoint.save(checkpointer, state, wer_percent=None, about=about)
             so_far_whole()
 
             def evaluated(averaged: Any) -> float:

@@ -85,6 +85,12 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
         ) from error
 
 
+def has_checkpoints(run: Path, config: CheckpointConfig) -> bool:
+    """Whether any lies where a run's checkpoints go, be it readable or not."""
+    directory = _directory(run, config)
+    return directory.exists() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 def save(
     checkpointer: ocp.training.Checkpointer,
     state: TrainState,

@@ -5,6 +5,7 @@ import optax
 import optax.contrib
 
 from asr_jax.config import OptimizerConfig
+from asr_jax.training.frozen import not_wholly_frozen
 
 # Of the momentum that Muon orthogonalises, and the root mean square of its updates: the paper's.
 _MUON_BETA, _MUON_RMS = 0.95, 0.2
@@ -23,7 +24,10 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
 
 
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
-    """Clips the gradients to a global norm and follows the kind's rule along the schedule."""
+    """Clips the gradients to a global norm and follows the kind's rule along the schedule.
+
+    Raises ValueError where config.frozen fits no parameter, or all of them.
+    """
     rate = learning_rate_schedule(config, steps=steps)
     if config.kind == "adamw":
         rule = optax.adamw(
@@ -45,6 +49,9 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
             muon_weight_dimension_numbers=_orthogonalised,
             consistent_rms=_MUON_RMS,
         )
+    if config.frozen:
+        # What nothing is ever added to needs no moments.
+        rule = optax.masked(rule, lambda params: not_wholly_frozen(params, config.frozen))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 

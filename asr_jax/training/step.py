@@ -17,6 +17,7 @@ from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
 from asr_jax.mesh import batch_sharding, over_rows
+from asr_jax.training.frozen import frozen, held, without_gradients
 from asr_jax.training.objective import loss_weights, utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.sharding import gathered
@@ -89,11 +90,15 @@ def batch_gradients(
     config: Config,
     mesh: Mesh,
 ) -> tuple[Any, dict[str, Float[Array, ""]]]:
-    """Gradients of the weighted sum of the batch's losses, and these losses, each per label."""
+    """Gradients of the weighted sum of the batch's losses, and these losses, each per label.
+
+    Those of frozen parameters are zeros.
+    """
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     real = batch.utterances >= 0
     dtype, weights = config.train.compute_dtype, loss_weights(config)
+    fixed = frozen(params, config.optimizer.frozen)
 
     # Gathered once a step, also where its batch is taken in parts.
     whole = gathered(cast(params, dtype), mesh)
@@ -101,7 +106,7 @@ def batch_gradients(
     def objective(whole, rows, key):
         features, lengths, labels, label_lengths, real = rows
         losses = utterance_losses(
-            nnx.merge(graphdef, whole),
+            nnx.merge(graphdef, without_gradients(whole, fixed)),
             features.astype(dtype),
             lengths,
             labels,
@@ -163,6 +168,9 @@ def train_step(
     decay = jnp.minimum(config.optimizer.ema_decay, young)
     averaged = optax.incremental_update(params, state.averaged, 1 - decay)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    fixed = frozen(params, config.optimizer.frozen)
+    params = held(params, state.params, fixed)
+    averaged = held(averaged, state.averaged, fixed)
 
     decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, young))
     smoothed_loss = decay * state.smoothed_loss + (1 - decay) * loss

@@ -114,7 +114,8 @@ def reusing_what_is_compiled(make: Callable) -> Callable:
     @functools.wraps(make)
     def look_up(*arguments, **options):
         config = next(a for a in arguments if hasattr(a, "encoder"))
-        parts = ("augment", "features", "encoder", "predictor", "joint", "objective", "decoding")
+        parts = ("augment", "features", "encoder", "predictor", "joint", "objective", "optimizer")
+        parts += ("decoding",)
         model = [config.train.steps, *(getattr(config, part) for part in parts)]
         graphdef = next(a for a in arguments if type(a).__name__ == "GraphDef")
         rest = [a for a in arguments if isinstance(a, list | jax.sharding.Mesh)]

@@ -1,0 +1,83 @@
+"""Frozen parameters: which ones a pattern means, and that they keep their bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr_jax.config import OptimizerConfig
+from asr_jax.training.frozen import frozen, held, without_gradients
+from asr_jax.training.optimizer import make_optimizer
+
+# Four blocks, of which two each share a matrix.
+PARAMS = {
+    "encoder": {
+        "blocks": {"own": {"kernel": np.ones((4, 2, 3))}, "shared": {"kernel": np.ones((2, 3, 3))}},
+        "norm": {"bias": np.ones(3)},
+    },
+    "ctc_head": {"kernel": np.ones((3, 5)), "bias": np.ones(5)},
+}
+
+
+def chosen(*patterns):
+    mask = frozen(PARAMS, patterns)
+    blocks = mask["encoder"]["blocks"]
+    return [blocks["own"]["kernel"].ravel().tolist(), blocks["shared"]["kernel"].ravel().tolist()]
+
+
+def test_blocks_are_told_by_number_and_what_they_share_is_frozen_with_all_of_them():
+    assert chosen("encoder.*") == [[True] * 4, [True] * 2]
+    assert chosen("encoder.blocks.[0-2].*") == [[True, True, True, False], [True, False]]
+    assert chosen("encoder.blocks.2.*", "encoder.blocks.3.shared.*") == [
+        [False, False, True, False],
+        [False, True],
+    ]
+    mask = frozen(PARAMS, ["*.bias"])
+    assert [bool(leaf.all()) for leaf in jax.tree.leaves(mask)] == [True, False, False, False, True]
+
+
+def test_a_pattern_that_fits_nothing_or_everything_is_an_error():
+    with pytest.raises(ValueError, match=r"'encodr.\*': fits no parameter.*encoder.blocks.0.own"):
+        frozen(PARAMS, ["encoder.*", "encodr.*"])
+    with pytest.raises(ValueError, match="leaves no parameter to train"):
+        frozen(PARAMS, ["encoder.*", "ctc_head.*"])
+
+
+def test_no_gradient_reaches_them_and_they_keep_their_bits():
+    mask = frozen(PARAMS, ["encoder.blocks.[01].*", "ctc_head.bias"])
+    gradients = jax.grad(
+        lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(without_gradients(p, mask)))
+    )(jax.tree.map(jnp.asarray, PARAMS))
+    jax.tree.map(
+        lambda g, p, m: np.testing.assert_array_equal(g, np.where(m, 0, 2 * p)),
+        gradients,
+        PARAMS,
+        mask,
+    )
+    # A negative zero is lost when a zero is added to it.
+    old = jax.tree.map(lambda p: -0.0 * p, PARAMS)
+    after = held(jax.tree.map(lambda p: p + 0.0, old), old, mask)
+    for leaf, held_here in zip(*map(jax.tree.leaves, (after, mask))):
+        np.testing.assert_array_equal(np.signbit(leaf), np.broadcast_to(held_here, leaf.shape))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_is_frozen_as_a_whole_has_no_moments(kind):
+    options = dict(kind=kind, warmup_steps=0, weight_decay=0.5)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    def stepped(*patterns):
+        optimizer = make_optimizer(OptimizerConfig(**options, frozen=patterns), steps=10)
+        state = optimizer.init(params)
+        zeros = frozen(params, patterns)
+        gradients = jax.tree.map(lambda p, m: jnp.where(m, 0, p), params, zeros)
+        return size(state), optimizer.update(gradients, state, params)[0]
+
+    whole, plain = stepped()
+    part, updates = stepped("encoder.*")
+    moments = {"adamw": 2, "muon": 1}[kind]
+    fewer = moments * size(params["encoder"]["blocks"]) + 2 * size(params["encoder"]["norm"])
+    assert whole - part == fewer
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates["encoder"]))
+    assert updates["ctc_head"]["kernel"].all() and plain["encoder"]["norm"]["bias"].all()

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from asr_jax.commands.complaint import complaint_of
+from asr_jax.commands.meeting import meet
 
 # Until all must have come, and until one that says nothing any more counts as lost.
-MEETING_SECONDS = 60
+MEETING_SECONDS = 300
 SILENCE_SECONDS = 30
 
 
@@ -62,7 +63,7 @@ def joined(options: Processes, *, verb: str) -> Iterator[int]:
     """
     count = options.processes if options.coordinator else _started_by_scheduler()
     if count > 1:
-        _connect(options)
+        _connect(options, count=count, verb=verb)
     try:
         yield count
         if count > 1:
@@ -154,11 +155,7 @@ def notices_of_any(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
     return lambda step: "SIGTERM" if reached(step) else None
 
 
-def _connect(options: Processes) -> None:
-    limits: dict[str, Any] = {
-        "initialization_timeout": MEETING_SECONDS,
-        "heartbeat_timeout_seconds": SILENCE_SECONDS,
-    }
+def _connect(options: Processes, *, count: int, verb: str) -> None:
     place: dict[str, Any] = {}
     if options.coordinator:
         place = {
@@ -166,39 +163,39 @@ def _connect(options: Processes) -> None:
             "num_processes": options.processes,
             "process_id": options.process,
         }
-        _look_at(options)
+        meet(
+            options.coordinator,
+            process=options.process,
+            processes=options.processes,
+            timeout_seconds=MEETING_SECONDS,
+        )
+    where = f"--coordinator {options.coordinator}" if options.coordinator else _scheduled_hosts()
+
+    def give_up() -> None:
+        print(
+            f"asr-jax {verb}: {socket.gethostname()}: {where}: the {count} processes did not meet "
+            f"within {MEETING_SECONDS} s; do all run, and may their hosts connect to each other?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # initialize cannot be interrupted
+
+    # When JAX's own time is up it aborts the process: ours is up before.
+    waiting = threading.Timer(MEETING_SECONDS, give_up)
+    waiting.daemon = True
+    waiting.start()
     try:
-        jax.distributed.initialize(**place, **limits)
+        jax.distributed.initialize(
+            **place,
+            initialization_timeout=MEETING_SECONDS + 60,
+            heartbeat_timeout_seconds=SILENCE_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{options.coordinator or 'the scheduler'}: the {options.processes} processes did not "
-            f"meet within {MEETING_SECONDS} s: {str(error).splitlines()[0][:300]}"
+            f"{where}: the {count} processes did not meet: {str(error).splitlines()[0][:300]}"
         ) from error
-
-
-def _look_at(options: Processes) -> None:
-    """Raises ValueError where the port is taken (first process) or cannot be reached (others)."""
-    host, _, port = options.coordinator.rpartition(":")
-    if options.process == 0:
-        try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("", int(port)))
-        except OSError as error:
-            raise ValueError(f"--coordinator {options.coordinator}: {error.strerror}") from error
-        return
-    until = time.monotonic() + MEETING_SECONDS
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise ValueError(
-                    f"--coordinator {options.coordinator}: not reached within {MEETING_SECONDS} s "
-                    f"({error.strerror or error}); does the first process run there?"
-                ) from error
-        time.sleep(0.2)
+    finally:
+        waiting.cancel()
 
 
 def _started_by_scheduler() -> int:
@@ -211,3 +208,10 @@ def _started_by_scheduler() -> int:
         several("OMPI_COMM_WORLD_SIZE"),
         several("MEGASCALE_NUM_SLICES") * len(tpu_hosts),
     )
+
+
+def _scheduled_hosts() -> str:
+    """Where the scheduler put the processes, as it says; JAX takes the first as coordinator."""
+    names = ("SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri")
+    said = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+    return said or "the scheduler"

@@ -1,19 +1,15 @@
 """A trained model as a Python object: what `asr-jax transcribe` does, without a command line."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from asr_jax.audio import as_wav, audio_duration_seconds
 from asr_jax.commands.recognition import Recognizer, open_run, recognize_utterances
 from asr_jax.config import Config
-from asr_jax.types import InMemory, Utterance
-
-
-class Transcript(NamedTuple):
-    text: str
+from asr_jax.types import InMemory, Transcript, Utterance
 
 
 class Model:
@@ -37,6 +33,7 @@ class Model:
         audio: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
         *,
         sample_rate_hz: int | None = None,
+        timestamps: bool = False,
     ) -> list[Transcript]:
         """The text of recordings, one transcript for each, in their order.
 
@@ -47,6 +44,8 @@ class Model:
             audio: paths (FLAC, WAV, Ogg, MP3; any rate, any number of channels), or samples [S],
                 floats in -1..1; or a sequence of these.
             sample_rate_hz: of the samples; the model's (16 kHz by default) where not given.
+            timestamps: with words, each with its start and end in seconds and its confidence;
+                without, a transcript's `words` are empty.
 
         Raises:
             ValueError: a recording that cannot be read, or has no samples, by name.
@@ -57,7 +56,8 @@ class Model:
         recognition = recognize_utterances(self._recognizer, utterances)
         for skipped in recognition.failed:
             raise ValueError(skipped.reason)
-        return [Transcript(text) for text in recognition.texts if text is not None]
+        best = [transcript for transcript in recognition.best if transcript is not None]
+        return best if timestamps else [replace(transcript, words=()) for transcript in best]
 
 
 def load(directory: str | Path, *, checkpoint: str = "best") -> Model:

@@ -42,6 +42,11 @@ class Tokenizer:
             for piece in map(self._processor.id_to_piece, range(2, self.vocabulary_size))
             if len(piece) == 1
         }
+        # What SentencePiece decodes each label to.
+        self._surfaces = ["", " \u2047 "] + [
+            self._processor.id_to_piece(id).replace(SPACE_PIECE, " ")
+            for id in range(2, self.vocabulary_size)
+        ]
         first = self._processor.encode("x", out_type=str)[0]
         space = self._processor.piece_to_id(SPACE_PIECE)
         self.separator: list[int] = [] if first.startswith(SPACE_PIECE) else [space]
@@ -142,6 +147,18 @@ class Tokenizer:
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of labels."""
         return self._processor.decode([int(id) for id in ids])
+
+    def words(self, ids: Iterable[SupportsInt]) -> list[tuple[str, list[int]]]:
+        """The words of `decode(ids)`, each with the places in `ids` of the labels that spell it.
+
+        A label that only separates words belongs to none.
+        """
+        surfaces = [self._surfaces[int(id)] for id in ids]
+        spells = [place for place, surface in enumerate(surfaces) for _ in surface]
+        return [
+            (word[0], list(dict.fromkeys(spells[word.start() : word.end()])))
+            for word in re.finditer(r"\S+", "".join(surfaces))
+        ]
 
     def unknown_characters(self, text: str) -> str:
         """Characters of `text` that no label stands for, each once, sorted."""

@@ -66,6 +66,30 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word that was recognised."""
+
+    text: str
+    start_seconds: float
+    """From the utterance's start on: where the frame of the word's first label begins."""
+    end_seconds: float
+    """Where the frame of its last label ends."""
+    confidence: float
+    """Probability of its labels, given the audio and what was recognised before, in 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was recognised in an utterance."""
+
+    text: str
+    words: tuple[Word, ...]
+    """Those that white space separates in the text."""
+    score: float
+    """What the search ranks by, in nats."""
+
+
 class Batch(NamedTuple):
     """Utterances padded to one of the bucket's static shapes, as NumPy arrays.
 

@@ -1,20 +1,31 @@
 """What searching takes with a trained model, and what it finds:
 
-    python benchmarks/decoding.py RUN [--data DATA] [--beams 2 4 8] [--rows N] [--repeats N]
+    python benchmarks/decoding.py RUN [--data DATA] [--beams 2 4 8] [--frames-per-turn 4]
+                                  [--rows N] [--repeats N]
 
 Every batch of DATA (default: the run's data.dev) is encoded; then encoder and searches are timed by
-themselves, compiled, the best of --repeats times each. A line has the seconds, RTFx (seconds of
-audio per second) of the search alone and of encoder and search, the WER, the mean of log P(labels),
-in nats, and of how many recordings that is below greedy's. One process, one device.
+themselves, compiled, the best of --repeats times each. A line has
+
+    the seconds, RTFx (seconds of audio per second) of encoder and search, the WER
+    log P: the mean of log P(labels), in nats, and of how many recordings it is below greedy's
+    drift: of words recognised rightly, between their starts as found and as in the most probable
+        alignment of the reference, in ms: the mean, and what 95 of 100 are below
+    AUC: how often a right word has a higher confidence than a wrong one
+
+of greedy search with each number of frames a turn, of beams, and of the CTC head where there is
+one. One process, one device.
 """
 
 import argparse
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -22,10 +33,15 @@ from asr_jax.commands.recognition import open_run
 from asr_jax.config import DecodingConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
+from asr_jax.decoding.greedy import greedy_search
+from asr_jax.decoding.hypotheses import Hypotheses
+from asr_jax.decoding.recognizer import encoded_frame_seconds, transcripts
 from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
-from asr_jax.losses import transducer_loss
-from asr_jax.scoring.wer import word_error_rate
+from asr_jax.losses import tdt_loss, transducer_alignment, transducer_loss
+from asr_jax.models.transducer import Transducer
+from asr_jax.scoring.wer import align, word_error_rate
+from asr_jax.types import Word
 
 
 def main() -> None:
@@ -35,6 +51,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--beams", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--frames-per-turn", type=int, nargs="*", default=[4])
     parser.add_argument("--rows", type=int, help="utterances in a batch")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -48,7 +65,7 @@ def main() -> None:
     utterances, _ = read_transcribed(options.data or config.data.dev, "--data")
     batches = evaluation_batches(
         utterances,
-        [np.zeros(0, np.int32)] * len(utterances),
+        run.tokenizer.encode_all([u.text for u in utterances]),
         data=config.data,
         sample_rate_hz=config.features.sample_rate_hz,
     )
@@ -61,7 +78,9 @@ def main() -> None:
 
     def timed(function, inputs):
         """Results, and the best time for all inputs."""
-        compiled = jax.jit(function)
+        compiled = jax.jit(
+            lambda params, *inputs: function(nnx.merge(run.graphdef, params), *inputs)
+        )
         results = jax.block_until_ready([compiled(run.params, *x) for x in inputs])
         times = []
         for _ in range(options.repeats):
@@ -70,60 +89,122 @@ def main() -> None:
             times.append(time.monotonic() - began)
         return results, min(times)
 
-    def encode(params, batch):
+    def encode(model, batch):
         features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
-        return nnx.merge(run.graphdef, params).encoder(features, lengths)
+        return model.encoder(features, lengths)
+
+    def read(found: Sequence[Hypotheses]):
+        """The best transcript of every utterance."""
+        transcript_of = {}
+        for batch, of_batch in zip(batches, jax.device_get(found)):
+            for row, utterance in enumerate(batch.utterances):
+                of_row = Hypotheses(*(field[row] for field in of_batch))
+                transcript_of[int(utterance)] = transcripts(
+                    of_row, run.tokenizer, frame_seconds=encoded_frame_seconds(config)
+                )[0]
+        return [transcript_of[n] for n in range(len(utterances))]
 
     encoded, encoder_seconds = timed(encode, [(batch,) for batch in batches])
     rtfx = seconds_of_audio / encoder_seconds
     print(f"features and encoder: {encoder_seconds:.3f} s, RTFx {rtfx:.0f}")
+    references = [(*e, b.labels, b.label_lengths) for b, e in zip(batches, encoded)]
+    aligned = read(timed(alignment, references)[0])
 
-    def likelihood(params, frames, lengths, labels, counts):
-        model = nnx.merge(run.graphdef, params)
-        joint = model.joint
-        return -transducer_loss(
-            joint.encoder_projection(frames),
-            joint.predictor_projection(model.predictor(labels)),
-            joint.out.kernel[...],
-            joint.out.bias[...],
-            labels,
-            lengths,
-            counts,
-            factorization=joint.factorization,
-            activation=joint.activation,
-        )
-
-    print("| search | s | RTFx of the search | RTFx | WER % | log P | log P below greedy's |")
-    print("|---|---|---|---|---|---|---|")
-    most = config.decoding.max_symbols_per_frame
+    bound = config.decoding.max_symbols_per_frame
     searches = {
-        f"beam {n}" if n else "greedy": functools.partial(
-            search, config=DecodingConfig(beam=n, max_symbols_per_frame=most)
+        f"greedy, {n} frames a turn": functools.partial(
+            greedy_search, max_symbols_per_frame=bound, frames_per_turn=n
         )
-        for n in (0, *options.beams)
+        for n in options.frames_per_turn
+    } | {
+        f"beam {n}": functools.partial(
+            search, config=DecodingConfig(beam=n, max_symbols_per_frame=bound)
+        )
+        for n in options.beams
     }
+    if config.objective.has_ctc_head:
+        searches["CTC head"] = functools.partial(search, config=DecodingConfig(head="ctc"))
+    print("| search | s | RTFx | WER % | log P | below | drift, ms | 95 of 100 | AUC |")
+    print("|---|---|---|---|---|---|---|---|---|")
     of_greedy = None
     for name, search_with in searches.items():
-        found, seconds = timed(
-            lambda params, *x: search_with(nnx.merge(run.graphdef, params), *x), encoded
-        )
-        texts, scores = [""] * len(utterances), np.zeros(len(utterances))
-        for batch, (labels, counts), (frames, lengths) in zip(batches, found, encoded):
-            labels = labels[:, : int(counts.max()) + 1]
-            row_scores = jax.jit(likelihood)(run.params, frames, lengths, labels, counts)
-            for row, utterance in enumerate(np.asarray(batch.utterances)):
-                if utterance >= 0:
-                    texts[utterance] = run.tokenizer.decode(labels[row, : counts[row]].tolist())
-                    scores[utterance] = row_scores[row]
+        found, seconds = timed(search_with, encoded)
+        labelled = []
+        for e, one in zip(encoded, found):
+            labels = one.labels[:, 0, : int(one.counts.max()) + 1]
+            labelled.append((*e, labels, one.counts[:, 0]))
+        scores = np.concatenate(timed(log_likelihood, labelled)[0])
+        scores = scores[np.concatenate([b.utterances for b in batches]) >= 0]
         of_greedy = scores if of_greedy is None else of_greedy
-        below = int(np.sum(scores < of_greedy - 1e-3))
-        wer = 100 * word_error_rate([u.text for u in utterances], texts)
-        both = seconds_of_audio / (seconds + encoder_seconds)
+        recognised = read(found)
+        wer = word_error_rate([u.text for u in utterances], [t.text for t in recognised])
+        pairs = [(a.words, r.words) for a, r in zip(aligned, recognised)]
+        drifts = np.concatenate([drift_ms(*pair) for pair in pairs])
         print(
-            f"| {name} | {seconds:.3f} | {seconds_of_audio / seconds:.0f} | {both:.0f} "
-            f"| {wer:.1f} | {scores.mean():.2f} | {below} |",
+            f"| {name} | {seconds:.3f} | {seconds_of_audio / (seconds + encoder_seconds):.0f} "
+            f"| {100 * wer:.1f} | {scores.mean():.2f} | {np.sum(scores < of_greedy - 1e-3)} "
+            f"| {drifts.mean():.0f} | {np.quantile(drifts, 0.95):.0f} "
+            f"| {area_under_curve(pairs):.3f} |",
             flush=True,
         )
+
+
+def joint_arguments(model: Transducer, frames, lengths, labels, counts):
+    joint = model.joint
+    arguments = (
+        joint.encoder_projection(frames),
+        joint.predictor_projection(model.predictor(labels)),
+        joint.out.kernel[...],
+        None if joint.out.bias is None else joint.out.bias[...],
+        *(labels, lengths, counts),
+    )
+    options: dict[str, Any] = {"activation": joint.activation}
+    if joint.durations:
+        options["durations"] = joint.durations
+    else:
+        options["factorization"] = joint.factorization
+    return arguments, options
+
+
+def log_likelihood(model: Transducer, *inputs):
+    arguments, options = joint_arguments(model, *inputs)
+    return -(tdt_loss if "durations" in options else transducer_loss)(*arguments, **options)
+
+
+def alignment(model: Transducer, frames, lengths, labels, counts) -> Hypotheses:
+    """The labels, where the most probable alignment has them."""
+    arguments, options = joint_arguments(model, frames, lengths, labels, counts)
+    best = transducer_alignment(*arguments, **options)
+    nothing = jnp.zeros(labels.shape)
+    fields = (labels, counts, best.best_frames, nothing, best.best_log_probability)
+    return Hypotheses(*(field[:, None] for field in fields))
+
+
+def right(said: Sequence[Word], heard: Sequence[Word]) -> Iterator[tuple[Word, Word]]:
+    """(said, heard) of the words that were recognised rightly."""
+    before, after = iter(said), iter(heard)
+    for column in align([word.text for word in said], [word.text for word in heard]):
+        if column.op == "equal":
+            yield next(before), next(after)
+            continue
+        for word, words in ((column.reference, before), (column.hypothesis, after)):
+            if word is not None:
+                next(words)
+
+
+def drift_ms(said: Sequence[Word], heard: Sequence[Word]) -> np.ndarray:
+    pairs = right(said, heard)
+    return np.array([1000 * abs(a.start_seconds - b.start_seconds) for a, b in pairs])
+
+
+def area_under_curve(pairs) -> float:
+    """Of the pairs of a right and a wrong word those where the right one is surer; equal: half."""
+    good = [b.confidence for said, heard in pairs for _, b in right(said, heard)]
+    rest = [word.confidence for _, heard in pairs for word in heard]
+    for confidence in good:
+        rest.remove(confidence)
+    good, bad = np.array(good)[:, None], np.array(rest)
+    return float(np.mean((good > bad) + 0.5 * (good == bad)))
 
 
 if __name__ == "__main__":

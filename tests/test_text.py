@@ -45,6 +45,21 @@ def test_joined_transcripts_have_joined_labels(tokenizer, parts):
     assert tokenizer.encode(" ".join(parts)) == first + tokenizer.separator + second
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_words_are_those_of_the_text_with_the_labels_that_spell_them(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), max_size=20))
+    words = tokenizer.words(ids)
+    assert [word for word, _ in words] == tokenizer.decode(ids).split()
+    for word, places in words:
+        assert tokenizer.decode([ids[place] for place in places]).strip() == word
+    # Labels come in order, and what belongs to no word is no part of any.
+    used = [place for _, places in words for place in places]
+    assert used == sorted(set(used))
+    rest = [id for place, id in enumerate(ids) if place not in used]
+    assert tokenizer.decode(rest).strip() == ""
+
+
 def test_sizes_are_those_asked_for(tmp_path):
     for kind, size in KINDS.items():
         tokenizer = Tokenizer.train(

@@ -37,12 +37,14 @@ def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
             multiple=mesh.shape["data"] * mesh.shape["fsdp"],
             rows_of=functools.partial(rows_here, mesh),
         )
-        texts = hypotheses(recognize, averaged, batches, tokenizer, utterances=len(utterances))
+        found = hypotheses(
+            recognize, averaged, batches, tokenizer, config=config, utterances=len(utterances)
+        )
         for skipped in batches.failed:
             if skipped.id not in noted:
                 note(f"data.dev: left out: {skipped.id}, {skipped.reason}")
                 noted.add(skipped.id)
-        scored = [(u.text, text) for u, text in zip(utterances, texts) if text is not None]
+        scored = [(u.text, best[0].text) for u, best in zip(utterances, found) if best]
         if not scored:
             raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
         return 100 * word_error_rate(*zip(*scored))

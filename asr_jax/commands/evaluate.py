@@ -84,13 +84,13 @@ def evaluate(
         return
     for skipped in unreadable + recognition.failed:
         print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
-    scored = [(u, t) for u, t in zip(utterances, recognition.texts) if t is not None]
+    scored = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
     if not any(u.text for u, _ in scored):
         raise ValueError(f"--data {data}: none of its recordings that have a text can be read")
     figures = write_evaluation(
         output,
         utterances=[utterance for utterance, _ in scored],
-        hypotheses=[text for _, text in scored],
+        hypotheses=[transcript for _, transcript in scored],
         title=f"{run.name} on {data}",
         facts={
             "run": str(run),

@@ -23,7 +23,7 @@ from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
 from asr_jax.training.sharding import state_shardings
 from asr_jax.training.state import split_model
-from asr_jax.types import Batch, Skipped, Utterance
+from asr_jax.types import Batch, Skipped, Transcript, Utterance
 
 # The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
@@ -42,12 +42,20 @@ class Recognizer(NamedTuple):
 
 
 class Recognition(NamedTuple):
-    texts: list[str | None]
-    """None for those that failed."""
+    hypotheses: list[list[Transcript] | None]
+    """Of every utterance, the best first; None for those that failed."""
     failed: list[Skipped]
     audio_seconds: float
     wall_seconds: float
     """Compiling not counted."""
+
+    @property
+    def texts(self) -> list[str | None]:
+        return [found[0].text if found else None for found in self.hypotheses]
+
+    @property
+    def best(self) -> list[Transcript | None]:
+        return [found[0] if found else None for found in self.hypotheses]
 
 
 def open_run(run: Path, which: str) -> Recognizer:
@@ -100,7 +108,7 @@ def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str
 
 
 def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
-    """The text of every utterance; a recording that cannot be read gives none, and is listed.
+    """What is found in every utterance; a recording that cannot be read gives none, and is listed.
 
     Of several processes each reads its share, and all get everything.
     """
@@ -132,13 +140,16 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
             yield batch
 
     began = time.monotonic()
-    texts = hypotheses(
-        run, params, compiled_first(), recognizer.tokenizer, utterances=len(utterances)
+    found = hypotheses(
+        run,
+        params,
+        compiled_first(),
+        recognizer.tokenizer,
+        config=config,
+        utterances=len(utterances),
     )
     wall_seconds = time.monotonic() - began - compile_seconds
     everywhere = gathered(json.dumps([[s.id, s.reason] for s in batches.failed]))
     failed = [Skipped(*one) for here in everywhere for one in json.loads(here)]
-    audio_seconds = sum(
-        u.duration_seconds for u, text in zip(utterances, texts) if text is not None
-    )
-    return Recognition(texts, failed, audio_seconds, wall_seconds)
+    audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, found) if best)
+    return Recognition(found, failed, audio_seconds, wall_seconds)

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,8 @@ from asr_jax.commands.recognition import (
     with_decoding,
 )
 from asr_jax.config import MeshConfig
-from asr_jax.types import Utterance
+from asr_jax.decoding.captions import ctm, srt, vtt
+from asr_jax.types import Transcript, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +37,20 @@ class Options:
     """How labels are searched for; run: as its decoding.beam says."""
     beam: int = 4
     """Label sequences that --decoder beam keeps."""
+    timestamps: bool = False
+    """A line for every word instead: path, start and end in seconds, word, confidence."""
     json: bool = False
-    """A JSON object per line instead: audio_filepath, duration, text."""
+    """A JSON object per line instead: audio_filepath, duration, text; of --timestamps words."""
+    format: Literal["text", "ctm", "srt", "vtt"] = "text"
+    """What to print: text; NIST's CTM, a line for every word; SubRip or WebVTT subtitles."""
+    output: Path | None = None
+    """Writes a file for every recording into this folder, named after it, and prints nothing."""
 
 
 def run(arguments: list[str]) -> int:
     """Exit status 1 where some recording could not be read; the others are printed all the same."""
     options = parse(Options, arguments, program="asr-jax transcribe")
-    if not options.audio:
-        raise ValueError("AUDIO: name at least one recording")
+    _check(options)
     problems = []
     utterances = []
     for number, path in enumerate(options.audio):
@@ -60,16 +67,61 @@ def run(arguments: list[str]) -> int:
         )
         recognition = recognize_utterances(recognizer, utterances)
         problems += [skipped.reason for skipped in recognition.failed]
-        for utterance, text in zip(utterances, recognition.texts):
-            if text is not None:
-                print(_line(utterance, text, options.json))
+        for utterance, transcript in zip(utterances, recognition.best):
+            if transcript is not None:
+                _write(utterance, transcript, options)
     for problem in problems:
         print(f"asr-jax transcribe: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def _line(utterance: Utterance, text: str, as_json: bool) -> str:
-    if not as_json:
-        return f"{utterance.audio}\t{text}"
-    fields = {"audio_filepath": str(utterance.audio), "duration": utterance.duration_seconds}
-    return json.dumps(fields | {"text": text}, ensure_ascii=False)
+def _check(options: Options) -> None:
+    if not options.audio:
+        raise ValueError("AUDIO: name at least one recording")
+    if options.format != "text" and (options.json or options.timestamps):
+        other = "--json" if options.json else "--timestamps"
+        raise ValueError(f"{other}: is of --format text, not of {options.format}")
+    if options.output:
+        stem, number = Counter(path.stem for path in options.audio).most_common(1)[0]
+        if number > 1:
+            raise ValueError(f"--output {options.output}: {number} recordings are named {stem}")
+    elif options.format in ("srt", "vtt") and len(options.audio) > 1:
+        raise ValueError(
+            f"--format {options.format}: is of one recording; of several say --output FOLDER"
+        )
+
+
+def _write(utterance: Utterance, transcript: Transcript, options: Options) -> None:
+    text = _as_text(utterance, transcript, options)
+    if options.output is None:
+        print(text, end="")
+        return
+    kind = "json" if options.json else "txt" if options.format == "text" else options.format
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
+
+
+def _as_text(utterance: Utterance, transcript: Transcript, options: Options) -> str:
+    path = str(utterance.audio)
+    match options.format:
+        case "ctm":
+            return ctm(transcript.words, utterance.audio.stem)
+        case "srt":
+            return srt(transcript.words)
+        case "vtt":
+            return vtt(transcript.words)
+    if options.json:
+        fields = {
+            "audio_filepath": path,
+            "duration": utterance.duration_seconds,
+            "text": transcript.text,
+        }
+        if options.timestamps:
+            fields["words"] = [asdict(word) for word in transcript.words]
+        return json.dumps(fields, ensure_ascii=False) + "\n"
+    if options.timestamps:
+        return "".join(
+            f"{path}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t{w.confidence:.4f}\n"
+            for w in transcript.words
+        )
+    return f"{path}\t{transcript.text}\n"

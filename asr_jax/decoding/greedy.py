@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from asr_jax.decoding.hypotheses import Hypotheses, nothing_found
 from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
 
@@ -14,51 +15,86 @@ def greedy_search(
     lengths: Int[Array, " B"],
     *,
     max_symbols_per_frame: int,
-) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-    """The most probable symbol at every step (arXiv 1211.3711), rows in step with one another.
+    frames_per_turn: int | None = None,
+) -> Hypotheses:
+    """The most probable symbol at every step (arXiv 1211.3711), label by label (arXiv 2406.06220).
 
-    At each turn a row either emits a label and stays at its frame, or goes on to the next frame: on
-    blank, or when it has emitted `max_symbols_per_frame` labels there. Of a joint with durations
-    the most probable one says how many frames it goes on by, a blank by at least one (arXiv
-    2304.06795, algorithm 1). N = T max_symbols_per_frame.
+    Until the next label the predictor's output stays the same. So a turn asks the joint about the
+    next `frames_per_turn` frames at once, every row from its own frame on, goes along the blanks
+    and takes the first label; only then the predictor makes a step. There are about as many turns
+    as labels, in place of as many as labels and frames. None looks 4 frames ahead, and 1 of a joint
+    with durations, which skips frames by itself (docs/decoding.md has what others take).
 
-    Returns labels (zero beyond the end) and how many each row has.
+    Of a joint with durations the most probable one says how many frames the search goes on by,
+    after a blank by at least one (arXiv 2304.06795, algorithm 1). At a frame at most
+    `max_symbols_per_frame` labels are emitted, then blank; N = T max_symbols_per_frame. The score
+    is the log-probability of the labels and blanks taken, and of their durations.
     """
     batch, frames, _ = encoded.shape
     projected = model.joint.encoder_projection(encoded)
+    frames_per_turn = frames_per_turn or (1 if model.joint.durations else 4)
     capacity = frames * max_symbols_per_frame
-    state = model.predictor.start(batch)
     rows = jnp.arange(batch)
+    ahead = jnp.arange(frames_per_turn)
 
     def predict(state):
         return model.joint.predictor_projection(model.predictor.output(state))
 
-    def advance(durations, is_label):
-        """Frames that the symbol lasts for."""
+    def lasting(durations, is_label):
+        """Frames that the symbols last for, and the log-probabilities of that."""
         if not model.joint.durations:
-            return jnp.where(is_label, 0, 1)
-        allowed = is_label[:, None] | (jnp.array(model.joint.durations) > 0)
-        chosen = jnp.argmax(jnp.where(allowed, durations, -jnp.inf), axis=-1)
-        return jnp.array(model.joint.durations)[chosen]
+            return jnp.where(is_label, 0, 1), 0.0
+        lengths = jnp.array(model.joint.durations)
+        allowed = jnp.where(is_label[..., None] | (lengths > 0), durations, -jnp.inf)
+        return lengths[jnp.argmax(allowed, axis=-1)], jnp.max(allowed, axis=-1)
 
     def turn(carry):
-        frame, symbols, count, labels, state = carry
-        now = jnp.take_along_axis(projected, jnp.minimum(frame, frames - 1)[:, None, None], axis=1)
-        scores = model.joint.scores(now[:, 0], predict(state))
-        best = jnp.argmax(scores.symbols, axis=-1)
-        lasts = advance(scores.durations, best != BLANK_ID)
-        emits = (best != BLANK_ID) & (frame < lengths)
-        labels = labels.at[rows, jnp.where(emits, count, capacity)].set(best, mode="drop")
-        after = model.predictor.step(state, best)
-        state = jax.tree.map(
-            lambda a, b: jnp.where(emits.reshape(-1, *[1] * (a.ndim - 1)), a, b), after, state
+        frame, symbols, found, state, predicted = carry
+        now = frame[:, None] + ahead
+        window = jnp.take_along_axis(projected, now[..., None], axis=1, mode="clip")
+        scores = model.joint.scores(window, jnp.broadcast_to(predicted[:, None], window.shape))
+        full = (symbols == max_symbols_per_frame)[:, None] & (ahead == 0)
+        symbol = jnp.where(full, BLANK_ID, jnp.argmax(scores.symbols, axis=-1))
+        of_symbol = jnp.take_along_axis(scores.symbols, symbol[..., None], axis=-1)[..., 0]
+        is_label = symbol != BLANK_ID
+        lasts, of_duration = lasting(scores.durations, is_label)
+        inside = now < lengths[:, None]
+
+        # Along the blanks to the first label: the frame of it, or one behind the window.
+        passed = jnp.zeros_like(frame)
+        visited = []
+        for n in range(frames_per_turn):
+            visited.append(passed == n)
+            goes_on = visited[-1] & ~(is_label & inside)[:, n]
+            passed = jnp.where(goes_on, n + lasts[:, n], passed)
+        visited = jnp.stack(visited, axis=1) & inside
+        taken = visited & is_label
+        emits = taken.any(axis=1)
+        of_taken = lambda values: jnp.sum(values, axis=1, where=taken)
+        frame = frame + passed
+        label, log_probability, lasts = map(of_taken, (symbol, of_symbol, lasts))
+        score = jnp.sum(of_symbol + of_duration, axis=1, where=visited)
+
+        place = (rows, 0, jnp.where(emits, found.counts[:, 0], capacity))
+        found = Hypotheses(
+            labels=found.labels.at[place].set(label, mode="drop"),
+            counts=found.counts + emits[:, None],
+            frames=found.frames.at[place].set(frame, mode="drop"),
+            log_probabilities=found.log_probabilities.at[place].set(log_probability, mode="drop"),
+            scores=found.scores + score[:, None],
         )
-        symbols = jnp.where(lasts > 0, 0, symbols + 1)
-        full = symbols == max_symbols_per_frame
-        return frame + lasts + full, jnp.where(full, 0, symbols), count + emits, labels, state
+        symbols = jnp.where(emits & (lasts == 0), jnp.where(passed > 0, 1, symbols + 1), 0)
+        after = model.predictor.step(state, label)
+        after = after, predict(after)
+        state, predicted = jax.tree.map(
+            lambda a, b: jnp.where(emits.reshape(-1, *[1] * (a.ndim - 1)), a, b),
+            after,
+            (state, predicted),
+        )
+        return frame + lasts, symbols, found, state, predicted
 
     zeros = jnp.zeros((batch,), jnp.int32)
-    start = (zeros, zeros, zeros, jnp.zeros((batch, capacity), jnp.int32), state)
+    state = model.predictor.start(batch)
+    start = (zeros, zeros, nothing_found(batch, capacity), state, predict(state))
     unfinished = lambda carry: jnp.any(carry[0] < lengths)
-    _, _, count, labels, _ = jax.lax.while_loop(unfinished, turn, start)
-    return labels, count
+    return jax.lax.while_loop(unfinished, turn, start)[2]

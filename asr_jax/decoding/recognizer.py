@@ -1,6 +1,7 @@
 """From padded audio to text: features, encoder and search compiled as one function."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,26 +12,28 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.search import search
+from asr_jax.features.frames import hop_samples
 from asr_jax.features.logmel import log_mel
 from asr_jax.mesh import on_devices, over_rows
 from asr_jax.text import Tokenizer
-from asr_jax.types import Batch
+from asr_jax.types import Batch, Transcript, Word
 
-Recognize = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
+Recognize = Callable[[Any, Batch], tuple[Hypotheses, jax.Array]]
 
 
 def recognize(
     params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: Config, mesh: Mesh
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Labels of every row [B, N], how many it has [B], and the utterances in the rows [B]."""
+) -> tuple[Hypotheses, jax.Array]:
+    """What is found for every row, and the utterances in the rows [B]."""
     model = nnx.merge(graphdef, params)
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     chunk = chunk_frames(config.decoding.chunk_ms, config)
     encoded, lengths = model.encoder(features, lengths, chunk_frames=chunk)
-    labels, counts = search(model, encoded, lengths, config=config.decoding)
-    return labels, counts, jnp.asarray(batch.utterances)
+    found = search(model, encoded, lengths, config=config.decoding)
+    return found, jnp.asarray(batch.utterances)
 
 
 @functools.cache
@@ -53,16 +56,49 @@ def hypotheses(
     batches: Iterable[Batch],
     tokenizer: Tokenizer,
     *,
+    config: Config,
     utterances: int,
-) -> list[str | None]:
-    """The text recognised for each of the `utterances` that the batches' rows refer to.
+) -> list[list[Transcript] | None]:
+    """What is found for each of the `utterances` that the batches' rows refer to, the best first.
 
     None for one in no batch, since its recording could not be read.
     """
-    texts: list[str | None] = [None] * utterances
+    frame_seconds = encoded_frame_seconds(config)
+    results: list[list[Transcript] | None] = [None] * utterances
     for batch in batches:
-        labels, counts, rows = jax.device_get(run(params, batch))
+        found, rows = jax.device_get(run(params, batch))
         for row, utterance in enumerate(rows):
             if utterance >= 0:
-                texts[utterance] = tokenizer.decode(labels[row, : counts[row]].tolist())
-    return texts
+                of_row = Hypotheses(*(field[row] for field in found))
+                results[utterance] = transcripts(of_row, tokenizer, frame_seconds=frame_seconds)
+    return results
+
+
+def transcripts(
+    found: Hypotheses, tokenizer: Tokenizer, *, frame_seconds: float
+) -> list[Transcript]:
+    """The hypotheses of one row, fields without their axis B, as text with timed words.
+
+    Times are in whole milliseconds, confidence has four digits.
+    """
+
+    def word(text: str, places: list[int], k: int) -> Word:
+        return Word(
+            text,
+            round(int(found.frames[k, places[0]]) * frame_seconds, 3),
+            round(int(found.frames[k, places[-1]] + 1) * frame_seconds, 3),
+            round(math.exp(found.log_probabilities[k, places].sum()), 4),
+        )
+
+    def transcript(k: int) -> Transcript:
+        labels = found.labels[k, : found.counts[k]].tolist()
+        words = tuple(word(text, places, k) for text, places in tokenizer.words(labels))
+        return Transcript(tokenizer.decode(labels), words, float(found.scores[k]))
+
+    return [transcript(k) for k, score in enumerate(found.scores) if k == 0 or score > -math.inf]
+
+
+def encoded_frame_seconds(config: Config) -> float:
+    """From one of the encoder's frames to the next."""
+    features = config.features
+    return config.encoder.subsampling_factor * hop_samples(features) / features.sample_rate_hz

@@ -6,6 +6,7 @@ from asr_jax.config import DecodingConfig
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.ctc import best_path
 from asr_jax.decoding.greedy import greedy_search
+from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
 
@@ -16,13 +17,12 @@ def search(
     lengths: Int[Array, " B"],
     *,
     config: DecodingConfig,
-) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-    """Labels of every row (zero beyond the end), and how many it has."""
+) -> Hypotheses:
+    """The best label sequences of every row: `beam` of them, one where there is no beam."""
     if isinstance(model, CTC) or config.head == "ctc":
         assert model.ctc_head is not None  # Config sees to that
         return best_path(model.ctc_head(encoded), lengths)
     bound = config.max_symbols_per_frame
     if not config.beam:
         return greedy_search(model, encoded, lengths, max_symbols_per_frame=bound)
-    found = beam_search(model, encoded, lengths, size=config.beam, max_symbols_per_frame=bound)
-    return found.labels[:, 0], found.counts[:, 0]
+    return beam_search(model, encoded, lengths, size=config.beam, max_symbols_per_frame=bound)

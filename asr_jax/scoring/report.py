@@ -6,12 +6,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from asr_jax.scoring import wer
 from asr_jax.scoring.report_page import render_page
 from asr_jax.scoring.wer import Edit, ErrorCounts
-from asr_jax.types import Utterance
+from asr_jax.types import Transcript, Utterance
 
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
@@ -31,7 +32,7 @@ def write_evaluation(
     output: Path,
     *,
     utterances: Sequence[Utterance],
-    hypotheses: Sequence[str],
+    hypotheses: Sequence[Transcript],
     title: str,
     facts: dict[str, str],
     audio_seconds: float,
@@ -40,7 +41,8 @@ def write_evaluation(
 ) -> dict:
     """Scores hypotheses against the utterances' texts and writes three files into `output`.
 
-    hypotheses.jsonl  {"id", "reference", "hypothesis"}, a line per utterance, in their order
+    hypotheses.jsonl  {"id", "reference", "hypothesis", "words"}, a line per utterance, in their
+                      order; words as in types.Word
     report.html       one page that needs no network: figures, charts, confusions, every utterance
     wer.json          the figures; written last, so that where it is, the others are complete
 
@@ -75,11 +77,12 @@ def write_evaluation(
     if wall_seconds <= 0:
         raise ValueError(f"wall_seconds = {wall_seconds!r}: must be positive")
 
-    alignments = [wer.align(u.text.split(), h.split()) for u, h in zip(utterances, hypotheses)]
-    counts = [wer.count_word_errors(u.text, h) for u, h in zip(utterances, hypotheses)]
+    pairs = [(u.text, h.text) for u, h in zip(utterances, hypotheses)]
+    alignments = [wer.align(said.split(), heard.split()) for said, heard in pairs]
+    counts = [wer.count_word_errors(*pair) for pair in pairs]
     speakers = wer.counts_by([u.speaker for u in utterances], counts)
     speakers.pop("", None)
-    figures = _figures(utterances, hypotheses, counts, audio_seconds, wall_seconds)
+    figures = _figures(pairs, counts, audio_seconds, wall_seconds)
     figures["wer_by_speaker"] = {s: _percent(c.rate) for s, c in sorted(speakers.items())}
     figures["facts"] = facts
 
@@ -113,15 +116,13 @@ def write_evaluation(
 
 
 def _figures(
-    utterances: Sequence[Utterance],
-    hypotheses: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
     counts: list[ErrorCounts],
     audio_seconds: float,
     wall_seconds: float,
 ) -> dict:
     corpus = wer.total(counts)
-    pairs = zip(utterances, hypotheses)
-    characters = wer.total(wer.count_character_errors(u.text, h) for u, h in pairs)
+    characters = wer.total(wer.count_character_errors(*pair) for pair in pairs)
     low, high = wer.bootstrap_interval(counts, seed=0)
     return {
         "wer": _percent(corpus.rate),
@@ -130,7 +131,7 @@ def _figures(
         "deletions": corpus.deletions,
         "insertions": corpus.insertions,
         "reference_words": corpus.reference_words,
-        "utterances": len(utterances),
+        "utterances": len(pairs),
         "cer": _percent(characters.rate),
         "sentence_error_rate": _percent(wer.sentence_error_rate(counts)),
         "audio_seconds": audio_seconds,
@@ -209,9 +210,14 @@ def _embedded_audio(
     return uris, index
 
 
-def _lines(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> str:
+def _lines(utterances: Sequence[Utterance], hypotheses: Sequence[Transcript]) -> str:
     lines = (
-        {"id": utterance.id, "reference": utterance.text, "hypothesis": hypothesis}
+        {
+            "id": utterance.id,
+            "reference": utterance.text,
+            "hypothesis": hypothesis.text,
+            "words": [asdict(word) for word in hypothesis.words],
+        }
         for utterance, hypothesis in zip(utterances, hypotheses)
     )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from asr_jax.config import Config, flatten
+from asr_jax.decoding import captions
 from asr_jax.training.loop import MetricsLog
+from asr_jax.types import Word
 
 
 def metrics(run: Path) -> list[dict]:
@@ -114,6 +116,34 @@ def test_transcribe_says_what_evaluate_does(trained, command):
         "duration": 0.55,
         "text": expected["3.flac"],
     }
+
+
+def test_timestamps_are_the_same_in_every_form(trained, command, error, tmp_path):
+    (output,) = (trained.run / "evaluation").iterdir()
+    path = trained.data.parent / "3.flac"
+    expected = hypotheses(output)["3.flac"]
+    assert [w["text"] for w in expected["words"]] == expected["hypothesis"].split() != []
+    starts = [word["start_seconds"] for word in expected["words"]]
+    assert starts == sorted(starts) and starts[-1] < 0.55
+    assert all(0 <= word["confidence"] <= 1 for word in expected["words"])
+
+    transcribe = lambda *options: command("transcribe", trained.run, path, *options).out
+    assert json.loads(transcribe("--timestamps", "--json"))["words"] == expected["words"]
+    lines = [line.split("\t") for line in transcribe("--timestamps").splitlines()]
+    assert [[line[0], line[3]] for line in lines] == [
+        [str(path), t["text"]] for t in expected["words"]
+    ]
+    words = [Word(**word) for word in expected["words"]]
+    assert transcribe("--format=ctm") == captions.ctm(words, "3")
+    assert transcribe("--format=vtt") == captions.vtt(words)
+    assert transcribe("--format=srt", "--output", tmp_path / "new") == ""
+    assert (tmp_path / "new/3.srt").read_text() == captions.srt(words)
+
+    other = trained.data.parent / "2.flac"
+    assert "one recording" in error("transcribe", trained.run, path, other, "--format=srt")
+    assert "is of --format text" in error("transcribe", trained.run, path, "--format=srt", "--json")
+    complaint = error("transcribe", trained.run, path, path, "--output", tmp_path)
+    assert complaint == f"--output {tmp_path}: 2 recordings are named 3"
 
 
 def test_a_finished_run_is_left_as_it_is(trained, command, tmp_path):

@@ -63,7 +63,10 @@ def test_load_says_what_transcribe_does(trained, exported, command):
     for directory in (trained.run, str(exported)):
         model = asr_jax.load(directory)
         assert model.config.encoder.width == 16 and model.checkpoint == "best (2)"
-        assert [one.text for one in model.transcribe(paths)] == expected
+        found = model.transcribe(paths, timestamps=True)
+        assert [one.text for one in found] == expected
+        assert [" ".join(word.text for word in one.words) for one in found] == expected
+        assert not any(one.words for one in model.transcribe(paths))
         samples = [read_audio(path, sample_rate_hz=16_000) for path in paths]
         assert [one.text for one in model.transcribe(samples)] == expected
         assert [one.text for one in model.transcribe(str(paths[2]))] == expected[2:3]

@@ -21,7 +21,9 @@ def coordinator() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def outcomes(coordinator: str, *places: tuple[int, int], timeout_seconds: float = 20.0) -> list[str]:
+def outcomes(
+    coordinator: str, *places: tuple[int, int], timeout_seconds: float = 20.0
+) -> list[str]:
     """What each process, (its number, how many it was told of), complains of; empty: they met."""
 
     def outcome(place: tuple[int, int]) -> str:
@@ -132,6 +134,5 @@ def test_long_waiting_is_told_once(coordinator, monkeypatch, capsys):
     monkeypatch.setattr(meeting, "PATIENCE_SECONDS", 0)
     outcomes(coordinator, (0, 12), timeout_seconds=0.3)
     assert capsys.readouterr().err == (
-        "waiting for processes 1, 2, 3, 4, 5, 6, 7, 8 and 3 more of 12 to call "
-        f"{coordinator}\n"
+        f"waiting for processes 1, 2, 3, 4, 5, 6, 7, 8 and 3 more of 12 to call {coordinator}\n"
     )

@@ -1,6 +1,7 @@
 """Greedy searches on the device against searches written out in Python."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,74 +33,97 @@ def model(kind, seed, objective="transducer"):
     return transducer
 
 
-def most_probable(objective, logits):
-    """The symbol, and how many frames it lasts for."""
+def probabilities(objective, logits):
+    """Of the symbols and of the durations."""
     logits = np.asarray(logits, np.float64)
     if objective == "hat":
         labels = np.exp(logits[1:]) / np.exp(logits[1:]).sum()
         blank = 1 / (1 + np.exp(-logits[0]))
-        probabilities = np.array([blank, *((1 - blank) * labels)])
-        np.testing.assert_allclose(probabilities.sum(), 1)
+        symbols = np.array([blank, *((1 - blank) * labels)])
+        np.testing.assert_allclose(symbols.sum(), 1)
     else:
-        probabilities = logits[:5]
-    symbol = int(np.argmax(probabilities))
-    if objective != "tdt":
-        return symbol, int(symbol == 0)
-    first = 1 if symbol == 0 else 0  # blanks last for at least one frame
-    return symbol, DURATIONS[first + int(np.argmax(logits[5 + first :]))]
+        symbols = np.exp(logits[:5]) / np.exp(logits[:5]).sum()
+    return symbols, np.exp(logits[5:]) / np.exp(logits[5:]).sum()
 
 
 def plain_search(transducer, objective, encoded, max_symbols):
-    labels, state = [], transducer.predictor.start(1)
+    """(label, frame, log-probability) of each label, and that of all that was chosen."""
+    found, score, state = [], 0.0, transducer.predictor.start(1)
     projected = transducer.joint.encoder_projection(encoded)
     frame = emitted = 0
     while frame < len(projected):
         predicted = transducer.joint.predictor_projection(transducer.predictor.output(state))
         logits = transducer.joint(projected[frame][None], predicted)[0]
-        symbol, lasts = most_probable(objective, logits)
+        symbols, durations = probabilities(objective, logits)
+        symbol = int(np.argmax(symbols)) if emitted < max_symbols else 0
+        score += math.log(symbols[symbol])
+        lasts = int(symbol == 0)
+        if objective == "tdt":
+            first = 1 if symbol == 0 else 0  # blanks last for at least one frame
+            chosen = first + int(np.argmax(durations[first:]))
+            score += math.log(durations[chosen])
+            lasts = DURATIONS[chosen]
         if symbol:
-            labels.append(symbol)
+            found.append((symbol, frame, math.log(symbols[symbol])))
             state = transducer.predictor.step(state, jnp.array([symbol]))
-            emitted += 1
-        if lasts == 0 and emitted == max_symbols:
-            lasts = 1
-        emitted = 0 if lasts else emitted
+        emitted = 0 if lasts else emitted + 1
         frame += lasts
-    return labels
+    return found, score
+
+
+def check(found, row, expected, score):
+    count = int(found.counts[row, 0])
+    fields = (found.labels, found.frames, found.log_probabilities)
+    labels, frames, log_probabilities = (np.asarray(field[row, 0]) for field in fields)
+    assert labels[:count].tolist() == [label for label, _, _ in expected]
+    assert frames[:count].tolist() == [frame for _, frame, _ in expected]
+    np.testing.assert_allclose(log_probabilities[:count], [p for _, _, p in expected], rtol=1e-4)
+    np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4)
+    assert not any(field[row, 0, count:].any() for field in fields)
 
 
 @pytest.mark.parametrize(
-    "kind, objective",
-    [("stateless", "transducer"), ("lstm", "transducer"), ("lstm", "tdt"), ("stateless", "hat")],
+    "kind, objective, max_symbols, frames_per_turn",
+    [
+        ("stateless", "transducer", 3, None),
+        ("lstm", "transducer", 1, 5),
+        ("lstm", "tdt", 3, 4),
+        ("stateless", "tdt", 1, None),
+        ("lstm", "hat", 3, 1),
+    ],
 )
-@pytest.mark.parametrize("max_symbols", [1, 3])
-def test_batch_equals_the_plain_search_of_each(kind, objective, max_symbols):
-    found = []
-    search = jax.jit(functools.partial(greedy_search, max_symbols_per_frame=max_symbols))
+def test_batch_equals_the_plain_search_of_each(kind, objective, max_symbols, frames_per_turn):
+    counts, lengths = [], (12, 5, 1, 0)
+    search = jax.jit(
+        functools.partial(
+            greedy_search, max_symbols_per_frame=max_symbols, frames_per_turn=frames_per_turn
+        )
+    )
     for seed in range(3):
         transducer = model(kind, seed, objective)
         encoded = 2 * jax.random.normal(jax.random.key(seed), (4, 12, 8))
-        lengths = jnp.array([12, 5, 1, 0])
-        labels, counts = search(transducer, encoded, lengths)
-        for row, length in enumerate([12, 5, 1, 0]):
+        beyond = jnp.arange(12)[:, None] >= jnp.array(lengths)[:, None, None]
+        found = search(transducer, jnp.where(beyond, jnp.nan, encoded), jnp.array(lengths))
+        for row, length in enumerate(lengths):
             expected = plain_search(transducer, objective, encoded[row, :length], max_symbols)
-            assert labels[row, : counts[row]].tolist() == expected
-            assert not labels[row, counts[row] :].any()
-            found.append(len(expected))
-    assert max(found) > 3 and min(found) == 0
+            check(found, row, *expected)
+            counts.append(len(expected[0]))
+    assert max(counts) > 3 and min(counts) == 0
     if max_symbols > 1 and objective != "tdt":
-        assert max(found) > 12  # some frame did emit several
+        assert max(counts) > 12  # some frame did emit several
 
 
 @pytest.mark.parametrize("objective", ["transducer", "tdt"])
 def test_a_model_that_never_says_blank_is_stopped_at_every_frame(objective):
     transducer = model("stateless", 0, objective)
     bias = transducer.joint.out.bias
-    bias[...] = jnp.zeros(bias.shape).at[0].set(-1e9).at[5:6].set(1e9)  # and nothing lasts
-    _, counts = greedy_search(
+    # And nothing lasts; of a blank's durations one frame is the most probable.
+    bias[...] = jnp.zeros(bias.shape).at[0].set(-1e9).at[5:6].set(1e9).at[6:7].set(1e6)
+    found = greedy_search(
         transducer, jnp.ones((2, 6, 8)), jnp.array([6, 2]), max_symbols_per_frame=4
     )
-    np.testing.assert_array_equal(counts, [24, 8])
+    np.testing.assert_array_equal(found.counts[:, 0], [24, 8])
+    np.testing.assert_array_equal(found.frames[1, 0, :8], [0] * 4 + [1] * 4)
 
 
 def test_ctc_best_path_merges_repeats_and_leaves_blanks_out():
@@ -107,7 +131,11 @@ def test_ctc_best_path_merges_repeats_and_leaves_blanks_out():
     lengths = [8, 6, 0]
     logits = jax.random.uniform(jax.random.key(0), (3, 8, 4)) + jax.nn.one_hot(paths, 4)
     beyond = jnp.arange(8)[:, None] >= jnp.array(lengths)[:, None, None]
-    labels, counts = best_path(jnp.where(beyond, jnp.nan, logits), jnp.array(lengths))
-    for row, expected in enumerate([[1, 1, 2], [3, 3], []]):
-        assert labels[row, : counts[row]].tolist() == expected
-        assert not labels[row, counts[row] :].any()
+    found = jax.jit(best_path)(jnp.where(beyond, jnp.nan, logits), jnp.array(lengths))
+    said = np.max(np.asarray(jax.nn.log_softmax(logits), np.float64), axis=-1)
+    # Every label with the frames that say it.
+    for row, expected in enumerate(
+        [[(1, [0, 1]), (1, [3]), (2, [4, 5])], [(3, [1, 2, 3]), (3, [5])], []]
+    ):
+        each = [(label, frames[0], said[row, frames].max()) for label, frames in expected]
+        check(found, row, each, said[row, : lengths[row]].sum())

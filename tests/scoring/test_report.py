@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
-from asr_jax.types import Member, Utterance
+from asr_jax.types import Member, Transcript, Utterance, Word
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
+
+
+WORDS = (Word("yes", 0.08, 0.2, 0.75),)
+HEARD = Transcript("yes", WORDS, -0.5)
 
 
 class Page(HTMLParser):
@@ -56,7 +60,7 @@ def evaluate(output: Path, pairs, *, recording_of=None, facts=None, title="test"
     return report.write_evaluation(
         output,
         utterances=list(utterances),
-        hypotheses=list(hypotheses),
+        hypotheses=[Transcript(text, WORDS, 0.0) for text in hypotheses],
         title=title,
         facts=facts or {},
         audio_seconds=30.0,
@@ -94,8 +98,9 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
     interval = [100 * edge for edge in wer.bootstrap_interval(counts, seed=0)]
     assert figures["wer_95_percent_interval"] == interval
     lines = (tmp_path / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
+    word = {"text": "yes", "start_seconds": 0.08, "end_seconds": 0.2, "confidence": 0.75}
     assert [json.loads(line) for line in lines] == [
-        {"id": u.id, "reference": u.text, "hypothesis": h} for u, h in PAIRS
+        {"id": u.id, "reference": u.text, "hypothesis": h, "words": [word]} for u, h in PAIRS
     ]
 
 
@@ -256,14 +261,14 @@ def test_a_second_evaluation_replaces_the_first_and_leaves_nothing_else(tmp_path
     "change, message",
     [
         ({"utterances": [], "hypotheses": []}, r"^utterances = \[\]: "),
-        ({"hypotheses": ["a", "b"]}, r"^len\(hypotheses\) = 2: .* = 1$"),
+        ({"hypotheses": [HEARD, HEARD]}, r"^len\(hypotheses\) = 2: .* = 1$"),
         ({"wall_seconds": 0.0}, r"^wall_seconds = 0\.0: must be positive$"),
     ],
 )
 def test_it_refuses_before_it_writes(tmp_path, change, message):
     arguments = dict(
         utterances=[utterance("u", "a")],
-        hypotheses=["a"],
+        hypotheses=[HEARD],
         title="test",
         facts={},
         audio_seconds=1.0,

@@ -1,0 +1,88 @@
+"""Timed words as other programs read them: CTM, SubRip and WebVTT."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import NamedTuple
+
+from asr_jax.types import Word
+
+# What fits a screen and can be read: two lines of 42 characters, for 1 to 7 seconds.
+LINES = 2
+LINE_CHARACTERS = 42
+SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 7.0
+PAUSE_SECONDS = 1.0
+"""A caption ends where nothing is said for so long."""
+
+
+class Caption(NamedTuple):
+    start_seconds: float
+    end_seconds: float
+    lines: list[str]
+
+
+def ctm(words: Sequence[Word], recording: str) -> str:
+    """NIST's CTM: recording, channel, start, duration in seconds, word, confidence."""
+    name = "_".join(recording.split())
+    return "".join(
+        f"{name} 1 {word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f} "
+        f"{word.text} {word.confidence:.4f}\n"
+        for word in words
+    )
+
+
+def srt(words: Sequence[Word]) -> str:
+    """SubRip subtitles."""
+    return "\n".join(
+        f"{number}\n{_clock(caption.start_seconds, ',')} --> {_clock(caption.end_seconds, ',')}\n"
+        + "".join(f"{line}\n" for line in caption.lines)
+        for number, caption in enumerate(captions(words), start=1)
+    )
+
+
+def vtt(words: Sequence[Word]) -> str:
+    """WebVTT captions."""
+    return "WEBVTT\n" + "".join(
+        f"\n{_clock(caption.start_seconds, '.')} --> {_clock(caption.end_seconds, '.')}\n"
+        + "".join(f"{escape(line, quote=False)}\n" for line in caption.lines)
+        for caption in captions(words)
+    )
+
+
+def captions(words: Sequence[Word]) -> Iterator[Caption]:
+    """The words, in order, a screen at a time.
+
+    A caption stays until its last word ends, SHORTEST_SECONDS at least, but not beyond the next.
+    """
+    groups: list[list[Word]] = []
+    for word in words:
+        if groups and _fits(groups[-1], word):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    starts = [group[0].start_seconds for group in groups]
+    for group, start, next_start in zip(groups, starts, [*starts[1:], float("inf")]):
+        end = max(group[-1].end_seconds, start + SHORTEST_SECONDS)
+        yield Caption(start, min(end, next_start), _lines(group))
+
+
+def _fits(group: list[Word], word: Word) -> bool:
+    return (
+        len(_lines([*group, word])) <= LINES
+        and word.end_seconds - group[0].start_seconds <= LONGEST_SECONDS
+        and word.start_seconds - group[-1].end_seconds < PAUSE_SECONDS
+    )
+
+
+def _lines(words: Sequence[Word]) -> list[str]:
+    text = " ".join(word.text for word in words)
+    return textwrap.wrap(text, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+
+
+def _clock(seconds: float, point: str) -> str:
+    milliseconds = round(1000 * seconds)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return (
+        f"{minutes // 60:02}:{minutes % 60:02}:"
+        f"{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
+    )

@@ -140,9 +140,11 @@ class Tokenizer:
         return self._processor.encode(collapse_white_space(text))
 
     def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " _"]]:
-        """`encode` of each, with threads."""
-        encoded = self._processor.encode(list(map(collapse_white_space, texts)))
-        return [np.array(ids, np.int32) for ids in encoded]
+        """`encode` of each, with a thread for every core."""
+        # SentencePiece drops plain spaces that are too many itself; no other white space prints.
+        texts = [text if text.isprintable() else collapse_white_space(text) for text in texts]
+        # Lists of Python's integers would take half as long again.
+        return self._processor.encode(texts, return_type="numpy", num_threads=-1)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of labels."""

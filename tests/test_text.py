@@ -35,6 +35,14 @@ def test_decoding_undoes_encoding(tokenizer, text):
 
 
 @settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text([*ALPHABET, " ", "\t", "\x1c", "\u3000", "\u200b"], max_size=12)))
+def test_all_are_encoded_as_each_is(tokenizer, texts):
+    found = tokenizer.encode_all(texts)
+    assert [ids.tolist() for ids in found] == [tokenizer.encode(text) for text in texts]
+    assert all(ids.dtype == "int32" for ids in found)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     parts=st.lists(
         st.text(ALPHABET, min_size=1).map(collapse_white_space).filter(bool), min_size=2, max_size=2

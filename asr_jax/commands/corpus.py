@@ -37,9 +37,9 @@ class Corpus(NamedTuple):
         numbers = [len(self.noise), len(self.rooms), *self.sizes, *self.weights]
         digest = hashlib.sha256(repr(numbers).encode())
         digest.update("\n".join(one.id for one in everything).encode())
-        digest.update(np.array([one.duration_seconds for one in everything]).tobytes())
-        digest.update(np.array([len(ids) for ids in self.labels]).tobytes())
-        digest.update(np.concatenate(self.labels).tobytes())
+        digest.update(np.array([one.duration_seconds for one in everything]).data)
+        digest.update(np.array([len(ids) for ids in self.labels]).data)
+        digest.update(np.concatenate(self.labels).data)
         return digest.hexdigest()
 
 

@@ -24,7 +24,14 @@ from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.commands.initialization import begun_from, read_source
 from asr_jax.commands.notices import notices, obey_again
-from asr_jax.commands.processes import Processes, code_fingerprint, joined, on_first, require_same
+from asr_jax.commands.processes import (
+    Processes,
+    code_fingerprint,
+    is_first,
+    joined,
+    on_first,
+    require_same,
+)
 from asr_jax.commands.run_directory import about_run, changes, claim_run
 from asr_jax.commands.skipped import list_skipped, readable_batches, skipped_list
 from asr_jax.config import Config, flatten
@@ -171,6 +178,8 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                     noise=corpus.noise,
                     rooms=corpus.rooms,
                     rows_of=functools.partial(rows_here, mesh),
+                    kept=run / "epochs.json",
+                    write=is_first(),
                 )
                 readable = readable_batches(
                     batches, config, listed=skipped_list(run), note=progress.note_everywhere

@@ -103,12 +103,14 @@ def select_utterances(
     all_frames = frames_of(all_seconds)
     lengths = np.array([len(ids) for ids in labels], np.int64)
     ids = np.concatenate([np.zeros(0, np.int32), *labels])
-    number = np.repeat(np.arange(len(labels)), lengths)
-    count = lambda where: np.bincount(number[where], minlength=len(labels))
-    repeats = count(1 + np.flatnonzero((ids[1:] == ids[:-1]) & (number[1:] == number[:-1])))
-    ctc_frames = lengths + repeats
+    ends = np.cumsum(lengths)
+    number = lambda places: np.searchsorted(ends, places, side="right")
+    count = lambda places: np.bincount(number(places), minlength=len(labels))
+    repeats = 1 + np.flatnonzero(ids[1:] == ids[:-1])
+    ctc_frames = lengths + count(repeats[number(repeats) == number(repeats - 1)])
     # The space's own piece is a character that the tokenizer lacks, though it encodes it.
-    has_unknown = (count(ids == UNKNOWN_ID) > 0) | [SPACE_PIECE in u.text for u in utterances]
+    has_unknown = count(np.flatnonzero(ids == UNKNOWN_ID)) > 0
+    has_unknown |= [SPACE_PIECE in utterance.text for utterance in utterances]
     usable = (lengths > 0) & ~has_unknown & (all_seconds >= min_seconds) & (all_frames >= 1)
     usable &= (all_seconds <= max_seconds) & (lengths <= max_labels)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -15,6 +16,7 @@ from asr_jax.audio import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_noise, add_room, change_gain, read_stretch
 from asr_jax.data.cache import AudioCache
+from asr_jax.data.epochs import Epochs
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
 from asr_jax.data.recordings import read_recording
 from asr_jax.types import Batch, Skipped, Utterance
@@ -61,7 +63,7 @@ def training_plan(
     noise: Sequence[Utterance] = (),
     rooms: Sequence[Utterance] = (),
 ) -> TrainingPlan:
-    """The plan that `training_batches` follows: `number_of_batches` of an epoch, `locate`."""
+    """The plan that `training_batches` follows."""
     numbers: dict[str, int] = {"": -1}
     for utterance in utterances:
         numbers.setdefault(utterance.speaker, len(numbers) - 1)
@@ -94,6 +96,8 @@ def training_batches(
     noise: Sequence[Utterance] = (),
     rooms: Sequence[Utterance] = (),
     rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
+    kept: Path | None = None,
+    write: bool = True,
 ) -> Batches:
     """The endless stream of training batches from `position` on.
 
@@ -106,6 +110,9 @@ def training_batches(
     `corpus_sizes`: how many of the utterances are of each corpus that data.train_weights weighs.
     The recordings `noise` and `rooms` change utterances as `augment` says, after speed first room,
     then noise, then gain. One that cannot be read is listed, and its row goes on without it.
+
+    `kept`, `write`: where and whether it is kept how many batches the epochs have (`Epochs`), so
+    that the place of a late position need not be counted from the first epoch on.
     """
     plan = training_plan(
         utterances,
@@ -118,11 +125,12 @@ def training_batches(
         noise=noise,
         rooms=rooms,
     )
+    epochs = Epochs(plan, kept=kept, write=write)
     # Threads ahead of the step may be in the next epoch already.
     epoch_batches = lru_cache(maxsize=2)(plan.batches)
 
     def planned(index: int) -> PlannedBatch:
-        epoch, place = plan.locate(position + index)
+        epoch, place = epochs.locate(position + index)
         return _rows(epoch_batches(epoch)[place], rows_of)
 
     return _batches(

@@ -6,9 +6,6 @@ resumes goes on with exactly those it would have had.
 """
 
 import math
-import threading
-from bisect import bisect_right
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -19,8 +16,6 @@ from jaxtyping import Float64, Int32, Int64
 
 from asr_jax.config import AugmentConfig, DataConfig
 
-# Epochs whose batches are counted at a time, and the threads that do it.
-COUNTED_EPOCHS, COUNTING_THREADS = 16, 4
 # Each kind of draw has a generator of its own, [seed, epoch, kind], and so leaves the others alone.
 NOISE_DRAWS, ROOM_DRAWS, GAIN_DRAWS, PASS_DRAWS = 1, 2, 3, 4
 
@@ -146,8 +141,6 @@ class TrainingPlan:
             raise ValueError("durations_seconds: there are no utterances to train on")
         self._require_fit(self.durations_seconds, "durations_seconds", self.buckets.seconds[-1])
         self._require_fit(self.label_lengths, "label_lengths", self.buckets.labels[-1])
-        # Made here, as threads that come at the same time could each make one.
-        _ = self._lock, self._ends
 
     @staticmethod
     def _require_fit(values: np.ndarray, name: str, largest: float | int) -> None:
@@ -171,18 +164,6 @@ class TrainingPlan:
         batches += _planned(k, left, items, self.buckets)
         return [batches[n] for n in rng.permutation(len(batches))]
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, place in it) of the batch that `position` others come before, in all epochs."""
-        with self._lock:
-            ends = self._ends
-            with ThreadPoolExecutor(COUNTING_THREADS) as pool:
-                while not ends or position >= ends[-1]:
-                    epochs = range(len(ends), len(ends) + COUNTED_EPOCHS)
-                    for number in pool.map(self.number_of_batches, epochs):
-                        ends.append(number + (ends[-1] if ends else 0))
-            epoch = bisect_right(ends, position)
-            return epoch, position - (ends[epoch - 1] if epoch else 0)
-
     def number_of_batches(self, epoch: int) -> int:
         """len(batches(epoch)), from the draws alone, without making the batches."""
         number = carried = 0
@@ -190,15 +171,6 @@ class TrainingPlan:
             full, carried = divmod(carried + count, utterances)
             number += full
         return number + (carried > 0)
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        """Batches until the end of each epoch, of as many as were asked for."""
-        return []
-
-    @cached_property
-    def _lock(self) -> threading.Lock:
-        return threading.Lock()
 
     def _bucket_counts(self, epoch: int) -> list[int]:
         """Items of each bucket."""

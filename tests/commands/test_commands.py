@@ -47,7 +47,7 @@ def test_run_directory(trained):
     run = trained.run
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "tokenizer.model", "checkpoints", "metrics.jsonl", "skipped.jsonl"),
-        *("tensorboard", "evaluation", "compiled", "labels.npz"),
+        *("tensorboard", "evaluation", "compiled", "labels.npz", "epochs.json"),
     }
     config = json.loads((run / "config.json").read_text())
     assert list(config) == sorted(flatten(Config()))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.epochs import COUNTED_EPOCHS, Epochs
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
 
 BUCKETS = Buckets(seconds=(4.0, 8.0, 16.0), labels=(20, 64, 64), utterances=(8, 4, 3))
@@ -150,7 +151,7 @@ def test_an_item_that_would_not_fit_gives_up_the_join_then_the_changes():
 def test_the_plan_depends_on_seed_and_epoch_alone():
     plan = random_plan(100)
     later = plan.batches(7)
-    plan.batches(3), plan.locate(50)
+    plan.batches(3), Epochs(plan).locate(50)
     assert_same(plan.batches(7), later)
     assert_same(random_plan(100).batches(7), later)
     orders = {
@@ -164,8 +165,43 @@ def test_position_counts_the_batches_of_all_epochs():
     plan = random_plan(50)
     expected = [(epoch, n) for epoch in range(12) for n in range(len(plan.batches(epoch)))]
     assert len({plan.number_of_batches(epoch) for epoch in range(12)}) > 1
-    assert [plan.locate(position) for position in range(len(expected))] == expected
-    assert random_plan(50).locate(len(expected) - 1) == expected[-1]
+    epochs = Epochs(plan)
+    assert [epochs.locate(position) for position in range(len(expected))] == expected
+    assert Epochs(plan).locate(len(expected) - 1) == expected[-1]
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), VARIED])
+def test_epochs_that_were_counted_once_are_not_counted_again(tmp_path, monkeypatch, augment):
+    plan, kept = random_plan(50, augment=augment), tmp_path / "epochs.json"
+    counted = []
+    count = TrainingPlan.number_of_batches
+
+    def noted(plan, epoch):
+        counted.append(epoch)
+        return count(plan, epoch)
+
+    monkeypatch.setattr(TrainingPlan, "number_of_batches", noted)
+    positions = [0, 7, 40, 4000, 41, 4010]
+    expected = [Epochs(plan).locate(position) for position in positions]
+    Epochs(plan, kept=kept, write=False).locate(0)
+    assert not kept.exists() and expected[3][0] > 200
+    Epochs(plan, kept=kept).locate(0)
+    assert Epochs(plan, kept=kept).locate(4000) == expected[3]
+    before = len(counted)
+    for position, place in zip(positions, expected):
+        assert Epochs(random_plan(50, augment=augment), kept=kept).locate(position) == place
+    assert len(counted) <= before + COUNTED_EPOCHS
+
+    # Another plan, and a file that is none, are no guides.
+    others = [replace(plan, seed=1), replace(plan, buckets=BUCKETS._replace(utterances=(8, 4, 2)))]
+    others += [replace(plan, durations_seconds=plan.durations_seconds / 2)]
+    for other in others:
+        assert Epochs(other, kept=kept, write=False).locate(40) == Epochs(other).locate(40)
+    whole = kept.read_text()
+    for damaged in ("", whole[: len(whole) // 2], "[]", '{"plan": "", "ends": [1]}'):
+        kept.write_text(damaged)
+        assert Epochs(plan, kept=kept).locate(40) == expected[2]
+    assert Epochs(plan, kept=tmp_path / "none" / "epochs.json").locate(40) == expected[2]
 
 
 @settings(max_examples=30, deadline=None)
@@ -183,7 +219,7 @@ def test_threads_may_ask_for_positions_in_any_order(augment):
     expected = [(epoch, n) for epoch in range(40) for n in range(plan.number_of_batches(epoch))]
     positions = np.random.default_rng(0).permutation(len(expected)).tolist()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(random_plan(40, augment=augment).locate, positions))
+        found = list(pool.map(Epochs(random_plan(40, augment=augment)).locate, positions))
     assert found == [expected[position] for position in positions]
 
 

@@ -135,6 +135,11 @@ class Tokenizer:
         """What each label stands for, a space as SPACE_PIECE; blank and unknown have names."""
         return [self._processor.id_to_piece(id) for id in range(self.vocabulary_size)]
 
+    @property
+    def scores(self) -> list[float]:
+        """SentencePiece's, of each piece."""
+        return [self._processor.get_score(id) for id in range(self.vocabulary_size)]
+
     def encode(self, text: str) -> list[int]:
         """Labels of `text`."""
         return self._processor.encode(collapse_white_space(text))

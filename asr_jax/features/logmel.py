@@ -13,7 +13,7 @@ from asr_jax.features.mel import fft_samples, mel_filters
 # Kaldi's floor under the mel energies: the machine epsilon of float32.
 _ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 # Below any bin that varies; keeps the bins of digital silence at 0.
-_VARIANCE_FLOOR = 1e-5
+VARIANCE_FLOOR = 1e-5
 
 
 def log_mel(
@@ -104,4 +104,4 @@ def _normalize(
     count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=real) / count
     centred = features - mean(features)
-    return centred / jnp.sqrt(mean(centred**2) + _VARIANCE_FLOOR)
+    return centred / jnp.sqrt(mean(centred**2) + VARIANCE_FLOOR)

@@ -119,13 +119,15 @@ def test_a_missing_package_is_named(trained, error, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
     assert complaint == "--format needs the package safetensors: pip install safetensors"
+    complaint = error("export", trained.run, tmp_path / "out", "--format", "sherpa-onnx")
+    assert complaint == "--format needs the package onnx: pip install 'asr_jax[export]'"
 
 
 def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
-    import asr_jax.export.params as params
+    from asr_jax.commands import export_params
 
-    save = params.save_params
+    save = export_params.save_params
 
     def with_another_bias(path, tree, **options):
         bias = tree["joint"]["out"]["bias"]
@@ -144,7 +146,7 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
             **options,
         )
 
-    monkeypatch.setattr(params, "save_params", with_another_bias)
+    monkeypatch.setattr(export_params, "save_params", with_another_bias)
     complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
     assert "transcripts differ from the run's" in complaint
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,78 @@
+"""An ONNX graph, built node by node: values are names, and a layer is a function of them."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx  # pyright: ignore[reportMissingImports]
+from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
+
+# The first that has LayerNormalization, and its format: what runtimes of years ago can read.
+OPSET = 17
+IR_VERSION = 8
+
+Value = str
+# What is no value is a constant: floats are float32, whole numbers int64.
+Operand = Value | np.ndarray | float | Sequence[int]
+
+
+class Graph:
+    """Nodes in the order in which they were added; equal constants are stored once."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._constants: dict[bytes, Any] = {}
+
+    def input(self, name: str, dtype: type, shape: Sequence[int | str]) -> Value:
+        """Axes that are named may have any size."""
+        self._inputs.append(_described(name, dtype, shape))
+        return name
+
+    def output(self, name: str, value: Value, dtype: type, shape: Sequence[int | str]) -> None:
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(_described(name, dtype, shape))
+
+    def __call__(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
+        """The result of a node with one."""
+        return self.split(operator, 1, *operands, **attributes)[0]
+
+    def split(
+        self, operator: str, results: int, *operands: Operand, **attributes: Any
+    ) -> list[Value]:
+        """The results of a node with several."""
+        names = [f"{operator}_{len(self._nodes)}_{i}" for i in range(results)]
+        inputs = [x if isinstance(x, Value) else self._constant(x) for x in operands]
+        self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
+        return names
+
+    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Writes the graph when ONNX's checker finds that shapes and types fit."""
+        graph = helper.make_graph(
+            self._nodes, path.stem, self._inputs, self._outputs, list(self._constants.values())
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="asr_jax",
+        )
+        helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, path)
+
+    def _constant(self, value: np.ndarray | float | Sequence[int]) -> Value:
+        array = np.array(value, np.float32 if isinstance(value, float) else None, order="C")
+        key = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).digest()
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = numpy_helper.from_array(array, name)
+        return self._constants[key].name
+
+
+def _described(name: str, dtype: type, shape: Sequence[int | str]) -> Any:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, kind, shape)

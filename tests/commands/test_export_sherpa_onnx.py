@@ -1,0 +1,131 @@
+"""`asr-jax export --format sherpa-onnx`: the released runtime recognises what the run does."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="of the extra `export`")
+pytest.importorskip("onnxruntime", reason="of the extra `export`")
+pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
+
+import sherpa_onnx as runtime
+
+from asr_jax.audio import read_audio
+from asr_jax.config import (
+    Config,
+    DecodingConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
+from asr_jax.export import onnx_layers, sherpa_onnx
+
+DOCS = Path(__file__).resolve().parents[2] / "docs/export.md"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(trained, command, tmp_path_factory) -> Path:
+    """In sherpa-onnx each recording by itself gave the transcript of the run."""
+    out = tmp_path_factory.mktemp("export") / "model"
+    outcome = command("export", trained.run, out, "--format=sherpa-onnx", "--quantize=int8")
+    assert outcome.status == 0, outcome.err
+    assert "float32: 6 of 6 transcripts are the run's" in outcome.out
+    return out
+
+
+def transcripts(folder: Path, trained, *, suffix: str = "", **options) -> list[str]:
+    """All recordings in one batch."""
+    parts = {part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS}
+    recognizer = runtime.OfflineRecognizer.from_transducer(
+        **parts, tokens=str(folder / "tokens.txt"), **options
+    )
+    streams = []
+    for path in sorted(trained.data.parent.glob("*.flac")):
+        streams.append(recognizer.create_stream())
+        streams[-1].accept_waveform(16_000, read_audio(path, sample_rate_hz=16_000))
+    recognizer.decode_streams(streams)
+    return [stream.result.text.strip() for stream in streams]
+
+
+def test_the_folder_holds_what_the_runtime_reads(exported):
+    onnx = {f"{part}{suffix}.onnx" for part in sherpa_onnx.PARTS for suffix in ("", ".int8")}
+    names = {path.name for path in exported.iterdir()}
+    assert names == onnx | {"tokens.txt", "bpe.vocab", "README.md"}
+    tokens = (exported / "tokens.txt").read_text().splitlines()
+    assert tokens[:2] == ["<blk> 0", "<unk> 1"] and "ß" in "".join(tokens)
+    assert f'encoder="{exported.name}/encoder.onnx"' in (exported / "README.md").read_text()
+
+
+def test_a_batch_gives_what_each_recording_gives(trained, exported):
+    from asr_jax.commands.export_sherpa_onnx import transcripts as one_by_one
+
+    paths = sorted(trained.data.parent.glob("*.flac"))
+    recordings = [read_audio(path, sample_rate_hz=16_000) for path in paths]
+    expected = one_by_one(exported, "", recordings)
+    assert any(expected)
+    assert transcripts(exported, trained) == expected
+
+
+def test_the_script_of_the_docs_runs(trained, exported):
+    script = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[0]
+    paths = sorted(trained.data.parent.glob("*.flac"))
+    command = [sys.executable, "-c", script, exported, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    texts = [line.partition("\t")[2] for line in done.stdout.splitlines()]
+    assert texts == transcripts(exported, trained)
+
+
+def test_hotwords_bias_a_beam_search(trained, exported, tmp_path):
+    (tmp_path / "hotwords").write_text("zwei\n")
+    # As many paths as labels: a word's bonus counts only where its labels are among the best.
+    options = dict(decoding_method="modified_beam_search", max_active_paths=22)
+    hot = dict(
+        hotwords_score=100.0,
+        hotwords_file=str(tmp_path / "hotwords"),
+        modeling_unit="bpe",
+        bpe_vocab=str(exported / "bpe.vocab"),
+    )
+    for suffix in ("", ".int8"):
+        count = lambda texts: sum(text.count("zwei") for text in texts)
+        plain = transcripts(exported, trained, suffix=suffix, **options)
+        biased = transcripts(exported, trained, suffix=suffix, **options, **hot)
+        assert count(biased) > count(plain) == 0
+
+
+def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
+    swish = onnx_layers.silu
+    monkeypatch.setattr(onnx_layers, "silu", lambda g, x: g("Mul", swish(g, x), 1.01))
+    complaint = error("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
+    assert "what onnxruntime computes differs from the model by" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_it_cannot_run(trained, error, tmp_path):
+    export = ("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
+    assert "--dtype bfloat16: sherpa-onnx computes in" in error(*export, "--dtype=bfloat16")
+    for config, complaint in [
+        (Config(predictor=PredictorConfig(kind="lstm")), "predictor.kind = 'lstm'"),
+        (Config(objective=ObjectiveConfig(kind="tdt")), "objective.kind = 'tdt'"),
+        (Config(objective=ObjectiveConfig(kind="ctc")), "objective.kind = 'ctc'"),
+        (
+            Config(objective=ObjectiveConfig(ctc_weight=0.3), decoding=DecodingConfig(head="ctc")),
+            "decoding.head = 'ctc'",
+        ),
+        (Config(encoder=EncoderConfig(subsampling_factor=8)), "encoder.subsampling_factor = 8"),
+        (
+            Config(features=FeaturesConfig(mel_bins=64, low_hz=0.0)),
+            "features.mel_bins = 64 must be 80; features.low_hz = 0.0 must be 20.0",
+        ),
+    ]:
+        with pytest.raises(sherpa_onnx.LayoutError) as found:
+            sherpa_onnx.check(config)
+        assert complaint in str(found.value) and "\n" not in str(found.value)
+    sherpa_onnx.check(Config())
+    sherpa_onnx.check(dataclasses.replace(Config(), features=FeaturesConfig(normalization="none")))

@@ -37,6 +37,8 @@ class Options:
     """How labels are searched for; run: as its decoding.beam says."""
     beam: int = 4
     """Label sequences that --decoder beam keeps."""
+    nbest: int = 0
+    """The so many best texts of a beam search instead, each with its score, a log-probability."""
     timestamps: bool = False
     """A line for every word instead: path, start and end in seconds, word, confidence."""
     json: bool = False
@@ -65,11 +67,16 @@ def run(arguments: list[str]) -> int:
             open_run(options.run, options.checkpoint),
             beam=beam_size(options.decoder, options.beam),
         )
+        if options.nbest > (kept := recognizer.config.decoding.beam):
+            raise ValueError(
+                f"--nbest {options.nbest}: the search keeps {kept or 1}; say --decoder beam, and "
+                "with --beam how many"
+            )
         recognition = recognize_utterances(recognizer, utterances)
         problems += [skipped.reason for skipped in recognition.failed]
-        for utterance, transcript in zip(utterances, recognition.best):
-            if transcript is not None:
-                _write(utterance, transcript, options)
+        for utterance, found in zip(utterances, recognition.hypotheses):
+            if found is not None:
+                _write(utterance, found, options)
     for problem in problems:
         print(f"asr-jax transcribe: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -78,6 +85,10 @@ def run(arguments: list[str]) -> int:
 def _check(options: Options) -> None:
     if not options.audio:
         raise ValueError("AUDIO: name at least one recording")
+    if options.nbest < 0:
+        raise ValueError(f"--nbest {options.nbest}: must be positive")
+    if options.nbest and not options.json and (options.timestamps or options.format != "text"):
+        raise ValueError("--nbest: is of plain text and of --json")
     if options.format != "text" and (options.json or options.timestamps):
         other = "--json" if options.json else "--timestamps"
         raise ValueError(f"{other}: is of --format text, not of {options.format}")
@@ -91,8 +102,8 @@ def _check(options: Options) -> None:
         )
 
 
-def _write(utterance: Utterance, transcript: Transcript, options: Options) -> None:
-    text = _as_text(utterance, transcript, options)
+def _write(utterance: Utterance, found: list[Transcript], options: Options) -> None:
+    text = as_text(utterance, found, options)
     if options.output is None:
         print(text, end="")
         return
@@ -101,27 +112,39 @@ def _write(utterance: Utterance, transcript: Transcript, options: Options) -> No
     (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
 
 
-def _as_text(utterance: Utterance, transcript: Transcript, options: Options) -> str:
-    path = str(utterance.audio)
+def as_text(utterance: Utterance, found: list[Transcript], options: Options) -> str:
+    """What is printed of one recording, of which so many hypotheses were found, the best first."""
+    path, words = str(utterance.audio), found[0].words
     match options.format:
         case "ctm":
-            return ctm(transcript.words, utterance.audio.stem)
+            return ctm(words, utterance.audio.stem)
         case "srt":
-            return srt(transcript.words)
+            return srt(words)
         case "vtt":
-            return vtt(transcript.words)
+            return vtt(words)
+    # Of label sequences that spell the same text the best one.
+    best_of: dict[str, Transcript] = {}
+    for one in found:
+        best_of.setdefault(one.text, one)
+    nbest = list(best_of.values())[: options.nbest]
     if options.json:
-        fields = {
-            "audio_filepath": path,
-            "duration": utterance.duration_seconds,
-            "text": transcript.text,
-        }
-        if options.timestamps:
-            fields["words"] = [asdict(word) for word in transcript.words]
+        fields = {"audio_filepath": path, "duration": utterance.duration_seconds}
+        fields |= _fields(found[0], options.timestamps)
+        if nbest:
+            fields["nbest"] = [
+                {"score": one.score} | _fields(one, options.timestamps) for one in nbest
+            ]
         return json.dumps(fields, ensure_ascii=False) + "\n"
     if options.timestamps:
         return "".join(
             f"{path}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t{w.confidence:.4f}\n"
-            for w in transcript.words
+            for w in words
         )
-    return f"{path}\t{transcript.text}\n"
+    if nbest:
+        return "".join(f"{path}\t{one.score:.4f}\t{one.text}\n" for one in nbest)
+    return f"{path}\t{found[0].text}\n"
+
+
+def _fields(transcript: Transcript, timestamps: bool) -> dict:
+    words = {"words": [asdict(word) for word in transcript.words]} if timestamps else {}
+    return {"text": transcript.text} | words

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from asr_jax.commands import transcribe
 from asr_jax.config import Config, flatten
 from asr_jax.decoding import captions
 from asr_jax.training.loop import MetricsLog
-from asr_jax.types import Word
+from asr_jax.types import Transcript, Utterance, Word
 
 
 def metrics(run: Path) -> list[dict]:
@@ -127,23 +128,48 @@ def test_timestamps_are_the_same_in_every_form(trained, command, error, tmp_path
     assert starts == sorted(starts) and starts[-1] < 0.55
     assert all(0 <= word["confidence"] <= 1 for word in expected["words"])
 
-    transcribe = lambda *options: command("transcribe", trained.run, path, *options).out
-    assert json.loads(transcribe("--timestamps", "--json"))["words"] == expected["words"]
-    lines = [line.split("\t") for line in transcribe("--timestamps").splitlines()]
-    assert [[line[0], line[3]] for line in lines] == [
-        [str(path), t["text"]] for t in expected["words"]
-    ]
+    out = command("transcribe", trained.run, path, "--timestamps", "--json").out
+    assert json.loads(out)["words"] == expected["words"]
     words = [Word(**word) for word in expected["words"]]
-    assert transcribe("--format=ctm") == captions.ctm(words, "3")
-    assert transcribe("--format=vtt") == captions.vtt(words)
-    assert transcribe("--format=srt", "--output", tmp_path / "new") == ""
-    assert (tmp_path / "new/3.srt").read_text() == captions.srt(words)
+    vtt = command("transcribe", trained.run, path, "--format=vtt", "--output", tmp_path / "new")
+    assert vtt.out == "" and (tmp_path / "new/3.vtt").read_text() == captions.vtt(words)
 
     other = trained.data.parent / "2.flac"
     assert "one recording" in error("transcribe", trained.run, path, other, "--format=srt")
     assert "is of --format text" in error("transcribe", trained.run, path, "--format=srt", "--json")
     complaint = error("transcribe", trained.run, path, path, "--output", tmp_path)
     assert complaint == f"--output {tmp_path}: 2 recordings are named 3"
+    complaint = error("transcribe", trained.run, path, "--nbest", 3)
+    assert complaint.startswith("--nbest 3: the search keeps 1; say --decoder beam")
+    complaint = error("transcribe", trained.run, path, "--nbest=3", "--format=srt")
+    assert complaint == "--nbest: is of plain text and of --json"
+
+
+def test_what_transcribe_prints():
+    words = (Word("a", 0.08, 0.2, 0.5), Word("b", 1.0, 1.04, 0.25))
+    texts = ["a b", "a", "a b", "b", "c"]
+    found = [Transcript(text, words, float(-n)) for n, text in enumerate(texts)]
+    recording = Utterance("0", Path("x/y.wav"), "", 2.0)
+
+    def printed(**options):
+        options = transcribe.Options(run=Path("r"), audio=(recording.audio,), **options)
+        return transcribe.as_text(recording, found, options)
+
+    assert printed() == "x/y.wav\ta b\n"
+    assert printed(timestamps=True) == (
+        "x/y.wav\t0.080\t0.200\ta\t0.5000\nx/y.wav\t1.000\t1.040\tb\t0.2500\n"
+    )
+    # The third is the first in other labels.
+    assert printed(nbest=3) == "x/y.wav\t0.0000\ta b\nx/y.wav\t-1.0000\ta\nx/y.wav\t-3.0000\tb\n"
+    entry = json.loads(printed(nbest=2, json=True))
+    assert entry.pop("nbest") == [{"score": 0.0, "text": "a b"}, {"score": -1.0, "text": "a"}]
+    assert entry == {"audio_filepath": "x/y.wav", "duration": 2.0, "text": "a b"}
+    forms = {
+        "ctm": captions.ctm(words, "y"),
+        "srt": captions.srt(words),
+        "vtt": captions.vtt(words),
+    }
+    assert {form: printed(format=form) for form in forms} == forms
 
 
 def test_a_finished_run_is_left_as_it_is(trained, command, tmp_path):

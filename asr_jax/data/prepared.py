@@ -143,7 +143,9 @@ def read_record(shard: Path, number: int) -> dict[str, Any]:
             _readers[key] = reader, _features_of(shard.parent)
     reader, features = _readers[key]
     (contents,) = reader.read([number])
-    return features.deserialize_example_np(contents)
+    fields = features.deserialize_example_np(contents)
+    # As the stock builder of LibriSpeech calls it.
+    return fields if "audio" in fields else fields | {"audio": fields["speech"]}
 
 
 def _features_of(folder: Path) -> Any:

@@ -8,10 +8,12 @@ import json
 import math
 import re
 import resource
+import shutil
 import sys
 import tarfile
 import threading
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from asr_jax.data.recordings import read_recording
 from asr_jax.text import Tokenizer
 
 DEV = Path(__file__).parents[2] / "samples/an4/dev"
+STOCK = Path(__file__).parents[1] / "data/stock_librispeech"
 
 
 def add(archive: tarfile.TarFile, name: str, contents: bytes) -> None:
@@ -221,8 +224,6 @@ def test_the_picture_of_durations_counts_every_recording(prepared):
 
 
 def test_damaged_preparations_are_named(prepared, tmp_path):
-    import shutil
-
     def copy(name):
         return Path(shutil.copytree(prepared[0], tmp_path / name))
 
@@ -373,71 +374,38 @@ def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monke
     assert (out / "archives/dev-clean.tar.gz").read_bytes() == contents
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_directories_in_the_form_of_the_stock_builder(tmp_path, lazy):
-    """Made up in the form that tensorflow-datasets 4.9 gives its own librispeech."""
-    import tensorflow_datasets as tfds
-
-    recordings = sorted(DEV.rglob("*.ogg"))[:5]
-    audio = (
-        tfds.features.Tensor(shape=(), dtype=np.object_)
-        if lazy
-        else tfds.features.Tensor(shape=(None,), dtype=np.int64)
-    )
-
-    class Librispeech(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("2.1.2")
-
-        def _info(self):
-            number, text = np.int64, tfds.features.Text()
-            features = {"audio": audio, "text": text, "speaker_id": number}
-            features |= {"chapter_id": number, "id": tfds.features.Tensor(shape=(), dtype=np.str_)}
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"dev_clean": self._examples(recordings[:3]), "test_clean": self._examples([])}
-
-        def _examples(self, paths):
-            for number, path in enumerate(paths or recordings[3:]):
-                flac = as_flac(path)
-                samples, _ = soundfile.read(io.BytesIO(flac), dtype="int16")
-                yield (
-                    number,
-                    {
-                        "audio": flac if lazy else samples.astype(np.int64),
-                        "text": "HELLO",
-                        "speaker_id": 7,
-                        "chapter_id": 8,
-                        "id": path.stem,
-                    },
-                )
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    tfds.disable_progress_bar()
-    builder = Librispeech(data_dir=tmp_path, file_format="array_record")
-    builder.download_and_prepare()
-    folder = Path(builder.data_dir)
-    features = json.loads((folder / "features.json").read_text())
-    features["featuresDict"]["features"]["audio"] = {
-        "audio": {"dtype": "int64", "shape": {"dimensions": ["-1"]}, "lazyDecode": lazy}
+@pytest.mark.parametrize("config", ["default", "lazy_decode"])
+def test_directories_of_the_stock_builder(tmp_path, config):
+    """tests/data/stock_librispeech/make.py says how they were made, and of what."""
+    where = STOCK / config
+    held = json.loads((STOCK / "recordings.json").read_text())
+    texts = {
+        id: text
+        for listed in DEV.rglob("*.trans.txt")
+        for id, _, text in (line.partition(" ") for line in listed.read_text().splitlines())
     }
-    (folder / "features.json").write_text(json.dumps(features))
+    for split, recordings in held.items():
+        utterances, skipped = read_manifest(where / split)
+        ids = [Path(name).stem for name in recordings]
+        assert [u.id for u in utterances] == ids and not skipped
+        for utterance, name in zip(utterances, recordings, strict=True):
+            assert utterance.text == texts[utterance.id]
+            assert utterance.speaker == name.partition("/")[0]
+            expected = soundfile.read(DEV / name, dtype="float32")[0]
+            found = read_recording(utterance, sample_rate_hz=16_000)
+            # Decoded from Opus on another machine, and rounded to 16 bits.
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2**-14)
+            assert utterance.duration_seconds == len(expected) / 16_000
+            other = replace(utterance, audio=Path(str(utterance.audio).replace(config, "default")))
+            np.testing.assert_array_equal(found, read_recording(other, sample_rate_hz=16_000))
 
-    utterances, _ = read_manifest(folder / "dev_clean")
-    assert [u.id for u in utterances] == [path.stem for path in recordings[:3]]
-    assert len(read_manifest(folder)[0]) == 5
-    for utterance, path in zip(utterances, recordings):
-        assert (utterance.text, utterance.speaker) == ("HELLO", "7")
-        flac = io.BytesIO(as_flac(path))
-        if lazy:
-            expected, _ = soundfile.read(flac, dtype="float32")
-        else:
-            expected = (soundfile.read(flac, dtype="int16")[0] / 2**15).astype(np.float32)
-        np.testing.assert_array_equal(read_recording(utterance, sample_rate_hz=16_000), expected)
-        assert utterance.duration_seconds == len(expected) / 16_000
-    with pytest.raises(ValueError, match="no split train; .* has dev_clean, test_clean"):
-        read_manifest(folder / "train")
+    with pytest.raises(ValueError, match="no split train; .* has dev_clean, dev_other, test_clean"):
+        read_manifest(where / "train")
+    with pytest.raises(ValueError, match="dev_other.*-of-00001: missing, though dataset_info.json"):
+        read_manifest(where)
+    whole = Path(shutil.copytree(where, tmp_path / "whole"))
+    info = json.loads((whole / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] in held]
+    (whole / "dataset_info.json").write_text(json.dumps(info))
+    assert len(read_manifest(whole)[0]) == sum(map(len, held.values())) == 3
+    assert "tensorflow" not in sys.modules

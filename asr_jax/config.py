@@ -395,12 +395,40 @@ class JointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The network of objective.kind attention: a Transformer over the labels emitted so far that
+    attends to the encoded frames (arXiv 1706.03762)."""
+
+    layers: int = 6
+    """Blocks."""
+    width: int = 256
+    """Model dimension."""
+    heads: int = 4
+    """Attention heads."""
+    feedforward_factor: int = 4
+    """Inner width of the feed-forward modules, as a multiple of width."""
+    dropout: float = 0.1
+    """Probability of dropping, on the embedding and in every residual branch."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "decoder", "layers", "width", "heads", "feedforward_factor")
+        _require_dropout(self, "decoder")
+        _require(
+            self.width % (2 * self.heads) == 0,
+            "decoder.heads",
+            self.heads,
+            f"decoder.width / decoder.heads must be an even number, and the width is {self.width}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What is learned, and with it which networks stand behind the encoder (docs/models.md)."""
 
-    kind: Literal["transducer", "tdt", "hat", "ctc"] = "transducer"
+    kind: Literal["transducer", "tdt", "hat", "ctc", "attention"] = "transducer"
     """transducer (arXiv 1211.3711); tdt: one whose symbols last for several frames (2304.06795);
-    hat: one whose blank is a decision of its own (2003.07705); ctc: no more than a linear layer."""
+    hat: one whose blank is a decision of its own (2003.07705); ctc: no more than a linear layer;
+    attention: a decoder that attends to all frames (1508.01211)."""
     ctc_weight: float = 0.0
     """Weight of a CTC head beside the objective; 0 for none. Of no effect with kind ctc."""
     fastemit_lambda: float = 0.0
@@ -409,6 +437,8 @@ class ObjectiveConfig:
     """tdt: the numbers of frames that a symbol may last for."""
     sigma: float = 0.05
     """tdt: nats that every symbol costs, so that long durations are preferred."""
+    label_smoothing: float = 0.1
+    """attention: share of the target that is spread over all labels (arXiv 1512.00567)."""
 
     def __post_init__(self) -> None:
         _require_numbers(
@@ -417,6 +447,13 @@ class ObjectiveConfig:
             *("ctc_weight", "fastemit_lambda", "sigma"),
             holds=lambda x: 0 <= x < math.inf,
             rule="must be finite, >= 0",
+        )
+        _require_numbers(
+            self,
+            "objective",
+            "label_smoothing",
+            holds=lambda x: 0 <= x < 1,
+            rule="must lie in 0..1, below 1",
         )
         durations = self.durations
         _require(
@@ -561,7 +598,10 @@ class DecodingConfig:
     max_symbols_per_frame: int = 5
     """Bound on the labels emitted at one frame (not of CTC, which emits one at most)."""
     beam: int = 0
-    """Label sequences that a beam search keeps; 0: greedy search. For transducer and HAT."""
+    """Label sequences that a beam search keeps; 0: greedy search. For transducer, HAT and
+    attention."""
+    ctc_weight: float = 0.0
+    """attention: share of the CTC head in the score of a label sequence (arXiv 1609.06773)."""
     chunk_ms: float = 0.0
     """Recognises as in streaming, by chunks of this size (see encoder.chunk_ms); 0: whole
     utterances."""
@@ -569,6 +609,13 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "decoding", "max_symbols_per_frame")
         _require_not_negative(self, "decoding", "beam")
+        _require_numbers(
+            self,
+            "decoding",
+            "ctc_weight",
+            holds=lambda x: 0 <= x < 1,
+            rule="must lie in 0..1, below 1; for CTC alone there is decoding.head",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -582,6 +629,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     joint: JointConfig = field(default_factory=JointConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -607,11 +655,21 @@ class Config:
         )
         _require(
             not self.decoding.beam
-            or (self.decoding.head == "objective" and self.objective.kind in ("transducer", "hat")),
+            or (
+                self.decoding.head == "objective"
+                and self.objective.kind in ("transducer", "hat", "attention")
+            ),
             "decoding.beam",
             self.decoding.beam,
             f"there is no beam search for objective.kind = {self.objective.kind!r}, "
-            f"decoding.head = {self.decoding.head!r}: only for transducer and hat",
+            f"decoding.head = {self.decoding.head!r}: only for transducer, hat and attention",
+        )
+        _require(
+            not self.decoding.ctc_weight
+            or (self.objective.kind == "attention" and self.objective.has_ctc_head),
+            "decoding.ctc_weight",
+            self.decoding.ctc_weight,
+            "needs objective.kind = 'attention' and a CTC head beside it, objective.ctc_weight > 0",
         )
         for size in self.encoder.chunk_ms:
             self._require_whole_frames("encoder.chunk_ms", size)

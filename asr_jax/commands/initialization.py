@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,8 @@ from asr_jax.training.state import TrainState
 from asr_jax.training.transfer import LabelAxes, label_axes, misfits, transferred
 
 _RECORD = "init_from.json"
-_SECTIONS = ("features", "encoder", "predictor", "joint")
 # Fields that change what parameters mean, but no shape.
-_MUST_AGREE = ("encoder.heads", "joint.activation")
+_MUST_AGREE = ("encoder.heads", "joint.activation", "decoder.heads")
 _OF_TRAINING = ("dropout", "remat", "chunk_frames")
 _MOST_LISTED = 12
 
@@ -57,7 +57,8 @@ def read_source(
         opened = open_run(source, "best")
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
-    differing = _differing(opened.config, config)
+    networks = abstract_params.keys() & opened.params.keys()
+    differing = _differing(opened.config, config, networks)
     axes = label_axes(opened.config, opened.tokenizer.pieces)
     wrong = misfits(abstract_params, opened.params, axes)
     if wrong or any(name in differing for name in _MUST_AGREE):
@@ -122,9 +123,13 @@ def _require_begun_from(run: Path, source: Path) -> None:
         )
 
 
-def _differing(there: Config, here: Config) -> dict[str, str]:
-    """The fields of the networks that differ, by name, as phrases."""
-    sections = [(s, getattr(there, s), getattr(here, s)) for s in _SECTIONS]
+def _differing(there: Config, here: Config, networks: Set[str]) -> dict[str, str]:
+    """The fields of features and of the networks that differ, by name, as phrases."""
+    sections = [
+        (section, getattr(there, section), getattr(here, section))
+        for section in ("features", "encoder", "predictor", "joint", "decoder")
+        if section in networks or section == "features"
+    ]
     values = {
         f"{section}.{field.name}": (getattr(old, field.name), getattr(new, field.name))
         for section, old, new in sections

@@ -3,10 +3,12 @@
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import DecodingConfig
+from asr_jax.decoding.attention import attention_search
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.ctc import best_path
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
+from asr_jax.models.attention import AttentionModel
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
 
@@ -22,6 +24,10 @@ def search(
     if isinstance(model, CTC) or config.head == "ctc":
         assert model.ctc_head is not None  # Config sees to that
         return best_path(model.ctc_head(encoded), lengths)
+    if isinstance(model, AttentionModel):
+        return attention_search(
+            model, encoded, lengths, size=max(1, config.beam), ctc_weight=config.ctc_weight
+        )
     bound = config.max_symbols_per_frame
     if not config.beam:
         return greedy_search(model, encoded, lengths, max_symbols_per_frame=bound)

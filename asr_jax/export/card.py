@@ -43,7 +43,7 @@ def model_card(
     about = {
         "parameters": f"{parameters / 1e6:.2f} million",
         "encoder": f"{encoder.kind}, {encoder.layers} blocks {encoder.width} wide",
-        "predictor": config.predictor.kind,
+        "objective": config.objective.kind,
         "audio": f"{config.features.sample_rate_hz} Hz, one channel",
         "trained on": trained_on,
         "chosen on": config.data.dev or "nothing",
@@ -51,7 +51,7 @@ def model_card(
         "form": form,
     }
     parts = [
-        f"# {name}\n\nA transducer that recognises speech, trained with asr_jax.\n",
+        f"# {name}\n\nA model that recognises speech, trained with asr_jax.\n",
         _table(["", ""], [[key, value] for key, value in about.items()]),
         "## Word error rate\n",
         _evaluations(evaluations),

@@ -3,10 +3,11 @@
 from flax import nnx
 
 from asr_jax.config import Config
+from asr_jax.models.attention import AttentionModel
 from asr_jax.models.ctc import CTC
 from asr_jax.models.transducer import Transducer
 
-Model = Transducer | CTC
+Model = Transducer | CTC | AttentionModel
 
 
 def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model:
@@ -14,5 +15,5 @@ def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model
 
     All have an `encoder` and a `ctc_head`, which may be None; parts have the same names in all.
     """
-    kind = {"ctc": CTC}.get(config.objective.kind, Transducer)
+    kind = {"ctc": CTC, "attention": AttentionModel}.get(config.objective.kind, Transducer)
     return kind(config, vocabulary_size, rngs=rngs)

@@ -97,7 +97,15 @@ def model_flops(
         "attention": layers * attention,
         "convolution": layers * frame_sum * convolution,
     }
-    if objective.kind != "ctc":
+    if objective.kind == "attention":
+        decoder, cells = config.decoder, cells.astype(np.int64)
+        of_cell = (6 + 2 * decoder.feedforward_factor) * decoder.width
+        pairs = 2 * int((cells * (cells + frames)).sum())
+        of_layer = cell_sum * of_cell + 2 * frame_sum * encoder.width + pairs
+        products["decoder"] = decoder.width * (
+            decoder.layers * of_layer + cell_sum * vocabulary_size
+        )
+    elif objective.kind != "ctc":
         products["predictor"] = predicted
         products["joint and loss"] = (projections + lattice) * joint.width
     if objective.has_ctc_head:

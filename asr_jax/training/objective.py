@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from asr_jax.config import Config
 from asr_jax.layers.length import frame_mask
 from asr_jax.losses import tdt_loss, transducer_loss
+from asr_jax.models.attention import END_ID, AttentionModel
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
 from asr_jax.models.transducer import Transducer
@@ -54,7 +55,11 @@ def losses_of_encoded(
     target = (lengths, labels, label_lengths)
     if isinstance(model, CTC):
         return {"loss": ctc_losses(model.ctc_head(encoded), *target)}
-    losses = {"loss": transducer_losses(model, encoded, *target, config=config, key=key)}
+    if isinstance(model, AttentionModel):
+        loss = attention_losses(model, encoded, *target, config=config, key=key)
+    else:
+        loss = transducer_losses(model, encoded, *target, config=config, key=key)
+    losses = {"loss": loss}
     if model.ctc_head is not None:
         losses["ctc_loss"] = ctc_losses(model.ctc_head(encoded), *target)
     return losses
@@ -93,6 +98,30 @@ def transducer_losses(
         fastemit_lambda=objective.fastemit_lambda,
         **options,
     )
+
+
+def attention_losses(
+    model: AttentionModel,
+    encoded: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    config: Config,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, " B"]:
+    """Cross-entropy of the labels and the end after them, in nats: -log P(labels, end | encoded),
+    where the target is not smoothed (arXiv 1512.00567, section 7)."""
+    # Not even the numbers of padding labels are looked up.
+    labels = jnp.where(frame_mask(label_lengths, labels.shape[1]), labels, END_ID)
+    logits = model.decoder(labels, encoded, lengths, key=key)
+    targets = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=END_ID)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+    share = config.objective.label_smoothing
+    losses = -(1 - share) * picked - share * jnp.mean(log_probabilities, axis=-1)
+    counted = frame_mask(label_lengths + 1, targets.shape[1])
+    return jnp.sum(jnp.where(counted, losses, 0), axis=1)
 
 
 def ctc_losses(

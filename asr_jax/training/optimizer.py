@@ -74,7 +74,7 @@ def _orthogonalised(params):
 
     def axes(path, leaf):
         names = [part.key for part in path]
-        is_output = names[-2:-1] in (["out"], ["ctc_head"]) and "attention" not in names
+        is_output = names[-2:-1] in (["out"], ["ctc_head"]) and "blocks" not in names
         if names[-1] not in ("kernel", "down", "up") or is_output:
             return None
         # A convolution's taps are part of what its matrix reads.

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 _RULES = (
     (r"(expand|query|key|value|position|gated|input|recurrent)/(kernel|up)", ("fsdp", "model")),
     (r"(feedforward/project|attention/out|pointwise)/(kernel|down)", ("model", "fsdp")),
-    (r"(joint/out|ctc_head)/kernel", ("fsdp", "model")),
+    (r"((joint|decoder)/out|ctc_head)/kernel", ("fsdp", "model")),
     (r"embedding/embedding", (None, "fsdp")),
     (r"(kernel|down)", ("fsdp", None)),
     (r"up", (None, "fsdp")),

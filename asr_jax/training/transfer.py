@@ -20,6 +20,9 @@ def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
     joint = [*pieces, *(f"{frames} frames" for frames in durations)]
     return {
         "predictor.embedding.embedding": (0, pieces),
+        "decoder.embedding.embedding": (0, pieces),
+        "decoder.out.kernel": (1, pieces),
+        "decoder.out.bias": (0, pieces),
         "joint.out.kernel": (1, joint),
         "joint.out.bias": (0, joint),
         "ctc_head.kernel": (1, pieces),

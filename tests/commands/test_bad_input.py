@@ -86,6 +86,13 @@ def test_a_verb_that_is_none(command):
             "decoding.head = 'ctc': objective.kind = 'transducer' has no CTC head: "
             "objective.ctc_weight is 0",
         ),
+        ("--objective.label-smoothing 1", "objective.label_smoothing = 1.0: must lie in 0..1, bel"),
+        ("--decoder.heads 3", "decoder.heads = 3: decoder.width / decoder.heads must be an even"),
+        ("--decoding.ctc-weight 1", "decoding.ctc_weight = 1.0: must lie in 0..1, below 1"),
+        (
+            "--decoding.ctc-weight 0.5",
+            "decoding.ctc_weight = 0.5: needs objective.kind = 'attention' and a CTC head",
+        ),
         ("--augment.time-masks -1", "augment.time_masks = -1: must not be negative"),
         ("--features.hop-ms 0.05", "features.hop_ms = 0.05: must be at least a sample at 16000 Hz"),
         ("--optimizer.clip-norm 0", "optimizer.clip_norm = 0.0: must be positive"),

@@ -172,6 +172,23 @@ def test_what_transcribe_prints():
     assert {form: printed(format=form) for form in forms} == forms
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tdt", "hat", "ctc", "attention"])
+def test_every_objective_goes_through_the_same_commands(trained, command, tmp_path, kind):
+    options = [f"--objective.kind={kind}", f"--data.train={trained.data}"]
+    options += [f"--data.test={trained.data}", "--decoder.layers=1", "--decoder.width=16"]
+    options += ["--optimizer.peak-learning-rate=0.01"]
+    if kind == "attention":
+        options += ["--decoding.beam=2", "--decoding.ctc-weight=0.3"]
+    outcome = command("train", trained.config, "--run", tmp_path / "run", *options)
+    assert outcome.status == 0, outcome.err
+    (output,) = (tmp_path / "run/evaluation").iterdir()
+    expected = {id: entry["hypothesis"] for id, entry in hypotheses(output).items()}
+    paths = {id: trained.data.parent / id for id in expected}
+    said = command("transcribe", tmp_path / "run", *paths.values())
+    assert said.out.splitlines() == [f"{paths[id]}\t{text}" for id, text in expected.items()]
+
+
 def test_a_finished_run_is_left_as_it_is(trained, command, tmp_path):
     run = shutil.copytree(trained.run, tmp_path / "run")
     before = metrics(run)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from asr_jax.config import (
     Config,
+    DecoderConfig,
     EncoderConfig,
     FeaturesConfig,
     JointConfig,
@@ -36,6 +37,7 @@ CONFIG = Config(
     ),
     predictor=PredictorConfig(context=3, embedding_width=12, width=28),
     joint=JointConfig(width=36),
+    decoder=DecoderConfig(layers=2, width=28, heads=2, feedforward_factor=3),
     objective=ObjectiveConfig(ctc_weight=0.3),
 )
 ROWS, SECONDS, LABELS, VOCABULARY = 2, 0.81, 5, 11
@@ -96,6 +98,7 @@ def counted(config):
         ("relative", "lstm", "transducer"),
         ("rotary", "lstm", "tdt"),
         ("rotary", "stateless", "ctc"),
+        ("rotary", "stateless", "attention"),
     ],
 )
 def test_matrix_products_are_those_that_are_traced(attention, kind, objective_kind):

@@ -1,0 +1,98 @@
+"""Attention from labels to encoded frames, and the decoder's block that has it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from asr_jax.layers.attention import Context, Memory, RotaryAttention
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.feedforward import FeedForward
+from asr_jax.layers.length import frame_mask
+from asr_jax.layers.linear import Linear
+
+
+class CrossAttention(nnx.Module):
+    """Norm, multi-head attention over another sequence, projection (arXiv 1706.03762)."""
+
+    def __init__(self, width: int, memory_width: int, *, heads: int, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(memory_width, width, use_bias=False, rngs=rngs)
+        self.value = Linear(memory_width, width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
+        self.heads = heads
+
+    def remember(self, encoded: Float[Array, "B T E"]) -> Memory:
+        """What every query of a sequence meets, computed once."""
+        return Memory(self._split(self.key(encoded)), self._split(self.value(encoded)))
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], memory: Memory, lengths: Int[Array, " B"]
+    ) -> Float[Array, "B Q D"]:
+        """Frames beyond the lengths are not seen. Queries do not see each other."""
+        seen = frame_mask(lengths, memory.key.shape[1])[:, None, None]
+        query = self._split(self.query(self.norm(x)))
+        attended = jax.nn.dot_product_attention(query, memory.key, memory.value, mask=seen)
+        return self.out(attended.reshape(x.shape))
+
+    def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H W"]:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+class DecoderBlock(nnx.Module):
+    """Attention to the labels so far and to the encoded frames, and feed-forward, each normalised
+    before (arXiv 1706.03762, 2002.04745); positions of labels by rotation (2104.09864)."""
+
+    def __init__(
+        self,
+        width: int,
+        encoder_width: int,
+        *,
+        heads: int,
+        feedforward_factor: int,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        self.attention = RotaryAttention(width, heads=heads, rngs=rngs)
+        self.cross_attention = CrossAttention(width, encoder_width, heads=heads, rngs=rngs)
+        self.feedforward = FeedForward(width, factor=feedforward_factor, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B U D"],
+        encoded: Float[Array, "B T E"],
+        lengths: Int[Array, " B"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B U D"]:
+        """All labels at once: none sees those after it, nor frames beyond the lengths."""
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        drop = lambda y, key: dropout(y, self.dropout, key)
+        labels = jnp.full(len(x), x.shape[1])
+        # Chunks of one label, and no later ones; an array, as there is no window to cut out.
+        earlier = Context(jnp.int32(1), left_chunks=x.shape[1])
+        x = x + drop(self.attention(x, None, labels, earlier), keys[0])
+        memory = self.cross_attention.remember(encoded)
+        x = x + drop(self.cross_attention(x, memory, lengths), keys[1])
+        return x + drop(self.feedforward(x), keys[2])
+
+    def step(
+        self,
+        before: Memory,
+        x: Float[Array, "B K D"],
+        memory: Memory,
+        lengths: Int[Array, " B"],
+        seen: Int[Array, ""],
+    ) -> tuple[Memory, Float[Array, "B K D"]]:
+        """The next label of K sequences of every row, each after `seen` others.
+
+        `before` is attention's, its rows those of all sequences; `memory` cross_attention's.
+        """
+        single = x.reshape(-1, 1, x.shape[2])
+        ones = jnp.ones(len(single), jnp.int32)
+        before, attended = self.attention.step(before, single, None, ones, seen * ones)
+        x = x + attended.reshape(x.shape)
+        x = x + self.cross_attention(x, memory, lengths)
+        return before, x + self.feedforward(x)

@@ -1,0 +1,156 @@
+"""An encoder and a decoder that attends to it: Listen, Attend and Spell (arXiv 1508.01211)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from asr_jax.config import Config
+from asr_jax.layers.attention import Memory
+from asr_jax.layers.cross_attention import DecoderBlock
+from asr_jax.layers.dropout import dropout
+from asr_jax.layers.linear import Linear
+from asr_jax.layers.stack import scan_layers, stacked
+from asr_jax.models.ctc import make_ctc_head
+from asr_jax.models.encoder import make_encoder
+
+# The blank, which no transcript has: it stands before the first label and after the last.
+END_ID = 0
+
+
+class DecoderState(NamedTuple):
+    """What the labels of K sequences of every row leave behind, along a layer axis."""
+
+    labels: Memory
+    """Of self-attention, its rows B K."""
+    frames: Memory
+    """Of cross-attention, its rows B."""
+    lengths: Int[Array, " B"]
+    seen: Int[Array, ""]
+    """Labels so far, the start included."""
+
+
+class AttentionDecoder(nnx.Module):
+    """A Transformer over the labels so far that attends to the encoded frames.
+
+    The paper's is recurrent; otherwise it is the same: every label's probability given all before
+    it and all frames, and a label for the end.
+    """
+
+    def __init__(
+        self,
+        encoder_width: int,
+        vocabulary_size: int,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        feedforward_factor: int,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        self.embedding = nnx.Embed(vocabulary_size, width, rngs=rngs)
+
+        def block(rngs: nnx.Rngs) -> DecoderBlock:
+            return DecoderBlock(
+                width,
+                encoder_width,
+                heads=heads,
+                feedforward_factor=feedforward_factor,
+                dropout=dropout,
+                rngs=rngs,
+            )
+
+        self.blocks = stacked(block, layers, shared_layers=1, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.out = Linear(width, vocabulary_size, rngs=rngs)
+        self.layers = layers
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        labels: Int[Array, "B U"],
+        encoded: Float[Array, "B T E"],
+        lengths: Int[Array, " B"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B U1 V"]:
+        """Logits of the label after 0, 1, ..., U labels. Later labels change none, nor do frames
+        beyond the lengths."""
+        x = self.embedding(jnp.pad(labels, ((0, 0), (1, 0)), constant_values=END_ID))
+        keys = None
+        if key is not None:
+            key, *_ = keys = jax.random.split(key, self.layers + 1)
+            x, keys = dropout(x, self.dropout, key), keys[1:]
+
+        def run(x, block_and_key):
+            block, key = block_and_key
+            return block(x, encoded, lengths, key=key), None
+
+        x, _ = scan_layers(run, x, self.blocks, keys, shared_layers=1)
+        return self.out(self.norm(x))
+
+    def start(
+        self, encoded: Float[Array, "B T E"], lengths: Int[Array, " B"], *, size: int, most: int
+    ) -> DecoderState:
+        """Before the first label of `size` sequences of every row, of at most `most` labels."""
+
+        def remember(nothing, block_and_none):
+            block, _ = block_and_none
+            # The label that is read next need not be remembered.
+            before = block.attention.start(len(encoded) * size, remembered=most)
+            return nothing, (before, block.cross_attention.remember(encoded))
+
+        _, (labels, frames) = scan_layers(remember, None, self.blocks, None, shared_layers=1)
+        return DecoderState(labels, frames, lengths, jnp.int32(0))
+
+    def step(
+        self, state: DecoderState, labels: Int[Array, "B K"]
+    ) -> tuple[DecoderState, Float[Array, "B K V"]]:
+        """Reads a label of every sequence, END_ID first; logits of the one after it."""
+
+        def run(x, block_and_memories):
+            block, (before, frames) = block_and_memories
+            after, x = block.step(before, x, frames, state.lengths, state.seen)
+            return x, after
+
+        x, after = scan_layers(
+            run,
+            self.embedding(labels),
+            self.blocks,
+            (state.labels, state.frames),
+            shared_layers=1,
+        )
+        logits = self.out(self.norm(x))
+        return state._replace(labels=after, seen=state.seen + 1), logits
+
+    def chosen(self, state: DecoderState, parents: Int[Array, "B K"]) -> DecoderState:
+        """The state of sequences that go on from those of these numbers."""
+        rows = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
+        picked: Any = jax.tree.map(lambda leaf: leaf[:, rows], state.labels)
+        return state._replace(labels=picked)
+
+
+class AttentionModel(nnx.Module):
+    """Encoder, decoder and, where there is one, a CTC head, with random parameters."""
+
+    def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
+        decoder = config.decoder
+        self.encoder = make_encoder(config, rngs=rngs)
+        self.decoder = AttentionDecoder(
+            config.encoder.width,
+            vocabulary_size,
+            layers=decoder.layers,
+            width=decoder.width,
+            heads=decoder.heads,
+            feedforward_factor=decoder.feedforward_factor,
+            dropout=decoder.dropout,
+            rngs=rngs,
+        )
+        self.ctc_head = (
+            make_ctc_head(config, vocabulary_size, rngs=rngs)
+            if config.objective.has_ctc_head
+            else None
+        )

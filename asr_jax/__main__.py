@@ -9,7 +9,7 @@ from asr_jax.commands.complaint import complaint_of
 VERBS = {
     "prepare": "prepare SOURCE OUT [--config CONFIG]",
     "train": "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
-    "evaluate": "evaluate RUN --data DATA [--checkpoint best|last|STEP|average:N] [--decoder beam]",
+    "evaluate": "evaluate RUN [--data DATA ...] [--compare RUN|DIR] [--decoder beam]",
     "transcribe": "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",
     "export": "export RUN OUT --format params [--checkpoint ...] [--quantize int8]",
     "fit": "fit CONFIG [--target h200|a100-40|v5e-8 ...] [--largest] [--json]",

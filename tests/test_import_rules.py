@@ -47,7 +47,7 @@ LIBRARIES = {
     "audio": ["jaxtyping", "numpy", "soundfile", "soxr"],
     "text": ["jaxtyping", "numpy", "sentencepiece"],
     "data": ["array_record", "grain", "jaxtyping", "numpy", "tensorflow_datasets"],
-    "scoring": ["jaxtyping", "numpy", "rapidfuzz"],
+    "scoring": ["jaxtyping", "numpy", "rapidfuzz", "whisper_normalizer"],
 }
 # Pure besides these: they alone may look at the clock, at how they were called, or at files.
 READS_CLOCK = ["commands", "training.loop", "training.progress"]

@@ -1,4 +1,4 @@
-"""`asr-jax evaluate RUN --data DATA`: recognises DATA and counts the errors."""
+"""`asr-jax evaluate RUN --data DATA ...`: recognises DATA and counts the errors."""
 
 import sys
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.commands.arguments import parse
+from asr_jax.commands.arguments import load_config, parse
+from asr_jax.commands.comparison import is_evaluation, read_rival
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.processes import Processes, is_first, joined
 from asr_jax.commands.recognition import (
@@ -19,7 +20,9 @@ from asr_jax.commands.recognition import (
 from asr_jax.config import MeshConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.recordings import recording_bytes
+from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import write_evaluation
+from asr_jax.scoring.report_page import comparison_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,14 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or what export --format params wrote."""
-    data: str
-    """Recordings with transcripts: a folder, a manifest, a Kaldi directory or tar shards."""
+    data: tuple[str, ...] = ()
+    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards, one after
+    the other; the run's data.test where not given."""
+    compare: Path | None = None
+    """Another run, which recognises DATA too, or the folder of an evaluation; of several DATA the
+    folder of their evaluations."""
+    normalize: Convention = "none"
+    """Form in which texts are scored: as they stand, in LibriSpeech's, or in Whisper's English."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
@@ -39,31 +48,72 @@ class Options:
     chunk_ms: float | None = None
     """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
     output: Path | None = None
-    """Where to write; RUN/evaluation/NAME, named after DATA, where not given."""
+    """Where to write, of several DATA a folder for each; RUN/evaluation/NAME, named after DATA,
+    where not given."""
     meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
-    output = options.output or default_output(options.run, options.data)
+    normalizer(options.normalize)  # says what is missing before the work, not after
+    work = _work(options)
     with joined(options.meeting, verb="evaluate"):
         prepare_devices(MeshConfig())
-        evaluate(
-            options.run,
-            options.data,
-            checkpoint=options.checkpoint,
-            output=output,
-            chunk_ms=options.chunk_ms,
-            beam=beam_size(options.decoder, options.beam),
-        )
+        for one in work:
+            evaluate(**one)
     return 0
 
 
+def _work(options: Options) -> list[dict]:
+    """Arguments of `evaluate`, for the runs and DATA that are asked for, in order."""
+    config_file = options.run / "config.json"
+    data = options.data
+    if not data and config_file.is_file():
+        data = tuple(filter(None, [load_config(config_file).data.test]))
+        if not data:
+            raise ValueError("--data: name what to recognise, the run has no data.test")
+    how = dict(
+        checkpoint=options.checkpoint,
+        chunk_ms=options.chunk_ms,
+        beam=beam_size(options.decoder, options.beam),
+        normalize=options.normalize,
+    )
+    rival, work = options.compare, []
+    for one in data or ("",):
+        output = options.output or default_output(options.run, one)
+        if options.output and len(data) > 1:
+            output /= name_of(one)
+        other = None
+        if rival and (rival / "config.json").is_file():
+            other = default_output(rival, one)
+            work.append(dict(run=rival, data=one, output=other) | how)
+        elif rival:
+            other = rival / name_of(one) if len(data) > 1 else rival
+            if not is_evaluation(other):
+                raise ValueError(
+                    f"--compare {rival}: must be a run or an evaluation, with a config.json or a "
+                    f"hypotheses.jsonl in {other}"
+                )
+        if other and other.resolve() == output.resolve():
+            raise ValueError(
+                f"--compare {rival}: this evaluation would replace {other}; say --output"
+            )
+        work.append(dict(run=options.run, data=one, output=output, compare=other) | how)
+    outputs = [one["output"].resolve() for one in work]
+    if doubled := [path for path in outputs if outputs.count(path) > 1]:
+        raise ValueError(f"--data: two of them would be written to {doubled[0]}")
+    return work
+
+
 def default_output(run: Path, data: str) -> Path:
+    return run / "evaluation" / name_of(data)
+
+
+def name_of(data: str) -> str:
     """samples/an4/test is named an4-test: many corpora have a test."""
     path = Path(data).absolute()
     parts = [part for part in (path.parent.name, path.name.removesuffix(".jsonl")) if part]
-    return run / "evaluation" / ("-".join(parts) or "all")
+    return "-".join(parts) or "all"
 
 
 def evaluate(
@@ -74,15 +124,21 @@ def evaluate(
     output: Path,
     chunk_ms: float | None = None,
     beam: int | None = None,
+    normalize: Convention = "none",
+    compare: Path | None = None,
 ) -> None:
-    """Writes the evaluation and prints its one-line summary, and what could not be read."""
+    """Writes the evaluation and prints its summary, and what could not be read."""
     utterances, unreadable = read_transcribed(data, "--data")
+    rival = None
+    if compare and is_first():  # which wrote it, where `compare` was evaluated just now
+        rival = read_rival(compare, utterances, normalizer(normalize))
     recognizer = with_decoding(open_run(run, checkpoint), chunk_ms=chunk_ms, beam=beam)
     decoding = recognizer.config.decoding
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
-    for skipped in unreadable + recognition.failed:
+    not_recognised = unreadable + recognition.failed
+    for skipped in not_recognised:
         print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
     scored = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
     if not any(u.text for u, _ in scored):
@@ -98,15 +154,28 @@ def evaluate(
             "checkpoint": recognizer.checkpoint,
             "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
             "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
-            "left out": str(len(unreadable) + len(recognition.failed)),
+            "texts": {"none": "as they stand"}.get(normalize, f"normalised, {normalize}"),
+            "left out": str(len(not_recognised)),
         },
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,
         recording_of=recording_bytes,
+        not_recognised=not_recognised,
+        normalize=normalizer(normalize),
+        rival=rival,
     )
     low, high = figures["wer_95_percent_interval"]
+    # Normalised, no word may be left.
+    wer = (
+        "no words"
+        if figures["wer"] is None
+        else (f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)")
+    )
     print(
-        f"WER on {data}: {figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence) of "
+        f"WER on {data}: {wer} of "
         f"{figures['reference_words']} words in {figures['utterances']} recordings; "
         f"{output / 'report.html'}"
     )
+    if rival:
+        print(f"compared with {rival.name}:")
+        print("".join(f"  {line}\n" for line in comparison_lines(figures["comparison"])), end="")

@@ -5,14 +5,16 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from asr_jax.scoring import wer
 from asr_jax.scoring.report_page import render_page
+from asr_jax.scoring.significance import compare
 from asr_jax.scoring.wer import Edit, ErrorCounts
-from asr_jax.types import Transcript, Utterance
+from asr_jax.types import Skipped, Transcript, Utterance
 
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
@@ -28,6 +30,18 @@ _MIME_TYPES = {
 }
 
 
+# Percent, where bands of confidence begin: most words are recognised with near certainty.
+_CONFIDENCES = (0, 50, 70, 80, 90, 95, 98)
+
+
+class Rival(NamedTuple):
+    """Another recogniser's texts of the same recordings."""
+
+    name: str
+    hypotheses: Mapping[str, str]
+    """By the utterance's id."""
+
+
 def write_evaluation(
     output: Path,
     *,
@@ -38,17 +52,22 @@ def write_evaluation(
     audio_seconds: float,
     wall_seconds: float,
     recording_of: Callable[[Utterance, int], bytes | None] | None,
+    not_recognised: Sequence[Skipped] = (),
+    normalize: Callable[[str], str] = str,
+    rival: Rival | None = None,
 ) -> dict:
     """Scores hypotheses against the utterances' texts and writes three files into `output`.
 
     hypotheses.jsonl  {"id", "reference", "hypothesis", "words"}, a line per utterance, in their
-                      order; words as in types.Word
+                      order, texts not normalised; words as in types.Word
     report.html       one page that needs no network: figures, charts, confusions, every utterance
     wer.json          the figures; written last, so that where it is, the others are complete
 
-    In wer.json "wer", "wer_95_percent_interval", "cer", "sentence_error_rate" and "wer_by_speaker"
-    (of utterances that name one) are percent: 12.3 is 12.3 %. "rtfx" is seconds of audio
-    recognised per second of wall clock. A rate over no reference words is null.
+    In wer.json "wer", "wer_95_percent_interval", "cer", "sentence_error_rate", "wer_by_speaker"
+    (of utterances that name one), "wer_by_duration" and "wer_by_confidence" (the mean of an
+    utterance's words) are percent: 12.3 is 12.3 %. "rtfx" is seconds of audio recognised per
+    second of wall clock. "comparison" with the rival is of the utterances that both have; the ids
+    of the others are "only_here" and "only_there". A rate over no reference words is null.
 
     Args:
         output: folder, made if missing; files of the same names are replaced, each at once.
@@ -61,12 +80,16 @@ def write_evaluation(
         recording_of: gives the whole recording of an utterance as it is stored, or None where it
             has more bytes than the number given or cannot be read. With it the recordings are put
             into the page, up to EMBEDDED_AUDIO_BYTES, those with the most errors first.
+        not_recognised: utterances without a hypothesis, which do not count; kept in wer.json.
+        normalize: brings a text into the form in which it is scored.
+        rival: what to compare with.
 
     Returns:
         What wer.json holds.
 
     Raises:
-        ValueError: no utterances, another number of hypotheses, or wall_seconds not positive.
+        ValueError: no utterances, another number of hypotheses, wall_seconds not positive, or
+            nothing that the rival has too.
     """
     if not utterances:
         raise ValueError("utterances = []: nothing to score, needs at least one")
@@ -77,13 +100,23 @@ def write_evaluation(
     if wall_seconds <= 0:
         raise ValueError(f"wall_seconds = {wall_seconds!r}: must be positive")
 
-    pairs = [(u.text, h.text) for u, h in zip(utterances, hypotheses)]
+    pairs = [(normalize(u.text), normalize(h.text)) for u, h in zip(utterances, hypotheses)]
     alignments = [wer.align(said.split(), heard.split()) for said, heard in pairs]
     counts = [wer.count_word_errors(*pair) for pair in pairs]
     speakers = wer.counts_by([u.speaker for u in utterances], counts)
     speakers.pop("", None)
     figures = _figures(pairs, counts, audio_seconds, wall_seconds)
-    figures["wer_by_speaker"] = {s: _percent(c.rate) for s, c in sorted(speakers.items())}
+    durations = _by_duration(utterances, counts)
+    confidences = _by_confidence(hypotheses, counts)
+    for name, groups in (
+        ("speaker", dict(sorted(speakers.items()))),
+        ("duration", durations),
+        ("confidence", confidences),
+    ):
+        figures[f"wer_by_{name}"] = {key: _percent(c.rate) for key, c in groups.items()}
+    if rival:
+        figures["comparison"] = _comparison(utterances, pairs, counts, rival, normalize)
+    figures["not_recognised"] = [asdict(skipped) for skipped in not_recognised]
     figures["facts"] = facts
 
     audio_uris, audio_of = (
@@ -93,7 +126,8 @@ def write_evaluation(
         title=title,
         figures=figures,
         speakers=speakers,
-        durations=_by_duration(utterances, counts),
+        durations=durations,
+        confidences=confidences,
         confusions=Counter(
             (edit.reference, edit.hypothesis)
             for columns in alignments
@@ -154,6 +188,54 @@ def _by_duration(
     return {
         f"{2 ** (octave - 1)} to {2**octave} s" if octave else "up to 1 s": groups[str(octave)]
         for octave in sorted(set(octaves))
+    }
+
+
+def _by_confidence(
+    hypotheses: Sequence[Transcript], counts: list[ErrorCounts]
+) -> dict[str, ErrorCounts]:
+    """Counts per band of the words' mean confidence, the surest first."""
+
+    def band(heard: Transcript) -> str:
+        if not heard.words:
+            return "nothing heard"
+        mean = 100 * sum(word.confidence for word in heard.words) / len(heard.words)
+        return next(name for low, name in bands.items() if mean >= low)
+
+    ends = [*_CONFIDENCES, 100]
+    bands = {low: f"{low} to {high} %" for low, high in zip(ends[-2::-1], ends[:0:-1])}
+    groups = wer.counts_by([band(heard) for heard in hypotheses], counts)
+    return {name: groups[name] for name in (*bands.values(), "nothing heard") if name in groups}
+
+
+def _comparison(
+    utterances: Sequence[Utterance],
+    pairs: Sequence[tuple[str, str]],
+    counts: list[ErrorCounts],
+    rival: Rival,
+    normalize: Callable[[str], str],
+) -> dict:
+    both = [n for n, utterance in enumerate(utterances) if utterance.id in rival.hypotheses]
+    if not both:
+        raise ValueError(f"{rival.name}: recognised none of the {len(utterances)} utterances")
+    others = [
+        wer.count_word_errors(pairs[n][0], normalize(rival.hypotheses[utterances[n].id]))
+        for n in both
+    ]
+    found = compare([counts[n] for n in both], others, seed=0)
+    here = {utterance.id for utterance in utterances}
+    return {
+        "with": rival.name,
+        "utterances": len(both),
+        "wer": _percent(found.rate),
+        "other_wer": _percent(found.other_rate),
+        "difference": _percent(found.difference),
+        "difference_95_percent_interval": [_percent(found.low), _percent(found.high)],
+        "p_value": None if math.isnan(found.p_value) else found.p_value,
+        "better": found.better,
+        "worse": found.worse,
+        "only_here": sorted(here - rival.hypotheses.keys()),
+        "only_there": sorted(rival.hypotheses.keys() - here),
     }
 
 

@@ -17,6 +17,7 @@ def render_page(
     figures: Mapping,
     speakers: Mapping[str, ErrorCounts],
     durations: Mapping[str, ErrorCounts],
+    confidences: Mapping[str, ErrorCounts],
     confusions: Counter[tuple[str | None, str | None]],
     rows: Sequence[Mapping],
     audio_uris: Sequence[str],
@@ -31,6 +32,7 @@ def render_page(
     shown = f"worst {len(worst)} of {len(speakers)}" if len(worst) < len(speakers) else ""
     charts = _chart("WER by speaker", dict(worst), shown) if speakers else ""
     charts += _chart("WER by duration", durations)
+    charts += _chart("WER by confidence", confidences, "the mean of an utterance's words")
     hours = figures["audio_seconds"] / 3600
     amount = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
     subtitle = f"{figures['utterances']:,} utterances · {amount} of audio" + (
@@ -57,6 +59,7 @@ def render_page(
 <main>
 <header><h1>{escape(title)}</h1><p>{subtitle}</p></header>
 {_headline(figures)}
+{_comparison(figures)}
 {_facts(figures["facts"])}
 <div class="pair">{charts}</div>
 {_confusion_lists(confusions)}
@@ -109,6 +112,46 @@ def _headline(figures: Mapping) -> str:
 <p>95 % interval {_number(low)} to {_number(high)}<br>{words:,} reference words</p></div>
 <dl class="tiles">{"".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd>{c}</dd></div>" for a, b, c in tiles)}
 </dl></section>"""
+
+
+def comparison_lines(comparison: Mapping) -> list[str]:
+    """What wer.json's "comparison" says, in words."""
+    difference = comparison["difference"]
+    low, high = comparison["difference_95_percent_interval"]
+    p_value = comparison["p_value"]
+    if difference is None or p_value is None:
+        verdict = "too little to tell them apart"
+    elif p_value < 0.05:
+        verdict = f"{'lower' if difference < 0 else 'higher'} by more than chance"
+    else:
+        verdict = "may be chance"
+    utterances, better, worse = (comparison[name] for name in ("utterances", "better", "worse"))
+    lines = [
+        f"WER {_number(comparison['wer'])} % against {_number(comparison['other_wer'])} %: "
+        f"{_signed(difference)}, 95 % interval {_signed(low)} to {_signed(high)}",
+        f"matched pairs: p = {'–' if p_value is None else f'{p_value:.2g}'}, {verdict}",
+        f"{utterances:,} utterances: {better:,} with fewer errors, {worse:,} with more",
+    ]
+    for where, ids in (("here", comparison["only_here"]), ("there", comparison["only_there"])):
+        if ids:
+            more = ", ..." if len(ids) > 3 else ""
+            lines.append(
+                f"left out: {len(ids):,} recognised {where} only: {', '.join(ids[:3])}{more}"
+            )
+    return lines
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def _comparison(figures: Mapping) -> str:
+    if "comparison" not in figures:
+        return ""
+    items = "".join(f"<p>{escape(line)}</p>" for line in comparison_lines(figures["comparison"]))
+    return (
+        f"<section><h2>Compared with {escape(figures['comparison']['with'])}</h2>{items}</section>"
+    )
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -146,8 +146,7 @@ def test_a_long_value_is_not_broken_in_the_message(error, trained, tmp_path, mon
         ("train", "CONFIG must come first: a file of configs/, or a run's config.json"),
         ("train --run x", "CONFIG must come first: a file of configs/, or a run's config.json"),
         ("evaluate", "RUN is required"),
-        ("evaluate RUN", "--data is required"),
-        ("evaluate RUN --dat x", "unknown option --dat, and --data is required"),
+        ("evaluate RUN --dat x", "unknown option --dat; did you mean --data?"),
         (
             "evaluate RUN --data x --decoder bean",
             "--decoder: 'bean' is not one of 'run', 'greedy', 'beam'",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from asr_jax.commands import transcribe
+from asr_jax.commands.evaluate import default_output
 from asr_jax.config import Config, flatten
 from asr_jax.decoding import captions
 from asr_jax.training.loop import MetricsLog
@@ -82,6 +83,70 @@ def test_training_ends_with_the_test_set_as_evaluate_reads_it(trained, command, 
     assert now["reference_words"] == 9
     assert hypotheses(at_the_end) == hypotheses(tmp_path)
     assert f"WER on {trained.data}: {now['wer']:.1f} %" in outcome.out
+
+
+def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_path):
+    """Of several DATA each by itself; without --data, that of data.test."""
+    other = shutil.copytree(trained.run, tmp_path / "other")
+    out = tmp_path / "out"
+    itself = default_output(trained.run, str(trained.data))
+    compared = command("evaluate", trained.run, "--output", out, "--compare", other)
+    assert compared.status == 0, compared.err
+    assert compared.out.count("WER on ") == 2 and "  matched pairs: p = 1, may be" in compared.out
+    figures = json.loads((out / "wer.json").read_text())
+    assert figures["comparison"] == {
+        "with": str(other / "evaluation" / itself.name),
+        "utterances": 6,
+        "wer": figures["wer"],
+        "other_wer": figures["wer"],
+        "difference": 0.0,
+        "difference_95_percent_interval": [0.0, 0.0],
+        "p_value": 1.0,
+        "better": 0,
+        "worse": 0,
+        "only_here": [],
+        "only_there": [],
+    }
+
+    # The first heard all but one right, and one that is not here; the second is as it was.
+    more = tmp_path / "more" / "data.jsonl"
+    more.parent.mkdir()
+    more.write_text(trained.data.read_text().replace('th": "', f'th": "{trained.data.parent}/'))
+    names = [f"{path.parent.name}-data" for path in (trained.data, more)]
+    first, second = (tmp_path / "rivals" / name / "hypotheses.jsonl" for name in names)
+    for path in (first, second):
+        path.parent.mkdir(parents=True)
+    entries = list(hypotheses(out).values())
+    heard = [entry | {"hypothesis": entry["reference"]} for entry in entries[1:]]
+    heard.append({"id": "elsewhere", "reference": "a", "hypothesis": "b"})
+    first.write_text("".join(json.dumps(entry) + "\n" for entry in heard))
+    prefixed = [entry | {"id": f"{trained.data.parent}/{entry['id']}"} for entry in entries]
+    second.write_text("".join(json.dumps(entry) + "\n" for entry in prefixed))
+    both = ("evaluate", trained.run, "--data", trained.data, more, "--output", tmp_path / "new")
+    assert command(*both, "--compare", tmp_path / "rivals").status == 0
+    one, two = (
+        json.loads((tmp_path / "new" / name / "wer.json").read_text())["comparison"]
+        for name in names
+    )
+    assert (one["other_wer"], one["utterances"], one["worse"]) == (0, 5, 5)
+    assert (one["only_here"], one["only_there"]) == ([entries[0]["id"]], ["elsewhere"])
+    assert (two["difference"], two["utterances"]) == (0, 6)
+
+    compare = ("evaluate", trained.run, "--output", out, "--compare", first.parent)
+    first.write_text(json.dumps(entries[0] | {"reference": "zero"}))
+    assert error(*compare) == (
+        f"{first}:1: {entries[0]['id']} is 'zero' there and 'one' in --data: other data"
+    )
+    first.write_text('{"id": 3}')
+    assert error(*compare).startswith(f"{first}:1: must be an object with id, reference")
+    first.write_text("")
+    assert error(*compare) == f"{first}: has none of the utterances of --data"
+    for path in (trained.run, itself):
+        complaint = error("evaluate", trained.run, "--compare", path)
+        assert complaint.endswith(f"this evaluation would replace {itself}; say --output")
+    assert error("evaluate", trained.run, "--compare", more).startswith(f"--compare {more}: must")
+    complaint = error("evaluate", trained.run, "--data", trained.data, trained.data)
+    assert complaint == f"--data: two of them would be written to {itself.resolve()}"
 
 
 def test_references_beyond_ascii_come_through(trained):

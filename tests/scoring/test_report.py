@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
-from asr_jax.types import Member, Transcript, Utterance, Word
+from asr_jax.types import Member, Skipped, Transcript, Utterance, Word
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
 
@@ -55,7 +55,9 @@ def utterance(
     return Utterance(name, audio, text, float(seconds), speaker)
 
 
-def evaluate(output: Path, pairs, *, recording_of=None, facts=None, title="test") -> dict:
+def evaluate(
+    output: Path, pairs, *, recording_of=None, facts=None, title="test", **options
+) -> dict:
     utterances, hypotheses = zip(*pairs)
     return report.write_evaluation(
         output,
@@ -66,6 +68,7 @@ def evaluate(output: Path, pairs, *, recording_of=None, facts=None, title="test"
         audio_seconds=30.0,
         wall_seconds=2.0,
         recording_of=recording_of,
+        **options,
     )
 
 
@@ -82,7 +85,8 @@ PAIRS = [
 
 
 def test_figures_are_percent_and_agree_with_the_files(tmp_path):
-    figures = evaluate(tmp_path, PAIRS, facts={"decoder": "greedy"})
+    lost = [Skipped("u5", "truncated")]
+    figures = evaluate(tmp_path, PAIRS, facts={"decoder": "greedy"}, not_recognised=lost)
     assert figures == json.loads((tmp_path / "wer.json").read_text())
     # By hand: cat/hat, +there; Größe/größe, -zählt; over 4 + 1 + 3 words, in 2 of 4 utterances.
     assert figures["wer"] == 50.0
@@ -93,6 +97,12 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
     # 1 + 6 of 16 characters, 0 of 3, 1 + 6 of 16.
     assert figures["cer"] == pytest.approx(100 * 14 / 35)
     assert figures["wer_by_speaker"] == {"ann": pytest.approx(400 / 7), "bob": 0.0}
+    assert figures["wer_by_duration"] == {
+        **{"up to 1 s": 0.0, "2 to 4 s": 50.0},
+        **{"4 to 8 s": None, "8 to 16 s": pytest.approx(200 / 3)},
+    }
+    assert figures["wer_by_confidence"] == {"70 to 80 %": 50.0}
+    assert figures["not_recognised"] == [{"id": "u5", "reason": "truncated"}]
     assert figures["facts"] == {"decoder": "greedy"}
     counts = [wer.count_word_errors(u.text, h) for u, h in PAIRS]
     interval = [100 * edge for edge in wer.bootstrap_interval(counts, seed=0)]
@@ -102,6 +112,40 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
     assert [json.loads(line) for line in lines] == [
         {"id": u.id, "reference": u.text, "hypothesis": h, "words": [word]} for u, h in PAIRS
     ]
+
+
+def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
+    rival = report.Rival("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
+    figures = evaluate(tmp_path, PAIRS, normalize=str.lower, rival=rival)
+    # Größe is right now.
+    assert (figures["substitutions"], figures["deletions"], figures["insertions"]) == (1, 1, 1)
+    expected = {"wer": 40.0, "other_wer": 20.0, "utterances": 2, "better": 1, "worse": 1}
+    expected |= {"only_here": ["u3", "u4"], "only_there": ["v"]}
+    assert {name: figures["comparison"][name] for name in expected} == expected
+    assert '"reference": "Größe zählt doch"' in (tmp_path / "hypotheses.jsonl").read_text()
+    shown = " ".join(page_of(tmp_path).words)
+    assert "Compared with other" in shown and "WER 40.00 % against 20.00 %: +20.00" in shown
+    with pytest.raises(ValueError, match=r"^other: recognised none of the 4 utterances$"):
+        evaluate(tmp_path, PAIRS, rival=report.Rival("other", {"v": "x"}))
+
+
+def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
+    words = [Word("a", 0.0, 1.0, p) for p in (1.0, 0.99, 0.4)]
+    heard = [Transcript("a", (words[0],), 0.0), Transcript("a b", tuple(words[1:]), 0.0)]
+    heard.append(Transcript("", (), 0.0))
+    figures = report.write_evaluation(
+        tmp_path,
+        utterances=[utterance(f"u{n}", "a") for n in range(3)],
+        hypotheses=heard,
+        title="test",
+        facts={},
+        audio_seconds=1.0,
+        wall_seconds=1.0,
+        recording_of=None,
+    )
+    assert figures["wer_by_confidence"] == {
+        **{"98 to 100 %": 0.0, "50 to 70 %": 100.0, "nothing heard": 100.0}
+    }
 
 
 def test_the_page_holds_every_utterance_aligned(tmp_path):

@@ -90,6 +90,17 @@ class Transcript:
     """What the search ranks by, in nats."""
 
 
+class LabelPosterior(NamedTuple):
+    """When a label of an utterance comes, given the audio and all the labels."""
+
+    piece: str
+    start_seconds: float
+    """Of the first frame below."""
+    frame_seconds: float
+    probabilities: tuple[float, ...]
+    """That it comes at this frame, of consecutive ones."""
+
+
 class Batch(NamedTuple):
     """Utterances padded to one of the bucket's static shapes, as NumPy arrays.
 

@@ -33,12 +33,13 @@ from asr_jax.commands.recognition import open_run
 from asr_jax.config import DecodingConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
+from asr_jax.decoding.alignment import align_labels
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.recognizer import encoded_frame_seconds, transcripts
 from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
-from asr_jax.losses import tdt_loss, transducer_alignment, transducer_loss
+from asr_jax.losses import tdt_loss, transducer_loss
 from asr_jax.models.transducer import Transducer
 from asr_jax.scoring.wer import align, word_error_rate
 from asr_jax.types import Word
@@ -173,8 +174,7 @@ def log_likelihood(model: Transducer, *inputs):
 
 def alignment(model: Transducer, frames, lengths, labels, counts) -> Hypotheses:
     """The labels, where the most probable alignment has them."""
-    arguments, options = joint_arguments(model, frames, lengths, labels, counts)
-    best = transducer_alignment(*arguments, **options)
+    best = align_labels(model, frames, lengths, labels, counts)
     nothing = jnp.zeros(labels.shape)
     fields = (labels, counts, best.best_frames, nothing, best.best_log_probability)
     return Hypotheses(*(field[:, None] for field in fields))

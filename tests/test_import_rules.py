@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "layers": ["layers"],
     "models": ["config", "layers", "models"],
     "data": ["audio", "config", "data", "text", "types"],
-    "decoding": ["config", "decoding", "features", "layers", "mesh", "models", "text", "types"],
+    "decoding": "config decoding features layers losses mesh models text types".split(),
     "scoring": ["scoring", "types"],
     "export": ["config", "decoding", "export", "features", "layers", "models", "text", "types"],
     "loading": ["audio", "commands", "config", "types"],
@@ -52,9 +52,10 @@ LIBRARIES = {
 # Pure besides these: they alone may look at the clock, at how they were called, or at files.
 READS_CLOCK = ["commands", "training.loop", "training.progress"]
 READS_CALL = ["__main__", "commands"]
-OPENS_FILES = (
-    "audio commands data export scoring.report text training.checkpoint training.loop".split()
-)
+OPENS_FILES = [
+    *"audio commands data export scoring.report scoring.report_page text".split(),
+    *("training.checkpoint", "training.loop"),
+]
 # Of pathlib's methods those that no other object here has.
 FILE_METHODS = set(
     "exists glob is_dir is_file iterdir mkdir open read_bytes read_text rename rglob rmdir touch "

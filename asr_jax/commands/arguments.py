@@ -198,7 +198,7 @@ def _one_line(complaint: str) -> str:
         message = f"{missing[1]} is required"
     if unknown:
         message = f"unknown option {unknown[1]}" + (f", and {message}" if missing else "")
-        # Of the options that tyro finds alike, which it lists by name: --decoder.layers comes first.
+        # Of options that tyro finds alike, which it lists by name: --decoder.layers comes first.
         similar = rf"(?:Perhaps you meant|Arguments similar to {re.escape(unknown[1])}):\n(.*)"
         listed = re.search(similar, text, re.DOTALL)
         message += _nearest(unknown[1], re.findall(r"^--\S+", listed[1], re.M)) if listed else ""

@@ -1,5 +1,6 @@
 """`asr-jax evaluate RUN --data DATA ...`: recognises DATA and counts the errors."""
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import tyro
 from asr_jax.commands.arguments import load_config, parse
 from asr_jax.commands.comparison import is_evaluation, read_rival
 from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.posteriors import label_posteriors, require_lattice
 from asr_jax.commands.processes import Processes, is_first, joined
 from asr_jax.commands.recognition import (
     beam_size,
@@ -39,6 +41,8 @@ class Options:
     folder of their evaluations."""
     normalize: Convention = "none"
     """Form in which texts are scored: as they stand, in LibriSpeech's, or in Whisper's English."""
+    lattices: int = 0
+    """The report shows when the labels come, for so many utterances, those with the most errors."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
@@ -56,6 +60,8 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
     normalizer(options.normalize)  # says what is missing before the work, not after
+    if options.lattices < 0 or (options.lattices and options.meeting.processes > 1):
+        raise ValueError(f"--lattices {options.lattices}: must be positive, and of one process")
     work = _work(options)
     with joined(options.meeting, verb="evaluate"):
         prepare_devices(MeshConfig())
@@ -77,6 +83,7 @@ def _work(options: Options) -> list[dict]:
         chunk_ms=options.chunk_ms,
         beam=beam_size(options.decoder, options.beam),
         normalize=options.normalize,
+        lattices=options.lattices,
     )
     rival, work = options.compare, []
     for one in data or ("",):
@@ -126,6 +133,7 @@ def evaluate(
     beam: int | None = None,
     normalize: Convention = "none",
     compare: Path | None = None,
+    lattices: int = 0,
 ) -> None:
     """Writes the evaluation and prints its summary, and what could not be read."""
     utterances, unreadable = read_transcribed(data, "--data")
@@ -134,6 +142,8 @@ def evaluate(
         rival = read_rival(compare, utterances, normalizer(normalize))
     recognizer = with_decoding(open_run(run, checkpoint), chunk_ms=chunk_ms, beam=beam)
     decoding = recognizer.config.decoding
+    if lattices:
+        require_lattice(recognizer.config)
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
@@ -163,6 +173,8 @@ def evaluate(
         not_recognised=not_recognised,
         normalize=normalizer(normalize),
         rival=rival,
+        lattices=lattices,
+        posteriors_of=functools.partial(label_posteriors, recognizer),
     )
     low, high = figures["wer_95_percent_interval"]
     # Normalised, no word may be left.

@@ -9,12 +9,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from asr_jax.scoring import wer
 from asr_jax.scoring.report_page import render_page
 from asr_jax.scoring.significance import compare
 from asr_jax.scoring.wer import Edit, ErrorCounts
-from asr_jax.types import Skipped, Transcript, Utterance
+from asr_jax.types import LabelPosterior, Skipped, Transcript, Utterance
 
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
@@ -55,6 +56,10 @@ def write_evaluation(
     not_recognised: Sequence[Skipped] = (),
     normalize: Callable[[str], str] = str,
     rival: Rival | None = None,
+    lattices: int = 0,
+    posteriors_of: Callable[[Sequence[Utterance]], Mapping[str, list[LabelPosterior]]] = (
+        lambda utterances: {}
+    ),
 ) -> dict:
     """Scores hypotheses against the utterances' texts and writes three files into `output`.
 
@@ -79,10 +84,13 @@ def write_evaluation(
         wall_seconds: how long that took.
         recording_of: gives the whole recording of an utterance as it is stored, or None where it
             has more bytes than the number given or cannot be read. With it the recordings are put
-            into the page, up to EMBEDDED_AUDIO_BYTES, those with the most errors first.
+            into the page, up to EMBEDDED_AUDIO_BYTES, those with the most errors first; the page
+            knows the way from `output` to the others that are files of their own.
         not_recognised: utterances without a hypothesis, which do not count; kept in wer.json.
         normalize: brings a text into the form in which it is scored.
         rival: what to compare with.
+        lattices: of so many utterances, those with the most errors, the page shows
+        posteriors_of: when the labels of their references come, by id, as this says.
 
     Returns:
         What wer.json holds.
@@ -119,9 +127,24 @@ def write_evaluation(
     figures["not_recognised"] = [asdict(skipped) for skipped in not_recognised]
     figures["facts"] = facts
 
+    worst = sorted(range(len(utterances)), key=lambda n: -counts[n].errors)
     audio_uris, audio_of = (
-        _embedded_audio(utterances, counts, recording_of) if recording_of else ([], {})
+        _embedded_audio([utterances[n] for n in worst], recording_of) if recording_of else ([], {})
     )
+    posteriors = posteriors_of([utterances[n] for n in worst[:lattices]]) if lattices else {}
+    rows = []
+    for n, (utterance, heard) in enumerate(zip(utterances, hypotheses)):
+        row = _row(utterance, alignments[n], counts[n]) | _timed(heard, pairs[n][1])
+        row["audio"] = audio_of.get(_recording(utterance))
+        if recording_of and row["audio"] is None and utterance.within is None:
+            row["file"] = quote(os.path.relpath(utterance.audio, output))
+        if rival and utterance.id in rival.hypotheses:
+            row["other"] = normalize(rival.hypotheses[utterance.id])
+            others = wer.count_word_errors(pairs[n][0], str(row["other"]))
+            row["gain"] = others.errors - counts[n].errors
+        if utterance.id in posteriors:
+            row["lattice"] = [_lattice_row(label) for label in posteriors[utterance.id]]
+        rows.append(row)
     page = render_page(
         title=title,
         figures=figures,
@@ -134,10 +157,7 @@ def write_evaluation(
             for edit in columns
             if edit.op != "equal"
         ),
-        rows=[
-            _row(utterance, columns, count, audio_of.get(_recording(utterance)))
-            for utterance, columns, count in zip(utterances, alignments, counts)
-        ],
+        rows=rows,
         audio_uris=audio_uris,
         audio_wanted=recording_of is not None,
     )
@@ -239,9 +259,7 @@ def _comparison(
     }
 
 
-def _row(
-    utterance: Utterance, columns: list[Edit], counts: ErrorCounts, audio: int | None
-) -> dict[str, object]:
+def _row(utterance: Utterance, columns: list[Edit], counts: ErrorCounts) -> dict[str, object]:
     """An utterance as the page's script reads it: `text` has runs of right words as strings, and
     errors as [reference, hypothesis], one of them null for a deletion or an insertion."""
     text: list[str | list[str | None]] = []
@@ -260,8 +278,28 @@ def _row(
         "words": counts.reference_words,
         "errors": counts.errors,
         "text": text,
-        "audio": audio,
     }
+
+
+def _timed(heard: Transcript, normalized: str) -> dict[str, object]:
+    """The words' mean confidence in percent, and of every word start and end in ms, confidence in
+    percent; their texts too where they are not those of the normalised transcript."""
+    words = heard.words
+    sure = round(100 * sum(w.confidence for w in words) / len(words), 1) if words else None
+    numbers = [
+        round(number)
+        for w in words
+        for number in (1000 * w.start_seconds, 1000 * w.end_seconds, 100 * w.confidence)
+    ]
+    texts = [word.text for word in words]
+    timed: dict[str, object] = {"sure": sure, "times": numbers}
+    return timed if texts == normalized.split() else timed | {"heard": texts}
+
+
+def _lattice_row(label: LabelPosterior) -> list[object]:
+    """Piece, first frame's start and a frame's length in ms, and probabilities in percent."""
+    times = (round(1000 * seconds) for seconds in (label.start_seconds, label.frame_seconds))
+    return [label.piece, *times, [round(100 * p) for p in label.probabilities]]
 
 
 def _recording(utterance: Utterance) -> Hashable:
@@ -271,19 +309,18 @@ def _recording(utterance: Utterance) -> Hashable:
 
 def _embedded_audio(
     utterances: Sequence[Utterance],
-    counts: list[ErrorCounts],
     recording_of: Callable[[Utterance, int], bytes | None],
 ) -> tuple[list[str], dict[Hashable, int | None]]:
-    """data: URIs, and which of them each recording is. The worst utterances are worth hearing
-    most, so they come first; what cannot be played or no longer fits is left out."""
+    """data: URIs, and which of them each recording is. The first utterances are worth hearing
+    most; what cannot be played or no longer fits is left out."""
     uris: list[str] = []
     index: dict[Hashable, int | None] = {}
     budget_bytes = EMBEDDED_AUDIO_BYTES
-    for i in sorted(range(len(utterances)), key=lambda i: -counts[i].errors):
-        recording = _recording(utterances[i])
+    for utterance in utterances:
+        recording = _recording(utterance)
         if recording in index:
             continue
-        stored = recording_of(utterances[i], budget_bytes) or b""
+        stored = recording_of(utterance, budget_bytes) or b""
         mime_type = next((_MIME_TYPES[m] for m in _MIME_TYPES if stored.startswith(m)), None)
         index[recording] = len(uris) if mime_type else None
         if mime_type:

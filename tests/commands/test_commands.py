@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +14,8 @@ import pytest
 
 from asr_jax.commands import transcribe
 from asr_jax.commands.evaluate import default_output
-from asr_jax.config import Config, flatten
+from asr_jax.commands.posteriors import require_lattice
+from asr_jax.config import Config, ObjectiveConfig, flatten
 from asr_jax.decoding import captions
 from asr_jax.training.loop import MetricsLog
 from asr_jax.types import Transcript, Utterance, Word
@@ -147,6 +149,26 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
     assert error("evaluate", trained.run, "--compare", more).startswith(f"--compare {more}: must")
     complaint = error("evaluate", trained.run, "--data", trained.data, trained.data)
     assert complaint == f"--data: two of them would be written to {itself.resolve()}"
+
+
+@pytest.mark.slow
+def test_the_report_shows_when_labels_come(trained, command, error, tmp_path):
+    outcome = command("evaluate", trained.run, "--lattices", 2, "--output", tmp_path)
+    assert outcome.status == 0, outcome.err
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = json.loads(re.search(r'id="rows">(.*?)</script>', page)[1])
+    shown = [row for row in rows if "lattice" in row]
+    assert len(shown) == 2
+    for row in shown:
+        said = "".join(label[0] for label in row["lattice"]).replace("\u2581", " ").strip()
+        assert said == transcripts(trained.data)[row["id"]]
+        for _, start, frame, percents in row["lattice"]:
+            # What is below 1 % at the ends is left out, and percents are rounded.
+            assert sum(percents) == pytest.approx(100, abs=0.5 * len(percents) + 5)
+            assert 0 <= start and start + frame * len(percents) <= 1000 * row["seconds"] + frame
+    assert "of one process" in error("evaluate", trained.run, "--lattices=-1")
+    with pytest.raises(ValueError, match="^--lattices: a model of objective 'ctc' has none$"):
+        require_lattice(Config(objective=ObjectiveConfig(kind="ctc", ctc_weight=0.0)))
 
 
 def test_references_beyond_ascii_come_through(trained):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
-from asr_jax.types import Member, Skipped, Transcript, Utterance, Word
+from asr_jax.types import LabelPosterior, Member, Skipped, Transcript, Utterance, Word
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
 
@@ -148,6 +148,33 @@ def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
     }
 
 
+def test_a_row_knows_what_a_click_shows(tmp_path):
+    """Times in ms, probabilities in percent; of the worst two utterances the labels."""
+
+    def posteriors_of(utterances):
+        asked.extend(one.id for one in utterances)
+        return {"u1": [LabelPosterior("\u2581a", 0.4, 0.04, (0.25, 0.751))]}
+
+    asked = []
+    (tmp_path / "a b").mkdir()
+    rows = [(utterance("u0", "yes", audio=tmp_path / "a b/0.wav"), "Yes"), *PAIRS]
+    evaluate(
+        tmp_path / "out",
+        rows,
+        recording_of=lambda utterance, at_most_bytes: None,
+        rival=report.Rival("other", {"u0": "yes"}),
+        lattices=2,
+        posteriors_of=posteriors_of,
+    )
+    zero, one, two, *_ = page_of(tmp_path / "out").rows
+    assert asked == ["u1", "u3"]
+    assert one["lattice"] == [["\u2581a", 400, 40, [25, 75]]] and "lattice" not in two
+    assert zero["times"] == [80, 200, 75] and zero["sure"] == 75
+    assert zero["file"] == "../a%20b/0.wav"
+    assert (zero["other"], zero["gain"], zero["heard"]) == ("yes", -1, ["yes"])
+    assert "other" not in one and "heard" not in two  # where the words are the transcript's
+
+
 def test_the_page_holds_every_utterance_aligned(tmp_path):
     evaluate(tmp_path, PAIRS)
     page = page_of(tmp_path)
@@ -191,10 +218,10 @@ def test_bars_are_as_long_as_their_rates_and_the_worst_speakers_come_first(tmp_p
         widths = [float(w) for w in re.findall(r'width="([\d.]+)%"', group)]
         kinds = re.findall(r'rect class="(\w+)"', group)
         starts = [float(x) for x in re.findall(r'<rect[^>]* x="([\d.]+)%"', group)]
-        assert starts == pytest.approx([22 + sum(widths[:i]) for i in range(3)], abs=0.02)
+        assert starts == pytest.approx([30 + sum(widths[:i]) for i in range(3)], abs=0.02)
         substitutions = int(n) // 2
         expected = {"sub": substitutions, "del": int(n) - substitutions, "ins": 0}
-        assert {k: round(17 * w / 42, 1) for k, w in zip(kinds, widths)} == expected
+        assert {k: round(17 * w / 28, 1) for k, w in zip(kinds, widths)} == expected
 
 
 def test_no_text_can_leave_its_place(tmp_path):

@@ -1,0 +1,29 @@
+"""Where the frames are that a transcript's labels come from."""
+
+from jaxtyping import Array, Float, Int
+
+from asr_jax.losses import Alignment, transducer_alignment
+from asr_jax.models.transducer import Transducer
+
+
+def align_labels(
+    model: Transducer,
+    encoded: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+) -> Alignment:
+    """`losses.transducer_alignment` of the transducer, TDT or HAT."""
+    joint = model.joint
+    return transducer_alignment(
+        joint.encoder_projection(encoded),
+        joint.predictor_projection(model.predictor(labels)),
+        joint.out.kernel[...],
+        None if joint.out.bias is None else joint.out.bias[...],
+        labels,
+        lengths,
+        label_lengths,
+        activation=joint.activation,  # pyright: ignore[reportArgumentType]
+        factorization=joint.factorization,  # pyright: ignore[reportArgumentType]
+        durations=joint.durations,
+    )

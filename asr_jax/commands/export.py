@@ -28,8 +28,9 @@ class Options:
     """Run directory."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write, new or empty."""
-    format: Literal["params", "sherpa-onnx"]
-    """params: for asr_jax itself; sherpa-onnx: ONNX files for that runtime (docs/export.md)."""
+    format: Literal["params", "stablehlo", "sherpa-onnx"]
+    """params: for asr_jax itself; stablehlo: programs for JAX alone; sherpa-onnx: ONNX files for
+    that runtime (docs/export.md)."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     quantize: Literal["none", "int8"] = "none"
@@ -52,12 +53,17 @@ def run(arguments: list[str]) -> int:
     if options.format == "params":
         require_packages("safetensors")
         from asr_jax.commands import export_params as form
+    elif options.format == "stablehlo":
+        require_packages("flatbuffers", extra="export")
+        from asr_jax.commands import export_stablehlo as form
     else:
         require_packages("onnx", "onnxruntime", extra="export")
         from asr_jax.commands import export_sherpa_onnx as form
     prepare_devices(MeshConfig())
     int8 = options.quantize == "int8"
-    recognizer = form.prepared(open_run(options.run, options.checkpoint), dtype=options.dtype)
+    recognizer = form.prepared(
+        open_run(options.run, options.checkpoint), dtype=options.dtype, int8=int8
+    )
     sample = recognized_sample(recognizer, options.data, options.recordings)
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -22,7 +22,7 @@ or `asr-jax transcribe {name} recording.flac`.
 """
 
 
-def prepared(recognizer: Recognizer, *, dtype: str) -> Recognizer:
+def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
     """Any model will do."""
     return recognizer
 

@@ -38,7 +38,7 @@ USE = """
 """
 
 
-def prepared(recognizer: Recognizer, *, dtype: str) -> Recognizer:
+def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
     """The run, searching as sherpa-onnx does. Raises ValueError for what that cannot run."""
     if dtype != "float32":
         raise UsageError(

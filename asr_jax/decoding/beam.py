@@ -178,7 +178,7 @@ def _united(some: Sequences, others: Sequences, size: int) -> Sequences:
 
 
 def _chosen(sequences: Sequences, order: Int[Array, "B K"]) -> Sequences:
-    rows = jnp.arange(len(order))[:, None]
+    rows = jnp.arange(order.shape[0])[:, None]
     return jax.tree.map(lambda leaf: leaf[rows, order], sequences)
 
 

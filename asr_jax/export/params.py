@@ -34,7 +34,7 @@ def save_params(
 ) -> None:
     """Writes a tree of float arrays. `about` goes into the file's metadata."""
     tensors = {}
-    for name, value in _named(params).items():
+    for name, value in named(params).items():
         value = np.asarray(value, np.float32)
         if int8 and (axis := _summed_axis(name, value.shape)) is not None:
             tensors[name], tensors[name + _SCALE] = to_int8(value, axis)
@@ -64,7 +64,7 @@ def load_params(path: Path, abstract: Any) -> tuple[Any, dict[str, str]]:
     values = {name: tensors[name].astype(np.float32) for name in tensors.keys() - scales}
     for name in scales:
         values[name.removesuffix(_SCALE)] *= tensors[name]
-    expected = {name: leaf.shape for name, leaf in _named(abstract).items()}
+    expected = {name: leaf.shape for name, leaf in named(abstract).items()}
     for name in sorted(expected.keys() | values.keys()):
         found = values[name].shape if name in values else "missing"
         if found != expected.get(name):
@@ -90,7 +90,8 @@ def _summed_axis(name: str, shape: tuple[int, ...]) -> int | None:
     return axis
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of dicts under their paths, joined by dots."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from asr_jax.layers.length import frame_mask
+from asr_jax.layers.length import exceeds, frame_mask
 from asr_jax.layers.linear import Linear, MakeLinear
 
 # Queries that meet all frames at a time: 20 seconds of speech, as long as LibriSpeech's batches.
@@ -23,9 +23,7 @@ def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
     distances = jnp.arange(frames, -frames, -1, dtype=jnp.float32)
     rates = jnp.exp(jnp.arange(0, width, 2) * (-jnp.log(10_000.0) / width))
     angles = distances[:, None] * rates
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(distances), -1)[
-        :, :width
-    ]
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(2 * frames, -1)[:, :width]
 
 
 def shift_relative(scores: Float[Array, "B H Q R"]) -> Float[Array, "B H Q T"]:
@@ -64,7 +62,11 @@ class Context(NamedTuple):
 
 def is_windowed(context: Context | None, frames: int) -> TypeGuard[Context]:
     """Whether so many frames attend within windows, rather than to a masked whole."""
-    return context is not None and isinstance(context.chunk_frames, int) and frames > BLOCK_FRAMES
+    return (
+        context is not None
+        and isinstance(context.chunk_frames, int)
+        and exceeds(frames, BLOCK_FRAMES)
+    )
 
 
 def farthest_frames(frames: int, context: Context | None) -> int:
@@ -103,9 +105,9 @@ def in_blocks(
             return real
         return real & context.sees(first + jnp.arange(queries), jnp.arange(frames))
 
-    blocks = -(-frames // BLOCK_FRAMES)
-    if blocks == 1:
+    if not exceeds(frames, BLOCK_FRAMES):
         return attend(query, key, value, 0, mask(0, frames, lengths))
+    blocks = -(-frames // BLOCK_FRAMES)
     size = -(-frames // blocks)
 
     # Lengths are carried through this loop, and that over the layers: what depends only on things
@@ -246,7 +248,7 @@ class RelativeAttention(nnx.Module):
 
     def _attend(self, positions):
         heads, head_width = self.content_bias.shape
-        position = self.position(positions).reshape(len(positions), heads, head_width)
+        position = self.position(positions).reshape(-1, heads, head_width)
 
         def attend(query, key, value, ahead, mask):
             queries, keys = query.shape[1], key.shape[1]
@@ -254,11 +256,11 @@ class RelativeAttention(nnx.Module):
             filled = -keys % queries
             near = jax.lax.dynamic_slice_in_dim(
                 jnp.pad(position, ((filled, 0), (0, 0), (0, 0))),
-                filled + len(position) // 2 - queries - ahead,
+                filled + position.shape[0] // 2 - queries - ahead,
                 queries + keys,
             )
             # For each utterance, lest the compiler should transpose scores of all distances.
-            near = jnp.broadcast_to(near, (len(query), *near.shape))
+            near = jnp.broadcast_to(near, (query.shape[0], *near.shape))
             by_content = jnp.einsum("bqhd,bthd->bhqt", query + self.content_bias[...], key)
             by_distance = jnp.einsum("bqhd,brhd->bhqr", query + self.position_bias[...], near)
             scores = by_content.astype(jnp.float32) + shift_relative(by_distance)

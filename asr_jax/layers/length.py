@@ -20,3 +20,11 @@ def subsampled(length, factor: int):
     Halving a power of two, rounding up each time, is rounding up once: ceil(length / factor).
     """
     return -(-length // factor)
+
+
+def exceeds(frames, most: int) -> bool:
+    """frames > most; False for a number that jax.export leaves open.
+
+    What is done in pieces beyond `most` is done at once there: a loop has a known number of steps.
+    """
+    return isinstance(frames, int) and frames > most

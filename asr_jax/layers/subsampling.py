@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from asr_jax.layers.length import frame_mask, halved, subsampled
+from asr_jax.layers.length import exceeds, frame_mask, halved, subsampled
 from asr_jax.layers.linear import Linear
 
 # What is convolved at a time: 80 seconds, longer than what is trained on. All at once, the first
@@ -206,7 +206,7 @@ def subsample(
 ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
     """subsampling(features, lengths), long ones piece by piece."""
     batch, frames, bins = features.shape
-    if frames <= PIECE_FRAMES:
+    if not exceeds(frames, PIECE_FRAMES):
         return subsampling(features, lengths)
     pieces = -(-frames // PIECE_FRAMES)
     padded = jnp.pad(features, ((0, 0), (0, pieces * PIECE_FRAMES - frames), (0, 0)))

@@ -1,0 +1,128 @@
+"""`asr-jax export --format stablehlo`: programs for JAX alone, run and compared."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from asr_jax.commands.arguments import UsageError, write_config
+from asr_jax.commands.export_trial import Sample, require_equal
+from asr_jax.commands.recognition import Recognizer
+from asr_jax.config import Config
+from asr_jax.export import stablehlo
+from asr_jax.export.card import Trial
+
+# The same operations, compiled for other shapes: sums may be taken in another order.
+_LARGEST_DIFFERENCE = 1e-4
+# Recordings that are recognised at a time, padded to one length.
+_BATCH = 8
+
+FORM = "programs for JAX (StableHLO)"
+USE = """
+    pip install jax flatbuffers
+
+and the script of asr_jax's docs/export.md:
+
+    python recognize.py {name} recording.wav
+"""
+
+
+def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
+    """All but attention models will do."""
+    kind = recognizer.config.objective.kind
+    if kind == "attention":
+        raise UsageError(f"--format stablehlo: objective.kind = {kind!r} is not exported")
+    if dtype != "float32" or int8:
+        raise UsageError("--format stablehlo: its programs compute with float32 parameters")
+    return recognizer
+
+
+def write(
+    folder: Path, recognizer: Recognizer, sample: Sample, *, dtype: str, int8: bool
+) -> dict[str, Trial]:
+    """The programs of `export.stablehlo`, their parameters, tokens.txt and config.json."""
+    config = recognizer.config
+    params = jax.device_get(recognizer.params)
+    programs = stablehlo.programs(recognizer.graphdef, params, config)
+    stablehlo.write(folder, programs, stablehlo.flat(params))
+    write_config(config, folder / "config.json")
+    pieces = enumerate(recognizer.tokenizer.pieces)
+    (folder / "tokens.txt").write_text("".join(f"{piece} {label}\n" for label, piece in pieces))
+
+    recordings = sample.recordings(sample_rate_hz=config.features.sample_rate_hz)
+    written, params = stablehlo.load(folder)
+    for name, difference in compare(programs, written, params, recordings, config).items():
+        print(f"{name}: within {difference:.1e} of the largest")
+        if difference > _LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"{folder}: what {name}.stablehlo computes differs from the model by "
+                f"{difference:.1e} of the largest"
+            )
+    labels = recognized(written["recognize"], params, recordings, config)
+    trial = sample.compare([recognizer.tokenizer.decode(ids) for ids in labels])
+    require_equal(trial, str(folder))
+    return {"float32": trial}
+
+
+def compare(
+    programs: dict[str, stablehlo.Program],
+    written: dict[str, Callable[..., Any]],
+    params: dict[str, np.ndarray],
+    recordings: Sequence[np.ndarray],
+    config: Config,
+) -> dict[str, float]:
+    """How far what was written is from the functions that it was written of, by name: the largest
+    difference of the outputs, as a share of the largest of these."""
+    samples, lengths = padded(recordings[:_BATCH], config)
+    differences = {}
+
+    def run(name: str, *arguments: Any) -> Any:
+        expected = jax.device_get(jax.jit(programs[name].call)(params, *arguments))
+        found = jax.device_get(written[name](params, *arguments))
+        pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+        differences[name] = max(_apart(*pair) for pair in pairs)
+        return expected
+
+    encoded, _ = run("encode", samples, lengths)
+    if "join" in programs:
+        state, _ = run("start", lengths)
+        _, predicted = run("step", state, np.ones_like(lengths))
+        run("join", encoded[:, 0], predicted)
+    return differences
+
+
+def _apart(found: np.ndarray, expected: np.ndarray) -> float:
+    if not expected.size:
+        return 0.0
+    finite = np.isfinite(expected)
+    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
+        return np.inf
+    difference = np.abs(found - expected, where=finite, out=np.zeros_like(expected, np.float64))
+    return float(difference.max() / max(np.abs(expected[finite]).max(), 1e-9))
+
+
+def recognized(
+    recognize: Callable[..., Any],
+    params: dict[str, np.ndarray],
+    recordings: Sequence[np.ndarray],
+    config: Config,
+) -> list[list[int]]:
+    """The labels of every recording, of which some are recognised at a time."""
+    found = []
+    for first in range(0, len(recordings), _BATCH):
+        samples, lengths = padded(recordings[first : first + _BATCH], config)
+        labels, counts, _ = jax.device_get(recognize(params, samples, lengths))
+        found += [row[:count].tolist() for row, count in zip(labels, counts)]
+    return found
+
+
+def padded(recordings: Sequence[np.ndarray], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Samples [B, S] and their lengths, S being a whole number of encoded frames."""
+    lengths = np.array([*map(len, recordings)], np.int32)
+    whole = stablehlo.frame_samples(config)
+    samples = np.zeros((len(recordings), -(-lengths.max() // whole) * whole), np.float32)
+    for row, recording in zip(samples, recordings):
+        row[: len(recording)] = recording
+    return samples, lengths

@@ -10,6 +10,10 @@ _OPERATION = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _CALLED = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_LESS = re.compile(r"ROOT .* compare\((.*)\), direction=LT")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z\d]*)\[([\d,]*)\]")
 
 
@@ -21,7 +25,13 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """By kind. A loop whose length only the batch decides counts once."""
+    """By kind. A loop whose length only the batch decides counts once.
+
+    A GPU's compiler writes down how often a loop runs. A TPU's does not, and there it is what the
+    loop's condition compares its counter with, as JAX's loops count from 0 by ones. It also cuts
+    collectives into pieces, each fused with what is computed meanwhile, some of them in loops that
+    the rest has nothing to do with: pieces share their channel, and count as often as the rarest.
+    """
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
@@ -33,25 +43,45 @@ def collectives(hlo: str) -> dict[str, Collective]:
             computations[name].append(line)
 
     counts, sizes = Counter(), Counter()
+    pieces: dict[tuple[str, str, int], int] = {}
 
-    def walk(name: str, times: int) -> None:
+    def trips(line: str) -> int:
+        if known := _TRIPS.search(line):
+            return int(known[1])
+        condition = _CONDITION.search(line)
+        lines = computations.get(condition[1], []) if condition else []
+        constants = {c[1]: int(c[2]) for line in lines if (c := _CONSTANT.search(line))}
+        compared = next((found[1] for line in lines if (found := _LESS.search(line))), "")
+        # Operands may be written with their types.
+        names = [operand.split()[-1].strip("%") for operand in compared.split(", ") if operand]
+        return next((constants[name] for name in names if name in constants), 1)
+
+    def walk(name: str, times: int, *, fused: bool = False) -> None:
         for line in computations.get(name, []):
             if operation := _OPERATION.search(line):
                 shape, kind, started = operation.groups()
-                counts[kind] += times
                 # Waited for elsewhere, they name what they were given too; sums not always do.
                 given_too = bool(started) and (kind != "all-reduce" or shape.startswith("(("))
-                sizes[kind] += times * _result_bytes(shape, has_operands=given_too)
+                size = _result_bytes(shape, has_operands=given_too)
+                channel = _CHANNEL.search(line) if fused else None
+                if channel:
+                    piece = kind, channel[1], size
+                    pieces[piece] = min(times, pieces.get(piece, times))
+                else:
+                    counts[kind] += times
+                    sizes[kind] += times * size
                 continue
-            trips = _TRIPS.search(line)
-            inner = times * (int(trips[1]) if trips else 1)
+            inner = times * trips(line)
             for called in _CALLED.findall(line):
-                walk(called, inner)
+                walk(called, inner, fused=" fusion(" in line)
             for branches in _BRANCHES.findall(line):
                 for branch in branches.split(","):
                     walk(branch.strip(" %"), inner)
 
     walk(entry, 1)
+    for (kind, _, size), times in pieces.items():
+        counts[kind] += times
+        sizes[kind] += times * size
     return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 

@@ -84,6 +84,75 @@ def test_collectives_of_a_program_are_those_that_it_was_written_with():
     assert found == {"all-reduce": (5, 5 * one), "all-gather": (1, 8 * one)}
 
 
+@pytest.mark.parametrize(
+    "compared, rounds",
+    [
+        ("compare(%i, %n), direction=LT", 16),
+        ("compare(s32[]{:T(128)} %i, s32[]{:T(128)} %n), direction=LT", 16),
+        ("compare(%i, %given), direction=LT", 1),  # only the batch decides
+        ("and(%p, %q)", 1),
+    ],
+)
+def test_rounds_of_a_loop_are_read_off_its_condition(compared, rounds):
+    """As the compiler for TPUs writes it: nothing is said beside the loop."""
+    program = f"""
+%cond.clone (state: (s32[], f32[8])) -> pred[] {{
+  %m = s32[]{{:T(128)}} constant(7)
+  %n = s32[]{{:T(128)}} constant(16)
+  %state = (s32[]{{:T(128)}}, f32[8]{{0}}, s32[]) parameter(0)
+  %i = s32[]{{:T(128)}} get-tuple-element(%state), index=0
+  %given = s32[]{{:T(128)}} get-tuple-element(%state), index=2
+  ROOT %lt.1 = pred[]{{:T(512)}} {compared}, metadata={{op_name="jit(step)/while/cond/lt"}}
+}}
+%body.clone (state: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %sum = f32[8]{{0}} all-reduce(%x), to_apply=%add
+  %inner = (s32[], f32[8]{{0}}) while(%u), condition=%known, body=%inner_body, backend_config={{"known_trip_count":{{"n":"3"}}}}
+}}
+%inner_body (state: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %whole = f32[16]{{0}} all-gather(%x), dimensions={{0}}
+}}
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %w.2 = (s32[]{{:T(128)}}, f32[8]{{0}}) while(%t), condition=%cond.clone, body=%body.clone, metadata={{}}
+}}
+"""  # noqa: E501
+    assert collectives(program) == {
+        "all-reduce": (rounds, 32 * rounds),
+        "all-gather": (3 * rounds, 3 * 64 * rounds),
+    }
+
+
+def test_pieces_of_a_collective_are_one():
+    """As the compiler for TPUs hides it behind other work: begun, gone on with in a loop, ended."""
+    gather = "all-gather(%x), channel_id=84, dimensions={0}"
+    program = f"""
+%begin (x: f32[8]) -> f32[16] {{
+  ROOT %a = f32[16]{{0}} {gather}
+}}
+%go_on (x: f32[8]) -> f32[16] {{
+  ROOT %b = f32[16]{{0:S(1)}} {gather}
+}}
+%each_round (x: f32[8]) -> f32[4] {{
+  ROOT %c = f32[4]{{0}} all-gather(%x), channel_id=85, dimensions={{0}}
+}}
+%end (x: f32[8]) -> f32[16] {{
+  ROOT %d = f32[16]{{0}} {gather}
+}}
+%body (state: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %e = f32[16]{{0}} fusion(%x), kind=kCustom, calls=%go_on
+  %f = f32[16]{{0}} fusion(%e), kind=kCustom, calls=%go_on
+  %g = f32[4]{{0}} fusion(%x), kind=kCustom, calls=%each_round
+}}
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %h = f32[16]{{0}} fusion(%p), kind=kCustom, calls=%begin
+  %w = (s32[], f32[8]{{0}}) while(%t), body=%body, backend_config={{"known_trip_count":{{"n":"9"}}}}
+  %i = f32[16]{{0}} fusion(%w), kind=kCustom, calls=%end
+  %j = f32[2]{{0}} collective-permute(%p), channel_id=1
+  %k = f32[2]{{0}} collective-permute(%p), channel_id=1
+}}
+"""
+    assert collectives(program) == {"all-gather": (10, 64 + 9 * 16), "collective-permute": (2, 16)}
+
+
 def test_waiting_elsewhere_changes_no_count():
     program = """
 ENTRY %main (p: f32[4,8]) -> f32[4,8] {

@@ -605,8 +605,19 @@ class DecodingConfig:
     chunk_ms: float = 0.0
     """Recognises as in streaming, by chunks of this size (see encoder.chunk_ms); 0: whole
     utterances."""
+    window_seconds: float = 40.0
+    """Longer recordings are recognised in windows of this length, which overlap by 4 s, and joined;
+    0: whole, however long. The default leaves LibriSpeech's whole. Without an effect on attention
+    without a CTC head, which knows no times."""
 
     def __post_init__(self) -> None:
+        _require_numbers(
+            self,
+            "decoding",
+            "window_seconds",
+            holds=lambda x: x == 0 or x >= 6,
+            rule="must be at least 6, or 0",
+        )
         _require_positive(self, "decoding", "max_symbols_per_frame")
         _require_not_negative(self, "decoding", "beam")
         _require_numbers(

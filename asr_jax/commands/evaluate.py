@@ -51,6 +51,8 @@ class Options:
     """Label sequences that --decoder beam keeps."""
     chunk_ms: float | None = None
     """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
+    window_seconds: float | None = None
+    """decoding.window_seconds in the config's place: of recordings longer than this; 0: whole."""
     output: Path | None = None
     """Where to write, of several DATA a folder for each; RUN/evaluation/NAME, named after DATA,
     where not given."""
@@ -81,6 +83,7 @@ def _work(options: Options) -> list[dict]:
     how = dict(
         checkpoint=options.checkpoint,
         chunk_ms=options.chunk_ms,
+        window_seconds=options.window_seconds,
         beam=beam_size(options.decoder, options.beam),
         normalize=options.normalize,
         lattices=options.lattices,
@@ -130,6 +133,7 @@ def evaluate(
     checkpoint: str,
     output: Path,
     chunk_ms: float | None = None,
+    window_seconds: float | None = None,
     beam: int | None = None,
     normalize: Convention = "none",
     compare: Path | None = None,
@@ -140,7 +144,9 @@ def evaluate(
     rival = None
     if compare and is_first():  # which wrote it, where `compare` was evaluated just now
         rival = read_rival(compare, utterances, normalizer(normalize))
-    recognizer = with_decoding(open_run(run, checkpoint), chunk_ms=chunk_ms, beam=beam)
+    recognizer = with_decoding(
+        open_run(run, checkpoint), chunk_ms=chunk_ms, window_seconds=window_seconds, beam=beam
+    )
     decoding = recognizer.config.decoding
     if lattices:
         require_lattice(recognizer.config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,14 @@ from asr_jax.commands.arguments import load_config
 from asr_jax.commands.processes import gathered
 from asr_jax.config import Config, MeshConfig
 from asr_jax.data.pipeline import evaluation_batches
-from asr_jax.decoding.recognizer import hypotheses, make_recognizer
+from asr_jax.decoding.hypotheses import Hypotheses
+from asr_jax.decoding.recognizer import (
+    encoded_frame_seconds,
+    found_labels,
+    make_recognizer,
+    transcripts,
+)
+from asr_jax.decoding.windows import joined, window_starts
 from asr_jax.mesh import make_mesh, rows_here
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
@@ -114,13 +122,15 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     """
     config, params = recognizer.config, recognizer.params
     run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
-    no_labels = [np.zeros(0, np.int32)] * len(utterances)
+    windows = [_windows(utterance, config) for utterance in utterances]
+    stretches = list(itertools.chain.from_iterable(windows))
+    no_labels = [np.zeros(0, np.int32)] * len(stretches)
     devices = recognizer.mesh.size
-    most = max(1, len(utterances))
+    most = max(1, len(stretches))
     rows = tuple(-(-min(n, most) // devices) * devices for n in config.data.bucket_utterances)
     data = dataclasses.replace(config.data, bucket_utterances=rows)
     batches = evaluation_batches(
-        utterances,
+        stretches,
         no_labels,
         data=data,
         sample_rate_hz=config.features.sample_rate_hz,
@@ -140,16 +150,56 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
             yield batch
 
     began = time.monotonic()
-    found = hypotheses(
-        run,
-        params,
-        compiled_first(),
-        recognizer.tokenizer,
-        config=config,
-        utterances=len(utterances),
-    )
+    found = iter(found_labels(run, params, compiled_first(), utterances=len(stretches)))
+    whole = [_whole(recognizer, of, list(itertools.islice(found, len(of)))) for of in windows]
     wall_seconds = time.monotonic() - began - compile_seconds
     everywhere = gathered(json.dumps([[s.id, s.reason] for s in batches.failed]))
     failed = [Skipped(*one) for here in everywhere for one in json.loads(here)]
-    audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, found) if best)
-    return Recognition(found, failed, audio_seconds, wall_seconds)
+    failed = list({skipped.id: skipped for skipped in failed}.values())
+    audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, whole) if best)
+    return Recognition(whole, failed, audio_seconds, wall_seconds)
+
+
+def _windows(utterance: Utterance, config: Config) -> list[Utterance]:
+    """The stretches in which it is recognised: itself, where it is not long."""
+    window_seconds = config.decoding.window_seconds
+    if config.objective.kind == "attention" and not config.objective.has_ctc_head:
+        window_seconds = 0.0
+    starts = window_starts(
+        utterance.duration_seconds,
+        window_seconds=window_seconds,
+        frame_seconds=encoded_frame_seconds(config),
+    )
+    if len(starts) == 1:
+        return [utterance]
+    return [
+        dataclasses.replace(
+            utterance,
+            offset_seconds=utterance.offset_seconds + start,
+            duration_seconds=min(window_seconds, utterance.duration_seconds - start),
+        )
+        for start in starts
+    ]
+
+
+def _whole(
+    recognizer: Recognizer, windows: list[Utterance], found: list[Hypotheses | None]
+) -> list[Transcript] | None:
+    """None where one of the windows could not be read."""
+    there = [one for one in found if one is not None]
+    if len(there) < len(windows):
+        return None
+    frame_seconds = encoded_frame_seconds(recognizer.config)
+    if len(windows) > 1:
+        starts = [window.offset_seconds - windows[0].offset_seconds for window in windows]
+        window_seconds = recognizer.config.decoding.window_seconds
+        there = [
+            joined(
+                there,
+                starts,
+                recognizer.tokenizer,
+                window_seconds=window_seconds,
+                frame_seconds=frame_seconds,
+            )
+        ]
+    return transcripts(there[0], recognizer.tokenizer, frame_seconds=frame_seconds)

@@ -37,6 +37,8 @@ class Options:
     """How labels are searched for; run: as its decoding.beam says."""
     beam: int = 4
     """Label sequences that --decoder beam keeps."""
+    window_seconds: float | None = None
+    """decoding.window_seconds in the config's place: of recordings longer than this; 0: whole."""
     nbest: int = 0
     """The so many best texts of a beam search instead, each with its score, a log-probability."""
     timestamps: bool = False
@@ -66,6 +68,7 @@ def run(arguments: list[str]) -> int:
         recognizer = with_decoding(
             open_run(options.run, options.checkpoint),
             beam=beam_size(options.decoder, options.beam),
+            window_seconds=options.window_seconds,
         )
         if options.nbest > (kept := recognizer.config.decoding.beam):
             raise ValueError(

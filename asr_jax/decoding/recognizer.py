@@ -64,13 +64,25 @@ def hypotheses(
     None for one in no batch, since its recording could not be read.
     """
     frame_seconds = encoded_frame_seconds(config)
-    results: list[list[Transcript] | None] = [None] * utterances
+    return [
+        found and transcripts(found, tokenizer, frame_seconds=frame_seconds)
+        for found in found_labels(run, params, batches, utterances=utterances)
+    ]
+
+
+def found_labels(
+    run: Recognize, params: Any, batches: Iterable[Batch], *, utterances: int
+) -> list[Hypotheses | None]:
+    """The same as labels: fields without axis B, N the most that one has."""
+    results: list[Hypotheses | None] = [None] * utterances
     for batch in batches:
         found, rows = jax.device_get(run(params, batch))
         for row, utterance in enumerate(rows):
             if utterance >= 0:
                 of_row = Hypotheses(*(field[row] for field in found))
-                results[utterance] = transcripts(of_row, tokenizer, frame_seconds=frame_seconds)
+                most = int(of_row.counts.max())
+                fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in of_row)
+                results[utterance] = Hypotheses(*fields)
     return results
 
 

@@ -152,6 +152,18 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_long_recording_is_transcribed_in_windows(trained, command, write_tone, tmp_path):
+    """This model babbles, so that there are as many labels as frames, but no joins by words."""
+    long, first = (write_tone(tmp_path / f"{n}.flac", float(n)) for n in (20, 6))
+    outcome = command("transcribe", trained.run, long, first, "--window-seconds", 6)
+    whole, of_first = (line.split("\t")[1] for line in outcome.out.splitlines())
+    heard_before_the_join = len(of_first) // 6
+    assert heard_before_the_join > 10
+    assert whole[:heard_before_the_join] == of_first[:heard_before_the_join]
+    assert len(whole) == pytest.approx(20 / 6 * len(of_first), rel=0.2)
+
+
+@pytest.mark.slow
 def test_the_report_shows_when_labels_come(trained, command, error, tmp_path):
     outcome = command("evaluate", trained.run, "--lattices", 2, "--output", tmp_path)
     assert outcome.status == 0, outcome.err

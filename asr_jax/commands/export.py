@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
         form=f"{form.FORM}, {' and '.join(trials)}",
         trials=trials,
         evaluations=list(read_evaluations(options.run)),
-        use=form.USE.format(name=options.out.name),
+        use=form.usage(options.out.name, recognizer.config),
     )
     (partial / "README.md").write_text(card)
     os.replace(partial, options.out)

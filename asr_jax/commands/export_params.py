@@ -8,11 +8,12 @@ import jax
 from asr_jax.commands.arguments import write_config
 from asr_jax.commands.export_trial import Sample, require_equal
 from asr_jax.commands.recognition import EXPORTED, Recognizer, open_run, recognize_utterances
+from asr_jax.config import Config
 from asr_jax.export.card import Trial
 from asr_jax.export.params import save_params
 
 FORM = "parameters"
-USE = """
+_USE = """
     import asr_jax
 
     model = asr_jax.load("{name}")
@@ -20,6 +21,11 @@ USE = """
 
 or `asr-jax transcribe {name} recording.flac`.
 """
+
+
+def usage(name: str, config: Config) -> str:
+    """How to run the folder, for its model card."""
+    return _USE.format(name=name)
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:

@@ -11,17 +11,21 @@ import numpy as np
 from asr_jax.commands.arguments import UsageError
 from asr_jax.commands.export_trial import Sample, require_equal
 from asr_jax.commands.recognition import Recognizer, with_decoding
+from asr_jax.config import Config
 from asr_jax.export import sherpa_onnx
 from asr_jax.export.card import Trial
-from asr_jax.export.onnx_trial import Runtime, compare
+from asr_jax.export.onnx_trial import compare, open_runtime
 
 # 2e-6 was seen, of models of up to 36 blocks; a graph that is wrong differs by a share of 1.
 _LARGEST_DIFFERENCE = 1e-4
 # The recordings' own features, which sherpa-onnx computes, are not ours to the last bit.
 _EQUAL_TRANSCRIPTS = 0.99
 
+# What sherpa-onnx calls the layouts.
+MODEL_TYPES = {"icefall": "transducer", "nemo": "nemo_transducer"}
+
 FORM = "ONNX files for sherpa-onnx"
-USE = """
+_USE = """
     pip install sherpa-onnx soundfile
 
     import sherpa_onnx, soundfile
@@ -29,6 +33,7 @@ USE = """
     recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
         encoder="{name}/encoder.onnx", decoder="{name}/decoder.onnx",
         joiner="{name}/joiner.onnx", tokens="{name}/tokens.txt",
+        model_type="{model_type}",
     )
     stream = recognizer.create_stream()
     samples, rate_hz = soundfile.read("recording.flac", dtype="float32")
@@ -38,16 +43,19 @@ USE = """
 """
 
 
+def usage(name: str, config: Config) -> str:
+    """How to run the folder, for its model card."""
+    return _USE.format(name=name, model_type=MODEL_TYPES[sherpa_onnx.layout(config)])
+
+
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
     """The run, searching as sherpa-onnx does. Raises ValueError for what that cannot run."""
     if dtype != "float32":
         raise UsageError(
             f"--dtype {dtype}: sherpa-onnx computes in float32; smaller is --quantize int8"
         )
-    sherpa_onnx.check(recognizer.config)
-    return with_decoding(
-        recognizer, max_symbols_per_frame=sherpa_onnx.MAX_SYMBOLS_PER_FRAME, beam=0
-    )
+    bound = sherpa_onnx.max_symbols_per_frame(recognizer.config)
+    return with_decoding(recognizer, max_symbols_per_frame=bound, beam=0)
 
 
 def write(
@@ -58,14 +66,19 @@ def write(
     sherpa_onnx.write(folder, config, jax.device_get(recognizer.params), recognizer.tokenizer)
     if int8:
         sherpa_onnx.quantize(folder)
+    vocabulary = recognizer.tokenizer.vocabulary_size
     installed = importlib.util.find_spec("sherpa_onnx") is not None
     if not installed:
         print("sherpa-onnx is not installed: tried with onnxruntime alone", file=sys.stderr)
     recordings = sample.recordings(sample_rate_hz=config.features.sample_rate_hz)
     trials = {}
     for variant, suffix in [("float32", ""), *([("int8", ".int8")] if int8 else [])]:
-        runtime = Runtime(folder, suffix=suffix)
-        found = compare(runtime, recognizer.graphdef, recognizer.params, config, recordings)
+        runtime = open_runtime(folder, config, suffix=suffix, vocabulary=vocabulary)
+        found = compare(
+            runtime,
+            *(recognizer.graphdef, recognizer.params, config, recordings),
+            vocabulary=vocabulary,
+        )
         trial = sample.compare([recognizer.tokenizer.decode(ids) for ids in found.labels])
         print(
             f"{variant}: encoder output within {found.encoded:.1e}, logits within "
@@ -79,25 +92,28 @@ def write(
                 )
             require_equal(trial, f"{folder}, in onnxruntime")
         if installed:
-            trial = sample.compare(transcripts(folder, suffix, recordings))
+            trial = sample.compare(transcripts(folder, suffix, recordings, config))
             if variant == "float32":
                 require_equal(trial, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
         trials[variant] = trial
     return trials
 
 
-def transcripts(folder: Path, suffix: str, recordings: Sequence[np.ndarray]) -> list[str]:
-    """Of sherpa-onnx's greedy search, of samples at 16 kHz."""
+def transcripts(
+    folder: Path, suffix: str, recordings: Sequence[np.ndarray], config: Config
+) -> list[str]:
+    """Of sherpa-onnx's greedy search, of samples at the features' rate."""
     import sherpa_onnx as runtime  # pyright: ignore[reportMissingImports]
 
     recognizer = runtime.OfflineRecognizer.from_transducer(
         **{part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS},
         tokens=str(folder / "tokens.txt"),
+        model_type=MODEL_TYPES[sherpa_onnx.layout(config)],
     )
     texts = []
     for samples in recordings:
         stream = recognizer.create_stream()
-        stream.accept_waveform(sherpa_onnx.FEATURES.sample_rate_hz, samples)
+        stream.accept_waveform(config.features.sample_rate_hz, samples)
         recognizer.decode_stream(stream)
         texts.append(stream.result.text.strip())
     return texts

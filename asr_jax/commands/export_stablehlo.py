@@ -20,13 +20,18 @@ _LARGEST_DIFFERENCE = 1e-4
 _BATCH = 8
 
 FORM = "programs for JAX (StableHLO)"
-USE = """
+_USE = """
     pip install jax flatbuffers
 
 and the script of asr_jax's docs/export.md:
 
     python recognize.py {name} recording.wav
 """
+
+
+def usage(name: str, config: Config) -> str:
+    """How to run the folder, for its model card."""
+    return _USE.format(name=name)
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:

@@ -315,6 +315,20 @@ def stateless_predictor(g: Graph, p: Params, labels: Value) -> Value:
     return g("Relu", linear(g, p["convolution"], g("Reshape", embedded, [0, -1])))
 
 
+def lstm_step(
+    g: Graph, p: Params, labels: Value, hidden: Value, cell: Value
+) -> tuple[Value, Value, Value]:
+    """models.predictor.LSTMPredictor: [B] labels and state to output, which is the new hidden
+    state, and the new state, [B, D] each."""
+    embedded = g("Gather", p["embedding"]["embedding"], labels)
+    gates = g("Add", linear(g, p["input"], embedded), linear(g, p["recurrent"], hidden))
+    i, f, c, o = g.split("Split", 4, gates, axis=1)
+    kept = g("Mul", g("Sigmoid", g("Add", f, 1.0)), cell)
+    cell = g("Add", kept, g("Mul", g("Sigmoid", i), g("Tanh", c)))
+    hidden = g("Mul", g("Sigmoid", o), g("Tanh", cell))
+    return hidden, hidden, cell
+
+
 def joint(g: Graph, config: Config, p: Params, encoded: Value, predicted: Value) -> Value:
     """models.joint.Joint: logits of projected frames and labels, [B, D] each."""
     operator = {"tanh": "Tanh", "relu": "Relu"}[config.joint.activation]

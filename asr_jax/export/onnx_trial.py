@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
-from asr_jax.export.sherpa_onnx import PARTS
+from asr_jax.export.nemo_layout import NEVER
+from asr_jax.export.sherpa_onnx import PARTS, layout, max_symbols_per_frame
 from asr_jax.features.logmel import log_mel
 from asr_jax.models.predictor import BLANK_ID, NONE_ID
 
@@ -25,20 +26,30 @@ class Found(NamedTuple):
     """What the files make of recordings, and how far they are from the JAX model."""
 
     labels: list[list[int]]
-    """Of greedy search, as sherpa-onnx has it: at most one label per frame."""
+    """Of greedy search, as sherpa-onnx has it."""
     encoded: float
     """Largest difference of the encoder's outputs, as a share of the largest of these."""
     logits: float
     """The same, of the logits along each recording's labels."""
 
 
-class Runtime:
+class Searched(NamedTuple):
+    """A greedy search of one recording."""
+
+    labels: list[int]
+    frames: Int[np.ndarray, " P"]
+    """Those that the joint was asked about, one after the other."""
+    counts: Int[np.ndarray, " P"]
+    """Labels found before."""
+    logits: Float32[np.ndarray, "P W"]
+
+
+class IcefallRuntime:
     """encoder, decoder and joiner as functions of NumPy arrays."""
 
-    def __init__(self, folder: Path, *, suffix: str):
-        self._encoder, self._decoder, self._joiner = (
-            onnxruntime.InferenceSession(folder / f"{part}{suffix}.onnx") for part in PARTS
-        )
+    def __init__(self, folder: Path, *, suffix: str, context: int):
+        self._encoder, self._decoder, self._joiner = _sessions(folder, suffix)
+        self._context = context
 
     def encode(
         self, features: Float32[np.ndarray, "B T F"], lengths: Int[np.ndarray, " B"]
@@ -47,27 +58,82 @@ class Runtime:
         # C's long long there, which NumPy tells from int64.
         return encoded, frames.astype(np.int64)
 
-    def predict(self, labels: Int[np.ndarray, "B K"]) -> Float32[np.ndarray, "B D"]:
-        return _run(self._decoder, labels.astype(np.int64))[0]
+    def predict(self, label: int, state: Any) -> tuple[Any, Any]:
+        """The decoder's output after a label, and the state; None before the first, the blank."""
+        none = np.full((1, self._context), NONE_ID)
+        labels = np.append((none if state is None else state)[:, 1:], [[label]], axis=1)
+        return _run(self._decoder, labels.astype(np.int64))[0], labels
 
-    def join(
-        self, encoded: Float32[np.ndarray, "B D"], predicted: Float32[np.ndarray, "B D"]
-    ) -> Float32[np.ndarray, "B V"]:
-        return _run(self._joiner, encoded, predicted)[0]
+    def join(self, frame: Float32[np.ndarray, " D"], predicted: Any) -> Float32[np.ndarray, " W"]:
+        return _run(self._joiner, frame[None], predicted)[0][0]
 
-    def greedy(
-        self, encoded: Float32[np.ndarray, "T D"], context: int
-    ) -> tuple[Int32[np.ndarray, "T K"], Float32[np.ndarray, "T V"]]:
-        """The last labels before every frame, and the logits there."""
-        labels = np.array([[NONE_ID] * (context - 1) + [BLANK_ID]], np.int32)
-        predicted, contexts, logits = self.predict(labels), [], []
-        for frame in encoded:
-            contexts.append(labels[0])
-            logits.append(self.join(frame[None], predicted)[0])
-            if (best := int(logits[-1].argmax())) != BLANK_ID:
-                labels = np.append(labels[:, 1:], np.array([[best]], np.int32), axis=1)
-                predicted = self.predict(labels)
-        return np.array(contexts), np.array(logits)
+
+class NemoRuntime:
+    """The same of the other layout, with the model's labels."""
+
+    def __init__(self, folder: Path, *, suffix: str, vocabulary: int):
+        self._encoder, self._decoder, self._joiner = _sessions(folder, suffix)
+        self._vocabulary = vocabulary
+
+    def encode(
+        self, features: Float32[np.ndarray, "B T F"], lengths: Int[np.ndarray, " B"]
+    ) -> tuple[Float32[np.ndarray, "B T2 D"], Int[np.ndarray, " B"]]:
+        encoded, frames = _run(self._encoder, features.swapaxes(1, 2), lengths.astype(np.int64))
+        return encoded.swapaxes(1, 2), frames.astype(np.int64)
+
+    def predict(self, label: int, state: Any) -> tuple[Any, Any]:
+        width = self._decoder.get_inputs()[2].shape[2]
+        before = [np.zeros((1, 1, width), np.float32)] * 2 if state is None else state
+        target = np.array([[(label - 1) % self._vocabulary]], np.int32)
+        predicted, _, *after = _run(self._decoder, target, np.ones(1, np.int32), *before)
+        return predicted, after
+
+    def join(self, frame: Float32[np.ndarray, " D"], predicted: Any) -> Float32[np.ndarray, " W"]:
+        logits = _run(self._joiner, frame[None, :, None], predicted)[0][0, 0, 0]
+        symbols, durations = np.split(logits, [self._vocabulary])
+        return np.concatenate([np.roll(symbols, 1), durations])
+
+
+Runtime = IcefallRuntime | NemoRuntime
+
+
+def open_runtime(folder: Path, config: Config, *, suffix: str, vocabulary: int) -> Runtime:
+    """The files with that suffix, in the layout that holds the config's model."""
+    if layout(config) == "icefall":
+        return IcefallRuntime(folder, suffix=suffix, context=config.predictor.context)
+    return NemoRuntime(folder, suffix=suffix, vocabulary=vocabulary)
+
+
+def greedy(
+    runtime: Runtime,
+    encoded: Float32[np.ndarray, "T D"],
+    *,
+    vocabulary: int,
+    max_symbols_per_frame: int,
+) -> Searched:
+    """As sherpa-onnx searches; of a joint with durations the best of these says how far to go."""
+    predicted, state = runtime.predict(BLANK_ID, None)
+    labels, frames, counts, logits = [], [], [], []
+    frame = here = 0
+    while frame < len(encoded):
+        logits.append(runtime.join(encoded[frame], predicted))
+        frames.append(frame)
+        counts.append(len(labels))
+        symbols, durations = np.split(logits[-1], [vocabulary])
+        best = int(symbols.argmax())
+        lasts = int(durations.argmax()) if durations.size else int(best == BLANK_ID)
+        if best != BLANK_ID:
+            labels.append(best)
+            predicted, state = runtime.predict(best, state)
+            here += 1
+        if lasts == 0 and (here == max_symbols_per_frame or best == BLANK_ID):
+            lasts = 1
+        frame, here = frame + lasts, 0 if lasts else here
+    return Searched(labels, np.array(frames), np.array(counts), np.array(logits))
+
+
+def _sessions(folder: Path, suffix: str) -> list[onnxruntime.InferenceSession]:
+    return [onnxruntime.InferenceSession(folder / f"{part}{suffix}.onnx") for part in PARTS]
 
 
 def _run(session: onnxruntime.InferenceSession, *arrays: np.ndarray) -> Any:
@@ -81,12 +147,15 @@ def compare(
     params: Any,
     config: Config,
     recordings: Sequence[Float32[np.ndarray, " _"]],
+    *,
+    vocabulary: int,
 ) -> Found:
     """Runs the files and the JAX model on recordings, samples in -1..1.
 
     Raises ValueError where the numbers of encoded frames differ.
     """
     encode, join = _in_jax(graphdef, config)
+    bound = max_symbols_per_frame(config)
     longest = max(map(len, recordings))
     labels, of_encoded, of_logits = [], [], []
     for first in range(0, len(recordings), _BATCH):
@@ -102,16 +171,25 @@ def compare(
         encoded, found_frames = runtime.encode(features, lengths)
         if not np.array_equal(found_frames, frames):
             raise ValueError(f"encoder.onnx makes {found_frames} frames, the model {frames}")
-        contexts = np.zeros((*encoded.shape[:2], config.predictor.context), np.int32)
-        logits = []
         for row, real in enumerate(map(slice, frames[: len(batch)])):
             of_encoded.append((encoded[row, real], expected[row, real]))
-            contexts[row, real], found = runtime.greedy(encoded[row, real], contexts.shape[-1])
-            logits.append(found)
-            best = found.argmax(axis=1)
-            labels.append(best[best != BLANK_ID].tolist())
-        expected = jax.device_get(join(params, expected, contexts))
-        of_logits += [(found, right[: len(found)]) for found, right in zip(logits, expected)]
+            found = greedy(
+                runtime, encoded[row, real], vocabulary=vocabulary, max_symbols_per_frame=bound
+            )
+            labels.append(found.labels)
+            # As many labels and pairs as there may be, for one shape.
+            most = encoded.shape[1] * bound
+            pad = lambda x, most: np.pad(np.asarray(x, np.int32), (0, most - len(x)))
+            logits = join(
+                params,
+                expected[row],
+                pad(found.labels, most),
+                pad(found.frames, 2 * most),
+                pad(found.counts, 2 * most),
+            )
+            logits = jax.device_get(logits)[: len(found.frames)]
+            never = found.logits == NEVER
+            of_logits.append((np.where(never, logits, found.logits), logits))
     return Found(labels, _apart(of_encoded), _apart(of_logits))
 
 
@@ -139,10 +217,14 @@ def _in_jax(graphdef: nnx.GraphDef, config: Config) -> tuple[Any, Any]:
         return unnormalized, lengths, model.joint.encoder_projection(encoded), frames
 
     def join(
-        params: Any, encoded: Float[Array, "B T D"], contexts: Int32[Array, "B T K"]
-    ) -> Float[Array, "B T V"]:
+        params: Any,
+        encoded: Float[Array, "T D"],
+        labels: Int32[Array, " U"],
+        frames: Int32[Array, " P"],
+        counts: Int32[Array, " P"],
+    ) -> Float[Array, "P W"]:
         model: Any = nnx.merge(graphdef, params)
-        predicted = jax.vmap(model.predictor.output)(contexts)
-        return model.joint(encoded, model.joint.predictor_projection(predicted))
+        predicted = model.joint.predictor_projection(model.predictor(labels[None])[0])
+        return model.joint(encoded[frames], predicted[counts])
 
     return jax.jit(encode), jax.jit(join)

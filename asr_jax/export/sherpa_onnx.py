@@ -1,61 +1,87 @@
-"""A stateless transducer as the files that sherpa-onnx's offline recogniser reads.
+"""A transducer as the files that sherpa-onnx's offline recogniser reads, in one of two layouts.
 
-encoder.onnx: Kaldi's log-mel and its lengths to encoded frames, already projected for the joint.
-decoder.onnx: the last labels, -1 for none, to the predictor's projection (their word for it).
-joiner.onnx: both projections to logits. tokens.txt: the labels, blank being 0.
-bpe.vocab: the same with SentencePiece's scores, for hotwords.
+encoder.onnx: log-mel and its lengths to encoded frames, already projected for the joint.
+decoder.onnx: the predictor, and its projection (their word for it). joiner.onnx: both projections
+to logits. tokens.txt: the labels. bpe.vocab: the same with SentencePiece's scores, for hotwords.
 
-The search is fixed there: at most one label per frame, and `<unk>` counts as blank.
+sherpa-onnx computes the features, and searches, by the layout: icefall_layout.py, nemo_layout.py.
 """
 
 import logging
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from asr_jax.config import Config, FeaturesConfig
-from asr_jax.export import onnx_layers as layers
-from asr_jax.export.onnx_graph import Graph
+from asr_jax.export import icefall_layout, nemo_layout
 from asr_jax.text import Tokenizer
 
 PARTS = ("encoder", "decoder", "joiner")
-MAX_SYMBOLS_PER_FRAME = 1
-# Kaldi's, which the defaults are. The mean and deviation of the utterance are the graph's business.
-FEATURES = FeaturesConfig()
+
+Layout = Literal["icefall", "nemo"]
 
 
 class LayoutError(ValueError):
     """A model that the files cannot hold; one line."""
 
 
-def check(config: Config) -> None:
-    """Raises LayoutError where sherpa-onnx could not run the model, naming what and why."""
+def layout(config: Config) -> Layout:
+    """The layout whose features are the run's.
+
+    Raises LayoutError where sherpa-onnx could not run the model, naming what and why.
+    """
     beginning = "--format sherpa-onnx: "
-    if config.objective.kind != "transducer" or config.decoding.head != "objective":
+    if config.objective.kind not in ("transducer", "tdt") or config.decoding.head != "objective":
         raise LayoutError(
             f"{beginning}objective.kind = {config.objective.kind!r}, decoding.head = "
-            f"{config.decoding.head!r}: only transducers are exported"
+            f"{config.decoding.head!r}: only transducers and TDT are exported"
         )
-    if config.predictor.kind != "stateless":
+    durations = config.objective.durations
+    if config.objective.kind == "tdt" and durations != tuple(range(len(durations))):
         raise LayoutError(
-            f"{beginning}predictor.kind = {config.predictor.kind!r}: it must be 'stateless', whose "
-            "state is its last labels"
+            f"{beginning}objective.durations = {durations}: there a duration is its place in the "
+            "list, so that they must be 0, 1, 2 and so on"
         )
-    if config.encoder.subsampling_factor != 4:
-        raise LayoutError(
-            f"{beginning}encoder.subsampling_factor = {config.encoder.subsampling_factor}: it must "
-            "be 4, as sherpa-onnx counts times and emits one label per frame at most"
+    of_nemo_alone = [
+        f"{name} = {value!r}"
+        for name, value, other in (
+            ("predictor.kind", config.predictor.kind, "stateless"),
+            ("encoder.subsampling_factor", config.encoder.subsampling_factor, 4),
+            ("objective.kind", config.objective.kind, "transducer"),
         )
-    differ = [
-        f"features.{name} = {value!r} must be {getattr(FEATURES, name)!r}"
-        for name, value in vars(config.features).items()
-        if name != "normalization" and value != getattr(FEATURES, name)
+        if value != other
     ]
-    if differ:
+    if not of_nemo_alone and not _differences(config, icefall_layout.FEATURES):
+        return "icefall"
+    if not _differences(config, nemo_layout.FEATURES):
+        return "nemo"
+    if of_nemo_alone:
         raise LayoutError(
-            f"{beginning}sherpa-onnx computes other features than the run's: {'; '.join(differ)}"
+            f"{beginning}{' and '.join(of_nemo_alone)}: only NeMo's layout holds that, for which "
+            "sherpa-onnx computes other features than the run's: "
+            f"{_differences(config, nemo_layout.FEATURES)}; the icefall layout, with Kaldi's "
+            "features, needs predictor.kind = 'stateless', encoder.subsampling_factor = 4 and "
+            "objective.kind = 'transducer'"
         )
+    raise LayoutError(
+        f"{beginning}sherpa-onnx computes other features than the run's: "
+        f"{_differences(config, icefall_layout.FEATURES)}"
+    )
+
+
+def _differences(config: Config, features: FeaturesConfig) -> str:
+    """What the run's features would have to be; their mean and deviation are the graph's work."""
+    return "; ".join(
+        f"features.{name} = {value!r} must be {getattr(features, name)!r}"
+        for name, value in vars(config.features).items()
+        if name != "normalization" and value != getattr(features, name)
+    )
+
+
+def max_symbols_per_frame(config: Config) -> int:
+    """The bound of the layout's greedy search."""
+    if layout(config) == "icefall":
+        return icefall_layout.MAX_SYMBOLS_PER_FRAME
+    return nemo_layout.MAX_SYMBOLS_PER_FRAME[config.objective.kind]
 
 
 def write(folder: Path, config: Config, params: Any, tokenizer: Tokenizer) -> None:
@@ -64,40 +90,12 @@ def write(folder: Path, config: Config, params: Any, tokenizer: Tokenizer) -> No
     Args:
         params: of the model, as NumPy.
     """
-    vocabulary, width = tokenizer.vocabulary_size, config.joint.width
-    joint = params["joint"]
-
-    g = Graph()
-    x = g.input("x", np.float32, ("N", "T", config.features.mel_bins))
-    lengths = g.input("x_lens", np.int64, ("N",))
-    if config.features.normalization == "utterance":
-        x = layers.normalized(g, x, lengths)
-    encoded, lengths = layers.encoder(g, config, params["encoder"], x, lengths)
-    encoded = layers.linear(g, joint["encoder_projection"], encoded)
-    g.output("encoder_out", encoded, np.float32, ("N", "T2", width))
-    g.output("encoder_out_lens", lengths, np.int64, ("N",))
-    # What icefall calls its transducers; only when no --model-type is given is it looked at.
-    g.save(folder / "encoder.onnx", {"model_type": "conformer", "comment": "asr_jax"})
-
-    context = config.predictor.context
-    g = Graph()
-    labels = g.input("y", np.int64, ("N", context))
-    predicted = layers.stateless_predictor(g, params["predictor"], labels)
-    predicted = layers.linear(g, joint["predictor_projection"], predicted)
-    g.output("decoder_out", predicted, np.float32, ("N", width))
-    g.save(folder / "decoder.onnx", {"vocab_size": vocabulary, "context_size": context})
-
-    g = Graph()
-    encoded = g.input("encoder_out", np.float32, ("N", width))
-    predicted = g.input("decoder_out", np.float32, ("N", width))
-    logits = layers.joint(g, config, joint, encoded, predicted)
-    g.output("logit", logits, np.float32, ("N", vocabulary))
-    g.save(folder / "joiner.onnx", {"joiner_dim": width})
-
-    pieces = tokenizer.pieces
+    of_layout = {"icefall": icefall_layout, "nemo": nemo_layout}[layout(config)]
+    of_layout.write(folder, config, params, tokenizer.vocabulary_size)
+    pieces = of_layout.order(tokenizer.pieces)
     lines = [f"{piece} {label}\n" for label, piece in enumerate(pieces)]
     (folder / "tokens.txt").write_text("".join(lines))
-    lines = [f"{piece}\t{score:g}\n" for piece, score in zip(pieces, tokenizer.scores)]
+    lines = [f"{piece}\t{score:g}\n" for piece, score in zip(tokenizer.pieces, tokenizer.scores)]
     (folder / "bpe.vocab").write_text("".join(lines))
 
 

@@ -68,13 +68,14 @@ def test_a_batch_gives_what_each_recording_gives(trained, exported):
 
     paths = sorted(trained.data.parent.glob("*.flac"))
     recordings = [read_audio(path, sample_rate_hz=16_000) for path in paths]
-    expected = one_by_one(exported, "", recordings)
+    expected = one_by_one(exported, "", recordings, Config())
     assert any(expected)
     assert transcripts(exported, trained) == expected
 
 
 def test_the_script_of_the_docs_runs(trained, exported):
-    script = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[0]
+    scripts = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    script = next(code for code in scripts if "sherpa_onnx" in code)
     paths = sorted(trained.data.parent.glob("*.flac"))
     command = [sys.executable, "-c", script, exported, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -110,9 +111,11 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
 def test_models_that_it_cannot_run(trained, error, tmp_path):
     export = ("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
     assert "--dtype bfloat16: sherpa-onnx computes in" in error(*export, "--dtype=bfloat16")
+    tdt = ObjectiveConfig(kind="tdt", durations=(0, 1, 3))
     for config, complaint in [
-        (Config(predictor=PredictorConfig(kind="lstm")), "predictor.kind = 'lstm'"),
-        (Config(objective=ObjectiveConfig(kind="tdt")), "objective.kind = 'tdt'"),
+        (Config(predictor=PredictorConfig(kind="lstm")), "predictor.kind = 'lstm': only NeMo's"),
+        (Config(objective=ObjectiveConfig(kind="tdt")), "features.low_hz = 20.0 must be 0.0; "),
+        (Config(objective=tdt), "objective.durations = (0, 1, 3): there a duration is"),
         (Config(objective=ObjectiveConfig(kind="ctc")), "objective.kind = 'ctc'"),
         (
             Config(objective=ObjectiveConfig(ctc_weight=0.3), decoding=DecodingConfig(head="ctc")),
@@ -125,7 +128,8 @@ def test_models_that_it_cannot_run(trained, error, tmp_path):
         ),
     ]:
         with pytest.raises(sherpa_onnx.LayoutError) as found:
-            sherpa_onnx.check(config)
+            sherpa_onnx.layout(config)
         assert complaint in str(found.value) and "\n" not in str(found.value)
-    sherpa_onnx.check(Config())
-    sherpa_onnx.check(dataclasses.replace(Config(), features=FeaturesConfig(normalization="none")))
+    assert sherpa_onnx.layout(Config()) == "icefall"
+    plain = dataclasses.replace(Config(), features=FeaturesConfig(normalization="none"))
+    assert sherpa_onnx.layout(plain) == "icefall"

@@ -1,0 +1,114 @@
+"""NeMo's layout of sherpa-onnx: transducers and TDT with either predictor, subsampling by 4 or 8.
+
+Blank is the last label. decoder.onnx takes the last label, at first blank, and two states, at first
+zeros: an LSTM's, or of a stateless predictor the labels before, plus 1 (and one that it does not
+need). Times are those of `subsampling_factor`. Of TDT a duration is its place in the list.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr_jax.config import Config, FeaturesConfig
+from asr_jax.export import onnx_layers as layers
+from asr_jax.export.onnx_graph import Graph, Value
+from asr_jax.models.predictor import BLANK_ID
+
+# Not quite NeMo's: sherpa-onnx keeps Kaldi's window and upper edge.
+FEATURES = FeaturesConfig(low_hz=0.0, mel_scale="slaney", remove_dc=False)
+NEVER = -1e30
+MAX_SYMBOLS_PER_FRAME = {"transducer": 10, "tdt": 5}
+
+
+def order(labels: list[str]) -> list[str]:
+    """Of the labels: the blank last."""
+    return [*labels[1:], "<blk>"]
+
+
+def write(folder: Path, config: Config, params: Any, vocabulary: int) -> None:
+    """Writes encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
+    width, joint, predictor = config.joint.width, params["joint"], params["predictor"]
+    is_lstm, is_tdt = config.predictor.kind == "lstm", config.objective.kind == "tdt"
+    state_width = config.predictor.width if is_lstm else config.predictor.context
+
+    g = Graph()
+    x = g.input("audio_signal", np.float32, ("N", config.features.mel_bins, "T"))
+    lengths = g.input("length", np.int64, ("N",))
+    x = g("Transpose", x, perm=[0, 2, 1])
+    if config.features.normalization == "utterance":
+        x = layers.normalized(g, x, lengths)
+    encoded, lengths = layers.encoder(g, config, params["encoder"], x, lengths)
+    encoded = layers.linear(g, joint["encoder_projection"], encoded)
+    encoded = g("Transpose", encoded, perm=[0, 2, 1])
+    g.output("outputs", encoded, np.float32, ("N", width, "T2"))
+    g.output("encoded_lengths", lengths, np.int64, ("N",))
+    about = {
+        "model_type": "EncDecRNNTBPEModel",
+        "vocab_size": vocabulary - 1,
+        "subsampling_factor": config.encoder.subsampling_factor,
+        "pred_rnn_layers": 1,
+        "pred_hidden": state_width,
+        # What there is of it is in the graph.
+        "normalize_type": "NA",
+        "feat_dim": config.features.mel_bins,
+        # Where it looks for "tdt".
+        "url": f"asr_jax {config.objective.kind}",
+    }
+    g.save(folder / "encoder.onnx", about)
+
+    g = Graph()
+    targets = g.input("targets", np.int32, ("N", 1))
+    target_lengths = g.input("target_length", np.int32, ("N",))
+    states = [g.input(name, np.float32, (1, "N", state_width)) for name in ("state", "state_2")]
+    # Their label 0 is our 1, their last one our blank.
+    label = g("Mod", g("Add", g("Cast", targets, to=7), np.array(1)), np.array(vocabulary))
+    if is_lstm:
+        before = [g("Squeeze", state, [0]) for state in states]
+        predicted, *after = layers.lstm_step(g, predictor, g("Squeeze", label, [1]), *before)
+        states = [g("Unsqueeze", state, [0]) for state in after]
+    else:
+        predicted, states[0] = _stateless_step(g, predictor, label, states[0])
+    predicted = layers.linear(g, joint["predictor_projection"], predicted)
+    g.output("outputs", g("Unsqueeze", predicted, [2]), np.float32, ("N", width, 1))
+    g.output("prednet_lengths", target_lengths, np.int32, ("N",))
+    for name, state in zip(("next_state", "next_state_2"), states):
+        g.output(name, state, np.float32, (1, "N", state_width))
+    g.save(folder / "decoder.onnx", {})
+
+    g = Graph()
+    sides = [
+        g("Squeeze", g.input(name, np.float32, ("N", width, 1)), [2])
+        for name in ("encoder_outputs", "decoder_outputs")
+    ]
+    logits = layers.joint(g, config, _blank_last(joint, vocabulary), *sides)
+    if is_tdt:
+        logits = _blanks_last_for_frames(g, logits, vocabulary)
+    outputs = joint["out"]["bias"].size
+    g.output("outputs", g("Unsqueeze", logits, [1, 2]), np.float32, ("N", 1, 1, outputs))
+    g.save(folder / "joiner.onnx", {})
+
+
+def _stateless_step(g: Graph, p: layers.Params, label: Value, state: Value) -> tuple[Value, Value]:
+    """Output [N, D] and state [1, N, K] after a label [N, 1]."""
+    before = g("Sub", g("Cast", g("Squeeze", state, [0]), to=7), np.array(1))
+    context = g("Concat", layers.cut(g, before, 1, 2**31 - 1, 1), label, axis=1)
+    state = g("Cast", g("Add", context, np.array(1)), to=1)
+    return layers.stateless_predictor(g, p, context), g("Unsqueeze", state, [0])
+
+
+def _blank_last(joint: layers.Params, vocabulary: int) -> layers.Params:
+    columns = np.arange(joint["out"]["bias"].size)
+    columns[:vocabulary] = np.roll(columns[:vocabulary], -1)
+    assert columns[vocabulary - 1] == BLANK_ID
+    return {**joint, "out": {name: value[..., columns] for name, value in joint["out"].items()}}
+
+
+def _blanks_last_for_frames(g: Graph, logits: Value, vocabulary: int) -> Value:
+    """[N, V + X]: a blank that is best does not last for 0 frames, as in decoding/greedy.py."""
+    symbols = layers.cut(g, logits, 0, vocabulary, 1)
+    best = g("ArgMax", symbols, axis=1, keepdims=1)
+    is_blank = g("Equal", best, np.array(vocabulary - 1))
+    stays = g("Where", is_blank, NEVER, layers.cut(g, logits, vocabulary, vocabulary + 1, 1))
+    goes_on = layers.cut(g, logits, vocabulary + 1, 2**31 - 1, 1)
+    return g("Concat", symbols, stays, goes_on, axis=1)

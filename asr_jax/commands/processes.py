@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,13 +81,17 @@ def joined(options: Processes, *, verb: str) -> Iterator[int]:
         else:
             print(f"asr-jax {verb}: {here()}: {said}", file=sys.stderr)
         sys.stderr.flush()
+        if (_index() or options.process) == 0:
+            # What connects them ends with the first, and JAX then aborts who has not left yet.
+            time.sleep(1)
         # Leaving in an orderly way would wait for the others.
         os._exit(2)
 
 
 def here() -> str:
     """What this process is called in messages."""
-    return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
+    host = socket.gethostname()
+    return host if _index() is None else f"process {_index()} of {jax.process_count()} ({host})"
 
 
 def is_first() -> bool:
@@ -153,6 +158,14 @@ def notices_of_any(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
             signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     reached = multihost_utils.reached_preemption_sync_point
     return lambda step: "SIGTERM" if reached(step) else None
+
+
+def _index() -> int | None:
+    """Number of this process; None where it found no devices, whom JAX asks for it."""
+    try:
+        return jax.process_index()
+    except (RuntimeError, AssertionError):
+        return None
 
 
 def _connect(options: Processes, *, count: int, verb: str) -> None:

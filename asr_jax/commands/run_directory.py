@@ -1,10 +1,15 @@
 """The directory of a run: who may go on with it, and with what changed."""
 
 import json
+import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from asr_jax.commands.arguments import UsageError, load_config
+from asr_jax.commands.processes import gathered, on_first
 from asr_jax.config import Config, flatten
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
@@ -37,12 +42,29 @@ def claim_run(run: Path, config: Config) -> None:
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
-        # These are of a start that failed before it became a run.
-        mere_start = {"tokenizer.tmp", "config.tmp", "labels.tmp", "labels.npz", "writable.tmp"}
-        if {other.name for other in run.iterdir()} - mere_start:
+        # Of a start that failed before it became a run.
+        mere_start = lambda file: file.suffix == ".tmp" or file.name == "labels.npz"
+        if not all(map(mere_start, run.iterdir())):
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
     _require_same(flatten(load_config(path)), flatten(config), run)
+
+
+def require_shared(run: Path) -> None:
+    """Raises ValueError on all processes where one does not see what the first writes in `run`."""
+    if jax.process_count() == 1:
+        return
+    # A name that no file system remembers anything of.
+    probe = run / f"{gathered(secrets.token_hex(4))[0]}.tmp"
+    on_first(probe.touch)
+    told = [json.loads(one) for one in gathered(json.dumps([socket.gethostname(), probe.exists()]))]
+    on_first(probe.unlink)
+    for number, (host, sees) in enumerate(told):
+        if not sees:
+            raise ValueError(
+                f"--run {run}: process {number} ({host}) does not see what process 0 ({told[0][0]}) "
+                "writes there: must be a folder that all hosts share"
+            )
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

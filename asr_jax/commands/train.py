@@ -32,7 +32,7 @@ from asr_jax.commands.processes import (
     on_first,
     require_same,
 )
-from asr_jax.commands.run_directory import about_run, changes, claim_run
+from asr_jax.commands.run_directory import about_run, changes, claim_run, require_shared
 from asr_jax.commands.skipped import list_skipped, readable_batches, skipped_list
 from asr_jax.config import Config, flatten
 from asr_jax.data.manifest import read_transcribed
@@ -90,12 +90,13 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
     if profile and not 0 < profile[0] <= profile[1]:
         raise UsageError(f"--profile {profile[0]} {profile[1]}: needs 0 < first step <= last step")
     stopped_by = notices()
+    require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
-    require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     on_first(lambda: claim_run(run, config))
     on_first(lambda: checkpoint.require_writable(run, config.checkpoint))
+    require_shared(run)
     corpus, tokenizer = training_corpus(config, run)
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,11 +52,13 @@ def config(tmp_path_factory):
     return path
 
 
-def start(config, run, count, *options, of_last=(), folders=(ROOT, ROOT, ROOT, ROOT)):
+def start(
+    config, run, count, *options, of_last=(), folders=(ROOT, ROOT, ROOT, ROOT), platform="cpu"
+):
     """Processes that train together, each on a device of its own and in one of the folders."""
     place = f"127.0.0.1:{free_port()}"
     together = ["--coordinator", place, "--processes", str(count)] if count > 1 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
     environment.pop("XLA_FLAGS")
     return [
         subprocess.Popen(
@@ -177,6 +180,29 @@ def test_processes_with_other_settings_or_data_are_named(config, tmp_path):
     for status, said in ended(start(config, tmp_path / "b", 2, *data, folders=folders)):
         assert status == 2
         assert f"process 1 ({host}) has a fingerprint of data.train = data.jsonl" in said
+
+
+@pytest.mark.slow
+def test_hosts_that_are_not_alike_are_named(config, tmp_path):
+    host = socket.gethostname()
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "asr_jax", code / "asr_jax")
+    with (code / "asr_jax/types.py").open("a") as file:
+        file.write("# changed on one host\n")
+    starts = {
+        "has a fingerprint of the code = ": {"folders": (ROOT, code)},
+        f"process 1 ({host}) does not see what process 0 ({host}) writes there": {
+            "of_last": ("--run", str(tmp_path / "elsewhere"))
+        },
+        "process 1 has 2 devices, process 0 has 1: must be as many on all": {
+            "of_last": ("--mesh.data", "4")
+        },
+        f"asr-jax train: {host}: JAX_PLATFORMS=cuda: no accelerator found (": {"platform": "cuda"},
+    }
+    for complaint, differing in starts.items():
+        for status, said in ended(start(config, tmp_path / "run", 2, **differing)):
+            told = [line for line in said.splitlines() if "Gloo" not in line]
+            assert status == 2 and len(told) == 1 and complaint in told[0], said
 
 
 def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):

@@ -288,6 +288,9 @@ class EncoderConfig:
     """Chunks before its own that a frame attends to."""
     dropout: float = 0.1
     """Probability of dropping, in every residual branch."""
+    layer_drop: float = 0.0
+    """Probability that the last block is left out of an utterance's training step; of the blocks
+    before it in proportion to their number (stochastic depth, arXiv 1603.09382)."""
     remat: Literal["none", "layer", "dots"] = "layer"
     """What the backward pass recomputes: nothing, whole layers, or all but matrix products."""
 
@@ -338,6 +341,9 @@ class EncoderConfig:
             "adds to matrices that blocks share, and encoder.shared_layers is 1",
         )
         _require_dropout(self, "encoder")
+        _require_numbers(
+            self, "encoder", "layer_drop", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1"
+        )
         _require(
             len(self.context_frames) in (0, 2) and all(n >= 0 for n in self.context_frames),
             "encoder.context_frames",
@@ -431,6 +437,12 @@ class ObjectiveConfig:
     attention: a decoder that attends to all frames (1508.01211)."""
     ctc_weight: float = 0.0
     """Weight of a CTC head beside the objective; 0 for none. Of no effect with kind ctc."""
+    intermediate_ctc_weight: float = 0.0
+    """Weight of the same CTC head's loss on what the block in the middle makes (arXiv 2102.03216);
+    0 for none."""
+    consistency_weight: float = 0.0
+    """Weight of the divergence between the CTC head's posteriors of two views of each utterance,
+    masked apart (CR-CTC, arXiv 2410.05101), all losses being means of both; 0 for one view."""
     fastemit_lambda: float = 0.0
     """transducer, hat: by how much more labels are wanted than blanks, early (arXiv 2010.11148)."""
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -444,10 +456,18 @@ class ObjectiveConfig:
         _require_numbers(
             self,
             "objective",
-            *("ctc_weight", "fastemit_lambda", "sigma"),
+            *("ctc_weight", "intermediate_ctc_weight", "consistency_weight"),
+            *("fastemit_lambda", "sigma"),
             holds=lambda x: 0 <= x < math.inf,
             rule="must be finite, >= 0",
         )
+        for name in ("intermediate_ctc_weight", "consistency_weight"):
+            _require(
+                not getattr(self, name) or self.has_ctc_head,
+                f"objective.{name}",
+                getattr(self, name),
+                "needs a CTC head: objective.kind = 'ctc', or objective.ctc_weight > 0",
+            )
         _require_numbers(
             self,
             "objective",
@@ -658,6 +678,12 @@ class Config:
                 self.train.accumulate,
                 f"must divide every data.bucket_utterances, also {utterances}",
             )
+        _require(
+            not self.objective.intermediate_ctc_weight or self.encoder.layers > 1,
+            "objective.intermediate_ctc_weight",
+            self.objective.intermediate_ctc_weight,
+            "needs an encoder with a block before the last, and encoder.layers is 1",
+        )
         _require(
             self.decoding.head == "objective" or self.objective.has_ctc_head,
             "decoding.head",

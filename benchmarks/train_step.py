@@ -170,6 +170,10 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
     chosen = [(len(shapes) + 1) // 2] if options.split is None else options.split
     if not set(chosen) <= set(range(1, len(shapes) + 1)):
         raise UsageError(f"--split {chosen}: buckets are 1 to {len(shapes)}")
+    if chosen and {"intermediate_ctc_loss", "consistency_loss"} & loss_weights(config).keys():
+        raise UsageError(
+            "--split: has no parts for the middle's CTC nor for two views; --split alone"
+        )
     note = lambda text: print(text, file=sys.stderr, flush=True)
     steps = compile_steps(config, graphdef, optimizer, abstract, mesh, shapes, note=note)
     begin = lambda: initial_state(config, symbols, optimizer, mesh)

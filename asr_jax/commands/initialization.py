@@ -23,7 +23,7 @@ from asr_jax.training.transfer import LabelAxes, label_axes, misfits, transferre
 _RECORD = "init_from.json"
 # Fields that change what parameters mean, but no shape.
 _MUST_AGREE = ("encoder.heads", "joint.activation", "decoder.heads")
-_OF_TRAINING = ("dropout", "remat", "chunk_frames")
+_OF_TRAINING = ("dropout", "layer_drop", "remat", "chunk_frames")
 _MOST_LISTED = 12
 
 

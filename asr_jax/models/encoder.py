@@ -59,6 +59,10 @@ class Encoder(nnx.Module):
     either side. With `chunk_frames` it sees whole chunks, its own and `left_chunks` before, and
     convolutions see no later frame, so that a stream can be encoded chunk by chunk: sizes (0: the
     whole utterance) of which each call with a key draws one (arXiv 2012.05481).
+
+    Of L blocks a call with a key leaves out the l-th with probability `layer_drop` l / L, of each
+    utterance by itself, and scales what the others add so that the mean of a block is that without
+    a key (stochastic depth, arXiv 1603.09382).
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Encoder(nnx.Module):
         chunk_frames: Sequence[int] = (),
         left_chunks: int = 0,
         dropout: float,
+        layer_drop: float = 0.0,
         remat: str,
         rngs: nnx.Rngs,
     ):
@@ -118,6 +123,7 @@ class Encoder(nnx.Module):
         self.layers = layers
         self.shared_layers = shared_layers
         self.dropout = dropout
+        self.layer_drop = layer_drop
         self.remat = remat
         self.attention = attention
         self.context_frames = tuple(context_frames)
@@ -137,27 +143,73 @@ class Encoder(nnx.Module):
         What the padding holds changes no real frame. Without a key nothing is dropped, and chunks
         are of `chunk_frames` (0: all frames are one), as of an encoder that has chunks they may be.
         """
+        encoded, _, lengths = self._encoded(features, lengths, chunk_frames, key, middle=False)
+        return encoded, lengths
+
+    def with_middle(
+        self,
+        features: Float[Array, "B T F"],
+        lengths: Int[Array, " B"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T2 D"], Float[Array, "B T2 D"], Int[Array, " B"]]:
+        """The same, and between both what an encoder of the first half of the blocks (rounded down)
+        would return."""
+        return self._encoded(features, lengths, 0, key, middle=True)
+
+    def _encoded(
+        self,
+        features: Float[Array, "B T F"],
+        lengths: Int[Array, " B"],
+        chunk_frames: int,
+        key: Key[Array, ""] | None,
+        *,
+        middle: bool,
+    ) -> tuple[Float[Array, "B T2 D"], Any, Int[Array, " B"]]:
         x, lengths = subsample(self.subsampling, features, lengths)
         context = self._context(chunk_frames, key)
         positions = self._positions(farthest_frames(x.shape[1], context), x)
-        keys = None
+        keys = shares = None
         if key is not None:
+            if self.layer_drop:
+                # Beyond the keys that are split off for dropout.
+                shares = self._shares(jax.random.fold_in(key, self.layers + 1), len(x))
             key, *_ = keys = jax.random.split(key, self.layers + 1)
             x, keys = dropout(x, self.dropout, key), keys[1:]
 
-        def run(x_and_lengths, block_and_key):
-            (x, lengths), (block, key) = x_and_lengths, block_and_key
-            return (block(x, positions, lengths, context=context, key=key), lengths), None
+        @_REMAT[self.remat]
+        def run(x_and_lengths, block_and_inputs):
+            (x, lengths), (block, (key, share)) = x_and_lengths, block_and_inputs
+            y = block(x, positions, lengths, context=context, key=key)
+            return (y if share is None else x + share.astype(x.dtype) * (y - x), lengths), None
 
-        (x, _), _ = scan_layers(
-            _REMAT[self.remat](run),
-            (x, lengths),
-            self.blocks,
-            keys,
-            shared_layers=self.shared_layers,
-        )
+        def run_and_keep(carry, block_and_inputs):
+            (before, kept), (block, (number, *inputs)) = carry, block_and_inputs
+            after, _ = run(before, (block, inputs))
+            return (after, jnp.where(number == self.layers // 2, after[0], kept)), None
+
+        blocks = functools.partial(scan_layers, shared_layers=self.shared_layers)
+        if middle:
+            inputs = (jnp.arange(1, self.layers + 1), keys, shares)
+            ((x, _), kept), _ = blocks(run_and_keep, ((x, lengths), x), self.blocks, inputs)
+        else:
+            (x, _), _ = blocks(run, (x, lengths), self.blocks, (keys, shares))
+            kept = None
+        between = None if kept is None else self._finished(kept, lengths)
+        return self._finished(x, lengths), between, lengths
+
+    def _shares(self, key: Key[Array, ""], rows: int) -> Float[Array, "L B 1 1"]:
+        """How much of what each block adds is taken: none, or so much that the mean is all."""
+        survival = 1 - self.layer_drop * jnp.arange(1, self.layers + 1) / self.layers
+        survival = survival[:, None, None, None]
+        kept = jax.random.uniform(key, (self.layers, rows, 1, 1)) < survival
+        return jnp.where(kept, 1 / survival, 0)
+
+    def _finished(
+        self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B T D"]:
         x = x if self.norm is None else self.norm(x)
-        return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0), lengths
+        return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
 
     def start(self, batch: int, *, chunk_frames: int) -> EncoderState:
         """The state before the first chunk of streams whose chunks make so many frames each."""
@@ -200,8 +252,7 @@ class Encoder(nnx.Module):
             return x, after
 
         x, blocks = scan_layers(run, x, self.blocks, state.blocks, shared_layers=self.shared_layers)
-        x = x if self.norm is None else self.norm(x)
-        x = jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
+        x = self._finished(x, lengths)
         return EncoderState(state.seen + lengths, tail, blocks), x, lengths
 
     def _context(self, chunk_frames: int, key: Key[Array, ""] | None) -> Context | None:
@@ -241,6 +292,7 @@ def make_encoder(config: Config, *, rngs: nnx.Rngs) -> Encoder:
         chunk_frames=[chunk_frames(size, config) for size in encoder.chunk_ms],
         left_chunks=encoder.left_chunks,
         dropout=encoder.dropout,
+        layer_drop=encoder.layer_drop,
         remat=encoder.remat,
         rngs=rngs,
     )

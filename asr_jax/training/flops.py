@@ -44,6 +44,10 @@ def model_flops(
     encoder, predictor, joint = config.encoder, config.predictor, config.joint
     objective = config.objective
     samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
+    if objective.consistency_weight:
+        samples = np.repeat(samples, 2)
+        labels = np.repeat(np.broadcast_to(labels, rows), 2)
+        rows *= 2
     given = frame_count(samples, config.features)
     frames = subsampled(given, encoder.subsampling_factor)
     cells = np.broadcast_to(labels, rows).astype(int) + 1
@@ -109,7 +113,8 @@ def model_flops(
         products["predictor"] = predicted
         products["joint and loss"] = (projections + lattice) * joint.width
     if objective.has_ctc_head:
-        products["ctc"] = frame_sum * width * vocabulary_size
+        heads = 1 + (objective.intermediate_ctc_weight > 0)
+        products["ctc"] = heads * frame_sum * width * vocabulary_size
     # What is read here, features and sinusoids of distances, has no gradient.
     without_input_gradient = {"subsampling": first, "attention": layers * by_distance}
     return {

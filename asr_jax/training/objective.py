@@ -19,13 +19,17 @@ Losses = dict[str, Float[Array, " B"]]
 def loss_weights(config: Config) -> dict[str, float]:
     """The losses that there are, by name, and what each counts for; "loss" is the objective's."""
     objective = config.objective
-    beside = objective.kind != "ctc" and objective.has_ctc_head
-    return {"loss": 1.0} | ({"ctc_loss": objective.ctc_weight} if beside else {})
+    beside = {
+        "ctc_loss": objective.ctc_weight if objective.kind != "ctc" else 0,
+        "intermediate_ctc_loss": objective.intermediate_ctc_weight,
+        "consistency_loss": objective.consistency_weight,
+    }
+    return {"loss": 1.0} | {name: weight for name, weight in beside.items() if weight}
 
 
 def utterance_losses(
     model: Model,
-    features: Float[Array, "B T F"],
+    features: Float[Array, "B *views T F"],
     feature_lengths: Int[Array, " B"],
     labels: Int[Array, "B U"],
     label_lengths: Int[Array, " B"],
@@ -33,12 +37,31 @@ def utterance_losses(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Losses:
-    """The losses of `loss_weights` in nats, one of each per utterance."""
+    """The losses of `loss_weights` in nats, one of each per utterance.
+
+    With objective.consistency_weight there are two views of each utterance's features, and those
+    losses that are of one view are the mean over both.
+    """
+    objective = config.objective
+    target = (feature_lengths, labels, label_lengths)
+    if objective.consistency_weight:
+        # Side by side, so that a batch stays spread over the devices as it was.
+        features = features.reshape(-1, *features.shape[2:])
+        target = tuple(jnp.repeat(x, 2, axis=0) for x in target)
+    feature_lengths, *target = target
     keys = (None, None) if key is None else jax.random.split(key)
-    encoded, lengths = model.encoder(features, feature_lengths, key=keys[0])
-    return losses_of_encoded(
-        model, encoded, lengths, labels, label_lengths, config=config, key=keys[1]
-    )
+    middle = None
+    if objective.intermediate_ctc_weight:
+        encoded, middle, lengths = model.encoder.with_middle(features, feature_lengths, key=keys[0])
+    else:
+        encoded, lengths = model.encoder(features, feature_lengths, key=keys[0])
+    losses = losses_of_encoded(model, encoded, lengths, *target, config=config, key=keys[1])
+    if middle is not None:
+        losses["intermediate_ctc_loss"] = ctc_losses(ctc_logits(model, middle), lengths, *target)
+    if objective.consistency_weight:
+        losses = {name: jnp.mean(loss.reshape(-1, 2), axis=1) for name, loss in losses.items()}
+        losses["consistency_loss"] = consistency_losses(ctc_logits(model, encoded), lengths)
+    return losses
 
 
 def losses_of_encoded(
@@ -51,7 +74,7 @@ def losses_of_encoded(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Losses:
-    """The same, of frames that are encoded already."""
+    """Those among them that frames which are encoded already are enough for."""
     target = (lengths, labels, label_lengths)
     if isinstance(model, CTC):
         return {"loss": ctc_losses(model.ctc_head(encoded), *target)}
@@ -122,6 +145,30 @@ def attention_losses(
     losses = -(1 - share) * picked - share * jnp.mean(log_probabilities, axis=-1)
     counted = frame_mask(label_lengths + 1, targets.shape[1])
     return jnp.sum(jnp.where(counted, losses, 0), axis=1)
+
+
+def ctc_logits(model: Model, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    assert model.ctc_head is not None  # Config sees to that
+    return model.ctc_head(encoded)
+
+
+def consistency_losses(
+    logits: Float[Array, "B2 T V"], lengths: Int[Array, " B2"]
+) -> Float[Array, " B"]:
+    """By how much the posteriors of two views differ, in nats, summed over frames: half of
+    D(b || a) + D(a || b), where the first of each is what the second is drawn to and has no
+    gradient (CR-CTC, arXiv 2410.05101, equation 5).
+
+    Args:
+        logits: of CTC, rows 2 i and 2 i + 1 being the views of utterance i.
+        lengths: real frames, the same of both views.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_p = log_p.reshape(-1, 2, *log_p.shape[1:])
+    other = jax.lax.stop_gradient(log_p[:, ::-1])
+    divergence = jnp.sum(jnp.exp(other) * (other - log_p), axis=-1)
+    real = frame_mask(lengths, logits.shape[1]).reshape(divergence.shape)
+    return 0.5 * jnp.sum(jnp.where(real, divergence, 0), axis=(1, 2))
 
 
 def ctc_losses(

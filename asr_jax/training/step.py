@@ -50,8 +50,9 @@ def bucket_frames(samples: int, config: Config) -> int:
 
 def augmented_features(
     batch: Batch, key: jax.Array, *, config: Config, mesh: Mesh
-) -> tuple[Float[Array, "B T F"], Int[Array, " B"]]:
-    """Log-mel features, stretched in time and masked."""
+) -> tuple[Float[Array, "B *views T F"], Int[Array, " B"]]:
+    """Log-mel features, stretched in time and masked; with objective.consistency_weight two views
+    of each utterance, masked apart."""
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     features, lengths = time_stretch(
@@ -63,18 +64,23 @@ def augmented_features(
     augment = config.augment
     mask = functools.partial(
         spec_augment,
-        key=key,
         frequency_masks=augment.frequency_masks,
         frequency_mask_bins=augment.frequency_mask_bins,
         time_masks=augment.time_masks,
         time_mask_share=augment.time_mask_share,
     )
-    if config.features.normalization == "none":
-        # A masked bin is to say nothing; of such features zero would be a loud one.
-        real = frame_mask(lengths, features.shape[1])[..., None]
-        mean = jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
-        return jnp.where(real, mask(features - mean, lengths) + mean, 0), lengths
-    return mask(features, lengths), lengths
+
+    def view(key: jax.Array) -> Float[Array, "B T F"]:
+        if config.features.normalization == "none":
+            # A masked bin is to say nothing; of such features zero would be a loud one.
+            real = frame_mask(lengths, features.shape[1])[..., None]
+            mean = jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
+            return jnp.where(real, mask(features - mean, lengths, key) + mean, 0)
+        return mask(features, lengths, key)
+
+    if config.objective.consistency_weight:
+        return jnp.stack([view(key) for key in jax.random.split(key)], axis=1), lengths
+    return view(key), lengths
 
 
 def cast(params: Any, dtype: str) -> Any:

@@ -93,6 +93,15 @@ def test_a_verb_that_is_none(command):
             "--decoding.ctc-weight 0.5",
             "decoding.ctc_weight = 0.5: needs objective.kind = 'attention' and a CTC head",
         ),
+        ("--encoder.layer-drop 1.5", "encoder.layer_drop = 1.5: must lie in 0..1"),
+        (
+            "--objective.consistency-weight 0.1 --objective.ctc-weight 0",
+            "objective.consistency_weight = 0.1: needs a CTC head: objective.kind = 'ctc', or",
+        ),
+        (
+            "--objective.intermediate-ctc-weight 0.1 --objective.ctc-weight 0.3 --encoder.layers 1",
+            "objective.intermediate_ctc_weight = 0.1: needs an encoder with a block before",
+        ),
         ("--augment.time-masks -1", "augment.time_masks = -1: must not be negative"),
         ("--features.hop-ms 0.05", "features.hop_ms = 0.05: must be at least a sample at 16000 Hz"),
         ("--optimizer.clip-norm 0", "optimizer.clip_norm = 0.0: must be positive"),

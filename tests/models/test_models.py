@@ -17,6 +17,7 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
+from asr_jax.layers.subsampling import subsample
 from asr_jax.models.composition import make_model
 from asr_jax.models.encoder import Encoder
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
@@ -225,3 +226,59 @@ def test_auxiliary_head_exists_only_with_a_weight():
     build = lambda config: nnx.eval_shape(lambda: make_model(config, 5, rngs=nnx.Rngs(0)))
     assert build(config).ctc_head is None
     assert build(with_head).ctc_head.kernel.shape == (8, 5)
+
+
+def rotary(layers, **options):
+    sizes = SIZES | {"layers": layers, "attention": "rotary", "subsampling": "conv1d"}
+    return Encoder(20, **sizes | options, remat="none", rngs=nnx.Rngs(0))
+
+
+def first_blocks(source, number, **options):
+    """An encoder with all parameters of another, of whose blocks it has the first."""
+    there = nnx.state(source)
+    there["blocks"] = jax.tree.map(lambda a: a[:number], there["blocks"])
+    encoder = rotary(number, **options)
+    nnx.update(encoder, there)
+    return encoder
+
+
+def test_the_middle_is_what_an_encoder_of_half_the_blocks_returns():
+    whole, lengths = rotary(3, kind="transformer"), jnp.array([37, 20, 9])
+    half = first_blocks(whole, 1, kind="transformer")
+
+    @jax.jit
+    def run(x):
+        return whole.with_middle(x, lengths)[1], half(x, lengths)[0]
+
+    middle, of_half = run(features())
+    np.testing.assert_allclose(middle, of_half, atol=1e-5)
+
+
+def test_layer_drop_leaves_blocks_out_by_utterance_and_keeps_the_mean():
+    rows, options = 12, {"dropout": 0.0, "kind": "transformer"}
+    dropping, whole = rotary(2, layer_drop=1.0, **options), rotary(2, **options)
+    x, lengths = jnp.repeat(features(1), rows, axis=0), jnp.full(rows, 37)
+    graphdef, params = nnx.split(whole.blocks)
+    first = nnx.merge(graphdef, jax.tree.map(lambda a: a[0], params))
+
+    @jax.jit
+    def run(x):
+        # The second block is never there; the first half the time, and then twice.
+        nothing, frames = subsample(whole.subsampling, x, lengths)
+        added = first(nothing, None, frames) - nothing
+        assert whole.norm is not None
+        return (
+            dropping(x, lengths)[0] - whole(x, lengths)[0],
+            dropping(x, lengths, key=jax.random.key(0))[0],
+            whole.norm(nothing),
+            whole.norm(nothing + 2 * added),
+        )
+
+    without_key, found, nothing, twice = run(x)
+    assert not np.any(without_key)
+    is_one = lambda y: np.max(np.abs(found - y), axis=(1, 2)) < 1e-5
+    assert np.all(is_one(nothing) != is_one(twice)) and 0 < is_one(nothing).sum() < rows
+
+    shares = rotary(2, layer_drop=0.5)._shares(jax.random.key(1), 4000)[..., 0, 0]
+    np.testing.assert_allclose(np.mean(shares == 0, axis=1), [0.25, 0.5], atol=0.03)
+    np.testing.assert_allclose(np.mean(shares, axis=1), 1, atol=0.05)

@@ -195,3 +195,15 @@ def test_rematerialising_all_but_products_makes_few_of_them_again():
 
     kept, all_again, some_again = map(executed, ("none", "layer", "dots"))
     assert kept < some_again < kept + (all_again - kept) / 4
+
+
+def test_two_views_are_twice_the_rows_and_the_middle_has_the_head_again():
+    of = functools.partial(model_flops, vocabulary_size=VOCABULARY, labels=LABELS)
+    with_objective = lambda **options: dataclasses.replace(
+        CONFIG, objective=dataclasses.replace(CONFIG.objective, **options)
+    )
+    two_views = of(with_objective(consistency_weight=0.1), rows=ROWS, seconds=SECONDS)
+    assert two_views == of(CONFIG, rows=2 * ROWS, seconds=SECONDS)
+    middle = of(with_objective(intermediate_ctc_weight=0.1), rows=ROWS, seconds=SECONDS)
+    once = of(CONFIG, rows=ROWS, seconds=SECONDS)
+    assert middle == once | {"ctc": 2 * once["ctc"]}

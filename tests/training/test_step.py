@@ -114,6 +114,25 @@ def test_eight_devices_train_as_one_does(alone, mesh_config):
     assert int(state.step) == int(state.data_position) == 50 and int(state.skipped) == 0
 
 
+@pytest.mark.slow
+def test_eight_devices_drop_layers_and_compare_views_as_one_does():
+    config = dataclasses.replace(
+        CONFIG,
+        encoder=dataclasses.replace(CONFIG.encoder, layer_drop=0.5),
+        objective=ObjectiveConfig(
+            ctc_weight=0.3, intermediate_ctc_weight=0.2, consistency_weight=0.1
+        ),
+    )
+    state, _, gradients = setup(config, MeshConfig(), 1)
+    spread_state, _, spread_gradients = setup(config, MeshConfig(data=2, fsdp=4), 8)
+    key = jax.random.key(5)
+    assert_close(
+        gradients(state.params, batch(), key),
+        spread_gradients(spread_state.params, batch(), key),
+        1e-5,
+    )
+
+
 @pytest.mark.parametrize("kind, copies", [("adamw", 4), ("muon", 3)])
 def test_fsdp_splits_parameters_averages_and_moments(kind, copies):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())

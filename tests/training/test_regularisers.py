@@ -1,0 +1,114 @@
+"""CTC in the middle and consistency of two views: laws of what they add to the losses."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.config import AugmentConfig, Config, EncoderConfig, MeshConfig, ObjectiveConfig
+from asr_jax.mesh import make_mesh
+from asr_jax.models.composition import make_model
+from asr_jax.training.objective import consistency_losses, ctc_losses, utterance_losses
+from asr_jax.training.step import augmented_features
+from asr_jax.types import Batch
+
+VOCABULARY = 5
+CONFIG = Config(
+    augment=AugmentConfig(frequency_mask_bins=20),
+    encoder=EncoderConfig(
+        kind="transformer",
+        layers=2,
+        width=8,
+        heads=2,
+        attention="rotary",
+        remat="none",
+        subsampling="conv1d",
+        subsampling_channels=4,
+    ),
+    objective=ObjectiveConfig(kind="ctc"),
+)
+BOTH = replace(
+    CONFIG,
+    objective=replace(CONFIG.objective, intermediate_ctc_weight=0.5, consistency_weight=0.2),
+)
+
+
+def test_consistency_is_half_of_both_divergences_and_draws_each_view_to_the_other():
+    logits, lengths = jax.random.normal(jax.random.key(0), (4, 6, VOCABULARY)), [6, 6, 4, 4]
+    rubbish = jnp.where(jnp.arange(6)[:, None] < jnp.array(lengths)[:, None, None], logits, 1e30)
+    loss = lambda x: consistency_losses(x, jnp.array(lengths))
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    expected, gradient = [], np.zeros(logits.shape)
+    for a, b, length in [(0, 1, 6), (2, 3, 4)]:
+        real = slice(None, length)
+        both = (p[a, real] - p[b, real]) * np.log(p[a, real] / p[b, real])
+        expected.append(0.5 * both.sum())
+        gradient[a, real] = 0.5 * (p[a, real] - p[b, real])
+        gradient[b, real] = -gradient[a, real]
+    np.testing.assert_allclose(loss(rubbish), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda x: loss(x).sum())(rubbish), gradient, atol=1e-6)
+    assert not np.any(loss(jnp.repeat(logits[:2], 2, axis=0)))
+
+
+def test_losses_of_two_views_are_the_means_of_each_and_what_the_middle_loses():
+    # The first utterance's views are the same.
+    views = jax.random.normal(jax.random.key(1), (2, 2, 40, 80))
+    views = views.at[0, 1].set(views[0, 0])
+    model = make_model(CONFIG, VOCABULARY, rngs=nnx.Rngs(0))
+    lengths, labels, counts = (
+        jnp.array([40, 25]),
+        jnp.array([[1, 2, 3], [4, 7, 7]]),
+        jnp.array([3, 1]),
+    )
+    twice = lambda x: jnp.repeat(x, 2, axis=0)
+
+    @jax.jit
+    def run(views):
+        found = utterance_losses(model, views, lengths, labels, counts, config=BOTH)
+        encoded, middle, frames = model.encoder.with_middle(
+            views.reshape(4, *views.shape[2:]), twice(lengths)
+        )
+        of = lambda x: ctc_losses(model.ctc_head(x), frames, twice(labels), twice(counts))
+        expected = {
+            "loss": of(encoded).reshape(2, 2).mean(axis=1),
+            "intermediate_ctc_loss": of(middle).reshape(2, 2).mean(axis=1),
+            "consistency_loss": consistency_losses(model.ctc_head(encoded), frames),
+        }
+        return found, expected
+
+    found, expected = run(views)
+    assert found.keys() == expected.keys()
+    for name, losses in found.items():
+        np.testing.assert_allclose(losses, expected[name], rtol=1e-5, atol=1e-6)
+    assert found["consistency_loss"][0] < 1e-6 < found["consistency_loss"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["utterance", "none"])
+def test_views_are_masked_apart_each_as_by_itself(normalization):
+    random = np.random.default_rng(0)
+    batch = Batch(
+        samples=random.normal(size=(2, 8000)).astype(np.float32),
+        sample_lengths=np.array([8000, 5000], np.int32),
+        labels=np.zeros((2, 1), np.int32),
+        label_lengths=np.zeros(2, np.int32),
+        tempo=np.ones(2, np.float32),
+        utterances=np.arange(2, dtype=np.int32),
+        joined=np.full(2, -1, np.int32),
+    )
+    mesh, key = make_mesh(MeshConfig(), jax.devices()[:1]), jax.random.key(3)
+    of = lambda config, key: augmented_features(
+        batch,
+        key,
+        config=replace(config, features=replace(config.features, normalization=normalization)),
+        mesh=mesh,
+    )
+    views, lengths = of(BOTH, key)
+    for view, view_key in enumerate(jax.random.split(key)):
+        alone, alone_lengths = of(CONFIG, view_key)
+        np.testing.assert_array_equal(views[:, view], alone)
+        np.testing.assert_array_equal(lengths, alone_lengths)
+    assert np.any(views[:, 0] != views[:, 1])

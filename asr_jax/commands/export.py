@@ -15,7 +15,7 @@ import tyro
 from asr_jax.commands.arguments import UsageError, parse
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.export_trial import recognized_sample
-from asr_jax.commands.recognition import open_run
+from asr_jax.commands.recognition import open_run, with_decoding
 from asr_jax.config import MeshConfig
 from asr_jax.export.card import model_card
 
@@ -37,6 +37,8 @@ class Options:
     """int8: matrices in eight bits, with a scale for each channel (sherpa-onnx: also)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """params: of what is not quantized."""
+    chunk_ms: float | None = None
+    """decoding.chunk_ms in the config's place: for streaming, by chunks of this size."""
     data: str = ""
     """Recordings with transcripts to try it on; data.test, or else data.dev, of the run."""
     recordings: int = 16
@@ -61,9 +63,9 @@ def run(arguments: list[str]) -> int:
         from asr_jax.commands import export_sherpa_onnx as form
     prepare_devices(MeshConfig())
     int8 = options.quantize == "int8"
-    recognizer = form.prepared(
-        open_run(options.run, options.checkpoint), dtype=options.dtype, int8=int8
-    )
+    of_run = open_run(options.run, options.checkpoint)
+    of_run = with_decoding(of_run, chunk_ms=options.chunk_ms)
+    recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
     sample = recognized_sample(recognizer, options.data, options.recordings)
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

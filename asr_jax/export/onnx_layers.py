@@ -6,7 +6,8 @@ change none within, as in JAX.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from asr_jax.config import Config, chunk_frames
 from asr_jax.export.onnx_graph import Graph, Value
 from asr_jax.features.logmel import VARIANCE_FLOOR
+from asr_jax.layers import attention
 
 Params = dict[str, Any]
 # flax's, under the square root.
@@ -90,15 +92,27 @@ def feedforward(g: Graph, p: Params, x: Value) -> Value:
     return linear(g, p["project"], silu(g, linear(g, p["expand"], x)))
 
 
-def subsampling(
-    g: Graph, config: Config, p: Params, x: Value, lengths: Value
-) -> tuple[Value, Value]:
-    """[B, T, F], [B] to [B, T2, D], [B]."""
-    factor = config.encoder.subsampling_factor
+class Past:
+    """What a layer must know of the frames before a chunk of a stream, by name: [B, K, D] each."""
+
+    def __init__(self, g: Graph, before: dict[str, Value], frames: dict[str, int]):
+        self._g, self._before, self._frames = g, before, frames
+        self.after: dict[str, Value] = {}
+        """The same for the next chunk, of what was joined."""
+
+    def joined(self, name: str, x: Value) -> Value:
+        """[B, K + C, D]: behind what was before."""
+        x = self._g("Concat", self._before[name], x, axis=1)
+        self.after[name] = cut(self._g, x, -self._frames[name], 2**31 - 1, 1)
+        return x
+
+
+def subsampling(g: Graph, config: Config, p: Params, x: Value, real: Any) -> Value:
+    """[B, T, F] to [B, T2, D]; real(stride, frames) masks the frames [B, T] after a stride."""
     over_time_alone = config.encoder.subsampling == "conv1d"
 
     def masked(x: Value, stride: int, axis: int) -> Value:
-        mask = frame_mask(g, subsampled(g, lengths, stride), size(g, x, axis))
+        mask = real(stride, size(g, x, axis))
         around = {1: [2], 2: [1, 3] if not over_time_alone else [1]}[axis]
         return g("Where", g("Unsqueeze", mask, around), x, 0.0)
 
@@ -113,7 +127,7 @@ def subsampling(
         x = g("Transpose", x, perm=[0, 2, 1])
     else:
         x = g("Reshape", g("Transpose", x, perm=[0, 2, 3, 1]), [0, 0, -1])
-    return linear(g, p["project"], x), subsampled(g, lengths, factor)
+    return linear(g, p["project"], x)
 
 
 def _taps(g: Graph, p: Params, x: Value) -> Value:
@@ -134,20 +148,25 @@ def _convolution_2d(g: Graph, p: Params, x: Value) -> Value:
     return g("Conv", x, pointwise["kernel"].T[:, :, None, None], pointwise["bias"])
 
 
-def convolution(g: Graph, config: Config, p: Params, x: Value, mask: Value) -> Value:
-    """layers.convolution.ConvolutionModule; `mask` is of shape [B, T]."""
+def convolution(
+    g: Graph, config: Config, p: Params, x: Value, mask: Value | None, past: Past | None = None
+) -> Value:
+    """layers.convolution.ConvolutionModule; `mask` is of shape [B, T]. With a past: its `step`."""
     x = linear(g, p["gated"], layer_norm(g, p["norm"], x))
     value, gate = g.split("Split", 2, x, axis=2)
     x = g("Mul", value, g("Sigmoid", gate))
-    x = g("Where", g("Unsqueeze", mask, [2]), x, 0.0)
+    x = x if mask is None else g("Where", g("Unsqueeze", mask, [2]), x, 0.0)
     taps, width = p["depthwise"].shape
     before = taps - 1 if config.encoder.chunk_ms else taps // 2
+    after = taps - 1 - before
+    if past:
+        x, before = past.joined("gated", x), 0
     x = g(
         "Conv",
         g("Transpose", x, perm=[0, 2, 1]),
         p["depthwise"].T[:, None],
         group=width,
-        pads=[before, taps - 1 - before],
+        pads=[before, after],
     )
     x = layer_norm(g, p["depthwise_norm"], g("Transpose", x, perm=[0, 2, 1]))
     return linear(g, p["pointwise"], silu(g, x))
@@ -185,7 +204,22 @@ def _attended(g: Graph, p: Params, scores: Value, hidden: Value, value: Value, w
     return linear(g, p["out"], g("Reshape", x, [0, 0, -1]))
 
 
-def rotary_tables(g: Graph, head_width: int, frames: Value) -> tuple[Value, Value]:
+def _projected(
+    g: Graph, config: Config, p: Params, x: Value, past: Past | None
+) -> tuple[Value, Value, Value]:
+    """Query, key and value, [B, T, H, D / H] each, the latter two with those of the past."""
+    x = layer_norm(g, p["norm"], x)
+    query, key, value = (linear(g, p[name], x) for name in ("query", "key", "value"))
+    if past:
+        key, value = past.joined("key", key), past.joined("value", value)
+    split = functools.partial(_heads, g, config.encoder.heads)
+    return split(query), split(key), split(value)
+
+
+Tables = tuple[Value | np.ndarray, Value | np.ndarray]
+
+
+def rotary_tables(g: Graph, head_width: int, frames: Value) -> Tables:
     """[T, 1, D / H / 2] each: cosines and sines of layers.attention.rotate."""
     half = head_width // 2
     rates = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
@@ -195,12 +229,19 @@ def rotary_tables(g: Graph, head_width: int, frames: Value) -> tuple[Value, Valu
 
 
 def rotary_attention(
-    g: Graph, config: Config, p: Params, x: Value, tables: tuple[Value, Value], hidden: Value
+    g: Graph,
+    config: Config,
+    p: Params,
+    x: Value,
+    tables: tuple[Tables, Tables],
+    hidden: Value,
+    past: Past | None = None,
 ) -> Value:
-    heads, width = config.encoder.heads, config.encoder.width // config.encoder.heads
-    cos, sin = tables
+    """`tables` of the queries and of the keys."""
+    width = config.encoder.width // config.encoder.heads
 
-    def rotated(x: Value) -> Value:
+    def rotated(x: Value, tables: Tables) -> Value:
+        cos, sin = tables
         first, second = g.split("Split", 2, x, axis=3)
         return g(
             "Concat",
@@ -209,14 +250,11 @@ def rotary_attention(
             axis=3,
         )
 
-    x = layer_norm(g, p["norm"], x)
-    query, key, value = (
-        _heads(g, heads, linear(g, p[name], x)) for name in ("query", "key", "value")
-    )
+    query, key, value = _projected(g, config, p, x, past)
     scores = g(
         "MatMul",
-        g("Transpose", rotated(query), perm=[0, 2, 1, 3]),
-        g("Transpose", rotated(key), perm=[0, 2, 3, 1]),
+        g("Transpose", rotated(query, tables[0]), perm=[0, 2, 1, 3]),
+        g("Transpose", rotated(key, tables[1]), perm=[0, 2, 3, 1]),
     )
     return _attended(g, p, scores, hidden, value, width)
 
@@ -231,13 +269,17 @@ def relative_positions(g: Graph, width: int, frames: Value) -> Value:
 
 
 def relative_attention(
-    g: Graph, config: Config, p: Params, x: Value, positions: Value, hidden: Value
+    g: Graph,
+    config: Config,
+    p: Params,
+    x: Value,
+    positions: Value,
+    hidden: Value,
+    past: Past | None = None,
 ) -> Value:
+    """`positions` of the distances of queries to keys, [1, Q + T, D]."""
     heads, width = config.encoder.heads, config.encoder.width // config.encoder.heads
-    x = layer_norm(g, p["norm"], x)
-    query, key, value = (
-        _heads(g, heads, linear(g, p[name], x)) for name in ("query", "key", "value")
-    )
+    query, key, value = _projected(g, config, p, x, past)
     position = _heads(g, heads, linear(g, p["position"], positions))
 
     def products(bias: np.ndarray, others: Value) -> Value:
@@ -250,21 +292,27 @@ def relative_attention(
     by_content = products(p["content_bias"], key)
     by_distance = products(p["position_bias"], position)
     # layers.attention.shift_relative.
-    frames = size(g, x, 1)
-    skewed = g("Reshape", by_distance, g("Concat", [0, 0, -1], frames, axis=0))
+    queries = size(g, query, 1)
+    skewed = g("Reshape", by_distance, g("Concat", [0, 0, -1], queries, axis=0))
     skewed = cut(g, skewed, 1, 2**31 - 1, 2)
-    skewed = g("Reshape", skewed, g("Concat", [0, 0], frames, [-1], axis=0))
-    scores = g("Add", by_content, cut(g, skewed, 0, frames, 3))
+    skewed = g("Reshape", skewed, g("Concat", [0, 0], queries, [-1], axis=0))
+    scores = g("Add", by_content, cut(g, skewed, 0, size(g, key, 1), 3))
     return _attended(g, p, scores, hidden, value, width)
 
 
 def conformer_block(
-    g: Graph, config: Config, p: Params, x: Value, attend: Any, mask: Value
+    g: Graph,
+    config: Config,
+    p: Params,
+    x: Value,
+    attend: Any,
+    mask: Value | None,
+    past: Past | None = None,
 ) -> Value:
     half = lambda y: g("Mul", y, 0.5)
     x = g("Add", x, half(feedforward(g, p["first_feedforward"], x)))
     x = g("Add", x, attend(p["attention"], x))
-    x = g("Add", x, convolution(g, config, p["convolution"], x, mask))
+    x = g("Add", x, convolution(g, config, p["convolution"], x, mask, past))
     x = g("Add", x, half(feedforward(g, p["second_feedforward"], x)))
     return layer_norm(g, p["norm"], x)
 
@@ -279,13 +327,16 @@ def transformer_block(
 def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tuple[Value, Value]:
     """models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B]."""
     sizes = config.encoder
-    x, lengths = subsampling(g, config, p["subsampling"], x, lengths)
+    at = lambda stride: subsampled(g, lengths, stride)
+    real = lambda stride, frames: frame_mask(g, at(stride), frames)
+    x = subsampling(g, config, p["subsampling"], x, real)
+    lengths = at(sizes.subsampling_factor)
     frames = size(g, x, 1)
     mask = frame_mask(g, lengths, frames)
     hidden = visibility(g, config, mask, frames)
     if sizes.attention == "rotary":
         tables = rotary_tables(g, sizes.width // sizes.heads, frames)
-        attend = lambda p, x: rotary_attention(g, config, p, x, tables, hidden)
+        attend = lambda p, x: rotary_attention(g, config, p, x, (tables, tables), hidden)
     else:
         positions = relative_positions(g, sizes.width, frames)
         attend = lambda p, x: relative_attention(g, config, p, x, positions, hidden)
@@ -295,6 +346,76 @@ def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tu
     if "norm" in p:
         x = layer_norm(g, p["norm"], x)
     return g("Where", g("Unsqueeze", mask, [2]), x, 0.0), lengths
+
+
+class Chunks(NamedTuple):
+    """Sizes of a streaming encoder, in its own frames."""
+
+    frames: int
+    """Of a chunk."""
+    remembered: int
+    """Of the chunks before that attention sees."""
+    tail: int
+    """Before the chunk that convolutions see."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Chunks":
+        frames = chunk_frames(config.decoding.chunk_ms, config)
+        left = config.encoder.left_chunks * frames
+        return cls(frames, left, config.encoder.kernel_frames - 1)
+
+
+def encoder_step(
+    g: Graph,
+    config: Config,
+    p: Params,
+    x: Value,
+    seen: Value,
+    tail: Value,
+    before: Sequence[dict[str, Value]],
+) -> tuple[Value, Value, list[dict[str, Value]]]:
+    """models.encoder.Encoder.step of Conformers, of whole chunks.
+
+    From features [B, C factor, F], the frames seen [B], the last features [B, factor, F], and of
+    each layer `key`, `value` [B, L, D] and `gated` [B, K - 1, D] of the frames before, to encoded
+    frames [B, C, D], and the features and layers for the next chunk.
+    """
+    sizes, chunks = config.encoder, Chunks.of(config)
+    factor = sizes.subsampling_factor
+    x = g("Concat", tail, x, axis=1)
+    tail = cut(g, x, -factor, 2**31 - 1, 1)
+    begins = g("Cast", g("Equal", seen, np.array(0)), to=7)
+
+    def real(stride: int, frames: Value) -> Value:
+        starts = g("Mul", begins, np.array(factor // stride))
+        return g("Not", frame_mask(g, starts, frames))
+
+    x = cut(g, subsampling(g, config, p["subsampling"], x, real), 1, 2**31 - 1, 1)
+    keys = chunks.remembered + chunks.frames
+    number = np.arange(keys) - chunks.remembered
+    is_real = g("GreaterOrEqual", number, g("Neg", g("Unsqueeze", seen, [1])))
+    hidden = g("Where", g("Unsqueeze", is_real, [1, 2]), 0.0, -1e30)
+    if sizes.attention == "rotary":
+        half = sizes.width // sizes.heads // 2
+        rates = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
+        angles = (np.arange(keys, dtype=np.float32)[:, None] * rates)[:, None]
+        tables = lambda angles: (np.cos(angles), np.sin(angles))
+        both = tables(angles[chunks.remembered :]), tables(angles)
+        attend = lambda past: lambda p, x: rotary_attention(g, config, p, x, both, hidden, past)
+    else:
+        positions = np.asarray(attention.relative_positions(keys, sizes.width))[None]
+        positions = g("Identity", positions[:, : chunks.frames + keys])
+        attend = lambda past: (
+            lambda p, x: relative_attention(g, config, p, x, positions, hidden, past)
+        )
+    rows = {"key": chunks.remembered, "value": chunks.remembered, "gated": chunks.tail}
+    after = []
+    for layer in range(sizes.layers):
+        past = Past(g, before[layer], rows)
+        layer_p = layer_params(config, p["blocks"], layer)
+        x = conformer_block(g, config, layer_p, x, attend(past), None, past)
+        after.append(past.after)
+    return x, tail, after
 
 
 def layer_params(config: Config, blocks: Params, layer: int) -> Params:

@@ -54,9 +54,27 @@ class IcefallRuntime:
     def encode(
         self, features: Float32[np.ndarray, "B T F"], lengths: Int[np.ndarray, " B"]
     ) -> tuple[Float32[np.ndarray, "B T2 D"], Int[np.ndarray, " B"]]:
+        """A streaming encoder is given whole chunks."""
+        if len(self._encoder.get_inputs()) > 2:
+            return self._encode_chunks(features, lengths)
         encoded, frames = _run(self._encoder, features, lengths.astype(np.int64))
         # C's long long there, which NumPy tells from int64.
         return encoded, frames.astype(np.int64)
+
+    def _encode_chunks(self, features: Any, lengths: Any) -> tuple[Any, Any]:
+        x, *caches, _ = self._encoder.get_inputs()
+        size, batch = x.shape[1], len(features)
+        state = [
+            np.zeros([n if isinstance(n, int) else batch for n in cache.shape], np.float32)
+            for cache in caches
+        ]
+        whole = np.pad(features, ((0, 0), (0, -features.shape[1] % size), (0, 0)))
+        parts = []
+        for first in range(0, whole.shape[1], size):
+            chunk = whole[:, first : first + size]
+            encoded, *state = _run(self._encoder, chunk, *state, np.full(batch, first))
+            parts.append(encoded)
+        return np.concatenate(parts, axis=1), -(-lengths // (size // parts[0].shape[1]))
 
     def predict(self, label: int, state: Any) -> tuple[Any, Any]:
         """The decoder's output after a label, and the state; None before the first, the blank."""

@@ -1,4 +1,4 @@
-"""A transducer as the files that sherpa-onnx's offline recogniser reads, in one of two layouts.
+"""A transducer as the files that sherpa-onnx's recognisers read, in one of two layouts.
 
 encoder.onnx: log-mel and its lengths to encoded frames, already projected for the joint.
 decoder.onnx: the predictor, and its projection (their word for it). joiner.onnx: both projections
@@ -51,7 +51,15 @@ def layout(config: Config) -> Layout:
         if value != other
     ]
     if not of_nemo_alone and not _differences(config, icefall_layout.FEATURES):
+        if config.decoding.chunk_ms and (reason := icefall_layout.cannot_stream(config)):
+            raise LayoutError(f"{beginning}{reason}")
         return "icefall"
+    if config.decoding.chunk_ms:
+        raise LayoutError(
+            f"{beginning}decoding.chunk_ms = {config.decoding.chunk_ms:g}: streams are exported in "
+            "icefall's layout alone, of Kaldi's features (the defaults), predictor.kind = "
+            "'stateless', encoder.subsampling_factor = 4 and objective.kind = 'transducer'"
+        )
     if not _differences(config, nemo_layout.FEATURES):
         return "nemo"
     if of_nemo_alone:

@@ -23,7 +23,7 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
-from asr_jax.export import onnx_layers, sherpa_onnx
+from asr_jax.export import nemo_layout, onnx_layers, sherpa_onnx
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/export.md"
 
@@ -125,6 +125,22 @@ def test_models_that_it_cannot_run(trained, error, tmp_path):
         (
             Config(features=FeaturesConfig(mel_bins=64, low_hz=0.0)),
             "features.mel_bins = 64 must be 80; features.low_hz = 0.0 must be 20.0",
+        ),
+        (
+            Config(
+                features=FeaturesConfig(normalization="none"),
+                encoder=EncoderConfig(kind="transformer", chunk_ms=(80.0,)),
+                decoding=DecodingConfig(chunk_ms=80.0),
+            ),
+            "encoder.kind = 'transformer': of streams it must be 'conformer'",
+        ),
+        (
+            Config(
+                features=dataclasses.replace(nemo_layout.FEATURES, normalization="none"),
+                encoder=EncoderConfig(chunk_ms=(80.0,)),
+                decoding=DecodingConfig(chunk_ms=80.0),
+            ),
+            "decoding.chunk_ms = 80: streams are exported in icefall's layout alone",
         ),
     ]:
         with pytest.raises(sherpa_onnx.LayoutError) as found:

@@ -1,4 +1,4 @@
-"""NeMo's layout: onnxruntime and the released sherpa-onnx search as the JAX model does."""
+"""onnxruntime and the released sherpa-onnx search as the JAX model does, in every layout."""
 
 import jax
 import numpy as np
@@ -12,7 +12,9 @@ pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 from asr_jax.commands.export_sherpa_onnx import transcripts
 from asr_jax.config import (
     Config,
+    DecodingConfig,
     EncoderConfig,
+    FeaturesConfig,
     JointConfig,
     ObjectiveConfig,
     PredictorConfig,
@@ -26,10 +28,17 @@ from asr_jax.text import UNKNOWN_ID, Tokenizer
 
 pytestmark = pytest.mark.slow
 RANDOM = np.random.default_rng(0)
+# Of a changing loudness, then silence, all in whole chunks of 1280 samples.
 RECORDINGS = [
-    (RANDOM.normal(size=n) * np.repeat(RANDOM.uniform(0.01, 0.3, 50), n // 50)).astype(np.float32)
-    for n in (24_000, 16_000, 8_000)
+    np.pad(
+        RANDOM.normal(size=n) * np.repeat(RANDOM.uniform(0.01, 0.3, 50), n // 50), (0, 2560)
+    ).astype(np.float32)
+    for n in (19_200, 12_800, 6_400)
 ]
+PLAIN = FeaturesConfig(normalization="none")
+LSTM = PredictorConfig(kind="lstm", width=7, embedding_width=5)
+STATELESS = PredictorConfig(context=3, width=7, embedding_width=5)
+STREAM = dict(chunk_ms=(80.0,), left_chunks=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,41 +48,52 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    "predictor, factor, objective",
+    "features, predictor, encoder, objective",
     [
-        (PredictorConfig(kind="lstm", width=7, embedding_width=5), 4, "transducer"),
-        (PredictorConfig(kind="lstm", width=7, embedding_width=5), 8, "tdt"),
-        (PredictorConfig(context=3, width=7, embedding_width=5), 8, "transducer"),
+        (nemo_layout.FEATURES, LSTM, {}, "transducer"),
+        (nemo_layout.FEATURES, LSTM, dict(subsampling_factor=8), "tdt"),
+        (nemo_layout.FEATURES, STATELESS, dict(subsampling_factor=8), "transducer"),
+        (PLAIN, STATELESS, STREAM | dict(attention="rotary"), "transducer"),
+        # Fewer channels for convolutions than the features that are kept beside them.
+        (PLAIN, STATELESS, STREAM | dict(attention="relative", kernel_frames=3), "transducer"),
     ],
 )
-def test_it_searches_as_the_model_does(predictor, factor, objective, tokenizer, tmp_path):
+def test_it_searches_as_the_model_does(
+    features, predictor, encoder, objective, tokenizer, tmp_path
+):
     vocabulary = tokenizer.vocabulary_size
+    sizes = dict(layers=2, width=12, heads=2, kernel_frames=5, subsampling_channels=6)
+    is_stream = "chunk_ms" in encoder
     config = Config(
-        features=nemo_layout.FEATURES,
-        encoder=EncoderConfig(
-            **dict(layers=1, width=12, heads=2, kernel_frames=5, subsampling_channels=6),
-            **dict(subsampling="separable", subsampling_factor=factor),
-        ),
+        features=features,
+        encoder=EncoderConfig(**sizes | dict(subsampling="separable") | encoder),
         predictor=predictor,
         joint=JointConfig(width=9),
         objective=ObjectiveConfig(kind=objective),
+        decoding=DecodingConfig(chunk_ms=80.0 if is_stream else 0.0),
     )
+    random = np.random.default_rng(2)
     graphdef, params = nnx.split(make_model(config, vocabulary, rngs=nnx.Rngs(0)), nnx.Param)
     params = jax.tree.map(
-        lambda a: np.asarray(a) + 0.5 * RANDOM.normal(size=a.shape).astype(np.float32),
+        lambda a: np.asarray(a) + 0.5 * random.normal(size=a.shape).astype(np.float32),
         nnx.to_pure_dict(params),
     )
-    # No unknown, which sherpa-onnx writes otherwise.
+    # So that several labels are found, and blanks between them; no unknown, which sherpa-onnx
+    # writes otherwise.
+    params["joint"]["out"]["kernel"] *= 3
     params["joint"]["out"]["bias"][UNKNOWN_ID] = -99
+    params["joint"]["out"]["bias"][UNKNOWN_ID + 1 : vocabulary] -= 2
     if objective == "tdt":
-        # Fewer labels a frame than the bound, behind which sherpa-onnx goes on otherwise.
-        params["joint"]["out"]["bias"][vocabulary] -= 2
+        # One label a frame: behind the bound sherpa-onnx goes on by 1, and the model as far as a
+        # blank would.
+        params["joint"]["out"]["bias"][vocabulary] = -99
     model = nnx.merge(graphdef, params)
     bound = sherpa_onnx.max_symbols_per_frame(config)
 
     @jax.jit
     def in_process(samples, lengths):
-        encoded = model.encoder(*log_mel(samples, lengths, config.features))
+        mel = log_mel(samples, lengths, config.features)
+        encoded = model.encoder(*mel, chunk_frames=2 if is_stream else 0)
         return greedy_search(model, *encoded, max_symbols_per_frame=bound)
 
     lengths = np.array([*map(len, RECORDINGS)], np.int32)
@@ -90,7 +110,8 @@ def test_it_searches_as_the_model_does(predictor, factor, objective, tokenizer, 
     assert max(compared.encoded, compared.logits) < 1e-5
 
     lines = (tmp_path / "tokens.txt").read_text().splitlines()
-    assert len(lines) == vocabulary and lines[-1] == f"<blk> {vocabulary - 1}"
+    blank = 0 if features is PLAIN else vocabulary - 1
+    assert len(lines) == vocabulary and lines[blank] == f"<blk> {blank}"
     texts = transcripts(tmp_path, "", RECORDINGS, config)
     # Of spaces the random model makes more than there are between words.
     words = [text.split() for text in texts]

@@ -30,6 +30,6 @@ def prepare_devices(mesh: MeshConfig, *, processes: int = 1) -> None:
     for process, count in counts.items():
         if count != counts[0]:
             raise ValueError(
-                f"process {process} has {count} devices, process 0 has {counts[0]}: must be as many "
-                "on all hosts; is one missing, or, of processors, another mesh asked for?"
+                f"process {process} has {count} devices, process 0 has {counts[0]}: must be as "
+                "many on all hosts; is one missing, or, of processors, another mesh asked for?"
             )

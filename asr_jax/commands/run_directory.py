@@ -62,8 +62,8 @@ def require_shared(run: Path) -> None:
     for number, (host, sees) in enumerate(told):
         if not sees:
             raise ValueError(
-                f"--run {run}: process {number} ({host}) does not see what process 0 ({told[0][0]}) "
-                "writes there: must be a folder that all hosts share"
+                f"--run {run}: process {number} ({host}) does not see what process 0 "
+                f"({told[0][0]}) writes there: must be a folder that all hosts share"
             )
 
 

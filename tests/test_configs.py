@@ -149,6 +149,19 @@ def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
         (("--tokenizer.kind", "word"), ["--tokenizer.kind", "word", "unigram"]),
         (("--encoder.heads", "5"), ["encoder.heads = 5: must divide encoder.width = 144"]),
         (("--train.accumulate", "3"), ["train.accumulate = 3: must divide"]),
+        (
+            ("--encoder.shared-layers", "3"),
+            ["encoder.shared_layers = 3: must divide encoder.layers = 16"],
+        ),
+        (
+            ("--encoder.shared-layers", "2", "--encoder.residual-rank", "145"),
+            ["encoder.residual_rank = 145: must be at most encoder.width = 144"],
+        ),
+        (("--encoder.residual-rank", "2"), ["encoder.residual_rank = 2: adds to matrices that"]),
+        (
+            ("--encoder.attention", "rotary", "--encoder.heads", "48"),
+            ["encoder.heads = 48: rotary attention needs an even"],
+        ),
         (("--encoder.subsampling-factor", "6"), ["--encoder.subsampling-factor", "6"]),
         (("--encoder.context-frames", "9"), ["encoder.context_frames = (9,): needs two numbers"]),
         (

@@ -11,6 +11,7 @@ from asr_jax.config import Config
 from asr_jax.layers.attention import Memory
 from asr_jax.layers.cross_attention import DecoderBlock
 from asr_jax.layers.dropout import dropout
+from asr_jax.layers.embedding import Embedding
 from asr_jax.layers.linear import Linear
 from asr_jax.layers.stack import scan_layers, stacked
 from asr_jax.models.ctc import make_ctc_head
@@ -51,7 +52,7 @@ class AttentionDecoder(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        self.embedding = nnx.Embed(vocabulary_size, width, rngs=rngs)
+        self.embedding = Embedding(vocabulary_size, width, rngs=rngs)
 
         def block(rngs: nnx.Rngs) -> DecoderBlock:
             return DecoderBlock(

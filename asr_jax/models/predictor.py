@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.layers.dropout import dropout
+from asr_jax.layers.embedding import Embedding
 from asr_jax.layers.linear import Linear
 
 BLANK_ID = 0
@@ -32,7 +33,7 @@ class StatelessPredictor(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
+        self.embedding = Embedding(vocabulary_size, embedding_width, rngs=rngs)
         self.convolution = Linear(context * embedding_width, width, rngs=rngs)
         self.context = context
         self.dropout = dropout
@@ -75,7 +76,7 @@ class LSTMPredictor(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        self.embedding = nnx.Embed(vocabulary_size, embedding_width, rngs=rngs)
+        self.embedding = Embedding(vocabulary_size, embedding_width, rngs=rngs)
         self.input = Linear(embedding_width, 4 * width, rngs=rngs)
         self.recurrent = Linear(width, 4 * width, use_bias=False, rngs=rngs)
         self.width = width

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from asr_jax.config import (
     AugmentConfig,
@@ -22,7 +23,7 @@ from asr_jax.config import (
 from asr_jax.mesh import make_mesh
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import initial_state, split_model
-from asr_jax.training.step import batch_gradients
+from asr_jax.training.step import batch_gradients, cast
 from asr_jax.types import Batch
 
 # A number of rows that no other axis has.
@@ -103,3 +104,26 @@ def test_products_that_sum_over_the_batch_end_in_float32(problem):
                 found.append(equation.outvars[0].aval)
     assert len(found) > 10
     assert {x.dtype for x in found} == {jnp.dtype("float32")}, found
+
+
+@pytest.mark.parametrize("kind", ["stateless", "lstm", "attention"])
+def test_what_reads_labels_works_in_bfloat16_too(kind):
+    """Else the joint's products, which meet it, would be of float32."""
+    config = CONFIG
+    if kind == "attention":
+        objective = dataclasses.replace(CONFIG.objective, kind="attention")
+        config = dataclasses.replace(CONFIG, objective=objective)
+    else:
+        predictor = dataclasses.replace(CONFIG.predictor, kind=kind)
+        config = dataclasses.replace(CONFIG, predictor=predictor)
+    graphdef, params = split_model(config, VOCABULARY)
+
+    def read(params, labels, encoded, key):
+        model = nnx.merge(graphdef, cast(params, "bfloat16"))
+        if kind == "attention":
+            return model.decoder(labels, encoded, jnp.full(ROWS, 3), key=key)
+        return model.joint.predictor_projection(model.predictor(labels, key=key))
+
+    encoded = jnp.zeros((ROWS, 3, 32), jnp.bfloat16)
+    arguments = jnp.ones((ROWS, LABELS), jnp.int32), encoded, jax.random.key(0)
+    assert jax.eval_shape(read, params, *arguments).dtype == jnp.bfloat16

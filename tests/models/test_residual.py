@@ -51,7 +51,13 @@ def test_parameter_counts_are_the_papers(shared_layers, rank, percent):
     assert abs(100 * count / parameter_count() - percent) < 0.3
 
 
-@pytest.mark.parametrize("kind, attention", [("conformer", "relative"), ("transformer", "rotary")])
+@pytest.mark.parametrize(
+    "kind, attention",
+    [
+        pytest.param("conformer", "relative", marks=pytest.mark.slow),
+        ("transformer", "rotary"),
+    ],
+)
 def test_encoder_and_its_gradient_are_those_of_the_folded_one(kind, attention):
     encoder = dataclasses.replace(CONFIG.encoder, kind=kind, attention=attention)
     config = dataclasses.replace(CONFIG, encoder=encoder)

@@ -36,7 +36,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings():
         OptimizerConfig(weight_decay=0.5, peak_learning_rate=1.0, warmup_steps=0), steps=10
     )
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(zeros, jax.jit(optimizer.init)(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         decays = path[-1].key in ("kernel", "depthwise", "down", "up", "diagonal")
         assert bool(jnp.all(update != 0)) == decays, jax.tree_util.keystr(path)
@@ -52,7 +52,7 @@ def test_gradients_are_clipped_to_the_norm():
     np.testing.assert_allclose(first["kernel"], second["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("subsampling", ["conv1d", "conv2d"])
+@pytest.mark.parametrize("subsampling", [pytest.param("conv1d", marks=pytest.mark.slow), "conv2d"])
 def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(subsampling):
     encoder = EncoderConfig(
         layers=4,
@@ -73,7 +73,7 @@ def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(su
     )
     optimizer = make_optimizer(config, steps=10)
     params = jax.tree.map(jnp.zeros_like, gradients)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(gradients, jax.jit(optimizer.init)(params), params)
     orthogonal = 0
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         names = [part.key for part in path]

@@ -18,6 +18,7 @@ from asr_jax.commands.recognition import (
     recognize_utterances,
     with_decoding,
 )
+from asr_jax.commands.streaming import MICROPHONE, STDIN, stream_source, streaming
 from asr_jax.config import MeshConfig
 from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.types import Transcript, Utterance
@@ -30,7 +31,15 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or what export --format params wrote."""
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
-    """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels."""
+    """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels. With --stream also - for
+    16-bit little-endian samples at standard input, one channel at the model's rate (16 kHz), or
+    microphone."""
+    stream: bool = False
+    """Prints words while they are said: for each chunk the seconds so far, how long after, words
+    that are complete, and the one that may go on; in the end the text."""
+    chunk_ms: float | None = None
+    """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances,
+    with --stream the smallest chunks it was trained with."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
@@ -55,6 +64,17 @@ def run(arguments: list[str]) -> int:
     """Exit status 1 where some recording could not be read; the others are printed all the same."""
     options = parse(Options, arguments, program="asr-jax transcribe")
     _check(options)
+    if options.stream:
+        prepare_devices(MeshConfig())
+        recognizer = with_decoding(
+            open_run(options.run, options.checkpoint),
+            beam=beam_size(options.decoder, options.beam),
+            chunk_ms=options.chunk_ms,
+        )
+        recognizer = streaming(recognizer)
+        for source in options.audio:
+            stream_source(source, recognizer, as_json=options.json)
+        return 0
     problems = []
     utterances = []
     for number, path in enumerate(options.audio):
@@ -68,6 +88,7 @@ def run(arguments: list[str]) -> int:
         recognizer = with_decoding(
             open_run(options.run, options.checkpoint),
             beam=beam_size(options.decoder, options.beam),
+            chunk_ms=options.chunk_ms,
             window_seconds=options.window_seconds,
         )
         if options.nbest > (kept := recognizer.config.decoding.beam):
@@ -88,6 +109,13 @@ def run(arguments: list[str]) -> int:
 def _check(options: Options) -> None:
     if not options.audio:
         raise ValueError("AUDIO: name at least one recording")
+    live = [path for path in options.audio if str(path) in (STDIN, MICROPHONE)]
+    if live and not options.stream:
+        raise ValueError(f"AUDIO {live[0]}: needs --stream")
+    if options.stream and (
+        options.nbest or options.timestamps or options.output or options.format != "text"
+    ):
+        raise ValueError("--stream: prints text, or with --json words with times; no other form")
     if options.nbest < 0:
         raise ValueError(f"--nbest {options.nbest}: must be positive")
     if options.nbest and not options.json and (options.timestamps or options.format != "text"):

@@ -1,5 +1,7 @@
 """Greedy search of the transducer, TDT and HAT for a whole batch, on the device."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,6 +9,19 @@ from jaxtyping import Array, Float, Int
 from asr_jax.decoding.hypotheses import Hypotheses, nothing_found
 from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
+
+
+class GreedyState(NamedTuple):
+    """What the search of a stream leaves behind for its next chunk."""
+
+    skipped: Int[Array, " B"]
+    """Frames ahead that the last symbol still lasts for."""
+    predictor: Any
+
+
+def greedy_start(model: Transducer, batch: int) -> GreedyState:
+    """Before the first chunk."""
+    return GreedyState(jnp.zeros(batch, jnp.int32), model.predictor.start(batch))
 
 
 def greedy_search(
@@ -29,6 +44,29 @@ def greedy_search(
     after a blank by at least one (arXiv 2304.06795, algorithm 1). At a frame at most
     `max_symbols_per_frame` labels are emitted, then blank; N = T max_symbols_per_frame. The score
     is the log-probability of the labels and blanks taken, and of their durations.
+    """
+    return greedy_step(
+        model,
+        greedy_start(model, len(encoded)),
+        encoded,
+        lengths,
+        max_symbols_per_frame=max_symbols_per_frame,
+        frames_per_turn=frames_per_turn,
+    )[1]
+
+
+def greedy_step(
+    model: Transducer,
+    state: GreedyState,
+    encoded: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    *,
+    max_symbols_per_frame: int,
+    frames_per_turn: int | None = None,
+) -> tuple[GreedyState, Hypotheses]:
+    """`greedy_search` of the next chunk of every stream: chunk by chunk it finds the same labels.
+
+    Frames are counted from the chunk's beginning, and scores are the chunk's.
     """
     batch, frames, _ = encoded.shape
     projected = model.joint.encoder_projection(encoded)
@@ -65,7 +103,7 @@ def greedy_search(
         visited = []
         for n in range(frames_per_turn):
             visited.append(passed == n)
-            goes_on = visited[-1] & ~(is_label & inside)[:, n]
+            goes_on = visited[-1] & (inside & ~is_label)[:, n]
             passed = jnp.where(goes_on, n + lasts[:, n], passed)
         visited = jnp.stack(visited, axis=1) & inside
         taken = visited & is_label
@@ -94,7 +132,11 @@ def greedy_search(
         return frame + lasts, symbols, found, state, predicted
 
     zeros = jnp.zeros((batch,), jnp.int32)
-    state = model.predictor.start(batch)
-    start = (zeros, zeros, nothing_found(batch, capacity), state, predict(state))
+    predictor = state.predictor
+    start = (
+        *(state.skipped, zeros, nothing_found(batch, capacity)),
+        *(predictor, predict(predictor)),
+    )
     unfinished = lambda carry: jnp.any(carry[0] < lengths)
-    return jax.lax.while_loop(unfinished, turn, start)[2]
+    frame, _, found, predictor, _ = jax.lax.while_loop(unfinished, turn, start)
+    return GreedyState(frame - lengths, predictor), found

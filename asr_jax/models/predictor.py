@@ -49,7 +49,7 @@ class StatelessPredictor(nnx.Module):
 
     def start(self, batch: int) -> Int[Array, "B K"]:
         """State before the first label."""
-        return jnp.full((batch, self.context), NONE_ID).at[:, -1].set(BLANK_ID)
+        return jnp.full((batch, self.context), NONE_ID, jnp.int32).at[:, -1].set(BLANK_ID)
 
     def output(self, state: Int[Array, "B K"]) -> Float[Array, "B D"]:
         return self._output(state, None)

@@ -24,6 +24,7 @@ resources=(gcloud compute tpus queued-resources)
 ssh=(gcloud compute tpus tpu-vm ssh "$NAME" "--zone=$ZONE" --command)
 
 state() {
+  if [ -n "${DRY_RUN:-}" ]; then return; fi
   "${resources[@]}" describe "$NAME" "--zone=$ZONE" '--format=value(state.state)' 2>/dev/null || true
 }
 
@@ -56,7 +57,7 @@ train() {
   if [ -n "$CHECKPOINTS" ]; then
     files="; status=\$?; gcloud storage rsync -r -x '^compiled/' $(printf %q "$RUN") $(printf %q "$CHECKPOINTS"); exit \$status"
   fi
-  tar cz asr_jax configs samples pyproject.toml requirements.txt README.md LICENSE >"$code" &&
+  run tar czf "$code" asr_jax configs samples pyproject.toml requirements.txt README.md LICENSE &&
     run gcloud compute tpus tpu-vm scp "$code" "$NAME:code.tar.gz" "--zone=$ZONE" &&
     run "${ssh[@]}" "mkdir -p asr && cd asr && tar xzf ../code.tar.gz && python3 -m venv env && \
 env/bin/pip install -q '.[tpu,gcs]' && ${data}JAX_PLATFORMS=tpu,cpu $(printf '%q ' "${command[@]}")$files"

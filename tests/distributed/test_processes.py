@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,16 +54,24 @@ def config(tmp_path_factory):
 
 
 def start(
-    config, run, count, *options, of_last=(), folders=(ROOT, ROOT, ROOT, ROOT), platform="cpu"
+    config,
+    run,
+    count,
+    *options,
+    of_last=(),
+    folders=(ROOT, ROOT, ROOT, ROOT),
+    platform="cpu",
+    address="127.0.0.1",
+    hosts=((), (), (), ()),
 ):
-    """Processes that train together, each on a device of its own and in one of the folders."""
-    place = f"127.0.0.1:{free_port()}"
+    """Processes that train together, each on a device of its own, in a folder and on a host."""
+    place = f"{address}:{free_port()}"
     together = ["--coordinator", place, "--processes", str(count)] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
     environment.pop("XLA_FLAGS")
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]
+            [*hosts[n], sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]
             + (["--mesh.data", str(count), *together, "--process", str(n)] if together else [])
             + [*options, *(of_last if n == count - 1 else ())],
             cwd=folders[n],
@@ -203,6 +212,99 @@ def test_hosts_that_are_not_alike_are_named(config, tmp_path):
         for status, said in ended(start(config, tmp_path / "run", 2, **differing)):
             told = [line for line in said.splitlines() if "Gloo" not in line]
             assert status == 2 and len(told) == 1 and complaint in told[0], said
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory):
+    """Two network namespaces with a cable between them: what a command begins with on either."""
+    if os.getuid() != 0 or any(map(lambda tool: shutil.which(tool) is None, ("ip", "unshare"))):
+        pytest.skip("network namespaces need root, ip and unshare")
+    ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
+    names = [f"asr{os.getpid()}{letter}" for letter in "ab"]
+    table = tmp_path_factory.mktemp("hosts") / "hosts"
+    table.write_text("127.0.0.1 localhost\n10.77.7.1 host-a\n10.77.7.2 host-b\n")
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1])
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces may be made here: {error.stderr.decode().strip()}")
+        ip("link", "set", names[1], "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.7.{number}/24", "dev", name)
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", name, "up")
+        # A name of its own, and a table in which both are: Gloo asks what its own name is.
+        begin = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        yield [
+            ("ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", begin)
+            + (f"host-{name[-1]}", str(table))
+            for name in names
+        ]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_with_addresses_of_their_own_train_as_one_does(
+    config, alone, two_hosts, tmp_path
+):
+    run = tmp_path / "run"
+    for status, said in ended(start(config, run, 2, address="10.77.7.1", hosts=two_hosts)):
+        assert status == 0, said
+    assert_trained_alike(run, alone)
+
+
+@pytest.mark.slow
+def test_hosts_that_share_no_run_directory_are_named(config, two_hosts, tmp_path):
+    (tmp_path / "runs").mkdir()
+    # The same path, where the second host has a disk of its own.
+    own_disk = 'mount -t tmpfs none "$0" && exec "$@"'
+    hosts = [two_hosts[0], (*two_hosts[1], "sh", "-c", own_disk, str(tmp_path / "runs"))]
+    run = tmp_path / "runs/a"
+    for status, said in ended(start(config, run, 2, address="10.77.7.1", hosts=hosts)):
+        assert status == 2
+        assert "process 1 (host-b) does not see what process 0 (host-a) writes there" in said
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_reach_the_first_names_its_address(two_hosts):
+    script = """
+import sys
+from asr_jax.commands.meeting import meet
+try:
+    meet(sys.argv[1], process=int(sys.argv[2]), processes=2, timeout_seconds=4)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+    def told(number: int, place: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*two_hosts[number], sys.executable, "-c", script, place, str(number)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    # Nobody has the third address; the fourth lies in no network of this host.
+    for address, reason in (
+        ("10.77.7.3", "(No route to host|timed out)"),
+        ("10.88.0.1", "Network is unreachable"),
+    ):
+        [(status, said)] = ended([told(1, f"{address}:8476")])
+        assert status == 1
+        assert re.fullmatch(
+            rf"--coordinator {address}:8476: not reached within 4 s \({reason}\); does process 0 "
+            r"run there, and may this host connect to it\?\n",
+            said,
+        ), said
+    [(status, said)] = ended([told(0, "10.77.7.1:8476")])
+    assert status == 1 and said.endswith(
+        "--coordinator 10.77.7.1:8476: process 1 of 2 did not come within 4 s; of those who came "
+        "the first are 0 (host-a)\n"
+    ), said
 
 
 def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):

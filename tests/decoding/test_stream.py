@@ -142,6 +142,7 @@ def test_raw_samples_come_by_standard_input(recognizer, capsys):
     assert err.startswith("4 chunks of 320 ms; from the end of one to its words ")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_streamed(recognizer):
     def refused(**changes):
         config = Config(**changes)

@@ -1,0 +1,363 @@
+"""Writes docs/memory.md and its pictures: what training takes with each objective.
+
+    python benchmarks/memory.py RESULTS [TARGET ...]
+
+Compiles the gradients of configs/librispeech_960h_m.py's encoder, and of what stands behind it with
+one objective after the other, for TARGETs that need not be there (h100, ...) or for the processor
+(cpu). Nothing is run or allocated. RESULTS is a folder for the figures, a JSON
+file for each target; what it holds already is not compiled again. Targets need their compilers
+(`asr-jax fit` says which packages). The page is written of what RESULTS holds.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from loss_pictures import BLUE, GREY, PALE, RED, Drawing
+
+from asr_jax.commands.arguments import load_config
+from asr_jax.commands.batch_shapes import batch_shapes
+from asr_jax.config import Config
+from asr_jax.layers.length import subsampled
+from asr_jax.losses import transducer_loss
+from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.training import objective, step
+from asr_jax.training.accelerators import target_devices
+from asr_jax.training.optimizer import make_optimizer
+from asr_jax.training.state import abstract_state, split_model
+
+PAGE = """# Is it always the transducer that takes the memory?
+
+No: only where its joint is a tensor of [batch, frames, labels + 1, vocabulary]. That takes 1.5 to
+80 times as much as the encoder in the table below. In tiles ([losses.md](losses.md)) the same loss
+takes a twentieth of the encoder's, and no more with a larger vocabulary. CTC's logits grow with it:
+with 1024 pieces CTC takes 1.3 times as much as the transducer in tiles, with 16384 it takes 15
+times as much. The attention decoder takes 7 times as much, not for its logits but for its layers;
+TDT one to two times.
+
+The encoder and what is behind it do not need their memory at the same time. Compiled as one, 32
+utterances of 16 s with 1024 pieces take what the encoder takes alone, 3.42 GB, with CTC, with the
+attention decoder and with the transducer in tiles alike; with the 4-D joint 20.46 GB (CPU, float32;
+the row "all in one").
+
+What is compiled: gradients of Conformer-M as in configs/librispeech_960h_m.py, of which the
+backward pass recomputes the layers, with 5 labels for each second. Temporaries by
+`compiled.memory_analysis()`, in GB (10^9 bytes): all that lives between arguments and gradients.
+**Encoder alone**: features and encoder of a training step with nothing behind it. The other columns
+are what stands behind the encoder, given its frames: predictor or decoder (6 layers, not
+recomputed), joint, loss, and their gradients. Parameters, average, moments and gradients come on
+top, and are nearly the same for all. Nothing was run or allocated. The 4-D joint is the plain form
+(`transducer_loss` with `implementation="reference"`) in float32, differentiated by JAX: it keeps
+four and more such tensors, where a gradient written by hand could do with one; the size of one is
+in the second table.
+
+    export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
+    python benchmarks/memory.py RESULTS TARGET
+
+TARGET is cpu, or one of `asr-jax fit`'s, such as h100; the flag makes compiling faster. No
+accelerator's figures are here: compiling for one was begun and not finished.
+"""
+SHARES = """\
+How many times the encoder's memory what stands behind it takes, and in GB the sizes of the logits
+alone (float32): of CTC [batch, frames, vocabulary], of the decoder [batch, labels + 1, vocabulary],
+of the joint [batch, frames, labels + 1, vocabulary]."""
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/librispeech_960h_m.py"
+
+
+class Point(NamedTuple):
+    utterances: int = 32
+    seconds: int = 16
+    vocabulary: int = 1024
+
+    @property
+    def labels(self) -> int:
+        """Five a second, which 99 of 100 recordings of LibriSpeech stay below."""
+        return 5 * self.seconds
+
+
+CENTRE = Point()
+AXES = {
+    "utterances": [Point(utterances=n) for n in (8, 32, 128)],
+    "seconds": [Point(seconds=n) for n in (4, 8, 16, 32)],
+    "vocabulary": [Point(vocabulary=n) for n in (128, 1024, 4096, 16384)],
+}
+# The ends of the axes first.
+POINTS = list(
+    dict.fromkeys(
+        [CENTRE, *(points[end] for end in (-1, 0, -2, 1) for points in reversed(AXES.values()))]
+    )
+)
+
+
+def encoded_alone(model, features, lengths, labels, label_lengths, *, config, key=None):
+    """As `utterance_losses`, with no network and no loss behind the encoder."""
+    encoded, _ = model.encoder(features, lengths, key=key)
+    return {"loss": jnp.sum(encoded.astype(jnp.float32), axis=(1, 2))}
+
+
+def _encoder_alone() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(step, "utterance_losses", encoded_alone)
+
+
+def _in_4d() -> contextlib.AbstractContextManager[Any]:
+    plain = functools.partial(transducer_loss, implementation="reference")
+    return mock.patch.object(objective, "transducer_loss", plain)
+
+
+class Row(NamedTuple):
+    words: str
+    kind: str
+    instead: Callable[[], contextlib.AbstractContextManager[Any]]
+    """What of the training code is exchanged while the step is traced."""
+    style: dict[str, Any]
+
+
+GREEN, VIOLET = "#1a7f37", "#8250df"
+ROWS = {
+    "encoder": Row(
+        "encoder alone", "ctc", _encoder_alone, dict(stroke=GREY, stroke_dasharray="4 3")
+    ),
+    "ctc": Row("CTC", "ctc", contextlib.nullcontext, dict(stroke=GREEN)),
+    "attention": Row("attention decoder", "attention", contextlib.nullcontext, dict(stroke=VIOLET)),
+    "transducer 4-D": Row(
+        "transducer, 4-D joint", "transducer", _in_4d, dict(stroke=RED, stroke_width=2.5)
+    ),
+    "transducer": Row("transducer, tiles", "transducer", contextlib.nullcontext, dict(stroke=BLUE)),
+    "tdt": Row(
+        "TDT, tiles", "tdt", contextlib.nullcontext, dict(stroke=BLUE, stroke_dasharray="2 3")
+    ),
+}
+
+
+def temporaries(
+    config: Config, point: Point, name: str, device: Any, *, whole: bool = False
+) -> int | None:
+    """Bytes of all that lives between the arguments and the gradients of what has this name; None:
+    the compiler found no room for it. Of the encoder, of the whole step in which nothing stands
+    behind it; of an objective, of what stands behind the encoder, given its frames, or of the whole
+    step."""
+    config = replace(
+        config,
+        data=replace(
+            config.data,
+            bucket_seconds=(float(point.seconds),),
+            bucket_labels=(point.labels,),
+            bucket_utterances=(point.utterances,),
+        ),
+        objective=replace(config.objective, kind=ROWS[name].kind, ctc_weight=0.0),
+        # A processor computes bfloat16 in float32, and keeps both.
+        train=replace(
+            config.train, compute_dtype="float32" if device.platform == "cpu" else "bfloat16"
+        ),
+    )
+    mesh = make_mesh(config.mesh, [device])
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    abstract = abstract_state(config, point.vocabulary, optimizer, mesh)
+    (batch,) = batch_shapes(config)
+    traced = whole_step if whole or name == "encoder" else behind_encoder
+    try:
+        with ROWS[name].instead(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            lowered = traced(config, point, abstract.params, batch, abstract.key, mesh)
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def whole_step(config, point, params, batch, key, mesh):
+    graphdef, _ = split_model(config, point.vocabulary)
+    gradients = functools.partial(step.batch_gradients, graphdef=graphdef, config=config, mesh=mesh)
+    placed = jax.jit(gradients, in_shardings=(None, batch_sharding(mesh), None))
+    return placed.lower(params, batch, key)
+
+
+def behind_encoder(config, point, params, batch, key, mesh):
+    graphdef, _ = split_model(config, point.vocabulary)
+    behind = {part: leaves for part, leaves in params.items() if part != "encoder"}
+    dtype = config.train.compute_dtype
+
+    def total(behind, encoded, encoder, *arguments):
+        model = nnx.merge(graphdef, step.cast(behind, dtype) | {"encoder": encoder})
+        *arguments, key = arguments
+        losses = objective.losses_of_encoded(model, encoded, *arguments, config=config, key=key)
+        return jnp.sum(losses["loss"])
+
+    frames = subsampled(
+        step.bucket_frames(batch.samples.shape[1], config), config.encoder.subsampling_factor
+    )
+    shape = point.utterances, frames, config.encoder.width
+    arguments = (
+        jax.ShapeDtypeStruct(shape, dtype),
+        params["encoder"],
+        batch.label_lengths,
+        batch.labels,
+        batch.label_lengths,
+    )
+    on_device = jax.NamedSharding(mesh, jax.P())
+    gradients = jax.jit(jax.grad(total, (0, 1)), in_shardings=on_device)
+    return gradients.lower(behind, *arguments, key)
+
+
+def measure(path: Path, target: str) -> None:
+    config = load_config(ROOT / CONFIG)
+    device = (jax.devices("cpu") if target == "cpu" else target_devices(target)[0])[0]
+    content = {"target": target, "kind": device.device_kind, "jax": jax.__version__}
+    content |= {"figures": [], "whole": {}}
+    if path.exists():
+        content |= json.loads(path.read_text())
+    done = [(Point(*figure["point"]), figure["objective"]) for figure in content["figures"]]
+    # Nothing of the encoder knows the vocabulary. It compiles longest.
+    asked = [(point, name) for point in POINTS for name in ROWS if name != "encoder"]
+    asked += [(p, "encoder") for p in POINTS if p.vocabulary == CENTRE.vocabulary]
+    for point, name in asked:
+        if (point, name) in done:
+            continue
+        began = time.monotonic()
+        count = temporaries(config, point, name, device)
+        figure = {"point": point, "objective": name, "temporary_bytes": count}
+        content["figures"].append(figure)
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        seconds = time.monotonic() - began
+        print(f"{target} {point} {name}: {count} bytes ({seconds:.0f} s)", flush=True)
+    for name in ROWS:
+        if name not in content["whole"]:
+            content["whole"][name] = temporaries(config, CENTRE, name, device, whole=True)
+            path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def draw(content: dict[str, Any]) -> Drawing:
+    """The temporaries of every objective along each axis."""
+    drawing = Drawing(940, 420, f"Training memory by objective, compiled for {content['kind']}")
+    drawing.text(
+        20, 26, "Memory of the encoder, and of what stands behind it", size=14, font_weight="bold"
+    )
+    centre = f"{CENTRE.utterances} utterances of {CENTRE.seconds} s, vocabulary {CENTRE.vocabulary}"
+    said = f"Conformer-M, {centre} where not said; {content['kind'].upper()}, compiled, not run"
+    drawing.text(20, 44, said, fill=GREY)
+    found = by_point(content)
+    values = [value for of_point in found.values() for value in of_point.values() if value]
+    low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
+    top, bottom, across = 70, 330, 250
+    y = lambda value: bottom - (np.log10(value) - low) / (high - low) * (bottom - top)
+    names = {6: "1 MB", 7: "10 MB", 8: "100 MB", 9: "1 GB", 10: "10 GB", 11: "100 GB", 12: "1 TB"}
+    for panel, (axis, points) in enumerate(AXES.items()):
+        points = [point for point in points if point in found]
+        left = 62 + panel * 300
+        first, last = (np.log2(getattr(points[i], axis)) for i in (0, -1))
+        x = lambda value, left=left, first=first, last=last: (
+            left + (np.log2(value) - first) / max(last - first, 1) * across
+        )
+        for power in range(int(low), int(high) + 1):
+            drawing.line((left, y(10.0**power)), (left + across, y(10.0**power)), stroke=PALE)
+            drawing.text(
+                left - 5, y(10.0**power) + 4, names[power], size=11, anchor="end", fill=GREY
+            )
+        for point in points:
+            value = getattr(point, axis)
+            drawing.line((x(value), bottom), (x(value), bottom + 4), stroke=GREY)
+            drawing.text(x(value), bottom + 17, str(value), size=11, anchor="middle", fill=GREY)
+        words = "seconds, with 5 labels each" if axis == "seconds" else axis
+        drawing.text(left + across / 2, bottom + 38, words, size=13, anchor="middle")
+        for name, row in ROWS.items():
+            curve = [
+                (x(getattr(point, axis)), y(found[point][name]))
+                for point in points
+                if found[point].get(name)
+            ]
+            drawing.line(*curve, **dict(stroke_width=2) | row.style)
+    for number, row in enumerate(ROWS.values()):
+        left = 30 + number * 152
+        drawing.line((left, 398), (left + 22, 398), **dict(stroke_width=2) | row.style)
+        drawing.text(left + 28, 402, row.words, size=11)
+    return drawing
+
+
+def by_point(content: dict[str, Any]) -> dict[Point, dict[str, int | None]]:
+    found: dict[Point, dict[str, int | None]] = {}
+    for figure in content["figures"]:
+        of_point = found.setdefault(Point(*figure["point"]), {})
+        of_point[figure["objective"]] = figure["temporary_bytes"]
+    for point, of_point in found.items():
+        of_encoder = found.get(point._replace(vocabulary=CENTRE.vocabulary), {})
+        of_point["encoder"] = of_encoder.get("encoder")
+    return {point: of_point for point, of_point in found.items() if len(of_point) == len(ROWS)}
+
+
+def gigabytes(count: float | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.2f}"
+
+
+def tables(content: dict[str, Any], config: Config) -> str:
+    found = by_point(content)
+    sizes = ["utterances", "seconds", "labels", "vocabulary"]
+    heads = [*sizes, *(row.words for row in ROWS.values())]
+    lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
+    for point in sorted(found):
+        cells = [point.utterances, point.seconds, point.labels, point.vocabulary]
+        cells += [gigabytes(found[point][name]) for name in ROWS]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    cells = [f"{CENTRE.utterances}, all in one", CENTRE.seconds, CENTRE.labels, CENTRE.vocabulary]
+    cells += [gigabytes(content["whole"].get(name)) for name in ROWS]
+    lines.append(f"| {' | '.join(map(str, cells))} |")
+    behind = [name for name in ROWS if name != "encoder"]
+    heads = [*sizes, *(ROWS[name].words for name in behind)]
+    heads += ["logits of CTC", "attention", "4-D"]
+    lines += ["", SHARES, "", f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
+    frame_ms = config.encoder.subsampling_factor * config.features.hop_ms
+    for point in sorted(found):
+        cells = [point.utterances, point.seconds, point.labels, point.vocabulary]
+        encoder = found[point]["encoder"]
+        for name in behind:
+            head = found[point][name]
+            cells.append(f"{head / encoder:.2g}" if head and encoder else "?")
+        frames, columns = round(1000 * point.seconds / frame_ms), point.labels + 1
+        each = 4 * point.utterances * point.vocabulary
+        cells += map(gigabytes, (each * frames, each * columns, each * frames * columns))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def write_page(results: Path) -> None:
+    config = load_config(ROOT / CONFIG)
+    page = PAGE
+    for path in sorted(results.glob("*.json"), reverse=True):
+        content = json.loads(path.read_text())
+        if not by_point(content):
+            continue
+        picture = f"training_memory_{content['target']}.svg"
+        draw(content).save(ROOT / "docs/pictures" / picture)
+        dtype = "float32" if content["target"] == "cpu" else "bfloat16"
+        title = f"{content['kind'].upper()}, {dtype}"
+        page += f"\n## {title}\n\nCompiled by JAX {content['jax']}.\n\n"
+        page += f"![memory of each objective](pictures/{picture})\n\n"
+        page += tables(content, config) + "\n"
+    (ROOT / "docs/memory.md").write_text(page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("targets", nargs="*")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    for target in options.targets:
+        measure(options.results / f"{target}.json", target)
+    write_page(options.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,8 +65,9 @@ in the second table.
     export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
     python benchmarks/memory.py RESULTS TARGET
 
-TARGET is cpu, or one of `asr-jax fit`'s, such as h100; the flag makes compiling faster. No
-accelerator's figures are here: compiling for one was begun and not finished.
+TARGET is cpu, or one of `asr-jax fit`'s, such as h100; the flag makes compiling faster (the figures
+had `--xla_llvm_disable_expensive_passes=true` too). No accelerator's figures are here: compiling
+for one was begun and not finished.
 """
 SHARES = """\
 How many times the encoder's memory what stands behind it takes, and in GB the sizes of the logits
@@ -114,6 +115,9 @@ def _encoder_alone() -> contextlib.AbstractContextManager[Any]:
 def _in_4d() -> contextlib.AbstractContextManager[Any]:
     plain = functools.partial(transducer_loss, implementation="reference")
     return mock.patch.object(objective, "transducer_loss", plain)
+
+
+ROW_STYLE: dict[str, Any] = dict(stroke_width=2)
 
 
 class Row(NamedTuple):
@@ -175,7 +179,9 @@ def temporaries(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 def whole_step(config, point, params, batch, key, mesh):
@@ -278,10 +284,10 @@ def draw(content: dict[str, Any]) -> Drawing:
                 for point in points
                 if found[point].get(name)
             ]
-            drawing.line(*curve, **dict(stroke_width=2) | row.style)
+            drawing.line(*curve, **ROW_STYLE | row.style)
     for number, row in enumerate(ROWS.values()):
         left = 30 + number * 152
-        drawing.line((left, 398), (left + 22, 398), **dict(stroke_width=2) | row.style)
+        drawing.line((left, 398), (left + 22, 398), **ROW_STYLE | row.style)
         drawing.text(left + 28, 402, row.words, size=11)
     return drawing
 
@@ -319,7 +325,7 @@ def tables(content: dict[str, Any], config: Config) -> str:
     lines += ["", SHARES, "", f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
     frame_ms = config.encoder.subsampling_factor * config.features.hop_ms
     for point in sorted(found):
-        cells = [point.utterances, point.seconds, point.labels, point.vocabulary]
+        cells: list[Any] = [point.utterances, point.seconds, point.labels, point.vocabulary]
         encoder = found[point]["encoder"]
         for name in behind:
             head = found[point][name]

@@ -457,6 +457,7 @@ def test_the_others_are_trained_on(mixed):
     assert np.isfinite(line["grad_norm"]) and line["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_steps_that_are_never_finite(command, error, trained, tmp_path, monkeypatch):
     class Poisoned(Batches):
         def __next__(self):

@@ -303,6 +303,7 @@ def test_help_names_every_command(command):
     assert all(f"asr-jax {verb} " in outcome.out for verb in ("train", "evaluate", "transcribe"))
 
 
+@pytest.mark.slow
 def test_checkpoints_may_lie_elsewhere(trained, command, error, tmp_path):
     elsewhere, run = tmp_path / "shared/folder", tmp_path / "run"
     where = ["--run", run, f"--data.train={trained.data}", "--train.steps", 4]

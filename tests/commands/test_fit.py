@@ -15,6 +15,7 @@ from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import initial_state
 
 
+@pytest.mark.slow
 def test_state_is_counted_as_it_lies_on_a_device(trained, command, monkeypatch):
     made = []
     really = command_fit.fit_bucket

@@ -229,7 +229,7 @@ def test_convolution_module_takes_padding_for_silence():
 
 
 @pytest.mark.parametrize("kind", [RelativeAttention, RotaryAttention])
-@pytest.mark.parametrize("frames", [8, 7])
+@pytest.mark.parametrize("frames", [pytest.param(8, marks=pytest.mark.slow), 7])
 def test_attention_in_blocks_of_queries_is_that_of_all_at_once(kind, frames, monkeypatch):
     layer = kind(8, heads=2, rngs=nnx.Rngs(0))
     x, weight = normal(0, 2, frames, 8), normal(1, 2, frames, 8)

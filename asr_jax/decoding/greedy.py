@@ -47,7 +47,8 @@ def greedy_search(
     """
     return greedy_step(
         model,
-        greedy_start(model, len(encoded)),
+        # A shape may be symbolic (asr_jax/export/stablehlo.py), a len() not.
+        greedy_start(model, encoded.shape[0]),
         encoded,
         lengths,
         max_symbols_per_frame=max_symbols_per_frame,

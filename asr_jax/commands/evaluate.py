@@ -170,7 +170,7 @@ def evaluate(
             "checkpoint": recognizer.checkpoint,
             "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
             "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
-            "texts": {"none": "as they stand"}.get(normalize, f"normalised, {normalize}"),
+            "texts": "as they stand" if normalize == "none" else f"normalised, {normalize}",
             "left out": str(len(not_recognised)),
         },
         audio_seconds=recognition.audio_seconds,
@@ -183,12 +183,9 @@ def evaluate(
         posteriors_of=functools.partial(label_posteriors, recognizer),
     )
     low, high = figures["wer_95_percent_interval"]
-    # Normalised, no word may be left.
-    wer = (
-        "no words"
-        if figures["wer"] is None
-        else (f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)")
-    )
+    wer = "no words"  # Normalised, none may be left.
+    if figures["wer"] is not None:
+        wer = f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
     print(
         f"WER on {data}: {wer} of "
         f"{figures['reference_words']} words in {figures['utterances']} recordings; "

@@ -13,6 +13,7 @@ from asr_jax.commands.recognition import Recognizer
 from asr_jax.config import Config
 from asr_jax.export import stablehlo
 from asr_jax.export.card import Trial
+from asr_jax.export.difference import relative_difference
 
 # The same operations, compiled for other shapes: sums may be taken in another order.
 _LARGEST_DIFFERENCE = 1e-4
@@ -87,7 +88,7 @@ def compare(
         expected = jax.device_get(jax.jit(programs[name].call)(params, *arguments))
         found = jax.device_get(written[name](params, *arguments))
         pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
-        differences[name] = max(_apart(*pair) for pair in pairs)
+        differences[name] = max(relative_difference(*pair) for pair in pairs)
         return expected
 
     encoded, _ = run("encode", samples, lengths)
@@ -96,16 +97,6 @@ def compare(
         _, predicted = run("step", state, np.ones_like(lengths))
         run("join", encoded[:, 0], predicted)
     return differences
-
-
-def _apart(found: np.ndarray, expected: np.ndarray) -> float:
-    if not expected.size:
-        return 0.0
-    finite = np.isfinite(expected)
-    if not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
-        return np.inf
-    difference = np.abs(found - expected, where=finite, out=np.zeros_like(expected, np.float64))
-    return float(difference.max() / max(np.abs(expected[finite]).max(), 1e-9))
 
 
 def recognized(

@@ -221,11 +221,14 @@ Tables = tuple[Value | np.ndarray, Value | np.ndarray]
 
 def rotary_tables(g: Graph, head_width: int, frames: Value) -> Tables:
     """[T, 1, D / H / 2] each: cosines and sines of layers.attention.rotate."""
-    half = head_width // 2
-    rates = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
     times = g("Cast", count(g, 0, frames), to=1)
-    angles = g("Mul", g("Unsqueeze", times, [1, 2]), rates)
+    angles = g("Mul", g("Unsqueeze", times, [1, 2]), _rotary_rates(head_width))
     return g("Cos", angles), g("Sin", angles)
+
+
+def _rotary_rates(head_width: int) -> np.ndarray:
+    half = head_width // 2
+    return np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
 
 
 def rotary_attention(
@@ -396,8 +399,7 @@ def encoder_step(
     is_real = g("GreaterOrEqual", number, g("Neg", g("Unsqueeze", seen, [1])))
     hidden = g("Where", g("Unsqueeze", is_real, [1, 2]), 0.0, -1e30)
     if sizes.attention == "rotary":
-        half = sizes.width // sizes.heads // 2
-        rates = np.float32(10_000.0) ** (-np.arange(half, dtype=np.float32) / half)
+        rates = _rotary_rates(sizes.width // sizes.heads)
         angles = (np.arange(keys, dtype=np.float32)[:, None] * rates)[:, None]
         tables = lambda angles: (np.cos(angles), np.sin(angles))
         both = tables(angles[chunks.remembered :]), tables(angles)

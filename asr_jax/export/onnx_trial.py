@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.export.difference import relative_difference
 from asr_jax.export.nemo_layout import NEVER
 from asr_jax.export.sherpa_onnx import PARTS, layout, max_symbols_per_frame
 from asr_jax.features.logmel import log_mel
@@ -212,10 +213,8 @@ def compare(
 
 
 def _apart(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The largest difference as a share of the largest magnitude; infinite where one is NaN."""
-    largest = max(np.abs(expected).max() for _, expected in pairs)
-    difference = max(np.abs(found - expected).max() for found, expected in pairs)
-    return float(difference / largest) if np.isfinite(difference) else np.inf
+    found, expected = (np.concatenate([x.ravel() for x in side]) for side in zip(*pairs))
+    return relative_difference(found, expected)
 
 
 @functools.cache

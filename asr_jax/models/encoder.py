@@ -261,8 +261,9 @@ class Encoder(nnx.Module):
             return Context(1, left, right)
         if self.chunk_frames and key is not None:
             sizes = jnp.array([size or _WHOLE for size in self.chunk_frames])
-            # Apart from the keys that are split off for dropout.
-            return Context(jax.random.choice(jax.random.fold_in(key, 0), sizes), self.left_chunks)
+            # Beyond the keys that are split off for dropout, fold_in(key, i) being split(key)[i].
+            key = jax.random.fold_in(key, self.layers + 2)
+            return Context(jax.random.choice(key, sizes), self.left_chunks)
         return Context(chunk_frames, self.left_chunks) if chunk_frames else None
 
     def _positions(self, farthest: int, x: Float[Array, "B T D"]) -> Float[Array, "R D"] | None:

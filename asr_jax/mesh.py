@@ -1,10 +1,13 @@
 """The devices of a run as a mesh, and batches spread over it."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int64
@@ -16,7 +19,11 @@ BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
-    """The devices, arranged data x fsdp x model."""
+    """The devices, arranged data x fsdp x model.
+
+    Between slices (of TPUs; of GPUs: hosts, or what NVLink connects) the network is slower. The
+    data axis goes over them, fsdp where data has too few parts, model never.
+    """
     data = config.data
     if data == -1:
         data = max(1, len(devices) // (config.fsdp * config.model))
@@ -25,10 +32,30 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
             f"mesh.data x mesh.fsdp x mesh.model = {data} x {config.fsdp} x {config.model}: "
             f"must be the number of devices, {len(devices)}"
         )
-    shape = (data, config.fsdp, config.model)
-    return jax.make_mesh(
-        shape, ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=devices
+    shape, names = (data, config.fsdp, config.model), ("data", "fsdp", "model")
+    types = (AxisType.Auto,) * 3
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    if len(set(slices.values())) > 1:
+        raise ValueError(
+            f"slices (TPU) or hosts (GPU) have {sorted(slices.values())} devices: must be as many "
+            "on all"
+        )
+    over_data = math.gcd(data, len(slices))
+    over_fsdp = len(slices) // over_data
+    if config.fsdp % over_fsdp:
+        raise ValueError(
+            f"mesh.data x mesh.fsdp = {data} x {config.fsdp}: must divide over the {len(slices)} "
+            "slices (TPU) or hosts (GPU), as mesh.model stays inside one"
+        )
+    arranged = mesh_utils.create_hybrid_device_mesh(
+        (data // over_data, config.fsdp // over_fsdp, config.model),
+        (over_data, over_fsdp, 1),
+        devices,
+        allow_split_physical_axes=True,
     )
+    return Mesh(arranged, names, axis_types=types)
 
 
 def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:

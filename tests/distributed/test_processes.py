@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import jax
@@ -235,11 +236,17 @@ def two_hosts(tmp_path_factory):
             ip("-n", name, "address", "add", f"10.77.7.{number}/24", "dev", name)
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", name, "up")
-        # A name of its own, and a table in which both are: Gloo asks what its own name is.
-        begin = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        # A name of its own, a table in which both are, as Gloo asks what its own name is, and an
+        # identity of its own, by which JAX takes what it has for a slice of its own.
+        begin = (
+            'hostname "$0" && mount --bind "$1" /etc/hosts && '
+            'mount --bind "$2" /proc/sys/kernel/random/boot_id && shift 2 && exec "$@"'
+        )
+        for name in names:
+            (table.parent / name).write_text(f"{uuid.uuid4()}\n")
         yield [
             ("ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", begin)
-            + (f"host-{name[-1]}", str(table))
+            + (f"host-{name[-1]}", str(table), str(table.parent / name))
             for name in names
         ]
     finally:

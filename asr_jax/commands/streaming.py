@@ -19,7 +19,13 @@ from asr_jax.commands.recognition import Recognizer, with_decoding
 from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.recognizer import encoded_frame_seconds, transcripts
-from asr_jax.decoding.stream import chunk_features, chunk_samples, start_stream, stream_step
+from asr_jax.decoding.stream import (
+    cannot_stream,
+    chunk_features,
+    chunk_samples,
+    start_stream,
+    stream_step,
+)
 from asr_jax.features.frames import frame_count, hop_samples
 from asr_jax.models.transducer import Transducer
 from asr_jax.types import Word
@@ -81,14 +87,8 @@ def streaming(recognizer: Recognizer) -> Recognizer:
     Raises ValueError for a model that cannot recognise a stream.
     """
     config = recognizer.config
-    if config.objective.kind not in ("transducer", "tdt", "hat") or config.decoding.head == "ctc":
-        raise ValueError("--stream: is of transducer, tdt and hat, not of CTC and attention")
-    if not config.encoder.chunk_ms:
-        raise ValueError(
-            "--stream: the model was not trained for it, its encoder.chunk_ms is empty"
-        )
-    if config.decoding.beam:
-        raise ValueError("--stream: is of --decoder greedy")
+    if reason := cannot_stream(config):
+        raise ValueError(f"--stream: {reason}")
     smallest = min(size for size in config.encoder.chunk_ms if size)
     return with_decoding(recognizer, chunk_ms=config.decoding.chunk_ms or smallest)
 
@@ -96,11 +96,10 @@ def streaming(recognizer: Recognizer) -> Recognizer:
 @functools.cache
 def _compiled_step(graphdef: nnx.GraphDef, config: Config) -> Callable:
     @jax.jit
-    def step(params, state, samples, length, begins):
+    def step(params, state, samples, length):
         model = nnx.merge(graphdef, params)
         assert isinstance(model, Transducer)
-        arguments = (samples[None], length[None], begins[None])
-        return stream_step(model, state, *arguments, config=config)
+        return stream_step(model, state, samples[None], length[None], config=config)
 
     return step
 
@@ -120,21 +119,20 @@ def recognize_stream(recognizer: Recognizer, pieces: Iterable[np.ndarray]) -> It
     start = functools.partial(start_stream, model, 1, config=config)
     params = jax.device_put(params)
     nothing = jnp.zeros(size, jnp.float32)
-    jax.block_until_ready(step(params, start(), nothing, jnp.int32(0), jnp.bool_(True)))
+    jax.block_until_ready(step(params, start(), nothing, jnp.int32(0)))
 
     state, chunks = start(), 0
     labels, frames, log_probabilities = [], [], []
     # Samples from a hop before the next chunk on, and the number of all that came.
-    kept, total = np.zeros(0, np.float32), 0
+    kept, total = np.zeros(hop, np.float32), 0
 
     def next_chunk(*, ended: bool) -> Heard:
         nonlocal state, chunks, kept
         began = time.monotonic()
-        first = chunks == 0
-        length = min(len(kept), size - hop if first else size)
         samples = np.zeros(size, np.float32)
-        samples[:length] = kept[:length]
-        state, found = step(params, state, samples, jnp.int32(length), jnp.bool_(first))
+        length = len(kept[:size])
+        samples[:length] = kept[:size]
+        state, found = step(params, state, samples, jnp.int32(length))
         found = jax.device_get(found)
         count = int(found.counts[0, 0])
         labels.extend(found.labels[0, 0, :count].tolist())
@@ -142,7 +140,7 @@ def recognize_stream(recognizer: Recognizer, pieces: Iterable[np.ndarray]) -> It
         frames.extend((found.frames[0, 0, :count] + offset).tolist())
         log_probabilities.extend(found.log_probabilities[0, 0, :count].tolist())
         chunks += 1
-        kept = kept[(number - 1 if first else number) * hop :]
+        kept = kept[number * hop :]
         last = ended and frame_count(total, config.features) <= chunks * number
         final, partial = finished(last)
         seconds = min(chunks * number * hop, total) / config.features.sample_rate_hz
@@ -168,7 +166,7 @@ def recognize_stream(recognizer: Recognizer, pieces: Iterable[np.ndarray]) -> It
     for piece in pieces:
         total += len(piece)
         kept = np.concatenate([kept, piece])
-        while len(kept) >= (size - hop if chunks == 0 else size):
+        while len(kept) >= size:
             yield next_chunk(ended=False)
     while frame_count(total, config.features) > chunks * number:
         yield next_chunk(ended=True)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.greedy import GreedyState, greedy_start, greedy_step
@@ -31,10 +31,48 @@ def chunk_samples(config: Config) -> int:
     return (chunk_features(config) + 2) * hop_samples(config.features)
 
 
+def cannot_stream(config: Config) -> str:
+    """Why a model of this config recognises no stream; empty where it does."""
+    if config.objective.kind not in ("transducer", "tdt", "hat") or config.decoding.head == "ctc":
+        return "is of transducer, tdt and hat, not of CTC and attention"
+    if not config.encoder.chunk_ms:
+        return "the model was not trained for it, its encoder.chunk_ms is empty"
+    if config.decoding.beam:
+        return "is of --decoder greedy"
+    return ""
+
+
 def start_stream(model: Transducer, batch: int, *, config: Config) -> StreamState:
     """Before the first chunk."""
     frames = chunk_frames(config.decoding.chunk_ms, config)
     return StreamState(model.encoder.start(batch, chunk_frames=frames), greedy_start(model, batch))
+
+
+def encode_chunk(
+    model: Transducer,
+    state: EncoderState,
+    samples: Float32[Array, "B S"],
+    sample_lengths: Int32[Array, " B"],
+    *,
+    config: Config,
+) -> tuple[EncoderState, Float[Array, "B C D"], Int[Array, " B"]]:
+    """The next chunk of every stream: its encoded frames, and how many of them are real.
+
+    Args:
+        samples: of the chunk, a hop before it and a hop behind it, as its first and last frame of
+            log-mel reach there. Before the stream begins there may be anything.
+        sample_lengths: how many of the samples there are, the hop before among them. Fewer than
+            `chunk_samples` say that the stream ends.
+    """
+    hop, number = hop_samples(config.features), chunk_features(config)
+    begins = state.seen == 0
+    # A recording is reflected at its beginning: nothing may stand before that.
+    samples = jnp.where(begins[:, None], jnp.roll(samples, -hop, axis=1), samples)
+    sample_lengths = jnp.maximum(sample_lengths - jnp.where(begins, hop, 0), 0)
+    mel, lengths = log_mel(samples, sample_lengths, config.features)
+    features = jnp.where(begins[:, None, None], mel[:, :number], mel[:, 1 : number + 1])
+    lengths = jnp.clip(lengths - jnp.where(begins, 0, 1), 0, number)
+    return model.encoder.step(state, features, lengths)
 
 
 def stream_step(
@@ -42,28 +80,18 @@ def stream_step(
     state: StreamState,
     samples: Float32[Array, "B S"],
     sample_lengths: Int32[Array, " B"],
-    begins: Bool[Array, " B"],
     *,
     config: Config,
 ) -> tuple[StreamState, Hypotheses]:
-    """The next chunk of every stream: its labels, at frames counted from the chunk's beginning.
+    """The next chunk of every stream, as `encode_chunk` takes it: its labels, at frames counted
+    from the chunk's beginning.
 
     Chunk by chunk they are those of greedy search on the whole recording with the same
     decoding.chunk_ms.
-
-    Args:
-        samples: of the chunk, a hop before it and a hop behind it, as its first and last frame of
-            log-mel reach there. Where the stream begins there is no hop before, where it ends
-            nothing behind.
-        sample_lengths: how many of the samples are real. Fewer than `chunk_samples`, of a stream
-            that begins without a hop less, say that it ends.
-        begins: the stream's first chunk.
     """
-    number = chunk_features(config)
-    mel, lengths = log_mel(samples, sample_lengths, config.features)
-    features = jnp.where(begins[:, None, None], mel[:, :number], mel[:, 1 : number + 1])
-    lengths = jnp.clip(lengths - jnp.where(begins, 0, 1), 0, number)
-    encoder, encoded, lengths = model.encoder.step(state.encoder, features, lengths)
+    encoder, encoded, lengths = encode_chunk(
+        model, state.encoder, samples, sample_lengths, config=config
+    )
     search, found = greedy_step(
         model,
         state.search,

@@ -8,3 +8,14 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+import jaxtyping
+import pytest
+
+
+@pytest.fixture(scope="module")
+def sizes_may_be_symbols():
+    """Annotations say int, which a size that an exported program leaves open is not."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -35,6 +35,8 @@ from asr_jax.types import Batch, Skipped, Transcript, Utterance
 
 # The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
+# What tells the folders of its other formats, which are not read here.
+OTHER_FORMS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
 
 
 class Recognizer(NamedTuple):
@@ -68,8 +70,16 @@ class Recognition(NamedTuple):
 
 def open_run(run: Path, which: str) -> Recognizer:
     """Config, tokenizer and averaged parameters of a run directory, or of an exported one."""
+    for name, form in OTHER_FORMS.items():
+        if (run / name).is_file():
+            raise ValueError(
+                f"{run}: what --format {form} wrote, which runs without asr_jax (docs/export.md); "
+                "asr_jax takes runs and what --format params wrote"
+            )
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
+    if (run / EXPORTED).is_file():
+        _require_readable(run / EXPORTED)
     config = load_config(run / "config.json")
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
@@ -100,6 +110,13 @@ def beam_size(decoder: str, beam: int) -> int | None:
     if beam < 1:
         raise ValueError(f"--beam {beam}: must be positive")
     return {"run": None, "greedy": 0, "beam": beam}[decoder]
+
+
+def _require_readable(path: Path) -> None:
+    """Before the config, of which another version may have other fields."""
+    from asr_jax.export.params import read_about
+
+    read_about(path)
 
 
 def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str]:

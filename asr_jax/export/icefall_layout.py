@@ -68,7 +68,7 @@ def _write_encoder(path: Path, config: Config, params: Any) -> None:
     g.output("encoder_out", encoded, np.float32, ("N", "T2", config.joint.width))
     g.output("encoder_out_lens", lengths, np.int64, ("N",))
     # What icefall calls its transducers; only when no --model-type is given is it looked at.
-    g.save(path, {"model_type": "conformer", "comment": "asr_jax"})
+    g.save(path, {"model_type": "conformer"})
 
 
 def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
@@ -131,7 +131,6 @@ def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
         g.output(name, all_layers(values), np.float32, shape)
     about = {
         "model_type": "conformer",
-        "comment": "asr_jax",
         "num_encoder_layers": sizes.layers + 1,
         "T": features,
         "decode_chunk_len": features,

@@ -9,6 +9,8 @@ import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
+from asr_jax.export.artifact import ABOUT
+
 # The first that has LayerNormalization, and its format: what runtimes of years ago can read.
 OPSET = 17
 IR_VERSION = 8
@@ -60,7 +62,8 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="asr_jax",
         )
-        helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+        about = ABOUT | {key: str(value) for key, value in metadata.items()}
+        helper.set_model_props(model, about)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
 

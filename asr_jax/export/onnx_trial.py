@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.export.artifact import require_readable
 from asr_jax.export.difference import relative_difference
 from asr_jax.export.nemo_layout import NEVER
 from asr_jax.export.sherpa_onnx import PARTS, layout, max_symbols_per_frame
@@ -117,7 +118,10 @@ Runtime = IcefallRuntime | NemoRuntime
 
 
 def open_runtime(folder: Path, config: Config, *, suffix: str, vocabulary: int) -> Runtime:
-    """The files with that suffix, in the layout that holds the config's model."""
+    """The files with that suffix, in the layout that holds the config's model.
+
+    Raises ArtifactError for those of another version.
+    """
     if layout(config) == "icefall":
         return IcefallRuntime(folder, suffix=suffix, context=config.predictor.context)
     return NemoRuntime(folder, suffix=suffix, vocabulary=vocabulary)
@@ -152,7 +156,11 @@ def greedy(
 
 
 def _sessions(folder: Path, suffix: str) -> list[onnxruntime.InferenceSession]:
-    return [onnxruntime.InferenceSession(folder / f"{part}{suffix}.onnx") for part in PARTS]
+    paths = [folder / f"{part}{suffix}.onnx" for part in PARTS]
+    sessions = [*map(onnxruntime.InferenceSession, paths)]
+    for path, session in zip(paths, sessions):
+        require_readable(path, session.get_modelmeta().custom_metadata_map)
+    return sessions
 
 
 def _run(session: onnxruntime.InferenceSession, *arrays: np.ndarray) -> Any:

@@ -1,7 +1,7 @@
 """Parameters for inference in one safetensors file, as they are, in bfloat16 or in int8.
 
 A file has no optimizer state and nothing that is executed. Its names are the parameters' paths,
-`encoder.blocks.attention.query.kernel`; its metadata says what wrote it, and VERSION.
+`encoder.blocks.attention.query.kernel`; its metadata says what wrote it (artifact.py).
 
 Of a matrix in int8, `NAME` holds round(value / scale) and `NAME.channel_scale` a float32 for every
 output channel (a label, of an embedding): the largest magnitude in it, over 127. Other parameters
@@ -17,16 +17,13 @@ import numpy as np
 import safetensors  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
 
-VERSION = "1"
+from asr_jax.export.artifact import ABOUT, ArtifactError, require_readable
+
 # A scale takes four bytes: fewer numbers than these are not worth one.
 _FEWEST_PER_SCALE = 8
 _SCALE = ".channel_scale"
 
 Dtype = Literal["float32", "bfloat16"]
-
-
-class ArtifactError(ValueError):
-    """An exported file that is damaged, or of another model or version; one line."""
 
 
 def save_params(
@@ -40,7 +37,18 @@ def save_params(
             tensors[name], tensors[name + _SCALE] = to_int8(value, axis)
         else:
             tensors[name] = value.astype(jnp.dtype(dtype))
-    save_file(tensors, path, metadata={**about, "format": "asr_jax", "version": VERSION})
+    save_file(tensors, path, metadata={**about, **ABOUT})
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """A file's metadata. Raises ArtifactError for what this package cannot read."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            about = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from error
+    require_readable(path, about)
+    return about
 
 
 def load_params(path: Path, abstract: Any) -> tuple[Any, dict[str, str]]:
@@ -48,18 +56,9 @@ def load_params(path: Path, abstract: Any) -> tuple[Any, dict[str, str]]:
 
     Raises ArtifactError unless names and shapes are those of `abstract`.
     """
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            about = file.metadata() or {}
-            if about.get("format") != "asr_jax" or about.get("version") != VERSION:
-                raise ArtifactError(
-                    f"{path}: written by {about.get('format', 'something else')}, version "
-                    f"{about.get('version', 'unknown')}; this is asr_jax, version {VERSION} of the "
-                    "format: export the run again"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from error
+    about = read_about(path)
+    with safetensors.safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     scales = {name for name in tensors if name.endswith(_SCALE)}
     values = {name: tensors[name].astype(np.float32) for name in tensors.keys() - scales}
     for name in scales:

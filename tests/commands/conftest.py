@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -174,6 +175,28 @@ def trained(command, tmp_path_factory) -> Trained:
         until_stopped = command(*arguments)
     files = {path.name for path in run.iterdir()}
     return Trained(config, data, arguments, run, until_stopped, files, command(*arguments))
+
+
+@pytest.fixture(scope="session")
+def export_trained(trained, command, tmp_path_factory) -> Callable[..., Path]:
+    """Runs `asr-jax export` with these options of the run; returns the folder."""
+
+    def run(*options: str) -> Path:
+        out = tmp_path_factory.mktemp("export") / "model"
+        outcome = command("export", trained.run, out, *options)
+        assert outcome.status == 0, outcome.err
+        assert "6 of 6 transcripts are the run's" in outcome.out
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def script_of_docs() -> Callable[[str], str]:
+    """The script of docs/export.md that has these words."""
+    text = (Path(__file__).resolve().parents[2] / "docs/export.md").read_text()
+    scripts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return lambda words: next(script for script in scripts if words in script)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`asr-jax export` and `asr_jax.load`: what was written recognises as the run does."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,9 @@ def recordings(trained) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def exported(trained, command, tmp_path_factory):
+def exported(export_trained) -> Path:
     pytest.importorskip("safetensors")
-    out = tmp_path_factory.mktemp("export") / "model"
-    outcome = command("export", trained.run, out, "--format", "params")
-    assert outcome.status == 0, outcome.err
-    assert "6 of 6 transcripts are the run's" in outcome.out
-    return out
+    return export_trained("--format=params")
 
 
 def test_the_folder_holds_a_model_and_nothing_else(exported):
@@ -113,6 +110,25 @@ def test_an_export_has_one_checkpoint(exported, error, trained):
     complaint = error("transcribe", exported, recordings(trained)[0], "--checkpoint", 3)
     assert complaint.startswith("--checkpoint 3: ")
     assert complaint.endswith("was exported with the parameters of best (2) and has no others")
+
+
+def test_folders_that_are_not_read_here_say_what_they_are(exported, error, trained, tmp_path):
+    """Of another version the config may be another too."""
+    from safetensors.numpy import save_file
+
+    transcribe = lambda: error("transcribe", tmp_path / "other", recordings(trained)[0])
+    shutil.copytree(exported, tmp_path / "other")
+    (tmp_path / "other/config.json").write_text('{"encoder.of_tomorrow": 1}')
+    about = {"format": "asr_jax", "version": "2", "checkpoint": "best (2)"}
+    save_file({"a": np.zeros(1)}, tmp_path / "other/model.safetensors", metadata=about)
+    assert transcribe() == (
+        f"{tmp_path}/other/model.safetensors: written by asr_jax, version 2; this is asr_jax, "
+        "version 1 of the format: export the run again"
+    )
+    for name, form in [("recognize.stablehlo", "stablehlo"), ("encoder.onnx", "sherpa-onnx")]:
+        (tmp_path / "other" / name).touch()
+        assert f"/other: what --format {form} wrote, which runs without asr_jax" in transcribe()
+        (tmp_path / "other" / name).unlink()
 
 
 def test_a_missing_package_is_named(trained, error, tmp_path, monkeypatch):

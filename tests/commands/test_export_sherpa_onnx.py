@@ -1,7 +1,6 @@
 """`asr-jax export --format sherpa-onnx`: the released runtime recognises what the run does."""
 
 import dataclasses
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,21 +22,15 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
-from asr_jax.export import nemo_layout, onnx_layers, sherpa_onnx
-
-DOCS = Path(__file__).resolve().parents[2] / "docs/export.md"
+from asr_jax.export import artifact, nemo_layout, onnx_layers, onnx_trial, sherpa_onnx
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def exported(trained, command, tmp_path_factory) -> Path:
+def exported(export_trained) -> Path:
     """In sherpa-onnx each recording by itself gave the transcript of the run."""
-    out = tmp_path_factory.mktemp("export") / "model"
-    outcome = command("export", trained.run, out, "--format=sherpa-onnx", "--quantize=int8")
-    assert outcome.status == 0, outcome.err
-    assert "float32: 6 of 6 transcripts are the run's" in outcome.out
-    return out
+    return export_trained("--format=sherpa-onnx", "--quantize=int8")
 
 
 def transcripts(folder: Path, trained, *, suffix: str = "", **options) -> list[str]:
@@ -73,9 +66,8 @@ def test_a_batch_gives_what_each_recording_gives(trained, exported):
     assert transcripts(exported, trained) == expected
 
 
-def test_the_script_of_the_docs_runs(trained, exported):
-    scripts = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    script = next(code for code in scripts if "sherpa_onnx" in code)
+def test_the_script_of_the_docs_runs(trained, exported, script_of_docs):
+    script = script_of_docs("sherpa_onnx.OfflineRecognizer")
     paths = sorted(trained.data.parent.glob("*.flac"))
     command = [sys.executable, "-c", script, exported, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -106,6 +98,13 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
     complaint = error("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
     assert "what onnxruntime computes differs from the model by" in complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_version_are_not_read(exported, monkeypatch):
+    monkeypatch.setitem(artifact.ABOUT, "version", "2")
+    with pytest.raises(artifact.ArtifactError) as found:
+        onnx_trial.open_runtime(exported, Config(), suffix=".int8", vocabulary=22)
+    assert f"{exported}/encoder.int8.onnx: written by asr_jax, version 1; " in str(found.value)
 
 
 def test_models_that_it_cannot_run(trained, error, tmp_path):

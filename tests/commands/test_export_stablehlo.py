@@ -1,58 +1,109 @@
 """`asr-jax export --format stablehlo`: programs that recognise as the run does, without asr_jax."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import soundfile
+from flax import nnx
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 
-import jaxtyping
-
+from asr_jax.commands import export_stablehlo
+from asr_jax.commands.arguments import load_config, write_config
 from asr_jax.export import stablehlo
+from asr_jax.export.params import save_params
+from asr_jax.models.composition import make_model
+from asr_jax.text import Tokenizer
 
-DOCS = Path(__file__).resolve().parents[2] / "docs/export.md"
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sizes_may_be_symbols():
-    """Annotations say int, which a size that is left open is not."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sizes_may_be_symbols")]
 
 
 @pytest.fixture(scope="module")
-def exported(trained, command, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "model"
-    outcome = command("export", trained.run, out, "--format=stablehlo")
-    assert outcome.status == 0, outcome.err
-    assert "float32: 6 of 6 transcripts are the run's" in outcome.out
-    return out
+def exported(export_trained, sizes_may_be_symbols) -> Path:
+    return export_trained("--format=stablehlo")
 
 
-def test_the_script_of_the_docs_runs_without_asr_jax(trained, exported, command, tmp_path):
-    script = next(
-        code
-        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-        if "recognize.stablehlo" in code
-    )
-    without = "import sys; sys.modules.update(asr_jax=None, flax=None)\n"
+@pytest.fixture
+def waves(trained, tmp_path) -> list[Path]:
     flacs = sorted(trained.data.parent.glob("*.flac"))
     waves = [tmp_path / f"{path.stem}.wav" for path in flacs]
     for flac, wave in zip(flacs, waves):
         samples, rate_hz = soundfile.read(flac)
         soundfile.write(wave, samples, rate_hz, subtype="PCM_16")
-    arguments = [sys.executable, "-c", without + script, exported, *waves]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    texts = lambda lines: [line.partition("\t")[2] for line in lines.splitlines()]
-    expected = texts(command("transcribe", trained.run, *waves).out)
-    assert texts(done.stdout) == expected and any(expected)
+    return waves
+
+
+@pytest.fixture(scope="module")
+def of_streams(trained, tmp_path_factory) -> Path:
+    """A random model for streams, as `--format params` would write it."""
+    folder = tmp_path_factory.mktemp("streams") / "params"
+    folder.mkdir()
+    causal = ("--encoder.chunk-ms", "160", "--features.normalization=none")
+    data = (f"--data.test={trained.data}", "--objective.ctc-weight=0")
+    config = load_config(trained.config, [*causal, *data])
+    write_config(config, folder / "config.json")
+    contents = (trained.run / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(contents)
+    model = make_model(config, Tokenizer(contents).vocabulary_size, rngs=nnx.Rngs(0))
+    # So that labels follow each other, and blanks some of them.
+    model.joint.encoder_projection.kernel[...] *= 10
+    model.joint.out.kernel[...] *= 5
+    params = jax.device_get(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+    about = {"checkpoint": "random"}
+    save_params(folder / "model.safetensors", params, dtype="float32", int8=False, about=about)
+    return folder
+
+
+def run_without_asr_jax(script: str, *arguments: object) -> list[str]:
+    without = "import sys; sys.modules.update(asr_jax=None, flax=None)\n"
+    command = [sys.executable, "-c", without + script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def texts(lines: list[str]) -> list[str]:
+    return [line.partition("\t")[2] for line in lines]
+
+
+def test_the_script_of_the_docs_runs_without_asr_jax(
+    trained, exported, command, script_of_docs, waves
+):
+    found = texts(run_without_asr_jax(script_of_docs("recognize.stablehlo"), exported, *waves))
+    expected = texts(command("transcribe", trained.run, *waves).out.splitlines())
+    assert found == expected and any(expected)
+
+
+def test_the_script_of_the_docs_gives_words_chunk_by_chunk(
+    of_streams, command, script_of_docs, waves, tmp_path
+):
+    out = tmp_path / "out"
+    outcome = command("export", of_streams, out, "--format=stablehlo", "--chunk-ms=160")
+    assert outcome.status == 0, outcome.err
+    assert "chunk by chunk: 6 of 6 transcripts are the run's" in outcome.out
+    lines = run_without_asr_jax(script_of_docs("recognize_chunk"), out, *waves)
+    transcribe = ("transcribe", of_streams, "--chunk-ms=160")
+    whole = texts(command(*transcribe, *waves).out.splitlines())
+    for wave, expected in zip(waves, whole):
+        of_wave = texts([line for line in lines if line.startswith(f"{wave}\t")])
+        # A line for every chunk, with all that was heard so far.
+        assert len(of_wave) == -(-soundfile.info(wave).frames // 2560)
+        assert of_wave[-1].split() == expected.split()
+        assert all(later.startswith(before) for before, later in zip(of_wave, of_wave[1:]))
+    assert any(whole)
+
+
+def test_a_difference_is_an_error(of_streams, error, tmp_path, monkeypatch):
+    chunks = export_stablehlo.chunks
+
+    def another_hop(*given):
+        yield from ((samples * 0.5, lengths) for samples, lengths in chunks(*given))
+
+    monkeypatch.setattr(export_stablehlo, "chunks", another_hop)
+    export = ("export", of_streams, tmp_path / "out", "--format=stablehlo", "--chunk-ms=160")
+    assert "float32 chunk by chunk: 6 of 6 transcripts differ" in error(*export)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_are_one_line(trained, error, exported, tmp_path, monkeypatch):

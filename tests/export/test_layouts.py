@@ -10,20 +10,11 @@ pytest.importorskip("onnxruntime", reason="of the extra `export`")
 pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 
 from asr_jax.commands.export_sherpa_onnx import transcripts
-from asr_jax.config import (
-    Config,
-    DecodingConfig,
-    EncoderConfig,
-    FeaturesConfig,
-    JointConfig,
-    ObjectiveConfig,
-    PredictorConfig,
-)
+from asr_jax.config import DecodingConfig, FeaturesConfig, ObjectiveConfig, PredictorConfig
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.export import nemo_layout, sherpa_onnx
 from asr_jax.export.onnx_trial import compare, open_runtime
 from asr_jax.features.logmel import log_mel
-from asr_jax.models.composition import make_model
 from asr_jax.text import UNKNOWN_ID, Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -59,24 +50,18 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     ],
 )
 def test_it_searches_as_the_model_does(
-    features, predictor, encoder, objective, tokenizer, tmp_path
+    features, predictor, encoder, objective, small_model, tokenizer, tmp_path
 ):
     vocabulary = tokenizer.vocabulary_size
-    sizes = dict(layers=2, width=12, heads=2, kernel_frames=5, subsampling_channels=6)
     is_stream = "chunk_ms" in encoder
-    config = Config(
+    config, graphdef, params = small_model(
+        dict(layers=2, subsampling="separable", feedforward_factor=4) | encoder,
+        vocabulary=vocabulary,
+        noise=0.5,
         features=features,
-        encoder=EncoderConfig(**sizes | dict(subsampling="separable") | encoder),
         predictor=predictor,
-        joint=JointConfig(width=9),
         objective=ObjectiveConfig(kind=objective),
         decoding=DecodingConfig(chunk_ms=80.0 if is_stream else 0.0),
-    )
-    random = np.random.default_rng(2)
-    graphdef, params = nnx.split(make_model(config, vocabulary, rngs=nnx.Rngs(0)), nnx.Param)
-    params = jax.tree.map(
-        lambda a: np.asarray(a) + 0.5 * random.normal(size=a.shape).astype(np.float32),
-        nnx.to_pure_dict(params),
     )
     # So that several labels are found, and blanks between them; no unknown, which sherpa-onnx
     # writes otherwise.

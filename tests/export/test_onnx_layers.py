@@ -1,6 +1,5 @@
 """Graphs run by onnxruntime compute what the JAX models do, whatever the padding holds."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,50 +11,20 @@ pytest.importorskip("onnxruntime", reason="of the extra `export`")
 import onnx
 import onnxruntime
 
-from asr_jax.config import (
-    Config,
-    DecodingConfig,
-    EncoderConfig,
-    FeaturesConfig,
-    JointConfig,
-    PredictorConfig,
-)
+from asr_jax.config import DecodingConfig, JointConfig
 from asr_jax.export import onnx_layers as layers
 from asr_jax.export.onnx_graph import Graph
 from asr_jax.features.logmel import VARIANCE_FLOOR
-from asr_jax.models.composition import make_model
 from asr_jax.models.predictor import NONE_ID
 
 pytestmark = pytest.mark.slow
 RANDOM = np.random.default_rng(0)
 LENGTHS = np.array([77, 50, 9])
-BINS, VOCABULARY = 20, 11
+BINS = 20
 
 
 def random(*shape) -> np.ndarray:
     return RANDOM.normal(size=shape).astype(np.float32)
-
-
-def make(encoder: dict, **sections):
-    """A config, its model, and parameters of which none is zero."""
-    config = Config(
-        features=FeaturesConfig(mel_bins=BINS, normalization="none"),
-        encoder=EncoderConfig(
-            **(
-                dict(width=12, heads=2, kernel_frames=5, subsampling_channels=6, layers=4)
-                | dict(feedforward_factor=2, left_chunks=2)
-                | encoder
-            )
-        ),
-        predictor=PredictorConfig(width=7, embedding_width=5, context=3),
-        **sections,
-    )
-    model = make_model(config, VOCABULARY, rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(model, nnx.Param)
-    params = jax.tree.map(
-        lambda a: np.asarray(a) + 0.1 * random(*a.shape), nnx.to_pure_dict(params)
-    )
-    return config, nnx.merge(graphdef, params), params
 
 
 def run(g: Graph, path, *arrays) -> list[np.ndarray]:
@@ -83,8 +52,9 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
         (dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)), 80.0),
     ],
 )
-def test_encoder_is_that_of_jax(encoder, chunk_ms, tmp_path):
-    config, model, params = make(encoder, decoding=DecodingConfig(chunk_ms=chunk_ms))
+def test_encoder_is_that_of_jax(encoder, chunk_ms, small_model, tmp_path):
+    config, graphdef, params = small_model(encoder, decoding=DecodingConfig(chunk_ms=chunk_ms))
+    model = nnx.merge(graphdef, params)
     g = Graph()
     x = g.input("x", np.float32, ("N", "T", BINS))
     lengths = g.input("x_lens", np.int64, ("N",))
@@ -105,8 +75,8 @@ def test_encoder_is_that_of_jax(encoder, chunk_ms, tmp_path):
     np.testing.assert_allclose(encoded, expected[2:, : encoded.shape[1]], atol=1e-5)
 
 
-def test_shared_matrices_are_stored_once(tmp_path):
-    _, _, params = make(dict(shared_layers=2, residual_rank=3))
+def test_shared_matrices_are_stored_once(small_model, tmp_path):
+    _, _, params = small_model(dict(shared_layers=2, residual_rank=3))
     g = Graph()
     kernel = params["encoder"]["blocks"]["attention"]["query"]["kernel"]
     x = g.input("x", np.float32, ("N", 12))
@@ -131,8 +101,9 @@ def test_normalization_is_over_the_real_frames(tmp_path):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_predictor_and_joint_are_those_of_jax(activation, tmp_path):
-    config, model, params = make({}, joint=JointConfig(width=9, activation=activation))
+def test_predictor_and_joint_are_those_of_jax(activation, small_model, tmp_path):
+    config, graphdef, params = small_model({}, joint=JointConfig(width=9, activation=activation))
+    model = nnx.merge(graphdef, params)
     g = Graph()
     labels = g.input("y", np.int64, ("N", 3))
     g.output(

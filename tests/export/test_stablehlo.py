@@ -1,61 +1,35 @@
 """Programs that were written and read again are the models, for any batch and length."""
 
+import json
+
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 
-from asr_jax.config import (
-    Config,
-    DecodingConfig,
-    EncoderConfig,
-    FeaturesConfig,
-    JointConfig,
-    ObjectiveConfig,
-    PredictorConfig,
-)
+from asr_jax.commands.export_stablehlo import chunks, padded
+from asr_jax.config import DecodingConfig, ObjectiveConfig, PredictorConfig
 from asr_jax.decoding.search import search
 from asr_jax.export import stablehlo
+from asr_jax.export.artifact import ArtifactError
 from asr_jax.features.logmel import log_mel
-from asr_jax.models.composition import make_model
 
 pytestmark = pytest.mark.slow
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def sizes_may_be_symbols():
-    """Annotations say int, which a size that is left open is not."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+@pytest.fixture
+def make(small_model, sizes_may_be_symbols):
+    def make(encoder: dict, **sections):
+        """With less of the blank, lest nothing should be found."""
+        config, graphdef, params = small_model(encoder, **sections)
+        if "joint" in params:
+            params["joint"]["out"]["bias"][0] -= 2
+        return config, graphdef, params
 
-
-def make(encoder: dict, **sections):
-    config = Config(
-        features=FeaturesConfig(mel_bins=20, normalization="none"),
-        encoder=EncoderConfig(
-            **(
-                dict(width=12, heads=2, kernel_frames=5, subsampling_channels=6, layers=4)
-                | dict(feedforward_factor=2, left_chunks=2)
-                | encoder
-            )
-        ),
-        joint=JointConfig(width=9),
-        **{"predictor": PredictorConfig(width=7, embedding_width=5), **sections},
-    )
-    graphdef, params = nnx.split(make_model(config, 11, rngs=nnx.Rngs(0)), nnx.Param)
-    params = jax.tree.map(
-        lambda a: np.asarray(a) + 0.1 * RANDOM.normal(size=a.shape).astype(np.float32),
-        nnx.to_pure_dict(params),
-    )
-    if "joint" in params:
-        # Less of the blank, lest nothing should be found.
-        params["joint"]["out"]["bias"][0] -= 2
-    return config, graphdef, params
+    return make
 
 
 @pytest.mark.parametrize(
@@ -88,10 +62,10 @@ def make(encoder: dict, **sections):
         ),
     ],
 )
-def test_programs_are_the_model(encoder, sections, tmp_path):
+def test_programs_are_the_model(encoder, sections, make, tmp_path):
     config, graphdef, params = make(encoder, **sections)
     programs = stablehlo.programs(graphdef, params, config)
-    stablehlo.write(tmp_path, programs, stablehlo.flat(params))
+    stablehlo.write(tmp_path, programs, stablehlo.flat(params), config)
     written, flat = stablehlo.load(tmp_path)
     model = nnx.merge(graphdef, params)
     chunk = 2 if config.decoding.chunk_ms else 0
@@ -133,9 +107,87 @@ def test_programs_are_the_model(encoder, sections, tmp_path):
     assert labels_found
 
 
-def test_a_program_is_for_every_platform(tmp_path):
+def test_a_program_is_for_every_platform(make, tmp_path):
     config, graphdef, params = make(dict(subsampling="conv1d", layers=1))
     programs = stablehlo.programs(graphdef, params, config)
-    stablehlo.write(tmp_path, {"join": programs["join"]}, stablehlo.flat(params))
+    stablehlo.write(tmp_path, {"join": programs["join"]}, stablehlo.flat(params), config)
     exported = jax.export.deserialize(bytearray((tmp_path / "join.stablehlo").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize(
+    "objective, predictor, encoder",
+    [
+        ("transducer", PredictorConfig(width=7, embedding_width=5), dict(attention="rotary")),
+        ("tdt", PredictorConfig(kind="lstm", width=7, embedding_width=5), {}),
+        ("hat", PredictorConfig(width=7, embedding_width=5), dict(subsampling_factor=8)),
+    ],
+)
+def test_chunk_by_chunk_they_find_what_they_find_in_the_whole(
+    objective, predictor, encoder, make, tmp_path
+):
+    """Of streams that end at different times, within a chunk, at its end, and just behind it."""
+    config, graphdef, params = make(
+        dict(subsampling="conv1d", chunk_ms=(160.0,), layers=2) | encoder,
+        decoding=DecodingConfig(chunk_ms=160.0),
+        objective=ObjectiveConfig(kind=objective, durations=(0, 1, 3)),
+        predictor=predictor,
+    )
+    programs = stablehlo.programs(graphdef, params, config)
+    stablehlo.write(tmp_path, programs, stablehlo.flat(params), config)
+    written, flat = stablehlo.load(tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    frame = about["frame_samples"]
+    assert about["chunk_samples"] == 2560 and about["hop_samples"] == 160
+    recordings = [
+        0.1 * RANDOM.normal(size=n).astype(np.float32) for n in (9_000, 2560, 5120 + 90, 700, 50)
+    ]
+    for batch in (recordings, recordings[:1]):
+        samples, lengths = padded(batch, config)
+        labels, counts, at = written["recognize"](flat, samples, lengths)
+        expected = [
+            [*zip(row[:n].tolist(), frames[:n].tolist())]
+            for row, frames, n in zip(labels, at, counts)
+        ]
+        whole, whole_lengths = written["encode"](flat, samples, lengths)
+        state = written["start_stream"](flat, lengths)
+        found = [[] for _ in batch]
+        for number, (chunk, here) in enumerate(chunks(batch, config)):
+            # Before a stream begins and behind its end there may be anything.
+            chunk = np.where(np.arange(chunk.shape[1]) < here[:, None], chunk, 9)
+            chunk[:, : about["hop_samples"]] += 9 * (number == 0)
+            _, encoded, frames = written["encode_chunk"](flat, state, chunk, here)
+            state, labels, counts, at = written["recognize_chunk"](flat, state, chunk, here)
+            first = number * about["chunk_samples"] // frame
+            for row, of_row in enumerate(found):
+                n = int(counts[row])
+                of_row += zip(labels[row, :n].tolist(), (at[row, :n] + first).tolist())
+                n = int(frames[row])
+                assert n == np.clip(whole_lengths[row] - first, 0, encoded.shape[1])
+                expected_frames = whole[row, first : first + n]
+                np.testing.assert_allclose(encoded[row, :n], expected_frames, atol=1e-5)
+        assert found == expected and any(found)
+
+
+def test_programs_of_another_version_are_not_read(make, tmp_path, monkeypatch):
+    config, graphdef, params = make(dict(subsampling="conv1d", layers=1))
+    programs = stablehlo.programs(graphdef, params, config)
+    stablehlo.write(tmp_path, {"join": programs["join"]}, stablehlo.flat(params), config)
+
+    def complaint():
+        with pytest.raises(ArtifactError) as error:
+            stablehlo.load(tmp_path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    convention = jax.export.deserialize(
+        bytearray((tmp_path / "join.stablehlo").read_bytes())
+    ).calling_convention_version
+    name = "minimum_supported_calling_convention_version"
+    monkeypatch.setattr(jax.export, name, convention + 1)
+    assert f"written by JAX {jax.__version__}, calling convention {convention}" in complaint()
+    about = json.loads((tmp_path / "about.json").read_text())
+    (tmp_path / "about.json").write_text(json.dumps(about | {"version": "0"}))
+    assert "written by asr_jax, version 0; this is asr_jax, version 1" in complaint()
+    (tmp_path / "about.json").unlink()
+    assert "written by something else, version unknown" in complaint()

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import soundfile
 from flax import nnx
@@ -16,7 +17,7 @@ from asr_jax.commands.arguments import load_config, write_config
 from asr_jax.export import stablehlo
 from asr_jax.export.params import save_params
 from asr_jax.models.composition import make_model
-from asr_jax.text import Tokenizer
+from asr_jax.text import UNKNOWN_ID, Tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sizes_may_be_symbols")]
 
@@ -48,10 +49,12 @@ def of_streams(trained, tmp_path_factory) -> Path:
     contents = (trained.run / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(contents)
     model = make_model(config, Tokenizer(contents).vocabulary_size, rngs=nnx.Rngs(0))
-    # So that labels follow each other, and blanks some of them.
-    model.joint.encoder_projection.kernel[...] *= 10
-    model.joint.out.kernel[...] *= 5
     params = jax.device_get(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+    # So that labels follow each other, and blanks some of them; no unknown, whose name is a piece.
+    joint = params["joint"]
+    joint["encoder_projection"]["kernel"] = 10 * joint["encoder_projection"]["kernel"]
+    joint["out"]["kernel"] = 5 * joint["out"]["kernel"]
+    joint["out"]["bias"] = np.where(np.arange(len(joint["out"]["bias"])) == UNKNOWN_ID, -99.0, 0.0)
     about = {"checkpoint": "random"}
     save_params(folder / "model.safetensors", params, dtype="float32", int8=False, about=about)
     return folder

@@ -53,7 +53,8 @@ LIBRARIES = {
 READS_CLOCK = ["commands", "training.loop", "training.progress"]
 READS_CALL = ["__main__", "commands"]
 OPENS_FILES = [
-    *"audio commands data export scoring.report scoring.report_page text".split(),
+    *"audio commands data decoding.hotwords decoding.language_model export".split(),
+    *"scoring.report scoring.report_page text".split(),
     *("training.checkpoint", "training.loop"),
 ]
 # Of pathlib's methods those that no other object here has.

@@ -11,6 +11,7 @@ import tyro
 from asr_jax.commands.arguments import load_config, parse
 from asr_jax.commands.comparison import is_evaluation, read_rival
 from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.fusing import NO_FUSING, Fusing, described, fused
 from asr_jax.commands.posteriors import label_posteriors, require_lattice
 from asr_jax.commands.processes import Processes, is_first, joined
 from asr_jax.commands.recognition import (
@@ -56,6 +57,7 @@ class Options:
     output: Path | None = None
     """Where to write, of several DATA a folder for each; RUN/evaluation/NAME, named after DATA,
     where not given."""
+    fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
     meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -85,6 +87,7 @@ def _work(options: Options) -> list[dict]:
         chunk_ms=options.chunk_ms,
         window_seconds=options.window_seconds,
         beam=beam_size(options.decoder, options.beam),
+        fusing=options.fusing,
         normalize=options.normalize,
         lattices=options.lattices,
     )
@@ -135,6 +138,7 @@ def evaluate(
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
     beam: int | None = None,
+    fusing: Fusing = NO_FUSING,
     normalize: Convention = "none",
     compare: Path | None = None,
     lattices: int = 0,
@@ -147,6 +151,7 @@ def evaluate(
     recognizer = with_decoding(
         open_run(run, checkpoint), chunk_ms=chunk_ms, window_seconds=window_seconds, beam=beam
     )
+    recognizer = fused(recognizer, fusing)
     decoding = recognizer.config.decoding
     if lattices:
         require_lattice(recognizer.config)
@@ -172,7 +177,8 @@ def evaluate(
             "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
             "texts": "as they stand" if normalize == "none" else f"normalised, {normalize}",
             "left out": str(len(not_recognised)),
-        },
+        }
+        | described(fusing),
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,
         recording_of=recording_bytes,

@@ -18,6 +18,7 @@ from asr_jax.commands.arguments import load_config
 from asr_jax.commands.processes import gathered
 from asr_jax.config import Config, MeshConfig
 from asr_jax.data.pipeline import evaluation_batches
+from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.recognizer import (
     encoded_frame_seconds,
@@ -49,6 +50,8 @@ class Recognizer(NamedTuple):
     """Which steps the parameters are of."""
     compiled: set[tuple[int, ...]]
     """Shapes of batches seen so far."""
+    fusion: Fusion = NO_FUSION
+    """What a beam search adds to the model's scores."""
 
 
 class Recognition(NamedTuple):
@@ -138,7 +141,8 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     Of several processes each reads its share, and all get everything.
     """
     config, params = recognizer.config, recognizer.params
-    run = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
+    recognize = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
+    run = lambda params, batch: recognize(params, batch, recognizer.fusion)
     windows = [_windows(utterance, config) for utterance in utterances]
     stretches = list(itertools.chain.from_iterable(windows))
     no_labels = [np.zeros(0, np.int32)] * len(stretches)

@@ -12,6 +12,7 @@ import tyro
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse
 from asr_jax.commands.devices import prepare_devices
+from asr_jax.commands.fusing import NO_FUSING, Fusing, fused
 from asr_jax.commands.recognition import (
     beam_size,
     open_run,
@@ -56,6 +57,7 @@ class Options:
     """A JSON object per line instead: audio_filepath, duration, text; of --timestamps words."""
     format: Literal["text", "ctm", "srt", "vtt"] = "text"
     """What to print: text; NIST's CTM, a line for every word; SubRip or WebVTT subtitles."""
+    fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
     output: Path | None = None
     """Writes a file for every recording into this folder, named after it, and prints nothing."""
 
@@ -91,6 +93,7 @@ def run(arguments: list[str]) -> int:
             chunk_ms=options.chunk_ms,
             window_seconds=options.window_seconds,
         )
+        recognizer = fused(recognizer, options.fusing)
         if options.nbest > (kept := recognizer.config.decoding.beam):
             raise ValueError(
                 f"--nbest {options.nbest}: the search keeps {kept or 1}; say --decoder beam, and "
@@ -116,6 +119,8 @@ def _check(options: Options) -> None:
         options.nbest or options.timestamps or options.output or options.format != "text"
     ):
         raise ValueError("--stream: prints text, or with --json words with times; no other form")
+    if options.stream and options.fusing.asked_for:
+        raise ValueError(f"{options.fusing.asked_for}: is of a beam search, --stream is greedy")
     if options.nbest < 0:
         raise ValueError(f"--nbest {options.nbest}: must be positive")
     if options.nbest and not options.json and (options.timestamps or options.format != "text"):

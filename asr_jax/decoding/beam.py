@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
+from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
@@ -25,6 +26,10 @@ class Sequences(NamedTuple):
     """The predictor's output after the labels, projected."""
     states: Any
     """The predictor's; leaves begin with axes B, K."""
+    known: tuple
+    """The states of the fusion's scorers; leaves begin with axes B, K."""
+    gains: Float[Array, "B K V"] | None
+    """What the fusion adds for the next label; None without one."""
 
 
 class Tree(NamedTuple):
@@ -43,6 +48,7 @@ def beam_search(
     *,
     size: int,
     max_symbols_per_frame: int,
+    fusion: Fusion = NO_FUSION,
 ) -> Hypotheses:
     """The `size` best label sequences of a transducer or HAT, by a search in step with the frames.
 
@@ -56,7 +62,8 @@ def beam_search(
 
     A row goes on to its next frame, whatever the others do, when no extension can be among the best
     there. N = T max_symbols_per_frame. Frames and log-probabilities of labels are those of the
-    alignment that was the best where alignments met.
+    alignment that was the best where alignments met, and the model's own: what `fusion` adds for
+    labels, and in the end for ending, counts in scores alone.
     """
     batch, frames, _ = encoded.shape
     projected = model.joint.encoder_projection(encoded)
@@ -70,13 +77,16 @@ def beam_search(
         by_blank = here._replace(scores=here.scores + scores[..., BLANK_ID])
         beyond = _united(beyond, by_blank, size)
 
-        extended = (here.scores[..., None] + scores).at[..., BLANK_ID].set(-jnp.inf)
+        extended = here.scores[..., None] + scores
+        if here.gains is not None:
+            extended = extended + here.gains
+        extended = extended.at[..., BLANK_ID].set(-jnp.inf)
         best, choice = jax.lax.top_k(extended.reshape(batch, -1), size)
-        # Probabilities only fall, so what is below all that went on already is out of the running.
+        # What is below all that went on already is out of the running: probabilities only fall.
         in_time = (best > beyond.scores[:, -1:]) & (symbols < max_symbols_per_frame)[:, None]
         parents, labels = jnp.divmod(choice, vocabulary_size)
         extended = _extended(
-            model, _chosen(here, parents), labels, nodes=1 + number * size
+            model, fusion, _chosen(here, parents), labels, nodes=1 + number * size
         )._replace(scores=jnp.where(in_time, best, -jnp.inf))
         taken = jnp.take_along_axis(scores.reshape(batch, -1), choice, axis=1)
         tree = Tree(
@@ -104,7 +114,7 @@ def beam_search(
         symbols = jnp.where(goes_on, 0, symbols + 1)
         return number + 1, frame + goes_on, symbols, here, beyond, tree
 
-    here = _start(model, batch, size)
+    here = _start(model, fusion, batch, size)
     nobody = here._replace(scores=jnp.full_like(here.scores, -jnp.inf))
     nodes = 1 + frames * (max_symbols_per_frame + 1) * size
     empty = jnp.zeros((batch, nodes), jnp.int32)
@@ -113,17 +123,21 @@ def beam_search(
     carry = jnp.int32(0), zeros, zeros, here, nobody, tree
     carry = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < lengths), turn, carry)
     *_, here, _, tree = carry
+    for scorer, states in zip(fusion.scorers, here.known):
+        here = here._replace(scores=here.scores + _by_row(scorer.ends)(states))
+    if fusion.scorers:
+        best, order = jax.lax.top_k(here.scores, size)
+        here = _chosen(here, order)._replace(scores=best)
     return _read(tree, here, frames * max_symbols_per_frame)
 
 
-def _start(model: Transducer, batch: int, size: int) -> Sequences:
+def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Sequences:
     """The empty sequence, and none else."""
-    states = model.predictor.start(batch)
-    predicted = model.joint.predictor_projection(model.predictor.output(states))
-    states, predicted = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf[:, None], size, axis=1), (states, predicted)
-    )
+    repeated = lambda leaf: jnp.repeat(leaf[:, None], size, axis=1)
+    states = jax.tree.map(repeated, model.predictor.start(batch))
+    known = tuple(jax.tree.map(repeated, scorer.start(batch)) for scorer in fusion.scorers)
     zeros = jnp.zeros((batch, size), jnp.int32)
+    predicted, gains = _outlook(model, fusion, states, known)
     return Sequences(
         scores=jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf) + zeros,
         hashes=jnp.zeros((batch, size, 2), jnp.uint32),
@@ -131,26 +145,64 @@ def _start(model: Transducer, batch: int, size: int) -> Sequences:
         nodes=zeros,
         predicted=predicted,
         states=states,
+        known=known,
+        gains=gains,
     )
 
 
 def _extended(
-    model: Transducer, before: Sequences, labels: Int[Array, "B K"], *, nodes: Array
+    model: Transducer,
+    fusion: Fusion,
+    before: Sequences,
+    labels: Int[Array, "B K"],
+    *,
+    nodes: Array,
 ) -> Sequences:
     """Each sequence with one more label, whose nodes are those from `nodes` on."""
-    batch, size = labels.shape
-    flat = lambda leaf: leaf.reshape(batch * size, *leaf.shape[2:])
-    split = lambda leaf: leaf.reshape(batch, size, *leaf.shape[1:])
-    state = model.predictor.step(jax.tree.map(flat, before.states), flat(labels))
-    predicted = model.joint.predictor_projection(model.predictor.output(state))
+    states = _by_row(model.predictor.step)(before.states, labels)
+    known = tuple(
+        _by_row(scorer.step)(of_scorer, labels)
+        for scorer, of_scorer in zip(fusion.scorers, before.known)
+    )
+    predicted, gains = _outlook(model, fusion, states, known)
     return Sequences(
         scores=before.scores,
         hashes=_hashed(before.hashes, labels),
         counts=before.counts + 1,
-        nodes=jnp.broadcast_to(nodes + jnp.arange(size, dtype=jnp.int32), labels.shape),
-        predicted=split(predicted),
-        states=jax.tree.map(split, state),
+        nodes=jnp.broadcast_to(nodes + jnp.arange(labels.shape[1], dtype=jnp.int32), labels.shape),
+        predicted=predicted,
+        states=states,
+        known=known,
+        gains=gains,
     )
+
+
+def _outlook(
+    model: Transducer, fusion: Fusion, states: Any, known: tuple
+) -> tuple[Float[Array, "B K D"], Float[Array, "B K V"] | None]:
+    """What is known of every sequence's next label: the predictor's side, and what fusion adds."""
+    predicted = _by_row(lambda s: model.joint.predictor_projection(model.predictor.output(s)))(
+        states
+    )
+    if not fusion:
+        return predicted, None
+    gains = jnp.float32(0)
+    for scorer, of_scorer in zip(fusion.scorers, known):
+        gains = gains + _by_row(scorer.gains)(of_scorer)
+    if fusion.internal_lm_weight is not None:
+        gains = gains - fusion.internal_lm_weight * model.joint.internal_scores(predicted)
+    return predicted, gains
+
+
+def _by_row(function):
+    """A function of arrays that begin with axis N, for trees that begin with B, K."""
+
+    def of_rows(*trees):
+        rows = jax.tree.leaves(trees)[0].shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trees)
+        return jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[1:]), function(*flat))
+
+    return of_rows
 
 
 def _hashed(hashes: UInt32[Array, "B K 2"], labels: Int[Array, "B K"]) -> UInt32[Array, "B K 2"]:

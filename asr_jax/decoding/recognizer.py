@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.search import search
 from asr_jax.features.frames import hop_samples
@@ -20,11 +21,21 @@ from asr_jax.mesh import on_devices, over_rows
 from asr_jax.text import Tokenizer
 from asr_jax.types import Batch, Transcript, Word
 
-Recognize = Callable[[Any, Batch], tuple[Hypotheses, jax.Array]]
+
+class Recognize(Protocol):
+    def __call__(
+        self, params: Any, batch: Batch, fusion: Fusion = ..., /
+    ) -> tuple[Hypotheses, jax.Array]: ...
 
 
 def recognize(
-    params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: Config, mesh: Mesh
+    params: Any,
+    batch: Batch,
+    fusion: Fusion,
+    *,
+    graphdef: nnx.GraphDef,
+    config: Config,
+    mesh: Mesh,
 ) -> tuple[Hypotheses, jax.Array]:
     """What is found for every row, and the utterances in the rows [B]."""
     model = nnx.merge(graphdef, params)
@@ -32,7 +43,7 @@ def recognize(
     features, lengths = mel(batch.samples, batch.sample_lengths)
     chunk = chunk_frames(config.decoding.chunk_ms, config)
     encoded, lengths = model.encoder(features, lengths, chunk_frames=chunk)
-    found = search(model, encoded, lengths, config=config.decoding)
+    found = search(model, encoded, lengths, config=config.decoding, fusion=fusion)
     return found, jnp.asarray(batch.utterances)
 
 
@@ -47,11 +58,14 @@ def make_recognizer(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Recog
         out_shardings=NamedSharding(mesh, P()),
     )
 
-    return lambda params, batch: compiled(params, on_devices(batch, mesh))
+    def run(params: Any, batch: Batch, fusion: Fusion = NO_FUSION, /):
+        return compiled(params, on_devices(batch, mesh), fusion)
+
+    return run
 
 
 def hypotheses(
-    run: Recognize,
+    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
     params: Any,
     batches: Iterable[Batch],
     tokenizer: Tokenizer,
@@ -71,7 +85,11 @@ def hypotheses(
 
 
 def found_labels(
-    run: Recognize, params: Any, batches: Iterable[Batch], *, utterances: int
+    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    *,
+    utterances: int,
 ) -> list[Hypotheses | None]:
     """The same as labels: fields without axis B, N the most that one has."""
     results: list[Hypotheses | None] = [None] * utterances

@@ -6,6 +6,7 @@ from asr_jax.config import DecodingConfig
 from asr_jax.decoding.attention import attention_search
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.ctc import best_path
+from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.models.attention import AttentionModel
@@ -19,8 +20,12 @@ def search(
     lengths: Int[Array, " B"],
     *,
     config: DecodingConfig,
+    fusion: Fusion = NO_FUSION,
 ) -> Hypotheses:
-    """The best label sequences of every row: `beam` of them, one where there is no beam."""
+    """The best label sequences of every row: `beam` of them, one where there is no beam.
+
+    A fusion is of a beam search with a transducer or HAT.
+    """
     if isinstance(model, CTC) or config.head == "ctc":
         assert model.ctc_head is not None  # Config sees to that
         return best_path(model.ctc_head(encoded), lengths)
@@ -31,4 +36,11 @@ def search(
     bound = config.max_symbols_per_frame
     if not config.beam:
         return greedy_search(model, encoded, lengths, max_symbols_per_frame=bound)
-    return beam_search(model, encoded, lengths, size=config.beam, max_symbols_per_frame=bound)
+    return beam_search(
+        model,
+        encoded,
+        lengths,
+        size=config.beam,
+        max_symbols_per_frame=bound,
+        fusion=fusion,
+    )

@@ -69,3 +69,13 @@ class Joint(nnx.Module):
             parts = (jax.nn.log_sigmoid(blank), jax.nn.log_sigmoid(-blank) + labels)
             symbols = jnp.concatenate(parts, axis=-1)
         return Scores(symbols, jax.nn.log_softmax(durations))
+
+    def internal_scores(self, predicted: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """What it knows of the next label without audio: the encoder's output taken as zeros.
+
+        log P(label | labels before, not blank), the blank's 0 (arXiv 2011.01991, section 3.2).
+        """
+        silent = self.encoder_projection(jnp.zeros_like(self.encoder_projection.kernel[...][:, 0]))
+        symbols = self.scores(jnp.broadcast_to(silent, predicted.shape), predicted).symbols
+        symbols = symbols.at[..., BLANK_ID].set(-jnp.inf)
+        return jax.nn.log_softmax(symbols).at[..., BLANK_ID].set(0.0)

@@ -11,7 +11,10 @@ import pytest
 from flax import nnx
 
 from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.beam import beam_search
+from asr_jax.decoding.fusion import Fusion
+from asr_jax.decoding.language_model import estimate, ngram_automaton
 from asr_jax.losses import transducer_loss
 from asr_jax.models.transducer import Transducer
 
@@ -133,3 +136,48 @@ def test_a_beam_is_no_worse_than_greedy_and_rows_do_not_matter_to_each_other():
         frames = np.asarray(found.frames[row, 0, : counts[row]])
         assert (np.diff(frames) >= 0).all() and (frames < lengths[row]).all()
     assert (found.log_probabilities <= 0).all()
+
+
+def test_a_wide_beam_adds_what_language_models_and_hotwords_know():
+    transducer, frames = model("lstm"), 4
+    encoded = 2 * jax.random.normal(jax.random.key(1), (2, frames, 8))
+    ngrams = estimate([[1, 2, 2], [2, 1], [1, 1, 2]], 3, VOCABULARY)
+    scorer = ngram_automaton(ngrams, vocabulary_size=VOCABULARY, weight=0.8)
+    other = ngram_automaton(
+        estimate([[1], [2, 2]], 2, VOCABULARY), vocabulary_size=VOCABULARY, weight=-0.4
+    )
+    gains, step = jax.jit(Automaton.gains), jax.jit(Automaton.step)
+    search = jax.jit(functools.partial(beam_search, size=32, max_symbols_per_frame=1))
+    lengths = jnp.array([frames, frames - 1])
+    without = search(transducer, encoded, lengths)
+    found = search(transducer, encoded, lengths, fusion=Fusion((scorer, other), jnp.float32(0.3)))
+
+    def internal(labels):
+        """Sum of log P(label | before, not blank, encoder output 0)."""
+        total, state = 0.0, transducer.predictor.start(1)
+        silent = transducer.joint.encoder_projection(jnp.zeros((1, 8)))
+        for label in labels:
+            predicted = transducer.joint.predictor_projection(transducer.predictor.output(state))
+            logits = transducer.joint(silent, predicted)[0, 1:]
+            total += float(jax.nn.log_softmax(logits)[label - 1])
+            state = transducer.predictor.step(state, jnp.array([label]))
+        return total
+
+    for row in range(2):
+        plain = {
+            tuple(np.asarray(without.labels[row, k, : without.counts[row, k]]).tolist()): score
+            for k, score in enumerate(without.scores[row].tolist())
+            if score > -math.inf
+        }
+        scores = [score for score in found.scores[row].tolist() if score > -math.inf]
+        assert len(scores) == len(plain) and scores == sorted(scores, reverse=True)
+        for k, score in enumerate(scores):
+            labels = tuple(np.asarray(found.labels[row, k, : found.counts[row, k]]).tolist())
+            expected = plain[labels] - 0.3 * internal(labels)
+            for automaton in (scorer, other):
+                states = automaton.start(1)
+                for label in labels:
+                    expected += float(gains(automaton, states)[0, label])
+                    states = step(automaton, states, jnp.array([label]))
+                expected += float(automaton.ends(states)[0])
+            np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)

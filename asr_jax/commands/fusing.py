@@ -1,0 +1,98 @@
+"""What a beam search shall know besides the audio: the options of evaluate and transcribe."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asr_jax.commands.recognition import Recognizer
+from asr_jax.decoding.fusion import Fusion
+from asr_jax.decoding.hotwords import hotword_automaton, read_hotwords
+from asr_jax.decoding.language_model import load_language_model
+
+SOURCE_ORDER = 2  # LODR's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusing:
+    """Nothing, or language models and hotwords, with a beam search."""
+
+    language_model: Path | None = None
+    """N-gram model that --decoder beam adds: a text with a sentence a line, from which one is
+    estimated, or an .arpa or .arpa.gz file over the tokenizer's pieces."""
+    language_model_weight: float = 0.3
+    """Its log-probabilities times this are added to the scores."""
+    language_model_order: int = 4
+    """Pieces in an n-gram that is estimated from a text."""
+    source_language_model: Path | None = None
+    """N-gram model of what the recogniser was trained on, which is subtracted: an ARPA file
+    (density ratio), or the training's transcripts, of which a bigram model is made (LODR)."""
+    source_language_model_weight: float = 0.1
+    """Its log-probabilities times this are subtracted."""
+    internal_lm_weight: float = 0.0
+    """What the model knows of the next piece without audio, times this, is subtracted (ILME)."""
+    hotwords: Path | None = None
+    """Phrases that --decoder beam finds rather: a file with one a line, its own boost behind a
+    colon, as in `ANNA :2.5`."""
+    hotword_boost: float = 1.0
+    """What each piece of a phrase adds to the score, in nats."""
+
+    def __post_init__(self) -> None:
+        for name in ("language_model_weight", "source_language_model_weight", "internal_lm_weight"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must not be negative")
+        if not 0 < self.hotword_boost < float("inf"):
+            raise ValueError(f"--hotword-boost {self.hotword_boost}: must be positive")
+        if self.language_model_order < 1:
+            raise ValueError(
+                f"--language-model-order {self.language_model_order}: must be positive"
+            )
+
+    @property
+    def asked_for(self) -> str:
+        """The first option that asks for a fusion, if any."""
+        for name in ("language_model", "source_language_model", "internal_lm_weight", "hotwords"):
+            if getattr(self, name):
+                return f"--{name.replace('_', '-')}"
+        return ""
+
+
+NO_FUSING = Fusing()
+
+
+def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
+    """The same with what `options` ask for. Raises ValueError where its search cannot."""
+    if not (option := options.asked_for):
+        return recognizer
+    config, tokenizer = recognizer.config, recognizer.tokenizer
+    kind = config.objective.kind if config.decoding.head == "objective" else "ctc"
+    if kind not in ("transducer", "hat"):
+        raise ValueError(f"{option}: is for transducer and HAT, not for {kind}")
+    if not config.decoding.beam:
+        raise ValueError(f"{option}: needs a beam search; say --decoder beam")
+    scorers = []
+    for path, weight, order in [
+        (options.language_model, options.language_model_weight, options.language_model_order),
+        (options.source_language_model, -options.source_language_model_weight, SOURCE_ORDER),
+    ]:
+        if path:
+            scorers.append(load_language_model(path, tokenizer, order=order, weight=weight))
+    if options.hotwords:
+        phrases = read_hotwords(options.hotwords, boost=options.hotword_boost)
+        scorers.append(hotword_automaton(phrases, tokenizer))
+    internal = options.internal_lm_weight
+    fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None)
+    everywhere = NamedSharding(recognizer.mesh, P())
+    return recognizer._replace(fusion=jax.device_put(fusion, everywhere))
+
+
+def described(options: Fusing) -> dict[str, str]:
+    """The options that were given, for a report."""
+    return {
+        field.name.replace("_", " "): str(getattr(options, field.name))
+        for field in fields(options)
+        if getattr(options, field.name) != getattr(NO_FUSING, field.name)
+    }

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from asr_jax.commands.complaint import complaint_of
 from asr_jax.commands.meeting import meet
+from asr_jax.commands.schedulers import scheduled_hosts, started_together
 
 # Until all must have come, and until one that says nothing any more counts as lost.
 MEETING_SECONDS = 300
@@ -62,7 +63,7 @@ def joined(options: Processes, *, verb: str) -> Iterator[int]:
     Raises ValueError where they cannot meet. Later an error of one ends all of them: it says what
     it was and leaves at once, upon which whatever the others wait for fails.
     """
-    count = options.processes if options.coordinator else _started_by_scheduler()
+    count = options.processes if options.coordinator else started_together()
     if count > 1:
         _connect(options, count=count, verb=verb)
     try:
@@ -182,7 +183,7 @@ def _connect(options: Processes, *, count: int, verb: str) -> None:
             processes=options.processes,
             timeout_seconds=MEETING_SECONDS,
         )
-    where = f"--coordinator {options.coordinator}" if options.coordinator else _scheduled_hosts()
+    where = f"--coordinator {options.coordinator}" if options.coordinator else scheduled_hosts()
 
     def give_up() -> None:
         print(
@@ -209,22 +210,3 @@ def _connect(options: Processes, *, count: int, verb: str) -> None:
         ) from error
     finally:
         waiting.cancel()
-
-
-def _started_by_scheduler() -> int:
-    """How many processes something started with this one that JAX knows to ask where they are."""
-    several = lambda name: int(os.environ.get(name) or 1)
-    tpu_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return max(
-        # Of a step that srun started; a batch script by itself is one process, whatever was booked.
-        several("SLURM_STEP_NUM_TASKS"),
-        several("OMPI_COMM_WORLD_SIZE"),
-        several("MEGASCALE_NUM_SLICES") * len(tpu_hosts),
-    )
-
-
-def _scheduled_hosts() -> str:
-    """Where the scheduler put the processes, as it says; JAX takes the first as coordinator."""
-    names = ("SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri")
-    said = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-    return said or "the scheduler"

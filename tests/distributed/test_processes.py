@@ -1,5 +1,6 @@
 """Several processes train as one does, stop together, and none waits for one that is gone."""
 
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands import processes
+from asr_jax.commands import processes, schedulers
 from asr_jax.commands.processes import Processes, joined
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +328,7 @@ def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):
 @pytest.mark.slow
 def test_processes_of_a_scheduler_that_do_not_come_are_told_in_a_line():
     script = """
-from asr_jax.commands import processes
+from asr_jax.commands import processes, schedulers
 processes.MEETING_SECONDS = 2
 with processes.joined(processes.Processes(), verb="train"):
     raise AssertionError("never here")
@@ -385,4 +387,79 @@ def test_what_schedulers_say(environment, count, monkeypatch):
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes._started_by_scheduler() == count
+    monkeypatch.delenv("TPU_ML_PLATFORM", raising=False)
+    assert schedulers.started_together() == count
+
+
+@pytest.fixture
+def tpu_hosts():
+    """Two slices of one host each: the environment in which either asks its own metadata."""
+
+    def of_slice(number: int) -> type[http.server.BaseHTTPRequestHandler]:
+        attributes = {
+            "agent-worker-number": "0",
+            "worker-network-endpoints": f"name:{number}:127.0.0.1",
+            "tpu-env": f"ZONE: 'here'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '{number}'\n"
+            "MEGASCALE_COORDINATOR_ADDRESS: '127.0.0.1:8080'\n",
+        }
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                found = attributes.get(self.path.rpartition("/")[2], "")
+                self.send_response(200 if found else 404)
+                self.end_headers()
+                self.wfile.write(found.encode())
+
+            def log_message(self, *_):
+                pass
+
+        return Answer
+
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), of_slice(n)) for n in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield [
+        {"TPU_ML_PLATFORM": "JAX", "GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
+        for server in servers
+    ]
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_cloud_tpu_is_asked_for_its_hosts(tpu_hosts, monkeypatch):
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    for name, value in tpu_hosts[1].items():
+        monkeypatch.setenv(name, value)
+    assert schedulers.started_together() == 2
+    assert schedulers.scheduled_hosts() == "2 slice(s), of which this one's hosts are 127.0.0.1"
+    # As JAX does where it finds no TPU.
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    assert schedulers.started_together() == 1
+
+
+@pytest.mark.slow
+def test_two_cloud_tpu_slices_find_each_other_as_jax_reads_the_same_metadata(tpu_hosts):
+    script = """
+import os
+os.environ["JAX_FORCE_TPU_INIT"] = "1"  # what it knows by, that it is on a Cloud TPU
+import jax
+del os.environ["TPU_SKIP_MDS_QUERY"]
+from asr_jax.commands.processes import Processes, gathered, joined
+with joined(Processes(), verb="train") as count:
+    print(count, gathered(f"process {jax.process_index()}"))
+"""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in tpu_hosts
+    ]
+    for process in started:
+        said, complaint = process.communicate(timeout=300)
+        # After what Gloo says.
+        assert said.endswith("\n2 ['process 0', 'process 1']\n"), complaint

@@ -44,7 +44,7 @@ def test_shellcheck_finds_nothing():
 
 
 # What the tests below go through.
-LAUNCHERS = {"local.sh", "slurm.sbatch", "tpu_vm.sh", "render.sh", "vertex.yaml"}
+LAUNCHERS = {"local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_host.sh", "render.sh", "vertex.yaml"}
 DOCKERFILES = ["cpu", "cuda", "tpu"]
 JOBSETS = ["gpu", "tpu"]
 SKY_TASKS = ["gpu", "spot", "tpu"]
@@ -109,59 +109,155 @@ def test_slurm_books_what_is_asked_for():
 
 
 GCLOUD = """#!/usr/bin/env bash
-# A slice that is preempted under the first training, and stays under the second.
-echo "$*" >>"$LOG"
-case "$*" in
-  *" describe "*) cat "$STATE" 2>/dev/null ;;
-  *" create "*) echo ACTIVE >"$STATE" ;;
-  *" ssh "*) if [ "$(grep -c " ssh " "$LOG")" = 1 ]; then echo SUSPENDED >"$STATE"; exit 1; fi ;;
+# Cloud TPU slices of two hosts, which are folders of $CLOUD/hosts; commands on them are really run.
+set -euo pipefail
+all=$*
+echo "$all" >>"$CLOUD/calls"
+case $all in
+  *" describe "*) cat "$CLOUD/state" ;;
+  *" create "*)
+    mkdir -p "$CLOUD"/hosts/{0,1}/{0,1}
+    echo ACTIVE >"$CLOUD/state"
+    ;;
+  *" delete "*) rm "$CLOUD/state" && mv "$CLOUD/hosts" "$(mktemp -d "$CLOUD/deleted.XXX")" ;;
+  *" scp "*) for host in "$CLOUD"/hosts/*/*; do cp "$5" "$host/code.tar"; done ;;
+  *" ssh "*)
+    folders=0/0
+    if [[ $all == *" --node=all --worker=all "* ]]; then folders="*/*"; fi
+    for host in "$CLOUD"/hosts/$folders; do
+      (cd "$host" && HOME=$host setsid -w bash -c "${all#*--command=}")
+    done
+    ;;
 esac
+"""
+# Installs a Python that does as TRAINING says.
+UV = """#!/usr/bin/env bash
+mkdir -p env/bin
+cat >env/bin/python <<'END'
+#!/usr/bin/env bash
+echo "$JAX_PLATFORMS $*" >>trained
+echo "training on ${HOME#$CLOUD/hosts/}"
+starts=$(grep -c "tpu_host.sh start" "$CLOUD/calls")
+eval "$TRAINING"
+END
+chmod +x env/bin/python
 """
 
 
-def test_a_tpu_slice_is_asked_for_again_when_preempted(tmp_path):
-    gcloud = tmp_path / "gcloud"
-    gcloud.write_text(GCLOUD)
-    gcloud.chmod(0o755)
-    variables = {
+@pytest.fixture
+def cloud(tmp_path):
+    """A folder of slices, and the variables with which tpu_vm.sh finds them."""
+    tools = {"gcloud": GCLOUD, "uv": UV, "gcsfuse": '#!/bin/sh\necho "$*" >mounted\n'}
+    for name, script in tools.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path, {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "LOG": str(tmp_path / "log"),
-        "STATE": str(tmp_path / "state"),
+        "CLOUD": str(tmp_path),
         "ZONE": "us-west4-a",
-        "SPOT": "1",
-        "CHECKPOINTS": "gs://b/r",
-        "DATA": "gs://b/data",
+        "BUCKET": "gs://b",
+        "POLL_SECONDS": "0",
     }
-    _, err = start(LAUNCH / "tpu_vm.sh", "train", **variables)
-    assert "preempted; asking for another" in err
-    done = [
-        line for line in (tmp_path / "log").read_text().splitlines() if " describe " not in line
-    ]
-    verbs = [
-        next(v for v in ("create", "scp", "ssh", "delete") if f" {v} " in line) for line in done
-    ]
-    assert verbs == ["create", "scp", "ssh", "delete", "create", "scp", "ssh"]
-    assert "--accelerator-type=v5litepod-8" in done[0] and done[0].endswith("--spot")
-    assert "gcloud storage rsync -r gs://b/data data" in done[2]
-    assert "--checkpoint.directory gs://b/r" in done[2]
+
+
+def test_tpu_slices_train_on_every_host_and_are_asked_for_again_when_preempted(cloud):
+    folder, variables = cloud
+    preempted_once = '[ "$starts" = 2 ] || { echo SUSPENDED >"$CLOUD/state"; exit 2; }'
+    variables |= {"COUNT": "2", "SPOT": "1", "DATA": "gs://b/data", "TRAINING": preempted_once}
+    variables |= {"CHECKPOINTS": "gs://b/r", "ACCELERATOR": "v6e-8"}
+    said, err = start(LAUNCH / "tpu_vm.sh", "train", **variables)
+    assert "preempted; asking for others" in err
+    # The log of the first host alone, of both starts.
+    assert said.count("training on 0/0") == 2 and said.count("training on") == 2
+    calls = (folder / "calls").read_text().splitlines()
+    verbs = ("create", "delete", "scp", "setup", "start", "follow", "rsync")
+    done = [verb for call in calls for verb in verbs if f" {verb} " in call]
+    once = ["create", "scp", "setup", *4 * ["rsync"], "start", "follow"]
+    assert done == [*once, "delete", *once]
+    assert "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e" in calls[1]
+    assert calls[1].endswith("--node-count=2 --node-prefix=asr-jax --spot")
+    hosts = [folder / f"hosts/{slice_}/{worker}/asr" for slice_ in (0, 1) for worker in (0, 1)]
+    trained = "tpu,cpu -m asr_jax train configs/quickstart.py --run bucket/runs/quickstart"
+    for host in hosts:
+        assert (host / "trained").read_text() == f"{trained} --checkpoint.directory gs://b/r\n"
+        assert (host / "mounted").read_text().endswith("-negative-ttl-secs=0 b bucket\n")
     start(LAUNCH / "tpu_vm.sh", "delete", **variables)
-    _, err = start(
-        LAUNCH / "tpu_vm.sh", "train", status=2, **variables | {"ACCELERATOR": "v5p-128"}
+    assert not (folder / "state").exists()
+
+
+@pytest.mark.slow
+def test_a_tpu_host_that_was_started_again_trains_again_but_an_error_ends_it(cloud):
+    folder, variables = cloud
+    # The first start leaves nothing behind, as when its machine goes down.
+    training = 'if [ "$starts" = 1 ]; then kill -9 $PPID; else echo "no such data"; exit 2; fi'
+    said, err = start(LAUNCH / "tpu_vm.sh", "train", status=2, **variables, TRAINING=training)
+    assert said.endswith("training on 0/0\nno such data\n")
+    assert err.endswith(
+        "the hosts were started again; so is the training\n"
+        "tpu_vm.sh: asr-jax: training ended with status 2, and the slices are still there\n"
     )
-    assert "must be of one host" in err
+    assert " --node-id=asr-jax" in (folder / "calls").read_text()
+
+
+@pytest.mark.slow
+def test_a_tpu_training_outlives_the_terminal_until_it_is_stopped(cloud):
+    folder, variables = cloud
+    variables |= {"TRAINING": "trap 'exit 143' TERM; while :; do sleep 0.1; done"}
+    environment = {**os.environ, **variables}
+    terminal = lambda: subprocess.Popen(
+        [LAUNCH / "tpu_vm.sh", "train"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for told in ("", "already training there"):
+        following = terminal()
+        assert following.stdout and following.stdout.readline() == "training on 0/0\n"
+        if told:
+            start(LAUNCH / "tpu_vm.sh", "stop", **variables)
+            _, err = following.communicate(timeout=60)
+            assert told in err and "the training was stopped" in err
+            assert following.returncode == 2
+        else:
+            os.killpg(following.pid, 9)
+            assert following.stderr and following.wait()
+            following.stdout.close(), following.stderr.close()  # which what runs there still holds
+    for host in (folder / "hosts").glob("*/*/asr"):
+        assert (host / "status").read_text() == "143\n"
+        assert len((host / "trained").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "variables, complaint",
+    [
+        ({"BUCKET": "b"}, "ZONE: say which, such as us-central1-a"),
+        ({"ZONE": "z"}, "BUCKET: say which; the run is kept there"),
+        (
+            {"ZONE": "z", "BUCKET": "b", "RUN": "runs/a"},
+            "RUN=runs/a: must be bucket/..., as BUCKET",
+        ),
+    ],
+)
+def test_tpu_variables_that_cannot_be(variables, complaint):
+    out, err = start(LAUNCH / "tpu_vm.sh", "--dry-run", "train", status=2, **variables)
+    assert err.startswith(f"tpu_vm.sh: {complaint}") and err.count("\n") == 1 and out == ""
 
 
 def test_a_tpu_dry_run_calls_nothing(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text('#!/bin/sh\necho "called: $*" >&2; kill -9 $PPID\n')
     gcloud.chmod(0o755)
-    variables = {"ZONE": "us-west4-a", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    variables = {"ZONE": "z", "BUCKET": "b", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     out, _ = start(LAUNCH / "tpu_vm.sh", "--dry-run", "train", **variables)
-    created, packed, copied_there, trained = out.splitlines()
-    assert created.startswith("gcloud compute tpus queued-resources create asr-jax ")
-    assert packed.startswith("tar czf ")
-    assert copied_there.startswith("gcloud compute tpus tpu-vm scp ")
-    assert "asr_jax\\ train\\ configs/quickstart.py" in trained
+    beginnings = ["gcloud compute tpus queued-resources create asr-jax ", "tar cf "]
+    beginnings += ["gcloud compute tpus queued-resources scp "]
+    beginnings += 3 * ["gcloud compute tpus queued-resources ssh asr-jax "]
+    assert len(out.splitlines()) == len(beginnings)
+    assert all(map(str.startswith, out.splitlines(), beginnings))
+    assert "asr_jax\\ train\\ configs/quickstart.py" in out
     out, err = start(LAUNCH / "tpu_vm.sh", "--dry-run", "delete", **variables)
     assert out.startswith("gcloud compute tpus queued-resources delete asr-jax ") and err == ""
 

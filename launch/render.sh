@@ -8,9 +8,9 @@ if [ "${1:-}" = --dry-run ]; then shift; fi # it never does more
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 [ -f "${1:-}" ] || fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
-: "${NAME:=asr-jax}"
+: "${NAME:=asr-jax}" "${SLICES:=1}"
 if [ -n "$CHECKPOINTS" ]; then OPTIONS="--checkpoint.directory $CHECKPOINTS $OPTIONS"; fi
-export NAME OPTIONS
+export NAME SLICES OPTIONS
 "$PYTHON" - "$1" <<'END'
 import os, string, sys
 

@@ -229,17 +229,20 @@ def load_averaged(
 
 
 def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
+    # What is raised it reports as well, by whole tracebacks.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    named = f"checkpoint.directory = {config.directory!r}"
     try:
         directory = epath.Path(config.directory or run.absolute()) / "checkpoints"
-        directory.exists()  # a bucket needs a package that may not be there
+        directory.exists()
         return directory
-    except ImportError as error:
-        raise CheckpointError(f"checkpoint.directory = {config.directory!r}: {error}") from None
     except KeyError:  # what epath says of gopher://
         raise CheckpointError(
-            f"checkpoint.directory = {config.directory!r}: must be a folder, or an address such as "
-            "gs://BUCKET/RUN or s3://BUCKET/RUN"
+            f"{named}: must be a folder, or an address such as gs://BUCKET/RUN or s3://BUCKET/RUN"
         ) from None
+    # Of a bucket: a package that is not there, no right to it, no way to it.
+    except Exception as error:
+        raise CheckpointError(f"{named}: {_first_line(error)}") from error
 
 
 def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:

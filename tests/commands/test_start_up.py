@@ -5,6 +5,7 @@ import pytest
 
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import CheckpointConfig, MeshConfig
+from asr_jax.training import checkpoint
 from asr_jax.training.checkpoint import CheckpointError, require_writable
 
 
@@ -34,3 +35,13 @@ def test_a_place_for_checkpoints_that_cannot_be_written_to(tmp_path):
         require_writable(tmp_path / "run", CheckpointConfig(directory=str(place)))
     require_writable(tmp_path / "run", CheckpointConfig(directory=str(tmp_path / "other")))
     assert not any((tmp_path / "other").iterdir())
+
+
+def test_a_bucket_that_does_not_answer_is_named(tmp_path, monkeypatch):
+    class Bucket(type(tmp_path)):
+        def exists(self):
+            raise OSError("Forbidden: b/bucket\nyou may not do that")
+
+    monkeypatch.setattr(checkpoint.epath, "Path", lambda _: Bucket(tmp_path))
+    with pytest.raises(CheckpointError, match="^checkpoint.directory = 'gs://b/r': Forbidden: b/b"):
+        require_writable(tmp_path, CheckpointConfig(directory="gs://b/r"))

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from asr_jax.text import Tokenizer
 from asr_jax.types import Batch, Transcript, Word
 
 
+@runtime_checkable
 class Recognize(Protocol):
     def __call__(
         self, params: Any, batch: Batch, fusion: Fusion = ..., /

@@ -22,7 +22,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from asr_jax.config import Config
 from asr_jax.mesh import on_devices
@@ -250,7 +252,11 @@ class MetricsLog:
         partial.write_text("".join(kept))
         os.replace(partial, path)
         self._path = path
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        # Its SummaryWriter has a thread that waits by the clock of the day, and may do so for ever.
+        (run / "tensorboard").mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(run / "tensorboard" / "events"))
+        # TensorBoard hides what an earlier start wrote from this step on.
+        self._write_event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
         self._wandb: Any = None
         if project:
             import wandb  # of those alone who ask for it # pyright: ignore[reportMissingImports]
@@ -271,17 +277,25 @@ class MetricsLog:
                 file.write(json.dumps({"step": step} | finite) + "\n")
         except OSError as error:  # of a full disk, which does not say where
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        for name, value in figures.items():
-            self._tensorboard.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        self._write_event(step=step, summary=Summary(value=values))
         if self._wandb is not None:
             self._wandb.log(figures, step=step)
 
     def close(self) -> None:
         if not self._writes:
             return
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):  # written it was, or its failure was raised
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _write_event(self, **fields: Any) -> None:
+        try:
+            self._tensorboard.write_event(Event(wall_time=time.time(), **fields))
+            self._tensorboard.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path.parent / "tensorboard") from error
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -23,8 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from asr_jax.config import Config
 from asr_jax.mesh import on_devices
@@ -45,6 +44,11 @@ class TrainingDiverged(ValueError):
         self.data_position = data_position
         """Batches taken until then."""
 
+
+# Protocol buffers make their classes at run time, where no type checker sees them.
+Event: Any = vars(event_pb2)["Event"]
+SessionLog: Any = vars(event_pb2)["SessionLog"]
+Summary: Any = vars(summary_pb2)["Summary"]
 
 # Nats per label; several times as much of less than this is no divergence.
 NEGLIGIBLE_LOSS = 0.1

@@ -111,11 +111,13 @@ def read_prepared(folder: Path) -> list[Utterance]:
         index = json.loads(path.read_text(encoding="utf-8"))
         shards = [(folder / name, size, length) for name, size, length in index["shards"]]
         places = [(shard, Record(n)) for shard, _, length in shards for n in range(length)]
+        columns = [index[name] for name in COLUMNS]
+        for name, column in zip(COLUMNS, columns):
+            if len(column) != len(places):
+                raise ValueError(f"{len(column)} entries of {name}, {len(places)} recordings")
         utterances = [
             Utterance(id, audio, text, seconds, speaker, within=record)
-            for (audio, record), id, text, speaker, seconds in zip(
-                places, *(index[name] for name in COLUMNS), strict=True
-            )
+            for (audio, record), id, text, speaker, seconds in zip(places, *columns)
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); prepare the data again") from error

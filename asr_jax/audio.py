@@ -84,10 +84,36 @@ def read_audio(
         channels = sound.read(end - start, dtype="float32", always_2d=True)
     if len(channels) < end - start:
         raise AudioError(path, f"truncated, {len(channels)} of {end - start} samples")
+    samples = _mixed(path, channels, channel)
+    return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+
+
+def read_audio_blocks(
+    path: str | Path, *, sample_rate_hz: int
+) -> Iterator[Float32[np.ndarray, " S"]]:
+    """The same of a whole recording, about a second at a time: together they are its samples.
+
+    Raises what read_audio does, but only where it comes to what is wrong.
+    """
+    with _opened(path, None) as sound:
+        rate_hz, frames, read = sound.samplerate, sound.frames, 0
+        resampler = soxr.ResampleStream(rate_hz / sample_rate_hz, 1.0, 1, dtype="float32")
+        while read < frames:
+            channels = sound.read(min(rate_hz, frames - read), dtype="float32", always_2d=True)
+            if len(channels) == 0:
+                raise AudioError(path, f"truncated, {read} of {frames} samples")
+            read += len(channels)
+            samples = _mixed(path, channels, None)
+            if rate_hz != sample_rate_hz:
+                samples = resampler.resample_chunk(samples, last=read == frames)
+            yield samples
+
+
+def _mixed(path: str | Path, channels: np.ndarray, channel: int | None) -> np.ndarray:
     samples = channels.mean(axis=1) if channel is None else channels[:, channel]
     if not np.isfinite(samples).all():
         raise AudioError(path, "samples that are not finite")
-    return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+    return samples
 
 
 def _stretch(

@@ -14,6 +14,7 @@ from flax import nnx
 from asr_jax.audio import as_wav
 from asr_jax.commands import streaming
 from asr_jax.commands.recognition import Recognizer, recognize_utterances
+from asr_jax.commands.stream_words import recognize_stream
 from asr_jax.config import (
     Config,
     DecodingConfig,
@@ -117,7 +118,7 @@ def test_words_are_those_of_the_whole_in_the_same_chunks(recognizer):
     for n, (samples, whole) in enumerate(zip(recordings, expected)):
         size = (160, 1000, 7)[n % 3]
         pieces = [samples[at : at + size] for at in range(0, len(samples), size)]
-        heard = list(streaming.recognize_stream(recognizer, pieces))
+        heard = list(recognize_stream(recognizer, pieces))
         words = [word for one in heard for word in one.final]
         assert [(w.text, w.start_seconds) for w in words] == [
             (w.text, w.start_seconds) for w in whole.words
@@ -128,7 +129,7 @@ def test_words_are_those_of_the_whole_in_the_same_chunks(recognizer):
         assert heard[-1].partial == "" and heard[-1].seconds == pytest.approx(
             len(samples) / RATE_HZ
         )
-    assert list(streaming.recognize_stream(recognizer, [])) == []
+    assert list(recognize_stream(recognizer, [])) == []
 
 
 @pytest.mark.slow

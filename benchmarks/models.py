@@ -6,7 +6,8 @@
 Trains each model with each seed in RUNS/MODEL-SEED (a run that was stopped goes on), evaluates its
 best checkpoint by WER on dev, and writes RUNS/MODEL-SEED/figures.json. Several may train at a time,
 each with its own models or seeds. --table prints what there is in RUNS: means over seeds with
-95 % intervals (Student's t). Programs that JAX compiles are kept for all seeds in RUNS/compiled.
+95 % intervals (Student's t), and core-minutes of the runs trained in one go. Programs that JAX
+compiles are kept for all seeds in RUNS/compiled.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def train(runs: Path, model: str, seed: int) -> None:
     if (run / "figures.json").exists():
         return
     config, overrides = MODELS[model]
+    is_new = not run.exists()
     command = f"train {config} --run {run} --train.seed {seed} {overrides}".split()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     asr_jax(runs, *command)
@@ -74,7 +76,8 @@ def train(runs: Path, model: str, seed: int) -> None:
         "encoder_parameters": sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])),
         "megabytes": megabytes(params),
         "wer_percent": wer,
-        "core_minutes": seconds / 60,
+        # Of a run that was there before it is the time of the rest.
+        "core_minutes": seconds / 60 if is_new else None,
     }
     (run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -93,12 +96,13 @@ def print_table(runs: Path) -> None:
         if not of_model:
             continue
         size = of_model[0]["megabytes"]
+        minutes = [one["core_minutes"] for one in of_model if one["core_minutes"] is not None]
         cells = [
             model,
             f"{of_model[0]['parameters'] / 1e3:.0f} k",
             " / ".join(f"{size[dtype]:.2f}" for dtype in ("float32", "bfloat16", "int8")),
             *(mean_and_interval([o["wer_percent"][name] for o in of_model]) for name in WER_OF),
-            f"{statistics.mean(one['core_minutes'] for one in of_model):.1f}",
+            f"{statistics.mean(minutes):.1f}" if minutes else "",
         ]
         print(f"| {' | '.join(cells)} |")
 

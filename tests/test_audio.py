@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import AudioError, audio_duration_seconds, change_speed, read_audio
+from asr_jax.audio import (
+    AudioError,
+    audio_duration_seconds,
+    change_speed,
+    read_audio,
+    read_audio_blocks,
+)
 
 RATE = 16_000
 
@@ -47,6 +53,18 @@ def test_channels_are_averaged(tmp_path):
     soundfile.write(tmp_path / "a.wav", channels, 16_000, subtype="FLOAT")
     samples = read_audio(tmp_path / "a.wav", sample_rate_hz=16_000)
     np.testing.assert_array_equal(samples, (channels[:, 0] + channels[:, 1]) / 2)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
+def test_blocks_are_the_whole_in_pieces(tmp_path, rate_hz):
+    """Of lengths around a block's, too."""
+    for more in (0, 1, 2 * rate_hz - 1, 2 * rate_hz, 2 * rate_hz + 1):
+        samples = np.random.default_rng(0).uniform(-0.9, 0.9, (rate_hz // 2 + more, 2))
+        soundfile.write(tmp_path / "a.flac", samples, rate_hz)
+        blocks = list(read_audio_blocks(tmp_path / "a.flac", sample_rate_hz=16_000))
+        assert max(map(len, blocks)) < 20_000
+        whole = read_audio(tmp_path / "a.flac", sample_rate_hz=16_000)
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 22_050, 48_000])

@@ -15,9 +15,12 @@ import tyro
 from asr_jax.commands.arguments import UsageError, parse
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.export_trial import recognized_sample
-from asr_jax.commands.recognition import open_run, with_decoding
+from asr_jax.commands.recognition import Recognizer, open_run, with_decoding
 from asr_jax.config import MeshConfig
 from asr_jax.export.card import model_card
+from asr_jax.models.encoder import fold_shared_layers
+from asr_jax.training.sharding import state_shardings
+from asr_jax.training.state import split_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,9 @@ class Options:
     """int8: matrices in eight bits, with a scale for each channel (sherpa-onnx: also)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """params: of what is not quantized."""
+    fold: bool = False
+    """Of an encoder whose layers share matrices: makes the matrix of each, which is faster, and as
+    large as if none were shared."""
     chunk_ms: float | None = None
     """decoding.chunk_ms in the config's place: for streaming, by chunks of this size."""
     data: str = ""
@@ -66,7 +72,8 @@ def run(arguments: list[str]) -> int:
     of_run = open_run(options.run, options.checkpoint)
     of_run = with_decoding(of_run, chunk_ms=options.chunk_ms)
     recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
-    sample = recognized_sample(recognizer, options.data, options.recordings)
+    unfolded, recognizer = recognizer, folded(recognizer) if options.fold else recognizer
+    sample = recognized_sample(unfolded, options.data, options.recordings)
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -76,7 +83,7 @@ def run(arguments: list[str]) -> int:
         recognizer.config,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
         checkpoint=recognizer.checkpoint,
-        form=f"{form.FORM}, {' and '.join(trials)}",
+        form=", ".join([form.FORM, " and ".join(trials)] + ["folded"] * options.fold),
         trials=trials,
         evaluations=list(read_evaluations(options.run)),
         use=form.usage(options.out.name, recognizer.config),
@@ -89,6 +96,17 @@ def run(arguments: list[str]) -> int:
             f"run's; WER {trial.wer_after:.2f} %, the run's {trial.wer_before:.2f} %"
         )
     return 0
+
+
+def folded(recognizer: Recognizer) -> Recognizer:
+    """The same model with a matrix W + A B + D for each layer. Raises UsageError where none is
+    shared."""
+    if recognizer.config.encoder.shared_layers == 1:
+        raise UsageError("--fold: encoder.shared_layers is 1, every layer has matrices of its own")
+    config, params = fold_shared_layers(recognizer.config, recognizer.params)
+    graphdef, _ = split_model(config, recognizer.tokenizer.vocabulary_size)
+    params = jax.device_put(params, state_shardings(params, recognizer.mesh))
+    return recognizer._replace(config=config, graphdef=graphdef, params=params, compiled=set())
 
 
 def require_packages(*names: str, extra: str = "") -> None:

@@ -74,9 +74,14 @@ def run(arguments: list[str]) -> int:
             chunk_ms=options.chunk_ms,
         )
         recognizer = streaming(recognizer)
+        status = 0
         for source in options.audio:
-            stream_source(source, recognizer, as_json=options.json)
-        return 0
+            try:
+                stream_source(source, recognizer, as_json=options.json)
+            except AudioError as error:
+                print(f"asr-jax transcribe: {error}", file=sys.stderr)
+                status = 1
+        return status
     problems = []
     utterances = []
     for number, path in enumerate(options.audio):

@@ -53,6 +53,22 @@ def test_smaller_forms(trained, exported, command, tmp_path, options):
     assert command("transcribe", tmp_path / "m", recordings(trained)[0]).status == 0
 
 
+@pytest.mark.slow
+def test_folded_is_the_same_model_without_shared_matrices(trained, command, tmp_path):
+    pytest.importorskip("safetensors")
+    sharing = ["--encoder.layers=4", "--encoder.shared-layers=4", "--encoder.residual-rank=1"]
+    rest = [*trained.arguments[4:], *sharing, "--train.steps=2"]
+    assert command("train", trained.config, "--run", tmp_path / "run", *rest).status == 0
+    for name, options in [("apart", []), ("folded", ["--fold"])]:
+        outcome = command("export", tmp_path / "run", tmp_path / name, "--format=params", *options)
+        assert "6 of 6 transcripts are the run's" in outcome.out, outcome.err
+    read = lambda name: json.loads((tmp_path / name / "config.json").read_text())
+    assert [read(name)["encoder.shared_layers"] for name in ("apart", "folded")] == [4, 1]
+    size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
+    assert size("folded") > 1.5 * size("apart")
+    assert "folded" in (tmp_path / "folded/README.md").read_text()
+
+
 def test_load_says_what_transcribe_does(trained, exported, command):
     paths = recordings(trained)
     lines = command("transcribe", trained.run, *paths).out.splitlines()
@@ -102,6 +118,7 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
     assert "must be positive" in export(trained.run, out, "--recordings", 0)
     assert "is not one of" in error("export", trained.run, out, "--format", "paper")
     assert "--format is required" in error("export", trained.run, out)
+    assert "--fold: encoder.shared_layers is 1" in export(trained.run, out, "--fold")
     assert "--checkpoint 17: must be" in export(trained.run, out, "--checkpoint", 17)
     assert not out.exists()
 

@@ -146,4 +146,6 @@ def _complete(
     places = tokenizer.words(found.labels)[-1][1]
     if is_last or places[-1] + 1 < len(found.labels):  # something follows the last word
         return words, "", _NO_LABELS
-    return words[:-1], words[-1].text, _Labels(*(field[places[0] :] for field in found))
+    begin = places[0]
+    rest = _Labels(found.labels[begin:], found.frames[begin:], found.log_probabilities[begin:])
+    return words[:-1], words[-1].text, rest

@@ -1,5 +1,6 @@
 """What a beam search shall know besides the audio: the options of evaluate and transcribe."""
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from asr_jax.commands.processes import is_first
 from asr_jax.commands.recognition import Recognizer
 from asr_jax.decoding.fusion import Fusion
 from asr_jax.decoding.hotwords import hotword_automaton, read_hotwords
@@ -79,7 +81,9 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
         (options.source_language_model, -options.source_language_model_weight, SOURCE_ORDER),
     ]:
         if path:
-            scorers.append(load_language_model(path, tokenizer, order=order, weight=weight))
+            scorers.append(
+                load_language_model(path, tokenizer, order=order, weight=weight, warn=_warn)
+            )
     if options.hotwords:
         phrases = read_hotwords(options.hotwords, boost=options.hotword_boost)
         scorers.append(hotword_automaton(phrases, tokenizer))
@@ -87,6 +91,11 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
     fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None)
     everywhere = NamedSharding(recognizer.mesh, P())
     return recognizer._replace(fusion=jax.device_put(fusion, everywhere))
+
+
+def _warn(text: str) -> None:
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def described(options: Fusing) -> dict[str, str]:

@@ -32,6 +32,8 @@ def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
         if not phrase or not 0 < of_phrase < math.inf:
             rule = "must be a phrase, or PHRASE :BOOST with a boost above 0"
             raise ValueError(f"{path}: line {number}: {line!r}: {rule}")
+        if phrase in phrases:
+            raise ValueError(f"{path}: line {number}: {phrase!r}: is there already, name it once")
         phrases[phrase] = of_phrase
     if not phrases:
         raise ValueError(f"{path}: holds no phrase")

@@ -4,12 +4,12 @@ import collections
 import gzip
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from asr_jax.decoding.automaton import Automaton, build_automaton
-from asr_jax.text import UNKNOWN_ID, Tokenizer
+from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
 
 # Labels of what stands before a sentence's first piece and after its last one.
 BEGIN, END = -1, -2
@@ -27,26 +27,46 @@ NGrams = dict[NGram, Entry]
 
 
 def load_language_model(
-    path: Path, tokenizer: Tokenizer, *, order: int, weight: float
+    path: Path,
+    tokenizer: Tokenizer,
+    *,
+    order: int,
+    weight: float,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Automaton:
     """Of an .arpa or .arpa.gz file, whose words are the tokenizer's pieces; or of any other text.
 
-    A text, a sentence a line, makes an n-gram model of `order`. Gains are log-probabilities times
-    `weight`. Raises ValueError for what cannot be read, with the number of the line.
+    A text, a sentence a line, makes an n-gram model of `order`; lines that the tokenizer cannot
+    write are left out, and `warn` is told how many. Gains are log-probabilities times `weight`.
+    Raises ValueError for what cannot be read, with the number of the line, and for a text of which
+    no line can be written.
     """
     if path.suffix == ".arpa" or path.name.endswith(".arpa.gz"):
         ngrams = read_arpa(path, tokenizer.pieces)
     else:
-        ngrams = estimate(_sentences(path, tokenizer), order, tokenizer.vocabulary_size)
+        ngrams = estimate(_sentences(path, tokenizer, warn), order, tokenizer.vocabulary_size)
     return ngram_automaton(ngrams, vocabulary_size=tokenizer.vocabulary_size, weight=weight)
 
 
-def _sentences(path: Path, tokenizer: Tokenizer) -> list[list[int]]:
-    lines = [line for _, line in _lines(path)]
-    sentences = [labels.tolist() for labels in tokenizer.encode_all(lines) if len(labels)]
-    if not sentences:
+def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) -> list[list[int]]:
+    lines = [line for _, line in _lines(path) if line]
+    if not lines:
         raise ValueError(f"{path}: holds no text")
-    return sentences
+    written, unwritten = [], []
+    for line, labels in zip(lines, tokenizer.encode_all(lines)):
+        # The space's own piece is a character that the tokenizer lacks, though it encodes it.
+        if UNKNOWN_ID in labels or SPACE_PIECE in line:
+            unwritten.append(line)
+        else:
+            written.append(labels.tolist())
+    if unwritten:
+        unknown = tokenizer.unknown_characters(" ".join(unwritten))
+        none = f"{path}: {len(unwritten)} of {len(lines)} lines have characters that the "
+        none += f"model's tokenizer lacks: {unknown[:20]!r}"
+        if not written:
+            raise ValueError(none)
+        warn(f"{none}; they are left out")
+    return written
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -68,7 +88,8 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
     r"""An ARPA file: \data\, the counts, and per order lines of `log10 p, pieces, log10 back-off`.
 
     Words must be `pieces`, besides <s>, </s> and <unk>, whose probability the pieces get that have
-    none. Raises ValueError for a broken one, with the number of the line.
+    none; where there is no <unk> either, that of the least probable piece. Raises ValueError for a
+    broken one, with the number of the line.
     """
     labels = {piece: label for label, piece in enumerate(pieces)}
     labels |= {"<s>": BEGIN, "</s>": END, "<unk>": UNKNOWN_ID}
@@ -100,9 +121,11 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
             raise ValueError(f"{path}: line {number}: {error}") from None
     if section != "\\end\\":
         raise ValueError(f"{path}: ends before \\end\\" if section else f"{path}: has no \\data\\")
-    if unknown := ngrams.get((UNKNOWN_ID,)):
-        for label in range(UNKNOWN_ID + 1, len(pieces)):
-            ngrams.setdefault((label,), Entry(unknown.log_probability))
+    known = [ngrams[ngram].log_probability for ngram in ngrams if len(ngram) == 1 and ngram[0] > 0]
+    least = min(known, default=-math.log(len(pieces)))
+    unknown = ngrams.get((UNKNOWN_ID,), Entry(least))
+    for label in range(UNKNOWN_ID, len(pieces)):
+        ngrams.setdefault((label,), Entry(unknown.log_probability))
     return ngrams
 
 
@@ -200,8 +223,7 @@ def ngram_automaton(ngrams: NGrams, *, vocabulary_size: int, weight: float) -> A
             ends[at] = entry.log_probability
         elif ngram[-1] != BEGIN:
             arcs[at][ngram[-1]] = (state(ngram), weight * entry.log_probability)
-    unknown = [label for label in range(1, vocabulary_size) if label not in arcs[0]]
-    arcs[0] |= dict.fromkeys(unknown, (0, -math.inf if weight > 0 else 0.0))
+    assert arcs[0].keys() >= set(range(UNKNOWN_ID, vocabulary_size))
     back_offs = [(0, 0.0)] + [(state(c[1:]), ngrams[c].back_off) for c in contexts[1:]]
     end_gains = [ends.get(0, 0.0)]
     for at, (shorter, back_off) in enumerate(back_offs[1:], start=1):

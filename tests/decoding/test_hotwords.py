@@ -61,6 +61,7 @@ def test_a_file_of_phrases_and_what_is_wrong_in_one(tokenizer, tmp_path):
         ("A\nB :-1\n", "line 2: 'B :-1': must be a phrase"),
         ("A :much\n", "line 1"),
         (":2\n", "line 1"),
+        ("A B\nBA\nA  B :2\n", "line 3: 'A B': is there already"),
         ("\n", "holds no phrase"),
     ]:
         path.write_text(text)

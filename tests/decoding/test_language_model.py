@@ -1,5 +1,6 @@
 """N-gram models against back-off written out, and against sums over what can be said."""
 
+import functools
 import itertools
 import math
 
@@ -127,6 +128,19 @@ def test_kneser_ney_of_a_text_worked_out_by_hand():
     assert math.exp(ngrams[3, 4].log_probability) == pytest.approx(after_a)
 
 
+def test_without_unk_a_piece_that_the_file_lacks_is_as_likely_as_its_least_likely(tmp_path):
+    path = tmp_path / "a.arpa"
+    path.write_text(ARPA.replace("ngram 1=5", "ngram 1=4").replace("-1.5 <unk>\n", ""))
+    ngrams = read_arpa(path, PIECES)
+    automaton = ngram_automaton(ngrams, vocabulary_size=len(PIECES), weight=0.7)
+    for labels in ([5], [3, 4, 5, 2], [1, 3]):
+        expected = 0.7 * sentence_log_probability(ngrams, labels, 3)
+        assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
+    # Of A and B, and not of <s>, which nobody asks for.
+    assert ngrams[5,].log_probability == pytest.approx(-0.6 * math.log(10))
+    assert ngrams[5,] == ngrams[1,] == ngrams[2,]
+
+
 @pytest.mark.parametrize(
     "broken, wrong, line",
     [
@@ -163,6 +177,18 @@ def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):
     text.write_text("\n \n")
     with pytest.raises(ValueError, match="text.txt: holds no text"):
         load_language_model(text, tokenizer, order=3, weight=1.0)
+    warnings = []
+    load = functools.partial(load_language_model, text, tokenizer, order=3, weight=1.0)
+    text.write_text("CAB BA\ncab ba\n\nABC\nA▁B\n")
+    some = load(warn=warnings.append)
+    assert warnings == [
+        f"{text}: 2 of 4 lines have characters that the model's tokenizer lacks: 'abc▁'; "
+        "they are left out"
+    ]
+    assert gain(some, tokenizer.encode("CAB")) == gain(read, tokenizer.encode("CAB"))
+    text.write_text("cab ba\n\nabc\n")
+    with pytest.raises(ValueError, match="2 of 2 lines have .* tokenizer lacks: 'abc'$"):
+        load()
     text.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\x00\xff\xfe")
     with pytest.raises(ValueError, match="KenLM's binary form"):
         load_language_model(text, tokenizer, order=3, weight=1.0)

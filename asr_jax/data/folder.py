@@ -1,34 +1,48 @@
 """Folders in LibriSpeech layout."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from asr_jax.data.listing import numbered_lines
 from asr_jax.text import collapse_white_space
-from asr_jax.types import Utterance
+from asr_jax.types import Skipped, Utterance
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
 
 
-def folder_utterances(folder: Path) -> Iterator[Utterance]:
+def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
     """Every `*.trans.txt` below the folder, of lines `ID TEXT`, with ID.flac (.wav, .ogg, .opus)
-    beside it. The speaker is the S of S/C/S-C.trans.txt; durations are NaN."""
-    for transcripts in sorted(folder.rglob("*.trans.txt")):
-        beside = transcripts.parent
+    beside it. The speaker is the S of S/C/S-C.trans.txt; durations are NaN. A recording beside them
+    that none has a line for is left out."""
+    listings = sorted(folder.rglob("*.trans.txt"), key=lambda path: (path.parent, path.name))
+    for beside, transcripts in itertools.groupby(listings, lambda path: path.parent):
         recordings = {
             path.stem: path
             for path in sorted(beside.iterdir())
             if path.suffix.lower() in AUDIO_SUFFIXES
         }
-        speaker, chapter = beside.absolute().parts[-2:]
-        is_librispeech = transcripts.name == f"{speaker}-{chapter}.trans.txt"
-        for _, line in numbered_lines(transcripts):
-            id, _, text = line.strip().partition(" ")
-            yield Utterance(
-                id=id,
-                audio=recordings.get(id, beside / f"{id}{AUDIO_SUFFIXES[0]}"),
-                text=collapse_white_space(text),
-                duration_seconds=math.nan,
-                speaker=speaker if is_librispeech else "",
-            )
+        listed = set()
+        for listing in transcripts:
+            for utterance in _listed(listing, recordings):
+                listed.add(utterance.id)
+                yield utterance
+        for id in sorted(recordings.keys() - listed):
+            yield Skipped(id, f"no line in a *.trans.txt: {recordings[id]}")
+
+
+def _listed(listing: Path, recordings: Mapping[str, Path]) -> Iterator[Utterance]:
+    """The utterances of one file; `recordings` are those beside it, by name."""
+    beside = listing.parent
+    speaker, chapter = beside.absolute().parts[-2:]
+    is_librispeech = listing.name == f"{speaker}-{chapter}.trans.txt"
+    for _, line in numbered_lines(listing):
+        id, _, text = line.strip().partition(" ")
+        yield Utterance(
+            id=id,
+            audio=recordings.get(id, beside / f"{id}{AUDIO_SUFFIXES[0]}"),
+            text=collapse_white_space(text),
+            duration_seconds=math.nan,
+            speaker=speaker if is_librispeech else "",
+        )

@@ -44,15 +44,18 @@ def test_folder_in_librispeech_layout(tmp_path):
     flat = write_folder(tmp_path / "extra", {"a": "", "b": "HERE"}, name="all")
     write_tone(flat / "a.wav", 2.0)
     write_tone(flat / "b.ogg", 0.25)
-    write_tone(flat / "without a transcript.wav", 0.25)
+    write_folder(flat, {"c": "THERE"}, name="more")
+    write_tone(flat / "c.flac", 0.25)
+    write_tone(flat / "untold.wav", 0.25)
 
     utterances, skipped = read_manifest(str(tmp_path))
-    assert skipped == []
+    assert skipped == [Skipped("untold", f"no line in a *.trans.txt: {flat / 'untold.wav'}")]
     assert utterances == [
         Utterance("7-1-0000", chapter / "7-1-0000.opus", "größer", 1.25, "7"),
         Utterance("7-1-0001", chapter / "7-1-0001.flac", "TWO WORDS", 0.5, "7"),
         Utterance("a", flat / "a.wav", "", 2.0, ""),
         Utterance("b", flat / "b.ogg", "HERE", 0.25, ""),
+        Utterance("c", flat / "c.flac", "THERE", 0.25, ""),
     ]
 
 

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from asr_jax.audio import as_wav, audio_duration_seconds
-from asr_jax.commands.recognition import Recognizer, open_run, recognize_utterances
+from asr_jax.commands.fusing import Fusing, fused
+from asr_jax.commands.recognition import (
+    Recognizer,
+    open_run,
+    recognize_utterances,
+    with_decoding,
+)
 from asr_jax.config import Config
 from asr_jax.types import InMemory, Transcript, Utterance
 
@@ -60,20 +67,42 @@ class Model:
         return best if timestamps else [replace(transcript, words=()) for transcript in best]
 
 
-def load(directory: str | Path, *, checkpoint: str = "best") -> Model:
+def load(
+    directory: str | Path,
+    *,
+    checkpoint: str = "best",
+    beam: int | None = None,
+    chunk_ms: float | None = None,
+    window_seconds: float | None = None,
+    **fusing: str | Path | float,
+) -> Model:
     """The model of a run directory, or of one that `asr-jax export --format params` wrote.
 
         model = asr_jax.load("runs/quickstart")
         print(model.transcribe("recording.flac")[0].text)
+        model = asr_jax.load("runs/quickstart", beam=8, hotwords="names.txt")
 
     Args:
         directory: RUN, or OUT of an export.
         checkpoint: of a run: best (by WER on dev), last, a step, or average:N.
+        beam, chunk_ms, window_seconds: in place of the config's decoding.beam, and so on.
+        fusing: what a beam search shall know besides the audio: hotwords, language_model and what
+            else `asr-jax transcribe` has of that kind, under the same names (Fusing's fields).
 
     Raises:
-        ValueError: the directory holds no model, or one that is damaged or of another version.
+        ValueError: the directory holds no model, or one that is damaged or of another version; or
+            it cannot be searched so, which names the option as the command line has it.
     """
-    return Model(open_run(Path(directory), checkpoint))
+    recognizer = with_decoding(
+        open_run(Path(directory), checkpoint),
+        beam=beam,
+        chunk_ms=chunk_ms,
+        window_seconds=window_seconds,
+    )
+    given: dict[str, Any] = {
+        name: Path(value) if isinstance(value, str) else value for name, value in fusing.items()
+    }
+    return Model(fused(recognizer, Fusing(**given)))
 
 
 def _utterance(number: int, audio: str | Path | np.ndarray, rate_hz: int) -> Utterance:

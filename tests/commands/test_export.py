@@ -86,6 +86,26 @@ def test_load_says_what_transcribe_does(trained, exported, command):
         assert model.transcribe([]) == []
 
 
+@pytest.mark.slow
+def test_load_searches_as_transcribe_does(trained, command, tmp_path):
+    paths, hotwords = recordings(trained), tmp_path / "hotwords.txt"
+    hotwords.write_text("zwei :9\n")
+    lines = command(
+        *("transcribe", trained.run, *paths, "--decoder=beam", "--beam=2"),
+        *("--hotwords", hotwords, "--internal-lm-weight=0.1"),
+    ).out.splitlines()
+    options = dict(beam=2, hotwords=str(hotwords), internal_lm_weight=0.1)
+    found = asr_jax.load(trained.run, **options).transcribe(paths)
+    assert [one.text for one in found] == [line.partition("\t")[2] for line in lines]
+    assert found != asr_jax.load(trained.run, beam=2).transcribe(paths)
+    whole = asr_jax.load(trained.run, window_seconds=0.0, beam=0).config.decoding
+    assert (whole.window_seconds, whole.beam) == (0, 0)
+    with pytest.raises(ValueError, match="^--hotwords: needs a beam search"):
+        asr_jax.load(trained.run, hotwords=hotwords)
+    with pytest.raises(TypeError, match="hotword_bost"):
+        asr_jax.load(trained.run, beam=2, hotword_bost=1.0)
+
+
 def test_load_resamples(trained, tmp_path):
     model = asr_jax.load(trained.run)
     samples = np.sin(np.arange(8000, dtype=np.float32) / 20)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import signal
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from asr_jax.commands import transcribe
 from asr_jax.commands.evaluate import default_output
 from asr_jax.commands.posteriors import require_lattice
 from asr_jax.config import Config, ObjectiveConfig, flatten
 from asr_jax.decoding import captions
+from asr_jax.scoring.wer import count_word_errors, total
 from asr_jax.training.loop import MetricsLog
 from asr_jax.types import Transcript, Utterance, Word
 
@@ -216,6 +219,33 @@ def test_transcribe_says_what_evaluate_does(trained, command):
         "duration": 0.55,
         "text": expected["3.flac"],
     }
+
+
+def test_silence_and_noise_end_with_the_frames(trained, command, write_manifest, tmp_path):
+    """Where nothing is said: at most so many labels a frame, and every word heard is counted."""
+    seconds, rate_hz = 0.5, 16_000
+    noise = np.random.default_rng(0).normal(size=round(seconds * rate_hz))
+    said = list(transcripts(trained.data).items())[:4]
+    recordings = {str(trained.data.parent / name): text for name, text in said}
+    for name, samples in (("silence", 0 * noise), ("noise", 0.1 * noise)):
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate_hz)
+        recordings[str(tmp_path / f"{name}.wav")] = ""
+    listing, output = write_manifest(tmp_path / "data.jsonl", recordings), tmp_path / "out"
+    outcome = command("evaluate", trained.run, "--data", listing, "--output", output)
+    assert outcome.status == 0, outcome.err
+    found, figures = hypotheses(output), json.loads((output / "wer.json").read_text())
+    frames = math.ceil(seconds / 0.04)
+    for name in ("silence", "noise"):
+        heard = found[str(tmp_path / f"{name}.wav")]
+        assert heard["reference"] == ""
+        # A label of this model is a character.
+        assert len(heard["hypothesis"]) <= 5 * frames
+        ends = [word["end_seconds"] for word in heard["words"]]
+        assert max(ends, default=0) <= frames * 0.04 + 1e-6
+    assert any(not one["reference"] and one["hypothesis"] for one in found.values())
+    counts = total(count_word_errors(one["reference"], one["hypothesis"]) for one in found.values())
+    assert figures["insertions"] == counts.insertions
+    assert (figures["utterances"], figures["reference_words"]) == (6, counts.reference_words)
 
 
 def test_timestamps_are_the_same_in_every_form(trained, command, error, tmp_path):

@@ -1,11 +1,13 @@
 """Greedy searches on the device against searches written out in Python."""
 
 import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -13,18 +15,22 @@ from asr_jax.config import Config, EncoderConfig, JointConfig, ObjectiveConfig, 
 from asr_jax.decoding.ctc import best_path
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.models.transducer import Transducer
+from asr_jax.training.objective import transducer_losses
 
 DURATIONS = (0, 1, 3)
 
 
-def model(kind, seed, objective="transducer"):
-    config = Config(
+def config_of(kind, objective):
+    return Config(
         encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2),
         predictor=PredictorConfig(kind=kind, embedding_width=6, width=7),
         joint=JointConfig(width=9),
         objective=ObjectiveConfig(kind=objective, durations=DURATIONS),
     )
-    transducer = Transducer(config, 5, rngs=nnx.Rngs(seed))
+
+
+def model(kind, seed, objective="transducer"):
+    transducer = Transducer(config_of(kind, objective), 5, rngs=nnx.Rngs(seed))
     # Larger weights and a bias for blank (HAT's against all others), so that some frames emit
     # nothing and some several.
     transducer.joint.out.kernel[...] *= 3
@@ -113,6 +119,39 @@ def test_batch_equals_the_plain_search_of_each(kind, objective, max_symbols, fra
         assert max(counts) > 12  # some frame did emit several
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["transducer", "tdt", "hat"])
+def test_a_trained_model_says_what_it_learned_as_the_plain_search_does(objective):
+    """Sharp distributions, and blanks in long rows, as random weights do not give them."""
+    config, transducer = config_of("lstm", objective), model("lstm", 0, objective)
+    encoded = 2 * jax.random.normal(jax.random.key(0), (4, 12, 8))
+    lengths, label_lengths = jnp.array([12, 9, 5, 3]), jnp.array([6, 3, 2, 0])
+    labels = jax.random.randint(jax.random.key(1), (4, 6), 1, 5)
+    graphdef, params = nnx.split(transducer)
+    optimizer = optax.adam(0.02)
+
+    @jax.jit
+    def trained(params):
+        def loss(params):
+            target = (encoded, lengths, labels, label_lengths)
+            return transducer_losses(nnx.merge(graphdef, params), *target, config=config).mean()
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = params, optimizer.init(params)
+        return jax.lax.scan(step, carry, length=300)[0][0]
+
+    transducer = nnx.merge(graphdef, trained(params))
+    found = greedy_search(transducer, encoded, lengths, max_symbols_per_frame=3)
+    for row, (length, count) in enumerate(zip(lengths, label_lengths)):
+        expected = plain_search(transducer, objective, encoded[row, :length], 3)
+        check(found, row, *expected)
+        assert [label for label, _, _ in expected[0]] == labels[row, :count].tolist()
+
+
 @pytest.mark.parametrize("objective", ["transducer", "tdt"])
 def test_a_model_that_never_says_blank_is_stopped_at_every_frame(objective):
     transducer = model("stateless", 0, objective)
@@ -124,6 +163,23 @@ def test_a_model_that_never_says_blank_is_stopped_at_every_frame(objective):
     )
     np.testing.assert_array_equal(found.counts[:, 0], [24, 8])
     np.testing.assert_array_equal(found.frames[1, 0, :8], [0] * 4 + [1] * 4)
+
+
+def test_ctc_best_path_equals_merging_written_out():
+    lengths = [40, 17, 1]
+    # Few symbols, so that many repeat.
+    logits = jax.random.normal(jax.random.key(1), (3, 40, 3)) + jnp.array([1.0, 0.5, 0])
+    found = jax.jit(best_path)(logits, jnp.array(lengths))
+    said = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    for row, length in enumerate(lengths):
+        best, score = said[row, :length].argmax(axis=-1).tolist(), said[row, :length].max(axis=-1)
+        expected = []
+        for label, frames in itertools.groupby(range(length), lambda frame: best[frame]):
+            frames = list(frames)
+            if label:
+                expected.append((label, frames[0], score[frames].max()))
+        check(found, row, expected, score.sum())
+    assert int(found.counts[0, 0]) > 5
 
 
 def test_ctc_best_path_merges_repeats_and_leaves_blanks_out():

@@ -61,7 +61,7 @@ def as_flac(utterances: list[Utterance], folder: Path) -> list[Utterance]:
         samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
         path = folder / f"{n}.flac"
         soundfile.write(path, samples, RATE_HZ, subtype="PCM_16")
-        found.append(replace(utterance, audio=path, offset_seconds=0.0))
+        found.append(utterance._replace(audio=path, offset_seconds=0.0))
     return found
 
 
@@ -209,7 +209,7 @@ def planning(folder: Path) -> dict:
         print(f"{name:14s} {text}")
 
     kept, labels = corpus.utterances, corpus.labels
-    recorded = [replace(one, audio=folder / "12s.flac", within=None) for one in kept]
+    recorded = [one._replace(audio=folder / "12s.flac", within=None) for one in kept]
     eighth = lambda rows: np.arange(rows // 8)
     began = time.perf_counter()
     stream = training_batches(recorded, labels, sample_rate_hz=RATE_HZ, rows_of=eighth, **options)

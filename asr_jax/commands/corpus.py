@@ -136,7 +136,7 @@ def _utterances(data: DataConfig) -> tuple[list[Utterance], list[Skipped], list[
     for number, more in enumerate(data.more_train, start=1):
         found, unreadable = read_manifest(more)
         utterances += [
-            replace(u, id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
+            u._replace(id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
             for u in found
         ]
         skipped += [replace(one, id=f"{number}:{one.id}") for one in unreadable]

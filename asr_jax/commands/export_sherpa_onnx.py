@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -180,7 +179,7 @@ def _followed_by_silence(sample: Sample, recognizer: Recognizer) -> Sample:
         wav = InMemory(as_wav(samples, rate_hz))
         seconds = len(samples) / rate_hz
         utterances.append(
-            replace(utterance, duration_seconds=seconds, offset_seconds=0, within=wav)
+            utterance._replace(duration_seconds=seconds, offset_seconds=0, within=wav)
         )
     texts = recognize_utterances(recognizer, utterances).texts
     return Sample(sample.data, utterances, [text or "" for text in texts])

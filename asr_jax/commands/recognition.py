@@ -194,8 +194,7 @@ def _windows(utterance: Utterance, config: Config) -> list[Utterance]:
     if len(starts) == 1:
         return [utterance]
     return [
-        dataclasses.replace(
-            utterance,
+        utterance._replace(
             offset_seconds=utterance.offset_seconds + start,
             duration_seconds=min(window_seconds, utterance.duration_seconds - start),
         )

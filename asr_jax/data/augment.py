@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
     def measured(path: Path) -> Utterance | Skipped:
         recording = Utterance(f"{name}:{path.relative_to(folder)}", path, "", 0.0)
         try:
-            return replace(recording, duration_seconds=recording_seconds(recording))
+            return recording._replace(duration_seconds=recording_seconds(recording))
         except AudioError as error:
             return Skipped(recording.id, f"{error.reason}: {path}")
 
@@ -62,7 +61,7 @@ def read_stretch(
     """
     seconds = samples / sample_rate_hz
     if start_seconds + seconds <= recording.duration_seconds:
-        stretch = read(replace(recording, offset_seconds=start_seconds, duration_seconds=seconds))
+        stretch = read(recording._replace(offset_seconds=start_seconds, duration_seconds=seconds))
     else:
         whole = read(recording)
         stretch = np.roll(whole, -round(start_seconds * sample_rate_hz))

@@ -2,11 +2,10 @@
 
 import gc
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +50,11 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     skipped = [item for item in listed if isinstance(item, Skipped)]
     utterances = [item for item in listed if isinstance(item, Utterance)]
     utterances.sort(key=lambda utterance: utterance.id)
-    for id, count in Counter(utterance.id for utterance in utterances).most_common(1):
-        if count > 1:
-            raise ValueError(f"{data}: the id {id} occurs {count} times, ids must be unique")
+    ids = [utterance.id for utterance in utterances]
+    for id, following in pairwise(ids):
+        if id == following:
+            times = ids.count(id)
+            raise ValueError(f"{data}: the id {id} occurs {times} times, ids must be unique")
 
     measured = _measured(utterances)
     skipped += [item for item in measured if isinstance(item, Skipped)]
@@ -199,7 +200,7 @@ def _measured_one(utterance: Utterance) -> Utterance | Skipped:
             return Skipped(utterance.id, f"{error.reason}: {utterance.place}")
         if seconds <= 0:
             return Skipped(utterance.id, f"offset beyond the end: {utterance.offset_seconds:g} s")
-        return replace(utterance, duration_seconds=seconds)
+        return utterance._replace(duration_seconds=seconds)
     if utterance.within is None and not utterance.audio.is_file():
         return Skipped(utterance.id, f"no such file: {utterance.place}")
     return utterance

@@ -1,7 +1,6 @@
 import json
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,15 +208,15 @@ def test_selection_gives_each_reason(tmp_path):
     base = Utterance("good", Path("a.wav"), "AB", 2.0)
     utterances = [
         base,
-        replace(base, id="empty", text=""),
-        replace(base, id="characters", text="ABÉ?"),
-        replace(base, id="short", duration_seconds=0.04),
-        replace(base, id="frame", duration_seconds=0.09),
-        replace(base, id="long", duration_seconds=16.01),
-        replace(base, id="at the edge", duration_seconds=16.0, text="ABCDEABCDE"),
-        replace(base, id="labels", text="ABCDEABCDEA"),
-        replace(base, id="ctc holds it", text="ABCDE", duration_seconds=0.5),
-        replace(base, id="ctc repeats", text="ABBDE", duration_seconds=0.5),
+        base._replace(id="empty", text=""),
+        base._replace(id="characters", text="ABÉ?"),
+        base._replace(id="short", duration_seconds=0.04),
+        base._replace(id="frame", duration_seconds=0.09),
+        base._replace(id="long", duration_seconds=16.01),
+        base._replace(id="at the edge", duration_seconds=16.0, text="ABCDEABCDE"),
+        base._replace(id="labels", text="ABCDEABCDEA"),
+        base._replace(id="ctc holds it", text="ABCDE", duration_seconds=0.5),
+        base._replace(id="ctc repeats", text="ABBDE", duration_seconds=0.5),
     ]
 
     def select(ctc: bool) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:

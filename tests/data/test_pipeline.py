@@ -127,7 +127,7 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
     for n, content in ((4, b""), (9, b"no recording")):
         path = tmp_path / f"{n}.wav"
         path.write_bytes(content)
-        broken[n] = replace(utterances[n], audio=path)
+        broken[n] = utterances[n]._replace(audio=path)
     augment = AugmentConfig(speeds=(0.9, 1.1))
     expected = list(islice(training(corpus, augment=augment), 20))
     stream = training((broken, labels), augment=augment)
@@ -151,7 +151,7 @@ def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
     """Without a frame its loss would be infinite, and its batches lost."""
     utterances, labels = corpus
     soundfile.write(tmp_path / "0.wav", np.zeros(48), RATE_HZ)
-    lying = [replace(utterances[0], audio=tmp_path / "0.wav"), *utterances[1:]]
+    lying = [utterances[0]._replace(audio=tmp_path / "0.wav"), *utterances[1:]]
     stream = training((lying, labels), augment=AugmentConfig())
     for batch in islice(stream, 20):
         assert 0 not in batch.utterances
@@ -167,7 +167,7 @@ def test_a_joined_row_needs_both_recordings(corpus):
     plan = training_plan(*corpus, data=DATA, augment=VARIED, seed=5, separator=SEPARATOR)
     planned = [batch for epoch in range(3) for batch in plan.batches(epoch)]
     lost = max(int(batch.second.max()) for batch in planned)
-    missing = replace(utterances[lost], audio=Path("/missing.wav"))
+    missing = utterances[lost]._replace(audio=Path("/missing.wav"))
     stream = training(([*utterances[:lost], missing, *utterances[lost + 1 :]], labels))
     for expected, batch in zip(planned, stream):
         fails = (expected.first == lost) | (expected.second == lost)
@@ -287,7 +287,7 @@ def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
 def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no recording")
     broken = {
-        name: [replace(one, audio=tmp_path / "broken.wav") for one in listed]
+        name: [one._replace(audio=tmp_path / "broken.wav") for one in listed]
         for name, listed in effects.items()
     }
     stream = training(corpus, augment=replace(NOISY, gain_db=(0.0, 0.0)), **broken)

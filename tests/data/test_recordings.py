@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ def test_part_of_a_file_reads_as_the_file(parts):
 
 def test_stretch_of_a_part_is_that_of_the_file(parts):
     for whole, part in zip(*parts, strict=True):
-        both = (replace(u, offset_seconds=0.25, duration_seconds=0.5) for u in (whole, part))
+        both = (u._replace(offset_seconds=0.25, duration_seconds=0.5) for u in (whole, part))
         one, other = (read_recording(u, sample_rate_hz=RATE_HZ) for u in both)
         np.testing.assert_array_equal(one, other)
         assert len(one) == RATE_HZ // 2
@@ -51,7 +50,7 @@ def test_stored_bytes_of_parts_and_files(parts):
         for utterance in (whole, part):
             assert recording_bytes(utterance, len(stored)) == stored
             assert recording_bytes(utterance, len(stored) - 1) is None
-            assert recording_bytes(replace(utterance, audio=Path("none")), 10**9) is None
+            assert recording_bytes(utterance._replace(audio=Path("none")), 10**9) is None
 
 
 def test_truncated_part_is_named(parts):

@@ -1,5 +1,10 @@
 """What a command says of an error that its user can mend."""
 
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
 
 def complaint_of(error: BaseException) -> str | None:
     """The line to print; None for a bug, whose traceback is to be seen."""
@@ -18,3 +23,14 @@ def _raised_here(error: BaseException) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asr_jax")
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """An error of a full disk, which does not say where, names `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise

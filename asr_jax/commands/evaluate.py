@@ -10,6 +10,7 @@ import tyro
 
 from asr_jax.commands.arguments import load_config, parse
 from asr_jax.commands.comparison import is_evaluation, read_rival
+from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.fusing import NO_FUSING, Fusing, described, fused
 from asr_jax.commands.posteriors import label_posteriors, require_lattice
@@ -70,7 +71,8 @@ def run(arguments: list[str]) -> int:
     with joined(options.meeting, verb="evaluate"):
         prepare_devices(MeshConfig())
         for one in work:
-            evaluate(**one)
+            with writing_in(one["output"]):
+                evaluate(**one)
     return 0
 
 

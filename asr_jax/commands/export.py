@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from asr_jax.commands.arguments import UsageError, parse
+from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.export_trial import recognized_sample
 from asr_jax.commands.recognition import Recognizer, open_run, with_decoding
@@ -74,22 +75,23 @@ def run(arguments: list[str]) -> int:
     recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
     unfolded, recognizer = recognizer, folded(recognizer) if options.fold else recognizer
     sample = recognized_sample(unfolded, options.data, options.recordings)
-    partial = options.out.with_name(options.out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    trials = form.write(partial, recognizer, sample, dtype=options.dtype, int8=int8)
-    card = model_card(
-        options.run.name,
-        recognizer.config,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
-        checkpoint=recognizer.checkpoint,
-        form=", ".join([form.FORM, " and ".join(trials)] + ["folded"] * options.fold),
-        trials=trials,
-        evaluations=list(read_evaluations(options.run)),
-        use=form.usage(options.out.name, recognizer.config),
-    )
-    (partial / "README.md").write_text(card)
-    os.replace(partial, options.out)
+    with writing_in(options.out):
+        partial = options.out.with_name(options.out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        trials = form.write(partial, recognizer, sample, dtype=options.dtype, int8=int8)
+        card = model_card(
+            options.run.name,
+            recognizer.config,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
+            checkpoint=recognizer.checkpoint,
+            form=", ".join([form.FORM, " and ".join(trials)] + ["folded"] * options.fold),
+            trials=trials,
+            evaluations=list(read_evaluations(options.run)),
+            use=form.usage(options.out.name, recognizer.config),
+        )
+        (partial / "README.md").write_text(card)
+        os.replace(partial, options.out)
     for variant, trial in trials.items():
         print(
             f"{options.out}: {variant}: {trial.equal} of {trial.recordings} transcripts are the "

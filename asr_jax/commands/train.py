@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from asr_jax.commands.arguments import UsageError, parse_after_config, write_config
 from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.compiled import compiled_programs_kept
+from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.commands.dev_evaluation import dev_evaluation
 from asr_jax.commands.devices import prepare_devices
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside
     try:
-        with joined(options.meeting, verb="train") as processes:
+        with writing_in(directory), joined(options.meeting, verb="train") as processes:
             prepare_devices(config.mesh, processes=processes)
             reason = _train(config, directory, options)
             if reason is None and config.data.test:
@@ -101,6 +102,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
     abstract = abstract_state(*sizes)
+    on_first(lambda: checkpoint.require_room(run, config.checkpoint, abstract))
     source = read_source(options.init_from, run, config, tokenizer, abstract.params)
     evaluate_dev = dev_evaluation(config, tokenizer, mesh)
     if config.data.test:

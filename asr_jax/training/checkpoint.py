@@ -9,6 +9,7 @@ instant leaves the ones before it whole.
 import contextlib
 import itertools
 import logging
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -83,6 +84,23 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
         raise CheckpointError(
             f"{directory}: cannot be written to ({_first_line(error)})"
         ) from error
+
+
+def require_room(run: Path, config: CheckpointConfig, abstract: Any) -> None:
+    """Raises CheckpointError where the disk has less left than a checkpoint of `abstract`'s leaves.
+
+    What a bucket has left is not known.
+    """
+    if "://" in config.directory:
+        return
+    folder = Path(config.directory or run)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder}: the disk has {free / 1e6:.1f} MB left, a checkpoint takes "
+            f"{needed / 1e6:.1f} MB"
+        )
 
 
 def has_checkpoints(run: Path, config: CheckpointConfig) -> bool:

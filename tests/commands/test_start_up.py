@@ -1,12 +1,17 @@
 """What keeps a run from starting on another machine is said at once, in one line."""
 
+import shutil
+from pathlib import Path
+
 import jax
+import numpy as np
 import pytest
 
+from asr_jax.commands.complaint import complaint_of, writing_in
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import CheckpointConfig, MeshConfig
 from asr_jax.training import checkpoint
-from asr_jax.training.checkpoint import CheckpointError, require_writable
+from asr_jax.training.checkpoint import CheckpointError, require_room, require_writable
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,22 @@ def test_a_bucket_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.epath, "Path", lambda _: Bucket(tmp_path))
     with pytest.raises(CheckpointError, match="^checkpoint.directory = 'gs://b/r': Forbidden: b/b"):
         require_writable(tmp_path, CheckpointConfig(directory="gs://b/r"))
+
+
+def test_a_full_disk_is_named_with_what_was_written_to(tmp_path):
+    full = Path("/dev/full")
+    with pytest.raises(OSError) as caught, writing_in(tmp_path / "run"):
+        full.write_text("labels")
+    assert complaint_of(caught.value) == f"{tmp_path}/run: No space left on device"
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_compiling(tmp_path, monkeypatch):
+    state = {"weights": np.zeros((1000, 1000), np.float32), "step": np.int32(0)}
+    usage = shutil.disk_usage(tmp_path)._replace(free=3 * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    rule = f"^{tmp_path}: the disk has 3.0 MB left, a checkpoint takes 4.0 MB"
+    with pytest.raises(CheckpointError, match=rule):
+        require_room(tmp_path, CheckpointConfig(), state)
+    require_room(tmp_path, CheckpointConfig(directory="gs://bucket/run"), state)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4 * 10**6 + 4))
+    require_room(tmp_path, CheckpointConfig(), state)

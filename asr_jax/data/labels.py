@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from asr_jax.data.collector import collector_paused
 from asr_jax.text import Tokenizer
 
 Labels = list[Int32[np.ndarray, " _"]]
@@ -28,7 +29,8 @@ def encode_transcripts(
     labels = _read(kept, digest.hexdigest())
     if labels is not None:
         return labels
-    labels = tokenizer.encode_all(transcripts)
+    with collector_paused():
+        labels = tokenizer.encode_all(transcripts)
     if write:
         with contextlib.suppress(OSError):
             _write(kept, digest.hexdigest(), labels)

@@ -47,7 +47,8 @@ class DataConfig:
     """Which recordings, and the few static shapes their batches are padded to."""
 
     train: str = ""
-    """What to train on: a folder, a manifest, a Kaldi directory or tar shards (docs/data.md)."""
+    """What to train on: a folder, a manifest, a Kaldi directory or tar shards, of a language model
+    also a text (docs/data.md)."""
     more_train: tuple[str, ...] = ()
     """Further corpora to train on. Their ids are prefixed by their place here: 1:ID, 2:ID."""
     train_weights: tuple[float, ...] = ()
@@ -431,10 +432,11 @@ class DecoderConfig:
 class ObjectiveConfig:
     """What is learned, and with it which networks stand behind the encoder (docs/models.md)."""
 
-    kind: Literal["transducer", "tdt", "hat", "ctc", "attention"] = "transducer"
+    kind: Literal["transducer", "tdt", "hat", "ctc", "attention", "language_model"] = "transducer"
     """transducer (arXiv 1211.3711); tdt: one whose symbols last for several frames (2304.06795);
     hat: one whose blank is a decision of its own (2003.07705); ctc: no more than a linear layer;
-    attention: a decoder that attends to all frames (1508.01211)."""
+    attention: a decoder that attends to all frames (1508.01211); language_model: a predictor of the
+    next piece, without encoder and audio, which fusion adds to a recogniser (docs/decoding.md)."""
     ctc_weight: float = 0.0
     """Weight of a CTC head beside the objective; 0 for none. Of no effect with kind ctc."""
     intermediate_ctc_weight: float = 0.0
@@ -567,7 +569,7 @@ class TrainConfig:
     wandb_project: str = ""
     """Project of Weights & Biases that the figures go to as well; empty: none."""
     evaluate_every_steps: int = 1000
-    """Steps from one WER on dev to the next; the last step is always evaluated."""
+    """Steps from one WER, or perplexity, on dev to the next; the last step is always evaluated."""
     max_skipped_in_a_row: int = 10
     """Consecutive steps with a non-finite loss or gradient after which the run has diverged."""
     divergence_factor: float = 5.0
@@ -678,6 +680,13 @@ class Config:
                 self.train.accumulate,
                 f"must divide every data.bucket_utterances, also {utterances}",
             )
+        if self.objective.kind == "language_model":
+            for name, value in [
+                ("objective.ctc_weight", self.objective.ctc_weight),
+                ("data.test", self.data.test),
+            ]:
+                rule = "a language model has none; its perplexity is that of data.dev"
+                _require(not value, name, value, rule)
         _require(
             not self.objective.intermediate_ctc_weight or self.encoder.layers > 1,
             "objective.intermediate_ctc_weight",

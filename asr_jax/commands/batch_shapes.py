@@ -22,6 +22,8 @@ def batch_shapes(config: Config) -> list[Batch]:
             max_tempo=max(1.0, config.augment.tempo_range[1]),
             sample_rate_hz=config.features.sample_rate_hz,
         )
+        if config.objective.kind == "language_model":
+            samples = 0
         abstract: Any = jax.ShapeDtypeStruct
         shapes.append(
             Batch(

@@ -2,8 +2,9 @@
 
 import contextlib
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from asr_jax.config import Config, DataConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest, select_utterances
+from asr_jax.data.texts import read_texts
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import subsampled
 from asr_jax.text import Tokenizer
@@ -55,7 +57,8 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
     noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
     rooms, no_rooms = _recordings(augment.rooms, "augment.rooms", augment.room_probability)
-    utterances, skipped, sizes = _utterances(data)
+    is_text = config.objective.kind == "language_model"
+    utterances, skipped, sizes = _utterances(data, read_texts if is_text else read_manifest)
     transcripts = [utterance.text for utterance in utterances]
     path = run / "tokenizer.model"
     if not path.exists():
@@ -92,9 +95,15 @@ def usable_utterances(
     tokenizer: Tokenizer,
     labels: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[Utterance], list[np.ndarray], list[Skipped]]:
-    """`select_utterances` by the config's last bucket, encoder and objective."""
+    """`select_utterances` by the config's last bucket, encoder and objective.
+
+    To a language model recordings may be of any length.
+    """
+    is_text = config.objective.kind == "language_model"
 
     def frames_of(seconds: np.ndarray) -> np.ndarray:
+        if is_text:
+            return np.ones(len(seconds), np.int64)
         samples = np.round(seconds * config.features.sample_rate_hz).astype(np.int64)
         frames = frame_count(samples, config.features)
         return subsampled(frames, config.encoder.subsampling_factor)
@@ -102,8 +111,8 @@ def usable_utterances(
     return select_utterances(
         utterances,
         tokenizer,
-        min_seconds=config.data.min_seconds,
-        max_seconds=config.data.bucket_seconds[-1],
+        min_seconds=0.0 if is_text else config.data.min_seconds,
+        max_seconds=math.inf if is_text else config.data.bucket_seconds[-1],
         max_labels=config.data.bucket_labels[-1],
         frames_of=frames_of,
         ctc=config.objective.has_ctc_head,
@@ -126,15 +135,17 @@ def _recordings(
     return read_untranscribed(folder, name) if folder and probability > 0 else ([], [])
 
 
-def _utterances(data: DataConfig) -> tuple[list[Utterance], list[Skipped], list[int]]:
+def _utterances(
+    data: DataConfig, read: Callable[[str], tuple[list[Utterance], list[Skipped]]]
+) -> tuple[list[Utterance], list[Skipped], list[int]]:
     """Those of all corpora, one after the other, those left out, and how many are of which.
 
     Ids and speakers of data.more_train are prefixed, so that no two corpora have the same.
     """
-    utterances, skipped = read_manifest(data.train)
+    utterances, skipped = read(data.train)
     sizes = [len(utterances)]
     for number, more in enumerate(data.more_train, start=1):
-        found, unreadable = read_manifest(more)
+        found, unreadable = read(more)
         utterances += [
             u._replace(id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
             for u in found

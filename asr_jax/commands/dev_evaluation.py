@@ -17,7 +17,7 @@ from asr_jax.text import Tokenizer
 
 
 def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
-    """(graphdef, averaged parameters, note) -> WER on data.dev in percent; None without one."""
+    """(graphdef, averaged parameters, note) -> dev_wer in percent; None without a data.dev."""
     if not config.data.dev:
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
@@ -27,7 +27,7 @@ def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
     recognizer_of = functools.cache(lambda graphdef: make_recognizer(graphdef, config, mesh))
     noted: set[str] = set()
 
-    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> float:
+    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> dict:
         recognize = recognizer_of(graphdef)
         batches = evaluation_batches(
             utterances,
@@ -47,6 +47,6 @@ def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
         scored = [(u.text, best[0].text) for u, best in zip(utterances, found) if best]
         if not scored:
             raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
-        return 100 * word_error_rate(*zip(*scored))
+        return {"dev_wer": 100 * word_error_rate(*zip(*scored))}
 
     return evaluate_dev

@@ -49,6 +49,8 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     _, options = parse_after_config(Options, arguments, program="asr-jax fit")
+    if options.config.objective.kind == "language_model":
+        raise UsageError("objective.kind = 'language_model': fit is for recognisers")
     devices, accelerator, limit_bytes = _devices(options.config, options.target)
     found = _fit(options, devices, accelerator, limit_bytes)
     if options.json:

@@ -10,10 +10,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asr_jax.commands.processes import is_first
-from asr_jax.commands.recognition import Recognizer
+from asr_jax.commands.recognition import Recognizer, open_any_run
 from asr_jax.decoding.fusion import Fusion
 from asr_jax.decoding.hotwords import hotword_automaton, read_hotwords
 from asr_jax.decoding.language_model import load_language_model
+from asr_jax.decoding.neural_language_model import NeuralScorer
+from asr_jax.text import Tokenizer
 
 SOURCE_ORDER = 2  # LODR's
 
@@ -23,15 +25,16 @@ class Fusing:
     """Nothing, or language models and hotwords, with a beam search."""
 
     language_model: Path | None = None
-    """N-gram model that --decoder beam adds: a text with a sentence a line, from which one is
-    estimated, or an .arpa or .arpa.gz file over the tokenizer's pieces."""
+    """What --decoder beam adds: a text with a sentence a line, from which an n-gram model is
+    estimated, an .arpa or .arpa.gz file over the tokenizer's pieces, or the run directory of a
+    neural language model."""
     language_model_weight: float = 0.3
     """Its log-probabilities times this are added to the scores."""
     language_model_order: int = 4
     """Pieces in an n-gram that is estimated from a text."""
     source_language_model: Path | None = None
-    """N-gram model of what the recogniser was trained on, which is subtracted: an ARPA file
-    (density ratio), or the training's transcripts, of which a bigram model is made (LODR)."""
+    """Language model of what the recogniser was trained on, which is subtracted: an ARPA file or
+    a run (density ratio), or the training's transcripts, of which a bigram model is made (LODR)."""
     source_language_model_weight: float = 0.1
     """Its log-probabilities times this are subtracted."""
     internal_lm_weight: float = 0.0
@@ -80,7 +83,9 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
         (options.language_model, options.language_model_weight, options.language_model_order),
         (options.source_language_model, -options.source_language_model_weight, SOURCE_ORDER),
     ]:
-        if path:
+        if path and path.is_dir():
+            scorers.append(neural_scorer(path, tokenizer, weight=weight))
+        elif path:
             scorers.append(
                 load_language_model(path, tokenizer, order=order, weight=weight, warn=_warn)
             )
@@ -91,6 +96,19 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
     fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None)
     everywhere = NamedSharding(recognizer.mesh, P())
     return recognizer._replace(fusion=jax.device_put(fusion, everywhere))
+
+
+def neural_scorer(run: Path, tokenizer: Tokenizer, *, weight: float) -> NeuralScorer:
+    """Of the run directory of a language model that has the recogniser's pieces."""
+    opened = open_any_run(run, "best")
+    if (kind := opened.config.objective.kind) != "language_model":
+        raise ValueError(f"{run}: objective.kind = {kind!r}: must be a language model's run")
+    if opened.tokenizer.pieces != tokenizer.pieces:
+        raise ValueError(
+            f"{run}: its pieces are not the recogniser's; train the language model with "
+            "--tokenizer.model RECOGNISER/tokenizer.model"
+        )
+    return NeuralScorer(params=opened.params, weight=jnp.float32(weight), graphdef=opened.graphdef)
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from asr_jax.commands.arguments import UsageError
 from asr_jax.commands.processes import on_first
-from asr_jax.commands.recognition import open_run
+from asr_jax.commands.recognition import open_any_run
 from asr_jax.config import Config
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import has_checkpoints
@@ -54,9 +54,12 @@ def read_source(
         return None
     option = f"--init-from {source}"
     try:
-        opened = open_run(source, "best")
+        opened = open_any_run(source, "best")
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
+    there, here = opened.config.objective.kind, config.objective.kind
+    if "language_model" in (there, here) and there != here:
+        raise UsageError(f"{option}: objective.kind is {there!r} there, {here!r} here")
     networks = abstract_params.keys() & opened.params.keys()
     differing = _differing(opened.config, config, networks)
     axes = label_axes(opened.config, opened.tokenizer.pieces)

@@ -73,6 +73,17 @@ class Recognition(NamedTuple):
 
 def open_run(run: Path, which: str) -> Recognizer:
     """Config, tokenizer and averaged parameters of a run directory, or of an exported one."""
+    opened = open_any_run(run, which)
+    if opened.config.objective.kind == "language_model":
+        raise ValueError(
+            f"{run}: a language model, which recognises nothing by itself; it goes with a "
+            "recogniser, as evaluate RUN --language-model (docs/decoding.md)"
+        )
+    return opened
+
+
+def open_any_run(run: Path, which: str) -> Recognizer:
+    """The same, and also of a language model."""
     for name, form in OTHER_FORMS.items():
         if (run / name).is_file():
             raise ValueError(

@@ -21,6 +21,7 @@ from asr_jax.commands.compiled import compiled_programs_kept
 from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.commands.dev_evaluation import dev_evaluation
+from asr_jax.commands.dev_perplexity import dev_perplexity
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.commands.initialization import begun_from, read_source
@@ -37,8 +38,10 @@ from asr_jax.commands.run_directory import about_run, changes, claim_run, requir
 from asr_jax.commands.skipped import list_skipped, readable_batches, skipped_list
 from asr_jax.config import Config, flatten
 from asr_jax.data.manifest import read_transcribed
-from asr_jax.data.pipeline import training_batches
+from asr_jax.data.pipeline import Batches, training_batches
+from asr_jax.data.texts import training_text_batches
 from asr_jax.mesh import check_batch, make_mesh, rows_here
+from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 from asr_jax.training.loop import TrainingDiverged, compile_steps, train
 from asr_jax.training.optimizer import make_optimizer
@@ -104,7 +107,8 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
     abstract = abstract_state(*sizes)
     on_first(lambda: checkpoint.require_room(run, config.checkpoint, abstract))
     source = read_source(options.init_from, run, config, tokenizer, abstract.params)
-    evaluate_dev = dev_evaluation(config, tokenizer, mesh)
+    is_text = config.objective.kind == "language_model"
+    evaluate_dev = (dev_perplexity if is_text else dev_evaluation)(config, tokenizer, mesh)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # not after days of training
     about = about_run(config, corpus.fingerprint())
@@ -124,7 +128,8 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
         with ProgressDisplay(steps=config.train.steps, start=start) as progress:
             for warning in warnings:
                 progress.note(f"warning: {warning}")
-            progress.note(_description(run, corpus, abstract.params, mesh))
+            amount = f"{sum(map(len, corpus.labels))} pieces" if is_text else _hours(corpus)
+            progress.note(_description(run, corpus, amount, abstract.params, mesh))
             list_skipped(corpus, run, note=progress.note)
             if state is not None:
                 progress.note(f"going on from step {start} of {config.train.steps}")
@@ -146,13 +151,13 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
             if source:
                 state = begun_from(source, run, state, config, tokenizer)
                 # What it began with need not be there when it goes on.
-                checkpoint.save(checkpointer, state, wer_percent=None, about=about)
+                checkpoint.save(checkpointer, state, on_dev=None, about=about)
             so_far_whole()
 
-            def evaluated(averaged: Any) -> float:
-                wer_percent = evaluate_dev(graphdef, averaged, progress.note)
+            def evaluated(averaged: Any) -> dict[str, float]:
+                figures = evaluate_dev(graphdef, averaged, progress.note)
                 so_far_whole()
-                return wer_percent
+                return figures
 
             go_on = functools.partial(
                 train,
@@ -168,22 +173,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                 progress=progress,
             )
             while True:
-                batches = training_batches(
-                    corpus.utterances,
-                    corpus.labels,
-                    data=config.data,
-                    augment=config.augment,
-                    sample_rate_hz=config.features.sample_rate_hz,
-                    seed=config.train.seed,
-                    position=int(state.data_position),
-                    separator=tokenizer.separator,
-                    corpus_sizes=corpus.sizes,
-                    noise=corpus.noise,
-                    rooms=corpus.rooms,
-                    rows_of=functools.partial(rows_here, mesh),
-                    kept=run / "epochs.json",
-                    write=is_first(),
-                )
+                batches = _batches(config, corpus, tokenizer, mesh, run, int(state.data_position))
                 readable = readable_batches(
                     batches, config, listed=skipped_list(run), note=progress.note_everywhere
                 )
@@ -195,6 +185,33 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                     if rollbacks_left == 0:
                         raise
                     state = _rolled_back(diverged, checkpointer, abstract, note=progress.note)
+
+
+def _batches(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, run: Path, position: int
+) -> Batches:
+    """What comes after `position` batches, without end."""
+    options: Any = dict(
+        data=config.data,
+        seed=config.train.seed,
+        position=position,
+        corpus_sizes=corpus.sizes,
+        rows_of=functools.partial(rows_here, mesh),
+        kept=run / "epochs.json",
+        write=is_first(),
+    )
+    if config.objective.kind == "language_model":
+        return training_text_batches(corpus.labels, **options)
+    return training_batches(
+        corpus.utterances,
+        corpus.labels,
+        augment=config.augment,
+        sample_rate_hz=config.features.sample_rate_hz,
+        separator=tokenizer.separator,
+        noise=corpus.noise,
+        rooms=corpus.rooms,
+        **options,
+    )
 
 
 def _rolled_back(
@@ -221,10 +238,13 @@ def _rolled_back(
     return state
 
 
-def _description(run: Path, corpus: Corpus, params: Any, mesh: Mesh) -> str:
-    hours = sum(u.duration_seconds for u in corpus.utterances) / 3600
+def _hours(corpus: Corpus) -> str:
+    return f"{sum(u.duration_seconds for u in corpus.utterances) / 3600:.2f} hours"
+
+
+def _description(run: Path, corpus: Corpus, amount: str, params: Any, mesh: Mesh) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return (
-        f"{run}: {len(corpus.utterances)} utterances, {hours:.2f} hours; "
+        f"{run}: {len(corpus.utterances)} utterances, {amount}; "
         f"{count / 1e6:.2f} million parameters; {mesh.size} {jax.default_backend()} device(s)"
     )

@@ -5,15 +5,17 @@ from flax import nnx
 from asr_jax.config import Config
 from asr_jax.models.attention import AttentionModel
 from asr_jax.models.ctc import CTC
+from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer
 
 Model = Transducer | CTC | AttentionModel
 
 
-def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model:
+def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model | LanguageModel:
     """The model that config.objective trains, with random parameters.
 
-    All have an `encoder` and a `ctc_head`, which may be None; parts have the same names in all.
+    All but the language model have an `encoder` and a `ctc_head`, which may be None; parts have the
+    same names in all.
     """
-    kind = {"ctc": CTC, "attention": AttentionModel}.get(config.objective.kind, Transducer)
-    return kind(config, vocabulary_size, rngs=rngs)
+    kinds = {"ctc": CTC, "attention": AttentionModel, "language_model": LanguageModel}
+    return kinds.get(config.objective.kind, Transducer)(config, vocabulary_size, rngs=rngs)

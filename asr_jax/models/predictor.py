@@ -4,11 +4,14 @@ Both kinds read a whole label sequence at once in training and one label at a ti
 `__call__(labels)[:, u]` equals the output after `step`ping through the first u labels.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from asr_jax.config import PredictorConfig
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.embedding import Embedding
 from asr_jax.layers.linear import Linear
@@ -116,3 +119,20 @@ class LSTMPredictor(nnx.Module):
         # + 1: a forget gate that starts open lets gradients through (Jozefowicz et al., 2015).
         cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def make_predictor(
+    config: PredictorConfig, vocabulary_size: int, *, rngs: nnx.Rngs
+) -> StatelessPredictor | LSTMPredictor:
+    """Of the kind and sizes that the config says, with random parameters."""
+    kind = {
+        "lstm": LSTMPredictor,
+        "stateless": functools.partial(StatelessPredictor, context=config.context),
+    }[config.kind]
+    return kind(
+        vocabulary_size,
+        embedding_width=config.embedding_width,
+        width=config.width,
+        dropout=config.dropout,
+        rngs=rngs,
+    )

@@ -1,14 +1,12 @@
 """Encoder, predictor and joint: the transducer, and its kin TDT and HAT."""
 
-import functools
-
 from flax import nnx
 
 from asr_jax.config import Config
 from asr_jax.models.ctc import make_ctc_head
 from asr_jax.models.encoder import make_encoder
 from asr_jax.models.joint import Joint
-from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
+from asr_jax.models.predictor import make_predictor
 
 
 class Transducer(nnx.Module):
@@ -21,17 +19,7 @@ class Transducer(nnx.Module):
         encoder, predictor, joint = config.encoder, config.predictor, config.joint
         objective = config.objective
         self.encoder = make_encoder(config, rngs=rngs)
-        kind = {
-            "lstm": LSTMPredictor,
-            "stateless": functools.partial(StatelessPredictor, context=predictor.context),
-        }[predictor.kind]
-        self.predictor = kind(
-            vocabulary_size,
-            embedding_width=predictor.embedding_width,
-            width=predictor.width,
-            dropout=predictor.dropout,
-            rngs=rngs,
-        )
+        self.predictor = make_predictor(predictor, vocabulary_size, rngs=rngs)
         self.joint = Joint(
             encoder.width,
             predictor.width,

@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.training.Checkpointer]:
-    """For writing: keeps the newest `config.keep` and the best by `wer_percent`.
+    """For writing: keeps the newest `config.keep` and the best by what was measured on dev.
 
     Waits at the end until the last save is on disk.
     """
@@ -45,7 +45,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
         [
             _policies.LatestN(config.keep),
             _policies.BestN(
-                get_metric_fn=lambda metrics: metrics["wer_percent"],
+                get_metric_fn=_only,
                 reverse=True,
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -113,15 +113,16 @@ def save(
     checkpointer: ocp.training.Checkpointer,
     state: TrainState,
     *,
-    wer_percent: float | None,
+    on_dev: float | None,
     about: dict[str, Any],
 ) -> None:
     """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
 
-    `about` is JSON that `saved_about` gives back, with the state's mean losses. Raises
-    CheckpointError where this save, or the one before it, could not be written.
+    `on_dev` is what was measured on dev, of which less is better. `about` is JSON that
+    `saved_about` gives back, with the state's mean losses. Raises CheckpointError where this save,
+    or the one before it, could not be written.
     """
-    metrics: Any = None if wer_percent is None else {"wer_percent": wer_percent}
+    metrics: Any = None if on_dev is None else {"on_dev": on_dev}
     step = int(state.step)
     # Mean losses tell later which checkpoint was a good one.
     means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
@@ -222,10 +223,15 @@ def _free_name(path: epath.Path) -> epath.Path:
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
-def measured_wers(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
-    """WER on dev in percent of every checkpoint that was saved with one, by step."""
+def measured_on_dev(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
+    """The figure on dev of every checkpoint that was saved with one, by step."""
     found: dict[int, Any] = {c.step: c.metrics for c in checkpointer.checkpoints if c.metrics}
-    return {step: metrics["wer_percent"] for step, metrics in found.items()}
+    return {step: _only(metrics) for step, metrics in found.items()}
+
+
+def _only(metrics: dict[str, float]) -> float:
+    (value,) = metrics.values()
+    return value
 
 
 def load_averaged(
@@ -233,7 +239,7 @@ def load_averaged(
 ) -> tuple[Any, str]:
     """Averaged parameters of the run's checkpoint `which`, and which steps these are.
 
-    which: "best" by WER on dev (the newest where none was measured), "last", a step, or
+    which: "best" by the figure on dev (the newest where none was measured), "last", a step, or
     "average:N", the mean over the newest N.
     """
     directory = _directory(run, config)
@@ -273,7 +279,7 @@ def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:
     if which == "last":
         return steps[-1:]
     if which == "best":
-        measured = measured_wers(checkpointer)
+        measured = measured_on_dev(checkpointer)
         return [min(measured, key=lambda step: (measured[step], step))] if measured else steps[-1:]
     if kind == "average" and count.isdigit() and 0 < int(count) <= len(steps):
         return steps[-int(count) :]

@@ -50,6 +50,12 @@ Event: Any = vars(event_pb2)["Event"]
 SessionLog: Any = vars(event_pb2)["SessionLog"]
 Summary: Any = vars(summary_pb2)["Summary"]
 
+# What may be measured on dev, by its name in metrics.jsonl, and how it is said.
+ON_DEV = {
+    "dev_wer": "WER on dev {:.1f} %",
+    "dev_perplexity": "perplexity on dev {:.2f} by piece",
+    "dev_word_perplexity": "{:.1f} by word",
+}
 # Nats per label; several times as much of less than this is no divergence.
 NEGLIGIBLE_LOSS = 0.1
 
@@ -89,9 +95,10 @@ def compile_steps(
         began = time.monotonic()
         compiled = step.lower(abstract, batch).compile()
         rows, samples, labels = _shape(batch)
+        seconds = samples / config.features.sample_rate_hz
+        what = f"utterances x {seconds:.1f} s of audio" if samples else "texts"
         note(
-            f"compiled the step for {rows} utterances x "
-            f"{samples / config.features.sample_rate_hz:.1f} s of audio, {labels} labels "
+            f"compiled the step for {rows} {what}, {labels} labels "
             f"({time.monotonic() - began:.0f} s)"
         )
         return compiled
@@ -110,7 +117,7 @@ def train(
     steps: Steps,
     batches: Iterator[Batch],
     utterance_ids: Sequence[str],
-    evaluate: Callable[[Any], float] | None,
+    evaluate: Callable[[Any], dict[str, float]] | None,
     checkpointer: ocp.training.Checkpointer,
     about: dict[str, Any],
     stopped_by: Callable[[int], str | None],
@@ -119,14 +126,15 @@ def train(
 ) -> tuple[TrainState, str | None]:
     """Trains until `train.steps`, or until `stopped_by(step)` names a reason, which is returned.
 
-    `evaluate` gives the WER in percent of averaged parameters on dev; `about` is kept beside every
+    `evaluate` gives figures of ON_DEV for averaged parameters; `about` is kept beside every
     checkpoint; `profile` is the first and the last step to record. The state is saved before this
     returns. Raises TrainingDiverged, which leaves the checkpoints before it, and
     checkpoint.CheckpointError.
     """
     step, total = int(state.step), config.train.steps
     reason = None
-    best = min(checkpoint.measured_wers(checkpointer).values(), default=None)
+    best = min(checkpoint.measured_on_dev(checkpointer).values(), default=None)
+    decisive = "dev_perplexity" if config.objective.kind == "language_model" else "dev_wer"
     waited = audio_seconds = 0.0
     since, began = step, time.monotonic()
     unread: tuple[Metrics, np.ndarray] | None = None
@@ -168,16 +176,18 @@ def train(
                 for name in ("audio_seconds", "data_position", "lowest_loss"):
                     del figures[name]
                 log.write(step, figures)
-                progress.step(
-                    step,
-                    f"loss {figures['loss']:.3f}  dev WER {_percent(best)}  "
-                    f"{figures['audio_seconds_per_second']:.0f} audio s/s  "
-                    f"waiting {figures['waiting_share']:.1%}",
-                )
+                pace = f"{figures['steps_per_second']:.1f} steps/s"
+                if audio_seconds:
+                    pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
+                shown = [f"loss {figures['loss']:.3f}", pace]
+                shown.append(f"waiting {figures['waiting_share']:.1%}")
+                if best is not None:
+                    shown.insert(1, ON_DEV[decisive].format(best))
+                progress.step(step, "  ".join(shown))
                 waited = audio_seconds = 0.0
                 since, began = step, time.monotonic()
 
-            wer_percent = None
+            on_dev = None
             # Told to stop, it leaves at once; but nobody comes back to evaluate the last step.
             if (
                 evaluate is not None
@@ -185,24 +195,22 @@ def train(
                 and due(config.train.evaluate_every_steps)
             ):
                 with guests():
-                    wer_percent = evaluate(state.averaged)
-                log.write(step, {"dev_wer": wer_percent})
-                progress.note(f"step {step}: WER on dev {wer_percent:.1f} %")
-            improved = wer_percent is not None and (best is None or wer_percent < best)
+                    measured = evaluate(state.averaged)
+                log.write(step, measured)
+                said = ", ".join(ON_DEV[name].format(value) for name, value in measured.items())
+                progress.note(f"step {step}: {said}")
+                on_dev = measured[decisive]
+            improved = on_dev is not None and (best is None or on_dev < best)
             if improved:
-                best = wer_percent
+                best = on_dev
             if improved or reason or due(config.checkpoint.every_steps):
                 with guests():
-                    checkpoint.save(checkpointer, state, wer_percent=wer_percent, about=about)
-            if wer_percent is not None or reason:
+                    checkpoint.save(checkpointer, state, on_dev=on_dev, about=about)
+            if on_dev is not None or reason:
                 since, began, waited, audio_seconds = step, time.monotonic(), 0.0, 0.0
         with guests():
             checkpoint.finish(checkpointer)
     return state, reason
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} %"
 
 
 def _examine(

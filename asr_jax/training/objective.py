@@ -11,6 +11,7 @@ from asr_jax.losses import tdt_loss, transducer_loss
 from asr_jax.models.attention import END_ID, AttentionModel
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
+from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer
 
 Losses = dict[str, Float[Array, " B"]]
@@ -28,7 +29,7 @@ def loss_weights(config: Config) -> dict[str, float]:
 
 
 def utterance_losses(
-    model: Model,
+    model: Model | LanguageModel,
     features: Float[Array, "B *views T F"],
     feature_lengths: Int[Array, " B"],
     labels: Int[Array, "B U"],
@@ -40,8 +41,10 @@ def utterance_losses(
     """The losses of `loss_weights` in nats, one of each per utterance.
 
     With objective.consistency_weight there are two views of each utterance's features, and those
-    losses that are of one view are the mean over both.
+    losses that are of one view are the mean over both. A language model looks at labels alone.
     """
+    if isinstance(model, LanguageModel):
+        return {"loss": text_losses(model, labels, label_lengths, key=key)}
     objective = config.objective
     target = (feature_lengths, labels, label_lengths)
     if objective.consistency_weight:
@@ -135,14 +138,44 @@ def attention_losses(
 ) -> Float[Array, " B"]:
     """Cross-entropy of the labels and the end after them, in nats: -log P(labels, end | encoded),
     where the target is not smoothed (arXiv 1512.00567, section 7)."""
-    # Not even the numbers of padding labels are looked up.
-    labels = jnp.where(frame_mask(label_lengths, labels.shape[1]), labels, END_ID)
+    labels = _without_padding(labels, label_lengths)
     logits = model.decoder(labels, encoded, lengths, key=key)
+    share = config.objective.label_smoothing
+    return _cross_entropies(logits, labels, label_lengths, label_smoothing=share)
+
+
+def text_losses(
+    model: LanguageModel,
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, " B"]:
+    """-log P(labels, end) in nats."""
+    labels = _without_padding(labels, label_lengths)
+    return _cross_entropies(model(labels, key=key), labels, label_lengths)
+
+
+def _without_padding(
+    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"]
+) -> Int[Array, "B U"]:
+    """Not even the numbers of padding labels are to be looked up."""
+    return jnp.where(frame_mask(label_lengths, labels.shape[1]), labels, END_ID)
+
+
+def _cross_entropies(
+    logits: Float[Array, "B U1 V"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Array, " B"]:
+    """Of the labels and the end after them, sums in nats; padding labels are END_ID."""
     targets = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=END_ID)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
-    share = config.objective.label_smoothing
-    losses = -(1 - share) * picked - share * jnp.mean(log_probabilities, axis=-1)
+    losses = -(1 - label_smoothing) * picked
+    losses -= label_smoothing * jnp.mean(log_probabilities, axis=-1)
     counted = frame_mask(label_lengths + 1, targets.shape[1])
     return jnp.sum(jnp.where(counted, losses, 0), axis=1)
 

@@ -52,14 +52,17 @@ def augmented_features(
     batch: Batch, key: jax.Array, *, config: Config, mesh: Mesh
 ) -> tuple[Float[Array, "B *views T F"], Int[Array, " B"]]:
     """Log-mel features, stretched in time and masked; with objective.consistency_weight two views
-    of each utterance, masked apart."""
+    of each utterance, masked apart. Of texts, which have no audio, no frames."""
+    rows, samples = batch.samples.shape
+    if samples == 0:
+        return jnp.zeros((rows, 0, config.features.mel_bins)), jnp.zeros(rows, jnp.int32)
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     features, lengths = time_stretch(
         features,
         lengths,
         jnp.asarray(batch.tempo),
-        frames=bucket_frames(batch.samples.shape[1], config),
+        frames=bucket_frames(samples, config),
     )
     augment = config.augment
     mask = functools.partial(

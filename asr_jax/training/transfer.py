@@ -27,6 +27,8 @@ def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
         "joint.out.bias": (0, joint),
         "ctc_head.kernel": (1, pieces),
         "ctc_head.bias": (0, pieces),
+        "out.kernel": (1, pieces),
+        "out.bias": (0, pieces),
     }
 
 

@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.config import Config, EncoderConfig, JointConfig, PredictorConfig
+from asr_jax.config import (
+    Config,
+    EncoderConfig,
+    JointConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
 from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.fusion import Fusion
 from asr_jax.decoding.language_model import estimate, ngram_automaton
+from asr_jax.decoding.neural_language_model import NeuralScorer
 from asr_jax.losses import transducer_loss
+from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer
 
 VOCABULARY = 3
@@ -181,3 +189,47 @@ def test_a_wide_beam_adds_what_language_models_and_hotwords_know():
                     states = step(automaton, states, jnp.array([label]))
                 expected += float(automaton.ends(states)[0])
             np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("stateless", marks=pytest.mark.slow), "lstm"])
+def test_a_wide_beam_adds_what_a_neural_language_model_knows(kind):
+    transducer, frames = model("stateless"), 3
+    encoded = 2 * jax.random.normal(jax.random.key(1), (1, frames, 8))
+    config = Config(
+        predictor=PredictorConfig(kind=kind, embedding_width=4, width=5, dropout=0.0),
+        objective=ObjectiveConfig(kind="language_model"),
+    )
+    language_model = LanguageModel(config, VOCABULARY, rngs=nnx.Rngs(4))
+    language_model.out.kernel[...] *= 5
+    graphdef, params = nnx.split(language_model, nnx.Param)
+    search = jax.jit(functools.partial(beam_search, size=16, max_symbols_per_frame=1))
+    lengths = jnp.array([frames])
+    plain = search(transducer, encoded, lengths)
+
+    @functools.cache
+    def log_probability(labels):
+        """Of all labels and the end, each given those before: the product written out."""
+        total = 0.0
+        for n, label in enumerate([*labels, 0]):
+            logits = language_model(jnp.array([labels[:n]], jnp.int32).reshape(1, n))[0, n]
+            total += float(logits[label] - jax.nn.logsumexp(logits))
+        return total
+
+    def scores(found):
+        return {
+            tuple(np.asarray(found.labels[0, k, : found.counts[0, k]]).tolist()): score
+            for k, score in enumerate(found.scores[0].tolist())
+            if score > -math.inf
+        }
+
+    for weight in (0.6, -0.4):
+        scorer = NeuralScorer(
+            params=nnx.to_pure_dict(params), weight=jnp.float32(weight), graphdef=graphdef
+        )
+        found = scores(search(transducer, encoded, lengths, fusion=Fusion((scorer,))))
+        assert found.keys() == scores(plain).keys() and len(found) == 15
+        for labels, score in scores(plain).items():
+            expected = score + weight * log_probability(labels)
+            np.testing.assert_allclose(found[labels], expected, rtol=1e-4, atol=1e-4)
+    # Without a scorer, and with one: another weight compiles nothing anew.
+    assert search._cache_size() == 2

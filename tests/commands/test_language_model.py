@@ -1,0 +1,168 @@
+"""A language model, trained and fused by the same commands as a recogniser."""
+
+import json
+import math
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from asr_jax.commands.recognition import open_any_run
+from asr_jax.text import Tokenizer
+
+
+def figures(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_state(run, step):
+    with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
+        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu),
+            checkpointer.metadata(step).metadata,
+        )
+        return checkpointer.load(step, abstract)
+
+
+@pytest.fixture(scope="module")
+def texts(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    # The last can be written by no tokenizer of the recogniser's.
+    path.write_text("one six\nzwei drei\n\nnaïve one\ngrößer\n" * 5 + "six five one\nQUARTZ\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(trained, texts):
+    options = ["--objective.kind=language_model", "--objective.ctc-weight=0"]
+    options += ["--predictor.kind=lstm", "--optimizer.peak-learning-rate=0.01"]
+    options += [f"--data.train={texts}", f"--data.dev={texts}"]
+    return ["train", trained.config, *options, "--tokenizer.model"]
+
+
+@pytest.fixture(scope="module")
+def language_model(trained, command, start, tmp_path_factory):
+    run = tmp_path_factory.mktemp("language_model") / "run"
+    outcome = command(*start, trained.run / "tokenizer.model", "--run", run)
+    assert outcome.status == 0, outcome.err
+    return run, outcome.err
+
+
+def test_what_a_run_says_and_keeps(language_model):
+    run, said = language_model
+    kept = "one six", "zwei drei", "naïve one", "größer"
+    pieces = 5 * sum(map(len, kept)) + len("six five one")
+    assert f"21 utterances, {pieces} pieces" in said
+    assert "left out: 1 utterances, characters that the tokenizer lacks" in said
+    measured = [line for line in figures(run) if "dev_perplexity" in line]
+    assert [line["step"] for line in measured] == [2, 4]
+    last = measured[-1]
+    assert f"step 4: perplexity on dev {last['dev_perplexity']:.2f} by piece" in said
+    assert 1 < last["dev_perplexity"] < last["dev_word_perplexity"]
+
+
+def test_perplexity_is_that_of_the_probabilities_written_out(language_model, texts):
+    run, _ = language_model
+    opened = open_any_run(run, "last")
+    model, tokenizer = nnx.merge(opened.graphdef, opened.params), opened.tokenizer
+    nats = pieces = words = 0
+    for text in texts.read_text().splitlines():
+        if text and text != "QUARTZ":
+            labels = tokenizer.encode(text)
+            log_p = jax.nn.log_softmax(model(jnp.array([labels]))[0])
+            nats -= float(log_p[jnp.arange(len(labels) + 1), jnp.array([*labels, 0])].sum())
+            pieces, words = pieces + len(labels) + 1, words + len(text.split()) + 1
+    last = figures(run)[-1]
+    assert last["dev_perplexity"] == pytest.approx(math.exp(nats / pieces), rel=1e-5)
+    assert last["dev_word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-5)
+
+
+def test_resumed_equals_never_stopped_bit_for_bit(
+    language_model, trained, command, start, signalled, tmp_path
+):
+    whole, run = language_model[0], tmp_path / "run"
+    arguments = [*start, trained.run / "tokenizer.model", "--run", run]
+    with signalled(signal.SIGTERM, after_step=2):
+        assert command(*arguments).status == 128 + signal.SIGTERM
+    outcome = command(*arguments)
+    assert outcome.status == 0 and "going on from step 3 of 4" in outcome.err
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)),
+        saved_state(whole, 4),
+        saved_state(run, 4),
+    )
+    losses = [[line["loss"] for line in figures(one) if "loss" in line] for one in (whole, run)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_it_is_fused_with_a_recogniser(language_model, trained, command, tmp_path):
+    def scores(*options):
+        audio = sorted(trained.run.parent.glob("*.flac"))
+        said = command(
+            "transcribe", trained.run, *audio, "--decoder=beam", "--nbest=1", "--json", *options
+        )
+        assert said.status == 0, said.err
+        return [json.loads(line)["nbest"][0]["score"] for line in said.out.splitlines()]
+
+    run, _ = language_model
+    plain = scores()
+    assert scores("--language-model", run, "--language-model-weight=0") == pytest.approx(plain)
+    # All that it adds are logarithms of probabilities.
+    fused = scores("--language-model", run, "--language-model-weight=0.5")
+    assert all(a < b for a, b in zip(fused, plain))
+    less = scores("--source-language-model", run, "--source-language-model-weight=0.5")
+    assert all(a > b for a, b in zip(less, plain))
+
+
+def test_what_it_is_not(language_model, trained, error, start, tmp_path):
+    run, _ = language_model
+    audio = trained.run.parent / "0.flac"
+    for arguments in [
+        ("evaluate", run, "--data", trained.data),
+        ("transcribe", run, audio),
+        ("export", run, tmp_path / "out", "--format=params"),
+    ]:
+        assert error(*arguments).startswith(f"{run}: a language model, which recognises nothing")
+    fuse = ("transcribe", trained.run, audio, "--decoder=beam", "--language-model")
+    assert error("fit", run / "config.json") == (
+        "objective.kind = 'language_model': fit is for recognisers"
+    )
+    assert error(*fuse, trained.run) == (
+        f"{trained.run}: objective.kind = 'transducer': must be a language model's run"
+    )
+    assert error(*fuse, tmp_path) == f"{tmp_path}: not a run directory, it has no config.json"
+    other = shutil.copytree(run, tmp_path / "other")
+    pieces = open_any_run(run, "last").tokenizer.pieces
+    alphabet = "".join(chr(ord("a") + n) for n in range(len(pieces) - 3))
+    Tokenizer.train([alphabet], kind="char", vocabulary_size=0, path=other / "tokenizer.model")
+    assert error(*fuse, other).startswith(f"{other}: its pieces are not the recogniser's; train")
+    begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "new", "--init-from"]
+    assert error(*begin, trained.run) == (
+        f"--init-from {trained.run}: objective.kind is 'transducer' there, 'language_model' here"
+    )
+
+
+def test_texts_that_nothing_can_be_learned_from(trained, error, start, tmp_path):
+    path = tmp_path / "some.txt"
+    begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "run"]
+    path.write_text("\n\n")
+    assert error(*begin, f"--data.train={path}") == f"{path}: holds no text"
+    path.write_text("QQ\nXX\n")
+    assert error(*begin, f"--data.train={path}") == (
+        f"data.train = {path}: none of its 2 utterances can be trained on, the first is "
+        "some.txt:1: characters that the tokenizer lacks: Q"
+    )
+    assert error(*begin, f"--data.dev={path}").startswith(f"data.dev = {path}: none of its texts")
+    for option, name in [
+        ("--objective.ctc-weight=0.3", "objective.ctc_weight = 0.3"),
+        (f"--data.test={path}", f"data.test = '{path}'"),
+    ]:
+        assert error(*begin, option).startswith(f"{name}: a language model has none")

@@ -1,0 +1,97 @@
+"""Texts for a language model: what is read, and which batches they make."""
+
+import collections
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.config import DataConfig
+from asr_jax.data.texts import evaluation_text_batches, read_texts, training_text_batches
+
+DATA = DataConfig(bucket_seconds=(1.0, 2.0), bucket_labels=(3, 6), bucket_utterances=(4, 2))
+GENERATOR = np.random.default_rng(0)
+LABELS = [
+    GENERATOR.integers(1, 9, length).astype(np.int32) for length in GENERATOR.integers(1, 7, 23)
+]
+
+
+def texts_of(batch):
+    return [
+        (int(n), batch.labels[row, : batch.label_lengths[row]].tolist())
+        for row, n in enumerate(batch.utterances)
+        if n >= 0
+    ]
+
+
+def take(number, **options):
+    return list(itertools.islice(training_text_batches(LABELS, data=DATA, **options), number))
+
+
+def test_an_epoch_has_every_text_once_in_an_order_of_its_own():
+    batches, epochs, seen = take(60, seed=3), [], []
+    for batch in batches:
+        assert batch.samples.shape[1] == 0
+        assert batch.labels.shape in {(4, 3), (2, 6)}
+        for n, labels in texts_of(batch):
+            assert labels == LABELS[n].tolist()
+            if len(seen) == len(LABELS):
+                epochs, seen = [*epochs, seen], []
+            assert n not in seen
+            seen.append(n)
+        assert (batch.labels[batch.utterances < 0] == 0).all()
+    assert len(epochs) >= 3 and epochs[0] != epochs[1]
+    assert take(60, seed=4)[0].utterances.tolist() != batches[0].utterances.tolist()
+
+
+def test_the_stream_goes_on_from_any_position_and_in_parts(tmp_path):
+    batches = take(30, seed=3, kept=tmp_path / "epochs.json")
+    for position in (1, 13, 29):
+        (after,) = take(1, seed=3, position=position, kept=tmp_path / "epochs.json")
+        for one, other in zip(after, batches[position]):
+            np.testing.assert_array_equal(one, other)
+    halves = [
+        take(30, seed=3, rows_of=lambda rows, start=start: np.arange(start, rows, 2))
+        for start in (0, 1)
+    ]
+    for whole, *parts in zip(batches, *halves):
+        for start, part in enumerate(parts):
+            np.testing.assert_array_equal(part.labels, whole.labels[start::2])
+
+
+def test_for_evaluation_every_text_comes_once_also_one_longer_than_the_last_bucket():
+    labels = [*LABELS, np.arange(1, 15, dtype=np.int32)]
+    found = collections.Counter(
+        n for batch in evaluation_text_batches(labels, data=DATA) for n, _ in texts_of(batch)
+    )
+    assert found == collections.Counter(range(24))
+
+
+def test_a_text_file_a_compressed_one_and_the_transcripts_of_a_listing(tmp_path):
+    text = "ONE  TWO\n\n THREE \n"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    soundfile.write(tmp_path / "one.flac", np.zeros(4800), 16_000)
+    (tmp_path / "c.jsonl").write_text(json.dumps({"audio_filepath": "one.flac", "text": "SIX"}))
+    for name, expected in [
+        ("a.txt", [("a.txt:1", "ONE TWO"), ("a.txt:3", "THREE")]),
+        ("b.txt.gz", [("b.txt.gz:1", "ONE TWO"), ("b.txt.gz:3", "THREE")]),
+        ("c.jsonl", [("one.flac", "SIX")]),
+    ]:
+        utterances, skipped = read_texts(tmp_path / name)
+        assert [(u.id, u.text) for u in utterances] == expected and not skipped
+
+
+@pytest.mark.parametrize(
+    "contents, wrong",
+    [(b" \n\n", "holds no text"), (b"\xff\xfe", "not UTF-8 text"), (None, "No such")],
+)
+def test_a_text_that_is_none_is_named(tmp_path, contents, wrong):
+    path = tmp_path / "a.txt"
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(ValueError, match=f"^{path}: {wrong}"):
+        read_texts(path)

@@ -83,6 +83,8 @@ def beam_search(
         extended = extended.at[..., BLANK_ID].set(-jnp.inf)
         best, choice = jax.lax.top_k(extended.reshape(batch, -1), size)
         # What is below all that went on already is out of the running: probabilities only fall.
+        # With a fusion a later label's gain might lift it again; for that, as any beam, this one
+        # does not wait. Where fewer than `size` went on nothing is dropped.
         in_time = (best > beyond.scores[:, -1:]) & (symbols < max_symbols_per_frame)[:, None]
         parents, labels = jnp.divmod(choice, vocabulary_size)
         extended = _extended(

@@ -30,7 +30,7 @@ def render_page(
     occur in that JSON, so no transcript can end the element that carries it.
     """
     worst = sorted(speakers.items(), key=lambda item: -_rate(item[1]))[:_LONGEST_CHART]
-    shown = f"worst {len(worst)} of {len(speakers)}" if len(worst) < len(speakers) else ""
+    shown = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
     charts = _chart("WER by speaker", dict(worst), shown) if speakers else ""
     charts += _chart("WER by duration", durations)
     charts += _chart("WER by confidence", confidences)
@@ -176,7 +176,7 @@ def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> s
     longest = max(map(_rate, groups.values())) or 1.0
     bars = []
     for i, (label, counts) in enumerate(groups.items()):
-        y, x = i * height, 30.0
+        y, x = i * height, 32.0
         short = label if len(label) <= 12 else f"{label[:11]}…"
         bars.append(
             f"<g><title>{escape(label)}: {counts.errors:,} errors in {counts.reference_words:,}"
@@ -184,7 +184,7 @@ def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> s
         )
         for kind in ("substitutions", "deletions", "insertions"):
             if counts.reference_words:
-                width = 28 * getattr(counts, kind) / counts.reference_words / longest
+                width = 26 * getattr(counts, kind) / counts.reference_words / longest
                 bars.append(
                     f'<rect class="{kind[:3]}" x="{x:.2f}%" y="{y + 5}" width="{width:.2f}%"'
                     f' height="{height - 10}"/>'
@@ -193,10 +193,11 @@ def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> s
         percent = _number(100 * counts.rate if counts.reference_words else None, 1)
         bars.append(
             f'<text class="value" x="{x:.2f}%" dx="8" y="{y + 17}">{percent} %</text>'
-            f'<text class="words" x="100%" y="{y + 17}">{counts.reference_words:,} words</text></g>'
+            f'<text class="words" x="100%" y="{y + 17}">{counts.reference_words:,}</text></g>'
         )
     return (
-        f'<section><h2>{heading} <small>{note}</small></h2><svg role="img" aria-label="{heading}"'
+        f"<section><h2>{heading} <small>{note}with words</small></h2>"
+        f'<svg role="img" aria-label="{heading}"'
         f' width="100%" height="{len(groups) * height}">{"".join(bars)}</svg></section>'
     )
 

@@ -218,10 +218,10 @@ def test_bars_are_as_long_as_their_rates_and_the_worst_speakers_come_first(tmp_p
         widths = [float(w) for w in re.findall(r'width="([\d.]+)%"', group)]
         kinds = re.findall(r'rect class="(\w+)"', group)
         starts = [float(x) for x in re.findall(r'<rect[^>]* x="([\d.]+)%"', group)]
-        assert starts == pytest.approx([30 + sum(widths[:i]) for i in range(3)], abs=0.02)
+        assert starts == pytest.approx([32 + sum(widths[:i]) for i in range(3)], abs=0.02)
         substitutions = int(n) // 2
         expected = {"sub": substitutions, "del": int(n) - substitutions, "ins": 0}
-        assert {k: round(17 * w / 28, 1) for k, w in zip(kinds, widths)} == expected
+        assert {k: round(17 * w / 26, 1) for k, w in zip(kinds, widths)} == expected
 
 
 def test_no_text_can_leave_its_place(tmp_path):

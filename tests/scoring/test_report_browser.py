@@ -22,10 +22,13 @@ const press = name => document.querySelector(`[data-sort=${name}]`).click();
 const type = text => { search.value = text; search.oninput(); };
 seen.drawn = lines().length;
 seen.worst = first();
+const texts = [...document.querySelectorAll("svg text")].map(text => text.getBoundingClientRect());
+seen.overlaps = texts.filter((a, i) => texts.some((b, j) => i < j && a.left < b.right &&
+  b.left < a.right && a.top + 4 < b.bottom && b.top + 4 < a.bottom)).length;
 press("id"); seen.first = first();
 press("id"); seen.last = first();
 press("seconds"); seen.longest = first();
-type("bird 1234"); seen.found = lines().map(line => line.querySelector(".text").textContent.trim());
+type("bird 1235"); seen.found = lines().map(line => line.querySelector(".text").textContent.trim());
 document.querySelector("[data-find]").click();
 seen.confused = document.querySelector("output").textContent;
 type(""); press("errors"); document.querySelector("tbody tr").click();
@@ -65,11 +68,12 @@ def test_in_a_browser(tmp_path):
     flac = (tmp_path / "a.flac").read_bytes()
     audio = tmp_path / "a.flac"
     utterances = [
-        Utterance(f"u{n}", audio, f"red bird {n}", 2 + n / 1000) for n in range(UTTERANCES)
+        Utterance(f"u{n}", audio, f"red bird {n}", 2 + n / 1000, f"speaker {n % 20}")
+        for n in range(UTTERANCES)
     ]
     utterances[77] = Utterance("u77", audio, "one two three four", 2.0)
     heard = [
-        Transcript(u.text.replace("red", "dead") if n % 10 == 0 else u.text, (), 0.0)
+        Transcript(u.text.replace("red", "dead") if n % 2 == 0 else u.text, (), 0.0)
         for n, u in enumerate(utterances)
     ]
     words = (Word("one", 0.5, 0.6, 0.9), Word("x", 1.0, 1.1, 0.25))
@@ -108,8 +112,9 @@ def test_in_a_browser(tmp_path):
     assert [seen[name] for name in ("worst", "first", "last", "longest")] == [
         *("u77", "u0", "u9999", "u9999")
     ]
-    assert seen["found"] == ["red bird 1234"]
-    assert seen["confused"] == "1,000 of 10,000 utterances"
+    assert seen["overlaps"] == 0, "labels of the charts"
+    assert seen["found"] == ["red bird 1235"]
+    assert seen["confused"] == "5,000 of 10,000 utterances"
     assert seen["words"] == [
         ["one", "", 25, "0.50 to 0.60 s, 90 % sure"],
         ["x", "sub", 50, "1.00 to 1.10 s, 25 % sure"],

@@ -7,7 +7,8 @@ Every batch of DATA (default: the run's data.dev) is encoded; then encoder and s
 themselves, compiled, the best of --repeats times each. A line has
 
     the seconds, RTFx (seconds of audio per second) of encoder and search, the WER
-    log P: the mean of log P(labels), in nats, and of how many recordings it is below greedy's
+    log P: the mean of log P(labels), in nats, and of how many recordings it is below greedy's;
+        and of how many the search's own score is, which sums the alignments that it kept
     drift: of words recognised rightly, between their starts as found and as in the most probable
         alignment of the reference, in ms: the mean, and what 95 of 100 are below
     AUC: how often a right word has a higher confidence than a wrong one
@@ -125,25 +126,28 @@ def main() -> None:
     }
     if config.objective.has_ctc_head:
         searches["CTC head"] = functools.partial(search, config=DecodingConfig(head="ctc"))
-    print("| search | s | RTFx | WER % | log P | below | drift, ms | 95 of 100 | AUC |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| search | s | RTFx | WER % | log P | below | score | drift, ms | 95 of 100 | AUC |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     of_greedy = None
+    real = np.concatenate([batch.utterances for batch in batches]) >= 0
     for name, search_with in searches.items():
         found, seconds = timed(search_with, encoded)
         labelled = []
         for e, one in zip(encoded, found):
             labels = one.labels[:, 0, : int(one.counts.max()) + 1]
             labelled.append((*e, labels, one.counts[:, 0]))
-        scores = np.concatenate(timed(log_likelihood, labelled)[0])
-        scores = scores[np.concatenate([b.utterances for b in batches]) >= 0]
-        of_greedy = scores if of_greedy is None else of_greedy
+        likelihoods = np.concatenate(timed(log_likelihood, labelled)[0])[real]
+        scores = np.concatenate([one.scores[:, 0] for one in found])[real]
+        of_greedy = (likelihoods, scores) if of_greedy is None else of_greedy
+        below = [np.sum(one < other - 1e-3) for one, other in zip((likelihoods, scores), of_greedy)]
+        below = below if name != "CTC head" else [below[0], ""]  # its scores are another model's
         recognised = read(found)
         wer = word_error_rate([u.text for u in utterances], [t.text for t in recognised])
         pairs = [(a.words, r.words) for a, r in zip(aligned, recognised)]
         drifts = np.concatenate([drift_ms(*pair) for pair in pairs])
         print(
             f"| {name} | {seconds:.3f} | {seconds_of_audio / (seconds + encoder_seconds):.0f} "
-            f"| {100 * wer:.1f} | {scores.mean():.2f} | {np.sum(scores < of_greedy - 1e-3)} "
+            f"| {100 * wer:.1f} | {likelihoods.mean():.2f} | {below[0]} | {below[1]} "
             f"| {drifts.mean():.0f} | {np.quantile(drifts, 0.95):.0f} "
             f"| {area_under_curve(pairs):.3f} |",
             flush=True,

@@ -535,7 +535,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How the devices are arranged. data * fsdp * model must be the number of devices."""
+    """How the devices are arranged. data * fsdp * model must be the number of devices; of a
+    processor without accelerator as many are made."""
 
     data: int = -1
     """Copies of the model, each on its share of the batch; -1: all devices that are left (of a

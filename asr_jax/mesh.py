@@ -60,11 +60,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
 
 def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
     """Raises unless every micro-batch divides over the devices that share a batch."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if utterances % (parts * accumulate):
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if utterances % (data * fsdp * accumulate):
         raise ValueError(
             f"data.bucket_utterances = {utterances}: must be a multiple of mesh.data x mesh.fsdp x "
-            f"train.accumulate = {parts} x {accumulate}"
+            f"train.accumulate = {data} x {fsdp} x {accumulate}"
         )
 
 

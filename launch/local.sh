@@ -4,9 +4,13 @@
 #
 #   [CONFIG=... RUN=... DATA=... ACCELERATOR=cpu|cuda COUNT=2 PORT=8476] launch/local.sh [--dry-run]
 set -euo pipefail
-if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; fi
+if [ "${1:-}" = --dry-run ]; then
+  DRY_RUN=1
+  shift
+fi
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
+[ $# -eq 0 ] || fail "$1: takes --dry-run alone; all else is said by variables"
 : "${PORT:=8476}"
 case $ACCELERATOR in cpu | cuda) ;; *) fail "ACCELERATOR=$ACCELERATOR: must be cpu or cuda" ;; esac
 

@@ -25,6 +25,7 @@ case $ACCELERATOR in
   *) : "${RUNTIME:=tpu-ubuntu2204-base}" ;;
 esac
 [ -n "$ZONE" ] || fail "ZONE: say which, such as us-central1-a"
+[ $# -le 1 ] || fail "$2: what is to be done comes last, after --dry-run"
 BUCKET=${BUCKET#gs://}
 
 resources=(gcloud compute tpus queued-resources)

@@ -127,7 +127,7 @@ def test_a_verb_that_is_none(command):
         (
             "--data.bucket-utterances 12",
             "data.bucket_utterances = 12: must be a multiple of mesh.data x mesh.fsdp x "
-            "train.accumulate = 8 x 1",
+            "train.accumulate = 8 x 1 x 1",
         ),
         (
             "--mesh.data 3",

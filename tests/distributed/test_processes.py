@@ -43,6 +43,10 @@ config = Config(
 """
 
 
+# Much of the time is compiling: code need not be fast here.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,7 +75,9 @@ def start(
     place = f"{address}:{free_port()}"
     together = ["--coordinator", place, "--processes", str(count)] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
-    environment.pop("XLA_FLAGS")
+    environment |= {"XLA_FLAGS": XLA_FLAGS}
+    # One for all runs: what is compiled for one need not be for the next.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
     return [
         subprocess.Popen(
             [*hosts[n], sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]

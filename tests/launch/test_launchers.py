@@ -83,6 +83,20 @@ def test_variables_that_cannot_be(variables, complaint):
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (("local.sh", "--help"), "--help: takes --dry-run alone; all else is said by variables"),
+        (("tpu_vm.sh", "train", "--dry-run"), "--dry-run: what is to be done comes last"),
+        (("render.sh", LAUNCH / "vertex.yaml", "more"), "needs a manifest"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, complaint):
+    script, *further = arguments
+    out, err = start(LAUNCH / script, *further, status=2, ZONE="z", BUCKET="b")
+    assert err.startswith(f"{script}: {complaint}") and err.count("\n") == 1 and out == ""
+
+
 def test_local_processes_are_numbered():
     out, _ = start(
         LAUNCH / "local.sh", "--dry-run", COUNT="2", OPTIONS="--train.steps 5", RUN="a b"

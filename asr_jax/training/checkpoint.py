@@ -264,7 +264,12 @@ def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
         raise CheckpointError(
             f"{named}: must be a folder, or an address such as gs://BUCKET/RUN or s3://BUCKET/RUN"
         ) from None
-    # Of a bucket: a package that is not there, no right to it, no way to it.
+    except ImportError as error:
+        raise CheckpointError(
+            f"{named}: needs a package, pip install gcsfs for gs://, s3fs for s3:// "
+            f"({_first_line(error)})"
+        ) from error
+    # Of a bucket: no right to it, no way to it.
     except Exception as error:
         raise CheckpointError(f"{named}: {_first_line(error)}") from error
 

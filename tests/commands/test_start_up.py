@@ -42,13 +42,20 @@ def test_a_place_for_checkpoints_that_cannot_be_written_to(tmp_path):
     assert not any((tmp_path / "other").iterdir())
 
 
-def test_a_bucket_that_does_not_answer_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError("Forbidden: b/bucket\nyou may not do that"), "Forbidden: b/bucket"),
+        (ModuleNotFoundError("No module named 'gcsfs'"), "needs a package, pip install gcsfs for"),
+    ],
+)
+def test_a_bucket_that_does_not_answer_is_named(error, said, tmp_path, monkeypatch):
     class Bucket(type(tmp_path)):
         def exists(self):
-            raise OSError("Forbidden: b/bucket\nyou may not do that")
+            raise error
 
     monkeypatch.setattr(checkpoint.epath, "Path", lambda _: Bucket(tmp_path))
-    with pytest.raises(CheckpointError, match="^checkpoint.directory = 'gs://b/r': Forbidden: b/b"):
+    with pytest.raises(CheckpointError, match=f"^checkpoint.directory = 'gs://b/r': {said}"):
         require_writable(tmp_path, CheckpointConfig(directory="gs://b/r"))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,24 @@ def test_a_tpu_dry_run_calls_nothing(tmp_path):
     assert "asr_jax\\ train\\ configs/quickstart.py" in out
     out, err = start(LAUNCH / "tpu_vm.sh", "--dry-run", "delete", **variables)
     assert out.startswith("gcloud compute tpus queued-resources delete asr-jax ") and err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs gcloud")
+def test_gcloud_itself_knows_the_options(tmp_path):
+    variables = {"ZONE": "us-west4-a", "BUCKET": "b", "DATA": "gs://b/data", "COUNT": "2"}
+    calls = []
+    for verb in ("train", "stop", "delete"):
+        out, _ = start(LAUNCH / "tpu_vm.sh", "--dry-run", verb, SPOT="1", **variables)
+        calls += [line for line in out.splitlines() if line.startswith("gcloud ")]
+    assert len(calls) == 7
+    # Of a stranger: it reads the command line, and finds that nobody is logged in.
+    stranger = {"CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_PROJECT": "none"}
+    stranger |= {"CLOUDSDK_CORE_CHECK_GCE_METADATA": "false", "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+    for call in [*calls, f"{calls[0]} --no-such-option"]:
+        _, err = start(*shlex.split(call), status=2 if "no-such" in call else 1, **stranger)
+        assert ("unrecognized arguments" in err) == ("no-such" in call), err
+        assert "no-such" in call or "You do not currently have an active account" in err, err
 
 
 RENDERED = {"IMAGE": "asr-jax:cuda", "BUCKET": "bucket", "TOPOLOGY": "2x4", "CHIPS": "8"} | {

@@ -1,11 +1,13 @@
 """onnxruntime and the released sherpa-onnx search as the JAX model does, in every layout."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-pytest.importorskip("onnx", reason="of the extra `export`")
+onnx = pytest.importorskip("onnx", reason="of the extra `export`")
 pytest.importorskip("onnxruntime", reason="of the extra `export`")
 pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 
@@ -102,3 +104,12 @@ def test_it_searches_as_the_model_does(
     words = [text.split() for text in texts]
     assert words == [tokenizer.decode(labels).split() for labels in expected]
     assert any(transcripts(tmp_path, ".int8", RECORDINGS, config))
+    for part in sherpa_onnx.PARTS:
+        assert signs_of_matrices(tmp_path / f"{part}.int8.onnx") == {"UINT8"}
+
+
+def signs_of_matrices(path: Path) -> set[str]:
+    """Types of what products in eight bits are taken with: signed ones overflow without VNNI."""
+    graph = onnx.load(path).graph
+    types = {x.name: onnx.TensorProto.DataType.Name(x.data_type) for x in graph.initializer}
+    return {types[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"}

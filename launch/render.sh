@@ -7,7 +7,9 @@ set -euo pipefail
 if [ "${1:-}" = --dry-run ]; then shift; fi # it never does more
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
-[ $# -eq 1 ] && [ -f "$1" ] || fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
+if [ $# -ne 1 ] || ! [ -f "$1" ]; then
+  fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
+fi
 : "${NAME:=asr-jax}" "${SLICES:=1}"
 if [ -n "$CHECKPOINTS" ]; then OPTIONS="--checkpoint.directory $CHECKPOINTS $OPTIONS"; fi
 export NAME SLICES OPTIONS

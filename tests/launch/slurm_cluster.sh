@@ -25,6 +25,7 @@ StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
+KillWait=2
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -44,12 +45,22 @@ slurmd -D >"$folder/slurmd.log" 2>&1 &
 node=$!
 stop() {
   scancel --signal=KILL --full --user="$(id -un)" # of a test that failed
-  sleep 1
+  # A step that ends without a controller to tell stays, and the node waits for it.
+  for _ in {1..100}; do
+    [ -n "$(squeue --noheader)" ] || break
+    sleep 0.2
+  done
   kill "$node" "$controller"
   wait
   munged --stop "${munged[@]:0:1}"
 }
 trap stop EXIT
-until sinfo --noheader --states=idle 2>/dev/null | grep -q low; do sleep 0.2; done
+until sinfo --noheader --states=idle 2>/dev/null | grep -q low; do
+  if [ "$SECONDS" -gt 90 ]; then
+    tail -n 5 "$folder"/*.log >&2
+    exit 1
+  fi
+  sleep 0.2
+done
 echo ready
 cat >/dev/null

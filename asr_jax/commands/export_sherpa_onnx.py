@@ -179,7 +179,7 @@ def _followed_by_silence(sample: Sample, recognizer: Recognizer) -> Sample:
         wav = InMemory(as_wav(samples, rate_hz))
         seconds = len(samples) / rate_hz
         utterances.append(
-            utterance._replace(duration_seconds=seconds, offset_seconds=0, within=wav)
+            utterance._replace(duration_seconds=seconds, offset_seconds=0.0, within=wav)
         )
     texts = recognize_utterances(recognizer, utterances).texts
     return Sample(sample.data, utterances, [text or "" for text in texts])

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-onnx = pytest.importorskip("onnx", reason="of the extra `export`")
+pytest.importorskip("onnx", reason="of the extra `export`")
 pytest.importorskip("onnxruntime", reason="of the extra `export`")
 pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
+
+import onnx
 
 from asr_jax.commands.export_sherpa_onnx import transcripts
 from asr_jax.config import DecodingConfig, FeaturesConfig, ObjectiveConfig, PredictorConfig

@@ -17,9 +17,13 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from flax import nnx
 
 from asr_jax.__main__ import main
 from asr_jax.commands import dev_evaluation, recognition, train
+from asr_jax.commands.arguments import load_config, write_config
+from asr_jax.models.composition import make_model
+from asr_jax.text import UNKNOWN_ID, Tokenizer
 from asr_jax.training.loop import MetricsLog
 
 RATE_HZ = 16_000
@@ -189,6 +193,31 @@ def export_trained(trained, command, tmp_path_factory) -> Callable[..., Path]:
         return out
 
     return run
+
+
+@pytest.fixture(scope="session")
+def of_streams(trained, tmp_path_factory) -> Path:
+    """A random model for streams, as `--format params` would write it."""
+    from asr_jax.export.params import save_params
+
+    folder = tmp_path_factory.mktemp("streams") / "params"
+    folder.mkdir()
+    causal = ("--encoder.chunk-ms", "160", "--features.normalization=none")
+    data = (f"--data.test={trained.data}", "--objective.ctc-weight=0")
+    config = load_config(trained.config, [*causal, *data])
+    write_config(config, folder / "config.json")
+    contents = (trained.run / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(contents)
+    model = make_model(config, Tokenizer(contents).vocabulary_size, rngs=nnx.Rngs(0))
+    params = jax.device_get(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+    # So that labels follow each other, and blanks some of them; no unknown, whose name is a piece.
+    joint = params["joint"]
+    joint["encoder_projection"]["kernel"] = 10 * joint["encoder_projection"]["kernel"]
+    joint["out"]["kernel"] = 5 * joint["out"]["kernel"]
+    joint["out"]["bias"] = np.where(np.arange(len(joint["out"]["bias"])) == UNKNOWN_ID, -99.0, 0.0)
+    about = {"checkpoint": "random"}
+    save_params(folder / "model.safetensors", params, dtype="float32", int8=False, about=about)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx", reason="of the extra `export`")
@@ -14,6 +15,7 @@ pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 import sherpa_onnx as runtime
 
 from asr_jax.audio import read_audio
+from asr_jax.commands import export_sherpa_onnx
 from asr_jax.config import (
     Config,
     DecodingConfig,
@@ -57,11 +59,9 @@ def test_the_folder_holds_what_the_runtime_reads(exported):
 
 
 def test_a_batch_gives_what_each_recording_gives(trained, exported):
-    from asr_jax.commands.export_sherpa_onnx import transcripts as one_by_one
-
     paths = sorted(trained.data.parent.glob("*.flac"))
     recordings = [read_audio(path, sample_rate_hz=16_000) for path in paths]
-    expected = one_by_one(exported, "", recordings, Config())
+    expected = export_sherpa_onnx.transcripts(exported, "", recordings, Config())
     assert any(expected)
     assert transcripts(exported, trained) == expected
 
@@ -73,6 +73,33 @@ def test_the_script_of_the_docs_runs(trained, exported, script_of_docs):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     texts = [line.partition("\t")[2] for line in done.stdout.splitlines()]
     assert texts == transcripts(exported, trained)
+
+
+def test_the_script_of_the_docs_for_streams_runs(
+    trained, of_streams, command, script_of_docs, tmp_path
+):
+    out = tmp_path / "out"
+    outcome = command("export", of_streams, out, "--format=sherpa-onnx", "--chunk-ms=160")
+    assert outcome.status == 0, outcome.err
+    paths = sorted(trained.data.parent.glob("*.flac"))
+    script = script_of_docs("sherpa_onnx.OnlineRecognizer")
+    done = subprocess.run(
+        [sys.executable, "-c", script, out, *paths], capture_output=True, text=True, check=True
+    )
+    # Two seconds of silence behind each, as the script adds.
+    silence = np.zeros(32_000, np.float32)
+    recordings = [np.append(read_audio(path, sample_rate_hz=16_000), silence) for path in paths]
+    config = Config(
+        features=FeaturesConfig(normalization="none"),
+        encoder=EncoderConfig(chunk_ms=(160.0,)),
+        decoding=DecodingConfig(chunk_ms=160.0),
+    )
+    found = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    expected = export_sherpa_onnx.transcripts(out, "", recordings, config)
+    # Which ends with two hops more: for that the last chunk, of four frames, may be whole.
+    for of_script, of_trial in zip(found, expected, strict=True):
+        assert of_trial.startswith(of_script) and len(of_trial) - len(of_script) <= 4
+    assert len(set(found)) > 1
 
 
 def test_hotwords_bias_a_beam_search(trained, exported, tmp_path):

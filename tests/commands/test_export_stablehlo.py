@@ -4,20 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 import soundfile
-from flax import nnx
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 
 from asr_jax.commands import export_stablehlo
-from asr_jax.commands.arguments import load_config, write_config
 from asr_jax.export import stablehlo
-from asr_jax.export.params import save_params
-from asr_jax.models.composition import make_model
-from asr_jax.text import UNKNOWN_ID, Tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sizes_may_be_symbols")]
 
@@ -35,29 +28,6 @@ def waves(trained, tmp_path) -> list[Path]:
         samples, rate_hz = soundfile.read(flac)
         soundfile.write(wave, samples, rate_hz, subtype="PCM_16")
     return waves
-
-
-@pytest.fixture(scope="module")
-def of_streams(trained, tmp_path_factory) -> Path:
-    """A random model for streams, as `--format params` would write it."""
-    folder = tmp_path_factory.mktemp("streams") / "params"
-    folder.mkdir()
-    causal = ("--encoder.chunk-ms", "160", "--features.normalization=none")
-    data = (f"--data.test={trained.data}", "--objective.ctc-weight=0")
-    config = load_config(trained.config, [*causal, *data])
-    write_config(config, folder / "config.json")
-    contents = (trained.run / "tokenizer.model").read_bytes()
-    (folder / "tokenizer.model").write_bytes(contents)
-    model = make_model(config, Tokenizer(contents).vocabulary_size, rngs=nnx.Rngs(0))
-    params = jax.device_get(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
-    # So that labels follow each other, and blanks some of them; no unknown, whose name is a piece.
-    joint = params["joint"]
-    joint["encoder_projection"]["kernel"] = 10 * joint["encoder_projection"]["kernel"]
-    joint["out"]["kernel"] = 5 * joint["out"]["kernel"]
-    joint["out"]["bias"] = np.where(np.arange(len(joint["out"]["bias"])) == UNKNOWN_ID, -99.0, 0.0)
-    about = {"checkpoint": "random"}
-    save_params(folder / "model.safetensors", params, dtype="float32", int8=False, about=about)
-    return folder
 
 
 def run_without_asr_jax(script: str, *arguments: object) -> list[str]:

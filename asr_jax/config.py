@@ -604,7 +604,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     """Steps from one checkpoint to the next; the last step is always saved."""
     keep: int = 3
-    """Newest checkpoints kept, beside the best by WER on dev."""
+    """Newest checkpoints kept, beside the best by WER, or perplexity, on dev."""
     directory: str = ""
     """Folder or bucket (gs://BUCKET/RUN) that holds them; empty: the run directory."""
 

@@ -91,7 +91,9 @@ def load(
 
     Raises:
         ValueError: the directory holds no model, or one that is damaged or of another version; or
-            it cannot be searched so, which names the option as the command line has it.
+            it cannot be searched so, which names the option as the command line has it (of
+            --decoder beam --beam 8, give beam=8).
+        TypeError: an option that is none.
     """
     recognizer = with_decoding(
         open_run(Path(directory), checkpoint),

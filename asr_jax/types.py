@@ -31,7 +31,7 @@ class InMemory(NamedTuple):
     contents: bytes
 
 
-# A dataclass that is frozen takes more than twice as long to make, and LibriSpeech has 281,241.
+# A frozen dataclass takes more than twice as long to make, of 281,241 (docs/benchmarks.md).
 class Utterance(NamedTuple):
     """One transcribed stretch of a recording, as a manifest names it."""
 

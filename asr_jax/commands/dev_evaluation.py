@@ -1,12 +1,12 @@
 """The WER on data.dev while training goes on."""
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from asr_jax.commands.skipped import print_left_out
 from asr_jax.config import Config
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
@@ -21,13 +21,12 @@ def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
     if not config.data.dev:
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
-    for skipped in unreadable:
-        print(f"data.dev: left out: {skipped.id}, {skipped.reason}", file=sys.stderr)
+    print_left_out("data.dev", unreadable)
     no_labels = [np.zeros(0, np.int32)] * len(utterances)
     recognizer_of = functools.cache(lambda graphdef: make_recognizer(graphdef, config, mesh))
     noted: set[str] = set()
 
-    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> dict:
+    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> dict[str, float]:
         recognize = recognizer_of(graphdef)
         batches = evaluation_batches(
             utterances,

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from asr_jax.commands.corpus import usable_utterances
+from asr_jax.commands.skipped import print_left_out
 from asr_jax.config import Config
 from asr_jax.data.texts import evaluation_text_batches, read_texts
 from asr_jax.mesh import on_devices, rows_here
@@ -31,8 +31,7 @@ def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
         return None
     texts, skipped = read_texts(config.data.dev)
     texts, labels, unfit = usable_utterances(config, texts, tokenizer)
-    for one in skipped + unfit:
-        print(f"data.dev: left out: {one.id}, {one.reason}", file=sys.stderr)
+    print_left_out("data.dev", skipped + unfit)
     if not texts:
         raise ValueError(f"data.dev = {config.data.dev}: none of its texts can be measured")
     pieces = sum(map(len, labels))

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from asr_jax.audio import AudioError
 from asr_jax.commands.arguments import load_config, parse
+from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.download import download
 from asr_jax.commands.prepared_report import write_report, write_unfit
 from asr_jax.data.librispeech import ADDRESS, ARCHIVES, Published, read_archive
@@ -126,9 +127,11 @@ def _prepare(
                 first = f", the first is {dropped[0].id}: {dropped[0].reason}" if dropped else ""
                 raise ValueError(f"{out}: none of {len(dropped)} recordings can be stored{first}")
 
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_prepared(out, entries())
-    print(write_report(out, np.array(seconds), dropped))
+        with writing_in(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_prepared(out, entries())
+    with writing_in(out):
+        print(write_report(out, np.array(seconds), dropped))
     _print_unfit(out, options)
 
 

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> N
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
         note(f"left out: {number} utterances, {kind} (listed in {listed})")
+
+
+def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
+    """A line for every kind of reason, on the first process."""
+    if jax.process_index() > 0:
+        return
+    kinds: dict[str, list[Skipped]] = {}
+    for one in skipped:
+        kinds.setdefault(one.reason.partition(":")[0], []).append(one)
+    for alike in kinds.values():
+        first = f"{alike[0].id}: {alike[0].reason}"
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        print(f"{name}: left out: {first}{more}", file=sys.stderr)
 
 
 def readable_batches(

@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside
     try:
-        with writing_in(directory), joined(options.meeting, verb="train") as processes:
+        with joined(options.meeting, verb="train") as processes, writing_in(directory):
             prepare_devices(config.mesh, processes=processes)
             reason = _train(config, directory, options)
             if reason is None and config.data.test:
@@ -105,7 +105,6 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
     abstract = abstract_state(*sizes)
-    on_first(lambda: checkpoint.require_room(run, config.checkpoint, abstract))
     source = read_source(options.init_from, run, config, tokenizer, abstract.params)
     is_text = config.objective.kind == "language_model"
     evaluate_dev = (dev_perplexity if is_text else dev_evaluation)(config, tokenizer, mesh)
@@ -137,6 +136,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                 progress.note(line)
             if start >= config.train.steps:
                 return stopped_by(start)
+            on_first(lambda: checkpoint.require_room(run, config.checkpoint, abstract))
             steps = compile_steps(
                 config,
                 graphdef,

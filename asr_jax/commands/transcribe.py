@@ -11,6 +11,7 @@ import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse
+from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.fusing import NO_FUSING, Fusing, fused
 from asr_jax.commands.recognition import (
@@ -149,8 +150,9 @@ def _write(utterance: Utterance, found: list[Transcript], options: Options) -> N
         print(text, end="")
         return
     kind = "json" if options.json else "txt" if options.format == "text" else options.format
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
+    with writing_in(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
 
 
 def as_text(utterance: Utterance, found: list[Transcript], options: Options) -> str:

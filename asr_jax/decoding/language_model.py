@@ -61,11 +61,11 @@ def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) ->
             written.append(labels.tolist())
     if unwritten:
         unknown = tokenizer.unknown_characters(" ".join(unwritten))
-        none = f"{path}: {len(unwritten)} of {len(lines)} lines have characters that the "
-        none += f"model's tokenizer lacks: {unknown[:20]!r}"
+        lacking = f"{path}: {len(unwritten)} of {len(lines)} lines have characters that the "
+        lacking += f"model's tokenizer lacks: {unknown[:20]!r}"
         if not written:
-            raise ValueError(none)
-        warn(f"{none}; they are left out")
+            raise ValueError(lacking)
+        warn(f"{lacking}; they are left out")
     return written
 
 

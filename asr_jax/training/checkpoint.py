@@ -89,16 +89,17 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
 def require_room(run: Path, config: CheckpointConfig, abstract: Any) -> None:
     """Raises CheckpointError where the disk has less left than a checkpoint of `abstract`'s leaves.
 
-    What a bucket has left is not known.
+    What a bucket has left is not known, nor what some mounted ones have, which say that they have
+    no size at all.
     """
     if "://" in config.directory:
         return
     folder = Path(config.directory or run)
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed:
         raise CheckpointError(
-            f"{folder}: the disk has {free / 1e6:.1f} MB left, a checkpoint takes "
+            f"{folder}: the disk has {disk.free / 1e6:.1f} MB left, a checkpoint takes up to "
             f"{needed / 1e6:.1f} MB"
         )
 

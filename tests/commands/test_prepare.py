@@ -13,7 +13,6 @@ import sys
 import tarfile
 import threading
 import xml.etree.ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -397,7 +396,7 @@ def test_directories_of_the_stock_builder(tmp_path, config):
             # Decoded from Opus on another machine, and rounded to 16 bits.
             np.testing.assert_allclose(found, expected, rtol=0, atol=2**-14)
             assert utterance.duration_seconds == len(expected) / 16_000
-            other = replace(utterance, audio=Path(str(utterance.audio).replace(config, "default")))
+            other = utterance._replace(audio=Path(str(utterance.audio).replace(config, "default")))
             np.testing.assert_array_equal(found, read_recording(other, sample_rate_hz=16_000))
 
     with pytest.raises(ValueError, match="no split train; .* has dev_clean, dev_other, test_clean"):

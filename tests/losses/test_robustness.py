@@ -11,6 +11,8 @@ import pytest
 
 from asr_jax.losses import rnnt_loss, tdt_loss, transducer_alignment, transducer_loss
 
+pytestmark = pytest.mark.slow
+
 tdt = partial(tdt_loss, durations=(0, 1, 2))
 every_loss = pytest.mark.parametrize(
     "loss",

@@ -72,6 +72,7 @@ def problem():
     return gradients, (params, batch, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16_are_those_of_float32_but_for_rounding(problem):
     gradients, arguments = problem
     exact = jax.jit(gradients("float32"))(*arguments)[0]

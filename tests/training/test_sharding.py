@@ -25,7 +25,8 @@ from asr_jax.types import Batch
 ROWS, VOCABULARY = 64, 16
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 4])
 def test_weights_are_sent_not_activations(parts):
     config = Config(
         augment=AugmentConfig(frequency_mask_bins=4, time_masks=1),

@@ -148,6 +148,7 @@ def test_fsdp_splits_parameters_averages_and_moments(kind, copies):
         assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_give_the_gradient_of_the_batch():
     still = dataclasses.replace(
         CONFIG,
@@ -206,6 +207,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (3, 2, 0)
 
 
+@pytest.mark.slow
 def test_masks_of_features_that_are_not_normalised_hold_the_mean():
     config = dataclasses.replace(
         CONFIG,
@@ -232,6 +234,7 @@ def test_every_parameter_has_a_gradient(alone):
         assert float(jnp.max(jnp.abs(gradient))) > 1e-6, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_keep_parameters_in_float32():
     config = dataclasses.replace(CONFIG, train=TrainConfig(compute_dtype="bfloat16"))
     state, step, _ = setup(config, MeshConfig(), 1)

@@ -682,11 +682,11 @@ class Config:
                 f"must divide every data.bucket_utterances, also {utterances}",
             )
         if self.objective.kind == "language_model":
+            rule = "a language model has none; its perplexity is that of data.dev"
             for name, value in [
                 ("objective.ctc_weight", self.objective.ctc_weight),
                 ("data.test", self.data.test),
             ]:
-                rule = "a language model has none; its perplexity is that of data.dev"
                 _require(not value, name, value, rule)
         _require(
             not self.objective.intermediate_ctc_weight or self.encoder.layers > 1,

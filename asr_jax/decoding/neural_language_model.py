@@ -1,6 +1,5 @@
 """A language model of models/language_model.py as a scorer of the beam search."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from asr_jax.models.attention import END_ID
 from asr_jax.models.language_model import LanguageModel
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class NeuralScorer:
     """Gains are log P(next label | labels before) times `weight`; states the predictor's.

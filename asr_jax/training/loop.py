@@ -179,10 +179,10 @@ def train(
                 pace = f"{figures['steps_per_second']:.1f} steps/s"
                 if audio_seconds:
                     pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
-                shown = [f"loss {figures['loss']:.3f}", pace]
-                shown.append(f"waiting {figures['waiting_share']:.1%}")
+                shown = [f"loss {figures['loss']:.3f}"]
                 if best is not None:
-                    shown.insert(1, ON_DEV[decisive].format(best))
+                    shown.append(ON_DEV[decisive].format(best))
+                shown += [pace, f"waiting {figures['waiting_share']:.1%}"]
                 progress.step(step, "  ".join(shown))
                 waited = audio_seconds = 0.0
                 since, began = step, time.monotonic()

@@ -1,10 +1,10 @@
-"""AN4 on two cores in four minutes, installing included: a quarter of a million parameters.
+"""AN4 on two cores in five minutes, installing included: a quarter of a million parameters.
 
     asr-jax train configs/quickstart.py
 
-Two cores of a shared AMD EPYC without other load, a minute of installing included: 4 minutes 8
-seconds on Python 3.11 and JAX 0.10.2, WER 21.2 % on dev, 9.0 % on test; 3 minutes 33 seconds on
-Python 3.12 and JAX 0.12.0, WER 20.0 % on dev, 7.5 % on test.
+Two cores of a shared Intel Xeon without other load, a minute of installing included: 5 minutes 38
+seconds on Python 3.11 and JAX 0.10.2, WER 22.9 % on dev, 8.8 % on test; 5 minutes 28 seconds on
+Python 3.12 and JAX 0.12.0, WER 19.6 % on dev, 6.0 % on test.
 
 Sources in brackets; [dev] is what was tried here and chosen by the WER on dev, see
 docs/benchmarks.md. What is not named has the default of asr_jax/config.py.

@@ -11,6 +11,7 @@ import itertools
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,8 @@ def _unwritten(directory: Any, error: Exception) -> str:
             others(unraisable)
 
     sys.unraisablehook = report
+    # And so does Python of what they had not begun, at times after the last line of ours.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     reason = _first_line(error)
     return f"{directory}: a checkpoint could not be written ({reason}); earlier ones are kept"
 

@@ -1,5 +1,6 @@
 """What a user can get wrong is one line and exit status 2, or is left out, counted and listed."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -594,7 +596,10 @@ def files_limited_to(size_bytes: int):
 def test_a_save_that_fails(command, error, run, monkeypatch):
     shutil.rmtree(run / "checkpoints" / "4")
 
+    begun = []
+
     def on_a_full_disk(self, step, *_, **__):
+        begun.append(asyncio.sleep(0))
         (run / "checkpoints" / f"{step}.orbax-checkpoint-tmp").mkdir()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -604,6 +609,9 @@ def test_a_save_that_fails(command, error, run, monkeypatch):
         f"{run / 'checkpoints'}: a checkpoint could not be written "
         "([Errno 28] No space left on device); earlier ones are kept"
     )
+    with warnings.catch_warnings(record=True) as warned:
+        begun.clear()
+    assert not warned  # of what was abandoned
     monkeypatch.undo()
     outcome = command("train", run / "config.json", "--data.test=")
     assert outcome.status == 0, outcome.err

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, so that sharding is tested everywhere."""
 
+import importlib.metadata
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -8,6 +9,9 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+if importlib.metadata.version("jax").startswith("0.10."):
+    # Its newer way to compile loops takes twice as long; later versions have no other.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jaxtyping
 import pytest

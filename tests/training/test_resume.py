@@ -25,7 +25,7 @@ from asr_jax.config import *
 config = Config(
     data=DataConfig(
         train="samples/an4/dev",
-        bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
+        bucket_seconds=(2.5,), bucket_labels=(64,), bucket_utterances=(8,)),
     augment=AugmentConfig(tempo_range=(0.9, 1.2), join_probability=0.2, frequency_mask_bins=8),
     tokenizer=TokenizerConfig(kind="char"),
     encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,

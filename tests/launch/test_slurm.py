@@ -39,8 +39,8 @@ config = Config(
     checkpoint=CheckpointConfig(every_steps=80),
 )
 """
-# Most of the time is compiling: code need not be fast here.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# As in conftest.py, with a device for each process.
+XLA_FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
 
 def write_tones(folder: Path) -> Path:

@@ -114,7 +114,9 @@ def test_it_is_fused_with_a_recogniser(language_model, trained, command, tmp_pat
 
     run, _ = language_model
     plain = scores()
-    assert scores("--language-model", run, "--language-model-weight=0") == pytest.approx(plain)
+    # Another program: sums of a few dozen float32 logarithms round in other places.
+    without = scores("--language-model", run, "--language-model-weight=0")
+    np.testing.assert_allclose(without, plain, rtol=1e-5)
     # All that it adds are logarithms of probabilities.
     fused = scores("--language-model", run, "--language-model-weight=0.5")
     assert all(a < b for a, b in zip(fused, plain))

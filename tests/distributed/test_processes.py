@@ -43,8 +43,8 @@ config = Config(
 """
 
 
-# As in conftest.py, with a device for each process.
-XLA_FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+# As in conftest.py, but for the number of devices: as many as the mesh of a process asks for.
+XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
 
 
 def free_port() -> int:

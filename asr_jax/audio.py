@@ -35,7 +35,13 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[sou
             raise AudioError(path, "the file is empty")
         if part is not None:
             part.seek(0)
-        with soundfile.SoundFile(path if part is None else part) as sound:
+        try:
+            opened = soundfile.SoundFile(path if part is None else part)
+        except TypeError:
+            raise AudioError(path, "raw samples, without a header") from None
+        except UnicodeEncodeError:
+            raise AudioError(path, "its name is not UTF-8") from None
+        with opened as sound:
             if sound.frames == 0:
                 raise AudioError(path, "no samples")
             if sound.frames > LONGEST_FRAMES:

@@ -737,7 +737,7 @@ class Config:
     def _require_whole_frames(self, name: str, chunk_ms: float) -> None:
         frame_ms = self.encoder.subsampling_factor * self.features.hop_ms
         _require(
-            chunk_ms >= 0 and chunk_frames(chunk_ms, self) * frame_ms == chunk_ms,
+            0 <= chunk_ms < math.inf and chunk_frames(chunk_ms, self) * frame_ms == chunk_ms,
             name,
             chunk_ms,
             f"must be a multiple of the encoder's frame of {frame_ms:g} ms",

@@ -96,6 +96,8 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
     ):
         soundfile.write(folder / name, samples, 16_000, subtype="FLOAT")
     (folder / "empty.wav").write_bytes(b"")
+    for name in ("samples.raw", "caf\udce9.wav"):
+        (folder / name).write_bytes(bytes(3200))
     (folder / "text.wav").write_bytes(b"this is no recording" * 50)
 
     soundfile.write(folder / "whole.ogg", noise, 16_000, format="OGG", subtype="OPUS")
@@ -114,6 +116,8 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
         ("no such file", folder / "missing.wav"),
         ("no such file", folder),
         ("the file is empty", folder / "empty.wav"),
+        ("raw samples, without a header", folder / "samples.raw"),
+        ("its name is not UTF-8", folder / "caf\udce9.wav"),
         ("not recognised", folder / "text.wav"),
         ("no samples", folder / "none.wav"),
         ("not finite", folder / "nan.wav"),

@@ -57,6 +57,12 @@ def parse_after_config(
     return Path(first), parse(type(default), rest, program=f"{program} CONFIG", default=default)
 
 
+def require_folder(path: Path, name: str) -> None:
+    """Raises UsageError where a file is in the way of the folder."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{name} {path}: must be a folder, it is a file")
+
+
 def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "") -> Config:
     """The config of a .py file (its `config`) or of a run's config.json, with overrides applied."""
     return parse(Config, overrides, program=program or str(path), default=_read_config(path))

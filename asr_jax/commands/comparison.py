@@ -23,14 +23,20 @@ def read_rival(
     path = folder / "hypotheses.jsonl"
     expected = {utterance.id: normalize(utterance.text) for utterance in utterances}
     hypotheses = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
             id, reference, hypothesis = (entry[k] for k in ("id", "reference", "hypothesis"))
+            if not all(isinstance(one, str) for one in (id, reference, hypothesis)):
+                raise TypeError
             reference = normalize(reference)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}:{number}: must be an object with id, reference and hypothesis"
+                f"{path}:{number}: must be an object with texts id, reference and hypothesis"
             ) from error
         if expected.get(id, reference) != reference:
             raise ValueError(

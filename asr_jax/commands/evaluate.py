@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.commands.arguments import load_config, parse
+from asr_jax.commands.arguments import load_config, parse, require_folder
 from asr_jax.commands.comparison import is_evaluation, read_rival
 from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.devices import prepare_devices
@@ -19,10 +19,11 @@ from asr_jax.commands.recognition import (
     beam_size,
     open_run,
     recognize_utterances,
+    require_run,
     with_decoding,
 )
 from asr_jax.config import MeshConfig
-from asr_jax.data.manifest import read_transcribed
+from asr_jax.data.manifest import read_transcribed, require_there
 from asr_jax.data.recordings import recording_bytes
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import write_evaluation
@@ -49,8 +50,8 @@ class Options:
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
     """How labels are searched for; run: as its decoding.beam says."""
-    beam: int = 4
-    """Label sequences that --decoder beam keeps."""
+    beam: int | None = None
+    """Label sequences that --decoder beam keeps; 4 where not given."""
     chunk_ms: float | None = None
     """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
     window_seconds: float | None = None
@@ -78,12 +79,16 @@ def run(arguments: list[str]) -> int:
 
 def _work(options: Options) -> list[dict]:
     """Arguments of `evaluate`, for the runs and DATA that are asked for, in order."""
-    config_file = options.run / "config.json"
+    require_run(options.run)
     data = options.data
-    if not data and config_file.is_file():
-        data = tuple(filter(None, [load_config(config_file).data.test]))
+    if not data:
+        data = tuple(filter(None, [load_config(options.run / "config.json").data.test]))
         if not data:
             raise ValueError("--data: name what to recognise, the run has no data.test")
+    for one in data:
+        require_there(one, "--data")
+    if options.output:
+        require_folder(options.output, "--output")
     how = dict(
         checkpoint=options.checkpoint,
         chunk_ms=options.chunk_ms,
@@ -94,7 +99,7 @@ def _work(options: Options) -> list[dict]:
         lattices=options.lattices,
     )
     rival, work = options.compare, []
-    for one in data or ("",):
+    for one in data:
         output = options.output or default_output(options.run, one)
         if options.output and len(data) > 1:
             output /= name_of(one)
@@ -170,7 +175,7 @@ def evaluate(
         output,
         utterances=[utterance for utterance, _ in scored],
         hypotheses=[transcript for _, transcript in scored],
-        title=f"{run.name} on {data}",
+        title=f"{run.resolve().name} on {data}",
         facts={
             "run": str(run),
             "data": data,

@@ -56,6 +56,8 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax export")
     if options.recordings < 1:
         raise UsageError(f"--recordings {options.recordings}: must be positive")
+    if options.out.name in ("", ".."):
+        raise UsageError(f"{options.out}: say the name of a folder to make")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UsageError(f"{options.out}: is there already and not empty; choose another folder")
     # Imported when asked for: not everyone has their packages.
@@ -81,7 +83,7 @@ def run(arguments: list[str]) -> int:
         partial.mkdir(parents=True)
         trials = form.write(partial, recognizer, sample, dtype=options.dtype, int8=int8)
         card = model_card(
-            options.run.name,
+            options.run.resolve().name,
             recognizer.config,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
             checkpoint=recognizer.checkpoint,
@@ -127,6 +129,6 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
             figures = json.loads(path.read_text())
             if figures["wer"] is not None:
                 found.append(figures)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             print(f"{path}: left out of the card: {error}", file=sys.stderr)
     return found

@@ -73,7 +73,7 @@ def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
             f"--dtype {dtype}: sherpa-onnx computes in float32; smaller is --quantize int8"
         )
     bound = sherpa_onnx.max_symbols_per_frame(recognizer.config)
-    return with_decoding(recognizer, max_symbols_per_frame=bound, beam=0)
+    return with_decoding(recognizer, max_symbols_per_frame=bound, beam=0, window_seconds=0.0)
 
 
 def write(

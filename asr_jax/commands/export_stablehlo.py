@@ -9,7 +9,7 @@ import numpy as np
 
 from asr_jax.commands.arguments import UsageError, write_config
 from asr_jax.commands.export_trial import Sample, require_equal
-from asr_jax.commands.recognition import Recognizer
+from asr_jax.commands.recognition import Recognizer, with_decoding
 from asr_jax.commands.streaming import recognize_stream
 from asr_jax.config import Config
 from asr_jax.decoding.stream import chunk_samples
@@ -40,13 +40,13 @@ def usage(name: str, config: Config) -> str:
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
-    """All but attention models will do."""
+    """The run, hearing recordings whole, as the programs do. All but attention models will do."""
     kind = recognizer.config.objective.kind
     if kind == "attention":
         raise UsageError(f"--format stablehlo: objective.kind = {kind!r} is not exported")
     if dtype != "float32" or int8:
         raise UsageError("--format stablehlo: its programs compute with float32 parameters")
-    return recognizer
+    return with_decoding(recognizer, window_seconds=0.0)
 
 
 def write(

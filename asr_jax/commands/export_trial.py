@@ -50,8 +50,8 @@ def recognized_sample(recognizer: Recognizer, data: str, most: int) -> Sample:
     if not data:
         raise UsageError("the run has neither data.test nor data.dev: say what to try on, --data")
     utterances, _ = read_transcribed(data, name)
-    stride = max(1, len(utterances) // most)
-    chosen = utterances[::stride][:most]
+    number = min(most, len(utterances))
+    chosen = [utterances[k * len(utterances) // number] for k in range(number)]
     texts = recognize_utterances(recognizer, chosen).texts
     read = [(u, text) for u, text in zip(chosen, texts) if text is not None]
     if not read:

@@ -49,6 +49,17 @@ class Fusing:
         for name in ("language_model_weight", "source_language_model_weight", "internal_lm_weight"):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must not be negative")
+        needs = {
+            "language_model_weight": "language_model",
+            "language_model_order": "language_model",
+            "source_language_model_weight": "source_language_model",
+            "hotword_boost": "hotwords",
+        }
+        for name, needed in needs.items():
+            value = getattr(self, name)
+            if value != getattr(Fusing, name) and getattr(self, needed) is None:
+                option, other = (f"--{one.replace('_', '-')}" for one in (name, needed))
+                raise ValueError(f"{option} {value}: needs {other}")
         if not 0 < self.hotword_boost < float("inf"):
             raise ValueError(f"--hotword-boost {self.hotword_boost}: must be positive")
         if self.language_model_order < 1:

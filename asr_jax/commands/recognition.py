@@ -36,6 +36,7 @@ from asr_jax.types import Batch, Skipped, Transcript, Utterance
 
 # The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
+DEFAULT_BEAM = 4
 # What tells the folders of its other formats, which are not read here.
 OTHER_FORMS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
 
@@ -82,8 +83,8 @@ def open_run(run: Path, which: str) -> Recognizer:
     return opened
 
 
-def open_any_run(run: Path, which: str) -> Recognizer:
-    """The same, and also of a language model."""
+def require_run(run: Path) -> None:
+    """Raises ValueError for what is neither a run directory nor an exported one."""
     for name, form in OTHER_FORMS.items():
         if (run / name).is_file():
             raise ValueError(
@@ -92,6 +93,11 @@ def open_any_run(run: Path, which: str) -> Recognizer:
             )
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
+
+
+def open_any_run(run: Path, which: str) -> Recognizer:
+    """The same, and also of a language model."""
+    require_run(run)
     if (run / EXPORTED).is_file():
         _require_readable(run / EXPORTED)
     config = load_config(run / "config.json")
@@ -119,11 +125,13 @@ def with_decoding(recognizer: Recognizer, **changes: Any) -> Recognizer:
     return recognizer._replace(config=config, compiled=set())
 
 
-def beam_size(decoder: str, beam: int) -> int | None:
+def beam_size(decoder: str, beam: int | None) -> int | None:
     """decoding.beam as `--decoder` and `--beam` say it; None: as the run does."""
-    if beam < 1:
+    if beam is not None and decoder != "beam":
+        raise ValueError(f"--beam {beam}: is of --decoder beam")
+    if beam is not None and beam < 1:
         raise ValueError(f"--beam {beam}: must be positive")
-    return {"run": None, "greedy": 0, "beam": beam}[decoder]
+    return {"run": None, "greedy": 0, "beam": beam or DEFAULT_BEAM}[decoder]
 
 
 def _require_readable(path: Path) -> None:
@@ -154,7 +162,7 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     config, params = recognizer.config, recognizer.params
     recognize = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
     run = lambda params, batch: recognize(params, batch, recognizer.fusion)
-    windows = [_windows(utterance, config) for utterance in utterances]
+    windows = [windows_of(utterance, config) for utterance in utterances]
     stretches = list(itertools.chain.from_iterable(windows))
     no_labels = [np.zeros(0, np.int32)] * len(stretches)
     devices = recognizer.mesh.size
@@ -192,7 +200,7 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     return Recognition(whole, failed, audio_seconds, wall_seconds)
 
 
-def _windows(utterance: Utterance, config: Config) -> list[Utterance]:
+def windows_of(utterance: Utterance, config: Config) -> list[Utterance]:
     """The stretches in which it is recognised: itself, where it is not long."""
     window_seconds = config.decoding.window_seconds
     if config.objective.kind == "attention" and not config.objective.has_ctc_head:

@@ -65,17 +65,35 @@ def streaming(recognizer: Recognizer) -> Recognizer:
 
 
 def _pieces(source: Path, recognizer: Recognizer) -> Iterator[np.ndarray]:
-    """Samples of a recording, of raw PCM at standard input, or of a microphone."""
+    """Samples of a recording, of raw PCM at standard input, or of a microphone.
+
+    Ctrl-C ends the latter two as their end would.
+    """
     rate_hz = recognizer.config.features.sample_rate_hz
     size = 2 * hop_samples(recognizer.config.features)
     if str(source) == STDIN:
-        while contents := sys.stdin.buffer.read(2 * size):
-            whole = contents[: len(contents) // 2 * 2]
-            yield np.frombuffer(whole, "<i2").astype(np.float32) / 2**15
+        yield from _until_interrupted(_standard_input(size))
     elif str(source) == MICROPHONE:
-        yield from _microphone(rate_hz, size)
+        yield from _until_interrupted(_microphone(rate_hz, size))
     else:
         yield from read_audio_blocks(source, sample_rate_hz=rate_hz)
+
+
+def _until_interrupted(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    while True:
+        try:
+            piece = next(pieces, None)
+        except KeyboardInterrupt:
+            return
+        if piece is None:
+            return
+        yield piece
+
+
+def _standard_input(size: int) -> Iterator[np.ndarray]:
+    while contents := sys.stdin.buffer.read(2 * size):
+        whole = contents[: len(contents) // 2 * 2]
+        yield np.frombuffer(whole, "<i2").astype(np.float32) / 2**15
 
 
 def _microphone(rate_hz: int, size: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
-from asr_jax.commands.arguments import parse
+from asr_jax.commands.arguments import parse, require_folder
 from asr_jax.commands.complaint import writing_in
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.fusing import NO_FUSING, Fusing, fused
@@ -18,6 +18,7 @@ from asr_jax.commands.recognition import (
     beam_size,
     open_run,
     recognize_utterances,
+    windows_of,
     with_decoding,
 )
 from asr_jax.commands.streaming import MICROPHONE, STDIN, stream_source, streaming
@@ -46,8 +47,8 @@ class Options:
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
     """How labels are searched for; run: as its decoding.beam says."""
-    beam: int = 4
-    """Label sequences that --decoder beam keeps."""
+    beam: int | None = None
+    """Label sequences that --decoder beam keeps; 4 where not given."""
     window_seconds: float | None = None
     """decoding.window_seconds in the config's place: of recordings longer than this; 0: whole."""
     nbest: int = 0
@@ -105,6 +106,12 @@ def run(arguments: list[str]) -> int:
                 f"--nbest {options.nbest}: the search keeps {kept or 1}; say --decoder beam, and "
                 "with --beam how many"
             )
+        long = [u for u in utterances if len(windows_of(u, recognizer.config)) > 1]
+        if options.nbest > 1 and long:
+            raise ValueError(
+                f"--nbest {options.nbest}: {long[0].audio} is recognised in windows, which are "
+                "joined to one text; say --window-seconds 0, or --nbest 1"
+            )
         recognition = recognize_utterances(recognizer, utterances)
         problems += [skipped.reason for skipped in recognition.failed]
         for utterance, found in zip(utterances, recognition.hypotheses):
@@ -125,6 +132,8 @@ def _check(options: Options) -> None:
         options.nbest or options.timestamps or options.output or options.format != "text"
     ):
         raise ValueError("--stream: prints text, or with --json words with times; no other form")
+    if options.stream and options.window_seconds is not None:
+        raise ValueError(f"--window-seconds {options.window_seconds}: --stream has no windows")
     if options.stream and options.fusing.asked_for:
         raise ValueError(f"{options.fusing.asked_for}: is of a beam search, --stream is greedy")
     if options.nbest < 0:
@@ -134,10 +143,12 @@ def _check(options: Options) -> None:
     if options.format != "text" and (options.json or options.timestamps):
         other = "--json" if options.json else "--timestamps"
         raise ValueError(f"{other}: is of --format text, not of {options.format}")
+    stem, number = Counter(path.stem for path in options.audio).most_common(1)[0]
+    if number > 1 and (options.output or options.format == "ctm"):
+        which = f"--output {options.output}" if options.output else "--format ctm"
+        raise ValueError(f"{which}: {number} recordings are named {stem}")
     if options.output:
-        stem, number = Counter(path.stem for path in options.audio).most_common(1)[0]
-        if number > 1:
-            raise ValueError(f"--output {options.output}: {number} recordings are named {stem}")
+        require_folder(options.output, "--output")
     elif options.format in ("srt", "vtt") and len(options.audio) > 1:
         raise ValueError(
             f"--format {options.format}: is of one recording; of several say --output FOLDER"

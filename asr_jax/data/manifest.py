@@ -66,6 +66,14 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     return utterances, skipped
 
 
+def require_there(data: str, name: str) -> None:
+    """Raises ValueError where nothing lies that read_manifest could read."""
+    if not data:
+        raise ValueError(f"{name}: must not be empty")
+    if not Path(data).exists() and not is_shard_name(Path(data).name):
+        raise ValueError(f"{data}: no such folder or manifest")
+
+
 def read_transcribed(data: str | Path, name: str) -> tuple[list[Utterance], list[Skipped]]:
     """read_manifest of what is to be scored: raises ValueError too where no transcript has a word.
 

@@ -4,6 +4,7 @@ import collections
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +81,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             f"{path}: neither an ARPA file nor text in UTF-8; where it is KenLM's binary form, "
             "give the ARPA file that it was built from"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -142,8 +142,11 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
     assert error(*compare) == (
         f"{first}:1: {entries[0]['id']} is 'zero' there and 'one' in --data: other data"
     )
-    first.write_text('{"id": 3}')
-    assert error(*compare).startswith(f"{first}:1: must be an object with id, reference")
+    for broken in ('{"id": 3}', json.dumps(entries[0] | {"hypothesis": None})):
+        first.write_text(broken)
+        assert error(*compare).startswith(f"{first}:1: must be an object with texts id, reference")
+    first.write_bytes(b"\xff")
+    assert error(*compare) == f"{first}: not UTF-8"
     first.write_text("")
     assert error(*compare) == f"{first}: has none of the utterances of --data"
     for path in (trained.run, itself):
@@ -155,7 +158,7 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_long_recording_is_transcribed_in_windows(trained, command, write_tone, tmp_path):
+def test_a_long_recording_is_transcribed_in_windows(trained, command, error, write_tone, tmp_path):
     """This model babbles, so that there are as many labels as frames, but no joins by words."""
     long, first = (write_tone(tmp_path / f"{n}.flac", float(n)) for n in (20, 6))
     outcome = command("transcribe", trained.run, long, first, "--window-seconds", 6)
@@ -164,6 +167,9 @@ def test_a_long_recording_is_transcribed_in_windows(trained, command, write_tone
     assert heard_before_the_join > 10
     assert whole[:heard_before_the_join] == of_first[:heard_before_the_join]
     assert len(whole) == pytest.approx(20 / 6 * len(of_first), rel=0.2)
+    several = ("--decoder=beam", "--nbest=2", "--window-seconds=6")
+    found = error("transcribe", trained.run, first, long, *several)
+    assert found.startswith(f"--nbest 2: {long} is recognised in windows, which are joined")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import soundfile
 
 import asr_jax
 from asr_jax.audio import read_audio
+from asr_jax.commands import export_trial
+from asr_jax.commands.recognition import open_run
+from asr_jax.data.manifest import read_transcribed
 from asr_jax.export import card
 
 
@@ -134,6 +138,7 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
     assert "is there already and not empty" in export(trained.run, tmp_path / "full")
     assert "is there already and not empty" in export(trained.run, tmp_path / "full/file")
     out = tmp_path / "out"
+    assert export(trained.run, ".") == ".: say the name of a folder to make"
     assert "not a run directory" in export(tmp_path / "none", out)
     assert "must be positive" in export(trained.run, out, "--recordings", 0)
     assert "is not one of" in error("export", trained.run, out, "--format", "paper")
@@ -141,6 +146,15 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
     assert "--fold: encoder.shared_layers is 1" in export(trained.run, out, "--fold")
     assert "--checkpoint 17: must be" in export(trained.run, out, "--checkpoint", 17)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("most, chosen", [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, range(6))])
+def test_what_it_is_tried_on_is_evenly_spread(trained, monkeypatch, most, chosen):
+    silent = lambda _, utterances: SimpleNamespace(texts=[""] * len(utterances))
+    monkeypatch.setattr(export_trial, "recognize_utterances", silent)
+    sample = export_trial.recognized_sample(open_run(trained.run, "best"), str(trained.data), most)
+    everything, _ = read_transcribed(trained.data, "")
+    assert sample.utterances == [everything[n] for n in chosen]
 
 
 def test_an_export_has_one_checkpoint(exported, error, trained):

@@ -1,6 +1,7 @@
 """N-gram models against back-off written out, and against sums over what can be said."""
 
 import functools
+import gzip
 import itertools
 import math
 
@@ -164,6 +165,18 @@ def test_a_broken_file_is_named_with_its_line(broken, wrong, line, tmp_path):
         read_arpa(path, PIECES)
     assert str(error.value).startswith(f"{path}: line {line}: " if line else f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.arpa.gz"
+    archive = bytearray(gzip.compress(ARPA.encode(), compresslevel=0))
+    path.write_bytes(archive[:-8])
+    with pytest.raises(ValueError, match="^.*a.arpa.gz: "):
+        read_arpa(path, PIECES)
+    archive[10] = 0xFF  # the first block's kind
+    path.write_bytes(archive)
+    with pytest.raises(ValueError, match="^.*a.arpa.gz: Error -3"):
+        read_arpa(path, PIECES)
 
 
 def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):

@@ -142,6 +142,13 @@ def test_raw_samples_come_by_standard_input(recognizer, capsys):
     assert out.splitlines()[-1].startswith("-\t") and len(out.splitlines()) > 1
     assert err.startswith("4 chunks of 320 ms; from the end of one to its words ")
 
+    # Ctrl-C ends what one says as its end would.
+    said = [contents[:20_000], contents[20_000:-1], KeyboardInterrupt]
+    stdin = types.SimpleNamespace(buffer=mock.Mock(read=mock.Mock(side_effect=said)))
+    with mock.patch.object(streaming.sys, "stdin", stdin):
+        streaming.stream_source(Path("-"), recognizer, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
+
 
 @pytest.mark.slow
 def test_what_cannot_be_streamed(recognizer):

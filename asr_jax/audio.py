@@ -11,6 +11,8 @@ import soundfile
 import soxr
 from jaxtyping import Float32, Int16
 
+# Six days at 16 kHz: a header that says more is damaged.
+MOST_FRAMES = 2**33
 # libsndfile gives a FLAC file written to a pipe, whose header has no length, 2^63 - 1 frames.
 LONGEST_FRAMES = 2**40
 
@@ -46,6 +48,8 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[sou
                 raise AudioError(path, "no samples")
             if sound.frames > LONGEST_FRAMES:
                 raise AudioError(path, "the header does not say how long it is")
+            if sound.frames > MOST_FRAMES:
+                raise AudioError(path, f"damaged, of {sound.frames} samples by its header")
             yield sound
     except soundfile.LibsndfileError as error:
         raise AudioError(path, error.error_string.removeprefix("Error : ") or "corrupt") from error
@@ -91,7 +95,11 @@ def read_audio(
     if len(channels) < end - start:
         raise AudioError(path, f"truncated, {len(channels)} of {end - start} samples")
     samples = _mixed(path, channels, channel)
-    return samples if rate_hz == sample_rate_hz else _resample(samples, rate_hz / sample_rate_hz)
+    if rate_hz != sample_rate_hz:
+        samples = _resample(samples, rate_hz / sample_rate_hz)
+        if len(samples) == 0:
+            raise AudioError(path, f"no samples at {sample_rate_hz} Hz, {end - start} at its own")
+    return samples
 
 
 def read_audio_blocks(
@@ -175,7 +183,11 @@ def as_flac(
         largest = 2**23 - 1
         samples = np.clip(np.round(samples * 2**23), -largest, largest).astype(np.int32) << 8
     flac = io.BytesIO()
-    soundfile.write(flac, samples, rate_hz, format="FLAC", subtype=f"PCM_{bits}")
+    try:
+        soundfile.write(flac, samples, rate_hz, format="FLAC", subtype=f"PCM_{bits}")
+    except soundfile.LibsndfileError as error:
+        number = samples.shape[1] if samples.ndim > 1 else 1
+        raise AudioError(path, f"FLAC cannot hold it: {number} channels at {rate_hz} Hz") from error
     return flac.getvalue()
 
 

@@ -75,10 +75,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         edges = self.bucket_seconds
         _require(
-            bool(edges) and all(a < b for a, b in zip((0.0, *edges), edges)),
+            bool(edges) and all(a < b < math.inf for a, b in zip((0.0, *edges), edges)),
             "data.bucket_seconds",
             edges,
-            "must be positive and increasing",
+            "must be positive and increasing, and finite",
         )
         for name in ("bucket_labels", "bucket_utterances"):
             values = getattr(self, name)
@@ -88,6 +88,12 @@ class DataConfig:
                 values,
                 f"needs one positive value for each of the {len(edges)} data.bucket_seconds",
             )
+        _require(
+            0 <= self.min_seconds < math.inf,
+            "data.min_seconds",
+            self.min_seconds,
+            "must be finite, >= 0",
+        )
         corpora = 1 + len(self.more_train)
         _require(
             len(self.train_weights) in (0, corpora)
@@ -152,14 +158,17 @@ class AugmentConfig:
             self, "augment", "frequency_masks", "frequency_mask_bins", "time_masks"
         )
         _require(
-            bool(self.speeds) and all(s > 0 for s in self.speeds),
+            bool(self.speeds) and all(0.1 <= s <= 10 for s in self.speeds),
             "augment.speeds",
             self.speeds,
-            "needs at least one positive factor",
+            "needs at least one factor, all in 0.1..10",
         )
         low, high = self.tempo_range
         _require(
-            0 < low <= high, "augment.tempo_range", self.tempo_range, "needs 0 < lowest <= highest"
+            0 < low <= high < math.inf,
+            "augment.tempo_range",
+            self.tempo_range,
+            "needs 0 < lowest <= highest, finite",
         )
         _require_numbers(
             self,
@@ -226,6 +235,9 @@ class FeaturesConfig:
             f"must be at least a sample at {self.sample_rate_hz} Hz",
         )
         _require_positive(self, "features", "mel_bins")
+        _require_numbers(
+            self, "features", "preemphasis", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1"
+        )
         nyquist_hz = self.sample_rate_hz / 2
         high_hz = self.high_hz if self.high_hz > 0 else nyquist_hz + self.high_hz
         _require(
@@ -319,7 +331,10 @@ class EncoderConfig:
             f"rotary attention needs an even encoder.width / encoder.heads, {self.width} wide",
         )
         _require(
-            self.kernel_frames % 2 == 1, "encoder.kernel_frames", self.kernel_frames, "must be odd"
+            self.kernel_frames > 0 and self.kernel_frames % 2 == 1,
+            "encoder.kernel_frames",
+            self.kernel_frames,
+            "must be positive and odd",
         )
         _require_not_negative(self, "encoder", "residual_rank")
         _require(
@@ -523,6 +538,7 @@ class OptimizerConfig:
             holds=lambda x: 0 < x < math.inf,
             rule="must be positive and finite",
         )
+        check("epsilon", holds=lambda x: 0 < x < math.inf, rule="must be positive and finite")
         check("final_learning_rate_share", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1")
         check(
             *("beta1", "beta2", "ema_decay"),
@@ -593,6 +609,7 @@ class TrainConfig:
         )
         _require_not_negative(self, "train", "seed", "rollbacks")
         check = functools.partial(_require_numbers, self, "train")
+        check("seed", holds=lambda x: x < 2**63, rule="must be below 2^63")
         check("divergence_factor", holds=lambda x: x > 1, rule="must be above 1")
         check("rollback_learning_rate_share", holds=lambda x: 0 < x <= 1, rule="must lie in 0..1")
 

@@ -22,7 +22,7 @@ fail() {
 
 # The command as an array: a path may hold spaces, OPTIONS are words.
 train_command() {
-  read -ra further <<<"$OPTIONS"
+  read -rd '' -a further <<<"$OPTIONS" || true # it reads to the end, which it calls a failure
   command=("$PYTHON" -m asr_jax train "$CONFIG" --run "$RUN")
   if [ -n "$CHECKPOINTS" ]; then command+=(--checkpoint.directory "$CHECKPOINTS"); fi
   command+=("${further[@]}")

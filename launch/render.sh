@@ -10,6 +10,9 @@ if [ "${1:-}" = --dry-run ]; then shift; fi # it never does more
 if [ $# -ne 1 ] || ! [ -f "$1" ]; then
   fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
 fi
+if [[ "$RUN" != /bucket/* && "$RUN" != /gcs/* ]]; then
+  fail "RUN=$RUN: must be /bucket/RUN, or /gcs/BUCKET/RUN on Vertex AI; else it ends with the machine"
+fi
 : "${NAME:=asr-jax}" "${SLICES:=1}"
 if [ -n "$CHECKPOINTS" ]; then OPTIONS="--checkpoint.directory $CHECKPOINTS $OPTIONS"; fi
 export NAME SLICES OPTIONS

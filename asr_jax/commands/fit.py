@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -15,6 +16,7 @@ from asr_jax.commands.batch_shapes import batch_shapes
 from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import Config
 from asr_jax.mesh import check_batch, make_mesh
+from asr_jax.text import Tokenizer
 from asr_jax.training.accelerators import Accelerator, accelerator_of, target_devices
 from asr_jax.training.fit import BucketFit, fit_bucket, largest_batch, with_rows
 from asr_jax.training.optimizer import make_optimizer
@@ -94,7 +96,7 @@ def _fit(
     if options.largest and limit_bytes == math.inf:
         raise UsageError(f"--largest: the memory of {devices[0].device_kind} is not known")
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
-    vocabulary_size = config.tokenizer.vocabulary_size
+    vocabulary_size = _vocabulary_size(config)
     abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
     graphdef, _ = split_model(config, vocabulary_size)
     found = []
@@ -119,6 +121,20 @@ def _fit(
         found.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
     _note("")
     return found
+
+
+def _vocabulary_size(config: Config) -> int:
+    """Of the tokenizer that there is, or of the one that is to be trained."""
+    if config.tokenizer.model:
+        return Tokenizer.load(Path(config.tokenizer.model)).vocabulary_size
+    size = config.tokenizer.vocabulary_size
+    if config.tokenizer.kind == "char":
+        print(
+            f"counted with {size} characters, as only the transcripts tell how many there are; "
+            "say --tokenizer.vocabulary-size",
+            file=sys.stderr,
+        )
+    return size
 
 
 def _note(text: str) -> None:

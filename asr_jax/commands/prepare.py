@@ -63,6 +63,13 @@ def run(arguments: list[str]) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be positive")
+    if not 0 <= options.min_seconds <= options.max_seconds:
+        raise ValueError(
+            f"--min-seconds {options.min_seconds}: must lie in 0..{options.max_seconds}, as "
+            "--max-seconds is"
+        )
+    if options.out.name in ("", ".."):
+        raise ValueError(f"OUT = {options.out}: say the name of a folder to make")
     if options.config is not None:
         load_config(options.config)  # not after hours of preparing
     if options.source != "librispeech":

@@ -57,11 +57,12 @@ def readable_batches(
     Raises ValueError when one batch after the other has none that is: a disk is gone.
     """
     known = empty = 0
+    before = {skipped.id for skipped in _listed(listed)}
     for batch in batches:
         failed = batches.failed
-        if failed[known:]:
+        if unlisted := [skipped for skipped in failed[known:] if skipped.id not in before]:
             with listed.open("a") as file:
-                file.write(_json_lines(failed[known:]))
+                file.write(_json_lines(unlisted))
         for skipped in failed[known:]:
             note(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})")
         known = len(failed)

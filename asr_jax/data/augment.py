@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from asr_jax.audio import AudioError
-from asr_jax.data.folder import AUDIO_SUFFIXES
+from asr_jax.data.folder import AUDIO_SUFFIXES, files_below
 from asr_jax.data.manifest import HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.types import Skipped, Utterance
@@ -24,7 +24,7 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{name} = {folder}: no such folder")
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    paths = sorted(p for p in files_below(Path(folder)) if p.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise ValueError(f"{name} = {folder}: no recordings ({', '.join(AUDIO_SUFFIXES)}) in it")
 

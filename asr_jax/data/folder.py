@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
     """Every `*.trans.txt` below the folder, of lines `ID TEXT`, with ID.flac (.wav, .ogg, .opus)
     beside it. The speaker is the S of S/C/S-C.trans.txt; durations are NaN. A recording beside them
     that none has a line for is left out."""
-    listings = sorted(folder.rglob("*.trans.txt"), key=lambda path: (path.parent, path.name))
+    listings = [path for path in files_below(folder) if path.name.endswith(".trans.txt")]
+    listings.sort(key=lambda path: (path.parent, path.name))
     for beside, transcripts in itertools.groupby(listings, lambda path: path.parent):
         recordings = {
             path.stem: path
@@ -30,6 +32,25 @@ def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
                 yield utterance
         for id in sorted(recordings.keys() - listed):
             yield Skipped(id, f"no line in a *.trans.txt: {recordings[id]}")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file, then those below links to other folders; of each folder once."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        links = []
+        for start in waiting:
+            for parent, folders, files in os.walk(start):
+                if (real := os.path.realpath(parent)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders.sort()
+                below = (Path(parent, name) for name in folders)
+                links += [path for path in below if path.is_symlink()]
+                yield from (Path(parent, name) for name in files)
+        waiting = links
 
 
 def _listed(listing: Path, recordings: Mapping[str, Path]) -> Iterator[Utterance]:

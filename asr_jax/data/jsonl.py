@@ -65,10 +65,14 @@ def _text(fields: dict[str, Any], where: str, root: Path) -> str:
     if text is None and isinstance(path, str):
         try:
             return (root / path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{where}: text_filepath = {path}: cannot be read") from error
     if not isinstance(text, str):
         raise ValueError(f"{where}: needs the field text, a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a pair, as JSON may escape it
+        raise ValueError(f"{where}: text has {text[error.start]!r}, no character") from error
     return text
 
 

@@ -38,6 +38,8 @@ def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON, {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # numbers or brackets without end
+            raise ValueError(f"{where}: not JSON that can be read") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{where}: needs a JSON object, not {line.strip()[:40]}")
         yield where, fields
@@ -51,7 +53,8 @@ def seconds_in(fields: dict[str, Any], name: str, where: str) -> float:
     value = fields.get(name)
     if value is None:
         return math.nan
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    # Whole numbers may be too large for a float.
+    if not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise ValueError(f"{where}: {name} = {value!r} must be a number of seconds")
     return float(value)
 

@@ -25,8 +25,17 @@ def is_tfds(folder: Path) -> bool:
 def tfds_utterances(data: Path) -> Iterator[Utterance | Skipped]:
     """Utterances of all splits, or of the one that `data` names; reads all of it for durations."""
     folder, wanted = (data, None) if data.is_dir() else (data.parent, data.name)
-    info = json.loads((folder / "dataset_info.json").read_text())
-    splits = {split["name"]: split for split in info["splits"]}
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        splits = {split["name"]: split for split in info["splits"]}
+        name = info["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'dataset_info.json'}: damaged") from error
+    if name != "librispeech":
+        raise ValueError(
+            f"{folder}: tensorflow-datasets' {name}; must be its librispeech, or what asr-jax "
+            "prepare wrote, whose index.json is missing"
+        )
     if wanted is not None and wanted not in splits:
         raise ValueError(f"{data}: no split {wanted}; {folder} has {', '.join(sorted(splits))}")
     if info.get("fileFormat") != "array_record":

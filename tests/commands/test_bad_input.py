@@ -470,8 +470,10 @@ def test_a_restart_forgets_no_recording(command, mixed, tmp_path):
     with (run / "skipped.jsonl").open("a") as file:
         file.write('{"id": "half-writ')
     before = skipped(mixed[0])
+    shutil.rmtree(run / "checkpoints" / "4")
     assert command("train", run / "config.json").status == 0
     assert skipped(run) == before
+    assert len((run / "skipped.jsonl").read_text().splitlines()) == len(before)
 
 
 def test_the_others_are_trained_on(mixed):

@@ -1,11 +1,19 @@
 """What a run trains on, of several corpora, and what is wrong with how they are named."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from asr_jax.commands.corpus import training_corpus
-from asr_jax.config import AugmentConfig, Config, DataConfig, TokenizerConfig
+from asr_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +97,23 @@ def test_a_corpus_of_which_nothing_can_be_used_is_named(folder, tmp_path):
             lambda: AugmentConfig(gain_db=(0.0, float("nan"))),
             "augment.gain_db = (0.0, nan): needs -100 <= lowest",
         ),
+        (
+            lambda: AugmentConfig(speeds=(1.0, math.inf)),
+            "augment.speeds = (1.0, inf): needs at least one factor, all in 0.1..10",
+        ),
+        (
+            lambda: DataConfig(bucket_seconds=(4.0, 8.0, math.inf)),
+            "data.bucket_seconds = (4.0, 8.0, inf): must be positive and increasing, and finite",
+        ),
+        (
+            lambda: DataConfig(min_seconds=math.nan),
+            "data.min_seconds = nan: must be finite, >= 0",
+        ),
+        (
+            lambda: EncoderConfig(kernel_frames=-1),
+            "encoder.kernel_frames = -1: must be positive and odd",
+        ),
+        (lambda: TrainConfig(seed=2**63), f"train.seed = {2**63}: must be below 2^63"),
         (
             lambda: AugmentConfig(room_probability=1.5),
             "augment.room_probability = 1.5: must lie in 0..1",

@@ -14,9 +14,10 @@ import soundfile
 import asr_jax
 from asr_jax.audio import read_audio
 from asr_jax.commands import export_trial
-from asr_jax.commands.recognition import open_run
+from asr_jax.commands.recognition import open_run, windows_of
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.export import card
+from asr_jax.types import Utterance
 
 
 def recordings(trained) -> list[Path]:
@@ -155,6 +156,16 @@ def test_what_it_is_tried_on_is_evenly_spread(trained, monkeypatch, most, chosen
     sample = export_trial.recognized_sample(open_run(trained.run, "best"), str(trained.data), most)
     everything, _ = read_transcribed(trained.data, "")
     assert sample.utterances == [everything[n] for n in chosen]
+
+
+def test_programs_are_tried_on_recordings_as_a_whole(trained):
+    from asr_jax.commands import export_stablehlo
+
+    run = open_run(trained.run, "best")
+    long = Utterance("long", Path("long.wav"), "", 3 * run.config.decoding.window_seconds)
+    tried = export_stablehlo.prepared(run, dtype="float32", int8=False)
+    assert len(windows_of(long, run.config)) > 1
+    assert windows_of(long, tried.config) == [long]
 
 
 def test_an_export_has_one_checkpoint(exported, error, trained):

@@ -126,6 +126,14 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     for name, samples in recordings.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
     (tmp_path / "broken.flac").write_bytes(b"fLaC" + bytes(100))
+    soundfile.write(tmp_path / "nine.wav", np.stack(9 * [seconds(1)], axis=1), 16_000)
+    soundfile.write(tmp_path / "one.wav", seconds(1)[:1], 48_000)
+    # The 36 bits of the number of samples, all set.
+    soundfile.write(tmp_path / "endless.flac", seconds(1), 16_000)
+    flac = bytearray((tmp_path / "endless.flac").read_bytes())
+    flac[21] |= 0x0F
+    flac[22:26] = b"\xff" * 4
+    (tmp_path / "endless.flac").write_bytes(flac)
     noise = np.random.default_rng(0).normal(size=32_000) / 10
     soundfile.write(tmp_path / "cut.flac", noise, 16_000)
     cut = tmp_path / "cut.flac"
@@ -158,7 +166,11 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     assert reasons["nan"] == "samples that are not finite"
     assert reasons["odd"].startswith("odd characters: ")
     assert reasons["mute"] == "empty transcript"
-    assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken", "cut"}
+    assert reasons["nine"] == "FLAC cannot hold it: 9 channels at 16000 Hz"
+    assert reasons["one"] == "no samples at 16000 Hz, 1 at its own"
+    assert reasons["endless"] == f"damaged, of {2**36 - 1} samples by its header"
+    odd_ones = {"nine", "one", "endless"}
+    assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken", "cut"} | odd_ones
     assert "dropped: 1 recordings, silent (listed in" in outcome.out
 
 
@@ -246,6 +258,12 @@ def test_damaged_preparations_are_named(prepared, tmp_path):
     (disagrees / "index.json").write_text(json.dumps(index))
     damaged = r"index.json: damaged \(76 entries of text, 77 recordings\); prepare the data again"
     with pytest.raises(ValueError, match=damaged):
+        read_manifest(disagrees)
+    (disagrees / "index.json").unlink()
+    with pytest.raises(ValueError, match="what asr-jax prepare wrote, whose index.json is missing"):
+        read_manifest(disagrees)
+    (disagrees / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="dataset_info.json: damaged$"):
         read_manifest(disagrees)
 
 

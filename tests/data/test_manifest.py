@@ -46,6 +46,12 @@ def test_folder_in_librispeech_layout(tmp_path):
     write_folder(flat, {"c": "THERE"}, name="more")
     write_tone(flat / "c.flac", 0.25)
     write_tone(flat / "untold.wav", 0.25)
+    # Links to what is there already, one of them without end, and to what lies elsewhere.
+    (tmp_path / "extra" / "again").symlink_to(tmp_path / "train")
+    (tmp_path / "extra" / "round").symlink_to(tmp_path)
+    elsewhere = write_folder(tmp_path.with_name(f"{tmp_path.name}-disk"), {"z": "FAR"}, name="all")
+    write_tone(elsewhere / "z.wav", 0.25)
+    (tmp_path / "link").symlink_to(elsewhere)
 
     utterances, skipped = read_manifest(str(tmp_path))
     assert skipped == [Skipped("untold", f"no line in a *.trans.txt: {flat / 'untold.wav'}")]
@@ -55,6 +61,7 @@ def test_folder_in_librispeech_layout(tmp_path):
         Utterance("a", flat / "a.wav", "", 2.0, ""),
         Utterance("b", flat / "b.ogg", "HERE", 0.25, ""),
         Utterance("c", flat / "c.flac", "THERE", 0.25, ""),
+        Utterance("z", tmp_path / "link" / "z.wav", "FAR", 0.25, ""),
     ]
 
 
@@ -181,6 +188,11 @@ def test_errors_of_a_whole_data_set_are_one_line(tmp_path):
         ('{"audio_filepath": "a.wav", "text": "A", "duration": "1"}', "duration = '1' must be"),
         ('{"audio_filepath": "a.wav", "text": "A", "duration": NaN}', "duration = nan must be"),
         ('{"audio_filepath": "a.wav", "text": "A", "offset": -1}', "offset = -1 must be"),
+        (f'{{"audio_filepath": "a.wav", "text": "A", "duration": 1{"0" * 400}}}', "must be a numb"),
+        (f'{{"audio_filepath": "a.wav", "text": "A", "duration": {"1" * 5000}}}', "not JSON that"),
+        ("[" * 200_000, "not JSON that can be read"),
+        ('{"audio_filepath": "a.wav", "text": "A \\ud800"}', "no character"),
+        ('{"audio_filepath": "a.wav", "text_filepath": "a\\u0000"}', "cannot be read"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

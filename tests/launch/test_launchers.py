@@ -90,6 +90,7 @@ def test_variables_that_cannot_be(variables, complaint):
         (("local.sh", "--help"), "--help: takes --dry-run alone; all else is said by variables"),
         (("tpu_vm.sh", "train", "--dry-run"), "--dry-run: what is to be done comes last"),
         (("render.sh", LAUNCH / "vertex.yaml", "more"), "needs a manifest"),
+        (("render.sh", LAUNCH / "vertex.yaml"), "RUN=runs/quickstart: must be /bucket/RUN, or"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, complaint):
@@ -100,9 +101,14 @@ def test_arguments_that_cannot_be(arguments, complaint):
 
 def test_local_processes_are_numbered():
     out, _ = start(
-        LAUNCH / "local.sh", "--dry-run", COUNT="2", OPTIONS="--train.steps 5", RUN="a b"
+        LAUNCH / "local.sh",
+        "--dry-run",
+        COUNT="2",
+        OPTIONS="--train.steps 5\n--train.seed 3",
+        RUN="a b",
     )
-    train = "python3 -m asr_jax train configs/quickstart.py --run a\\ b --train.steps 5"
+    options = "--train.steps 5 --train.seed 3"
+    train = f"python3 -m asr_jax train configs/quickstart.py --run a\\ b {options}"
     place = "--coordinator localhost:8476 --processes 2 --process"
     assert out.splitlines() == [f"{train} {place} {n} " for n in range(2)]
 
@@ -336,7 +342,7 @@ def test_kubernetes_manifests_have_fields_that_exist(name):
     assert jobs.keys() == {"name", "replicas", "template"}
     require_fields(jobs["template"]["spec"], "V1JobSpec")
     [container] = jobs["template"]["spec"]["template"]["spec"]["containers"]
-    assert "exec asr-jax train configs/quickstart.py" in container["args"][0]
+    assert 'exec asr-jax train "configs/quickstart.py" --run "/bucket/run"' in container["args"][0]
     assert "--checkpoint.directory gs://bucket/run" in container["args"][0]
 
 
@@ -348,7 +354,7 @@ def test_vertex_has_fields_that_exist():
     assert pool.keys() == {"machineSpec", "replicaCount", "containerSpec"}
     assert pool["machineSpec"].keys() == {"machineType", "acceleratorType", "acceleratorCount"}
     assert pool["containerSpec"].keys() == {"imageUri", "env", "command", "args"}
-    _, err = start(LAUNCH / "render.sh", LAUNCH / "vertex.yaml", status=1)
+    _, err = start(LAUNCH / "render.sh", LAUNCH / "vertex.yaml", status=1, RUN="/gcs/bucket/run")
     assert err == f"render.sh: {LAUNCH / 'vertex.yaml'}: needs the variable MACHINE\n"
 
 

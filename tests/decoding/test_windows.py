@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asr_jax.commands.recognition import _windows
+from asr_jax.commands.recognition import windows_of
 from asr_jax.config import Config, DecodingConfig, ObjectiveConfig
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.windows import OVERLAP_SECONDS, joined, window_starts
@@ -129,12 +129,12 @@ def test_where_they_agree_on_nothing_words_go_by_the_middle(tokenizer):
 def test_windows_are_stretches_of_the_recording(tokenizer):
     long = Utterance("u", Path("a.flac"), "", 50.0, offset_seconds=3.0)
     config = Config(decoding=DecodingConfig(window_seconds=40.0))
-    first, last = _windows(long, config)
+    first, last = windows_of(long, config)
     assert (first.offset_seconds, first.duration_seconds) == (3.0, 40.0)
     assert (last.offset_seconds, last.duration_seconds) == (13.0, 40.0)
-    assert _windows(Utterance("u", Path("a.flac"), "", 40.0), config) != [first]
+    assert windows_of(Utterance("u", Path("a.flac"), "", 40.0), config) != [first]
     blind = ObjectiveConfig(kind="attention", ctc_weight=0.0)
-    assert _windows(long, Config(objective=blind)) == [long]
+    assert windows_of(long, Config(objective=blind)) == [long]
     with pytest.raises(
         ValueError, match=r"^decoding.window_seconds = 5\.0: must be at least 6, or 0"
     ):

@@ -255,7 +255,7 @@ class TokenizerConfig:
     kind: Literal["unigram", "bpe", "char"] = "unigram"
     """char: one piece per character."""
     vocabulary_size: int = 1024
-    """Pieces, blank and unknown included; ignored for char."""
+    """Pieces, blank and unknown included; ignored for char, but by fit."""
     model: str = ""
     """Another run's tokenizer.model to take in place of training one; empty: one is trained."""
 

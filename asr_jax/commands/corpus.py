@@ -38,8 +38,8 @@ class Corpus(NamedTuple):
         everything = [*self.utterances, *self.noise, *self.rooms]
         numbers = [len(self.noise), len(self.rooms), *self.sizes, *self.weights]
         digest = hashlib.sha256(repr(numbers).encode())
-        # Of a name that is not UTF-8 the id is not either.
-        digest.update("\n".join(one.id for one in everything).encode(errors="surrogateescape"))
+        # The id of a file whose name is not UTF-8 has surrogates.
+        digest.update("\n".join(one.id for one in everything).encode(errors="surrogatepass"))
         digest.update(np.array([one.duration_seconds for one in everything]).data)
         digest.update(np.array([len(ids) for ids in self.labels]).data)
         digest.update(np.concatenate(self.labels).data)

@@ -85,8 +85,10 @@ def _work(options: Options) -> list[dict]:
         data = tuple(filter(None, [load_config(options.run / "config.json").data.test]))
         if not data:
             raise ValueError("--data: name what to recognise, the run has no data.test")
+    if "" in data:
+        raise ValueError("--data: must not be empty")
     for one in data:
-        require_there(one, "--data")
+        require_there(one)
     if options.output:
         require_folder(options.output, "--output")
     how = dict(

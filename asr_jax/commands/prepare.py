@@ -65,14 +65,14 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"--threads {options.threads}: must be positive")
     if not 0 <= options.min_seconds <= options.max_seconds:
         raise ValueError(
-            f"--min-seconds {options.min_seconds}: must lie in 0..{options.max_seconds}, as "
-            "--max-seconds is"
+            f"--min-seconds {options.min_seconds:g} --max-seconds {options.max_seconds:g}: "
+            "needs 0 <= shortest <= longest"
         )
-    if options.out.name in ("", ".."):
-        raise ValueError(f"OUT = {options.out}: say the name of a folder to make")
     if options.config is not None:
         load_config(options.config)  # not after hours of preparing
     if options.source != "librispeech":
+        if options.out.name in ("", ".."):
+            raise ValueError(f"OUT = {options.out}: say the name of a folder to make")
         if options.out.exists() and any(options.out.iterdir()):
             raise ValueError(f"OUT = {options.out}: exists and is not empty; choose another")
         tasks = lambda: _of_data(options.source, options)

@@ -36,9 +36,9 @@ from asr_jax.types import Batch, Skipped, Transcript, Utterance
 
 # The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
-DEFAULT_BEAM = 4
 # What tells the folders of its other formats, which are not read here.
 OTHER_FORMS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
+DEFAULT_BEAM = 4
 
 
 class Recognizer(NamedTuple):

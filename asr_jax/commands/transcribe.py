@@ -106,12 +106,12 @@ def run(arguments: list[str]) -> int:
                 f"--nbest {options.nbest}: the search keeps {kept or 1}; say --decoder beam, and "
                 "with --beam how many"
             )
-        long = [u for u in utterances if len(windows_of(u, recognizer.config)) > 1]
-        if options.nbest > 1 and long:
-            raise ValueError(
-                f"--nbest {options.nbest}: {long[0].audio} is recognised in windows, which are "
-                "joined to one text; say --window-seconds 0, or --nbest 1"
-            )
+        for utterance in utterances if options.nbest > 1 else ():
+            if len(windows_of(utterance, recognizer.config)) > 1:
+                raise ValueError(
+                    f"--nbest {options.nbest}: {utterance.audio} is recognised in windows, which "
+                    "are joined to one text; say --window-seconds 0, or --nbest 1"
+                )
         recognition = recognize_utterances(recognizer, utterances)
         problems += [skipped.reason for skipped in recognition.failed]
         for utterance, found in zip(utterances, recognition.hypotheses):

@@ -66,11 +66,10 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     return utterances, skipped
 
 
-def require_there(data: str, name: str) -> None:
+def require_there(data: str | Path) -> None:
     """Raises ValueError where nothing lies that read_manifest could read."""
-    if not data:
-        raise ValueError(f"{name}: must not be empty")
-    if not Path(data).exists() and not is_shard_name(Path(data).name):
+    path = Path(data)
+    if not (path.is_dir() or path.is_file() or is_tfds(path) or is_shard_name(path.name)):
         raise ValueError(f"{data}: no such folder or manifest")
 
 
@@ -147,6 +146,7 @@ def select_utterances(
 
 
 def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
+    require_there(data)
     path = Path(data)
     if is_prepared(path):
         return iter(read_prepared(path))
@@ -161,8 +161,6 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         return tar_utterances(shards) if is_sharded else folder_utterances(path)
     if is_shard_name(path.name):
         return tar_utterances(shard_paths(str(data)))
-    if not path.is_file():
-        raise ValueError(f"{data}: no such folder or manifest")
     _, first = next(numbered_objects(path), ("", {}))
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
 

@@ -26,7 +26,7 @@ from asr_jax.commands import prepare
 from asr_jax.commands.download import download
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.librispeech import Archive
-from asr_jax.data.manifest import read_manifest
+from asr_jax.data.manifest import read_manifest, require_there
 from asr_jax.data.pipeline import training_batches
 from asr_jax.data.recordings import read_recording
 from asr_jax.text import Tokenizer
@@ -392,6 +392,18 @@ def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monke
     assert (out / "archives/dev-clean.tar.gz").read_bytes() == contents
 
 
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--max-seconds=nan"], "--min-seconds 0.1 --max-seconds nan: needs 0 <= shortest <= long"),
+        (["--min-seconds=nan"], "--min-seconds nan --max-seconds inf: needs 0 <= shortest <= long"),
+        ([], "OUT = .: say the name of a folder to make"),
+    ],
+)
+def test_options_that_cannot_be(error, tmp_path, options, complaint):
+    assert error("prepare", tmp_path, ".", *options).startswith(complaint)
+
+
 @pytest.mark.parametrize("config", ["default", "lazy_decode"])
 def test_directories_of_the_stock_builder(tmp_path, config):
     """tests/data/stock_librispeech/make.py says how they were made, and of what."""
@@ -403,6 +415,7 @@ def test_directories_of_the_stock_builder(tmp_path, config):
         for id, _, text in (line.partition(" ") for line in listed.read_text().splitlines())
     }
     for split, recordings in held.items():
+        require_there(where / split)
         utterances, skipped = read_manifest(where / split)
         ids = [Path(name).stem for name in recordings]
         assert [u.id for u in utterances] == ids and not skipped

@@ -6,12 +6,12 @@ Importing the package loads nothing else, so that asr_jax.losses needs JAX alone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asr_jax.loading import load as load
+    from asr_jax.inference.model import load as load
 
 
 def __getattr__(name: str) -> Any:
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from asr_jax.loading import load
+    from asr_jax.inference.model import load
 
     return load

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from asr_jax.commands.complaint import complaint_of
+from asr_jax.errors import complaint_of
 
 VERBS = {
     "prepare": "prepare SOURCE OUT [--config CONFIG]",

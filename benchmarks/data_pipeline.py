@@ -26,16 +26,16 @@ import soundfile
 import soxr
 
 from asr_jax.audio import change_speed, read_audio
-from asr_jax.commands.arguments import load_config
-from asr_jax.commands.corpus import Corpus, training_corpus, usable_utterances
 from asr_jax.config import AugmentConfig, Config, DataConfig, ObjectiveConfig, TokenizerConfig
+from asr_jax.config_file import load_config
 from asr_jax.data.augment import add_noise, add_room, read_stretch, read_untranscribed
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import training_batches, training_plan
-from asr_jax.data.prepared import FORMAT
 from asr_jax.data.recordings import read_recording
+from asr_jax.data.sources.prepared import FORMAT
+from asr_jax.experiment.corpus import Corpus, training_corpus, usable_utterances
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 

@@ -30,16 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asr_jax.commands.recognition import open_run
 from asr_jax.config import DecodingConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.alignment import align_labels
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
-from asr_jax.decoding.recognizer import encoded_frame_seconds, transcripts
 from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
+from asr_jax.inference.decode_batch import encoded_frame_seconds, transcripts
+from asr_jax.inference.recognizer import open_run
 from asr_jax.losses import tdt_loss, transducer_loss
 from asr_jax.models.transducer import Transducer
 from asr_jax.scoring.wer import align, word_error_rate

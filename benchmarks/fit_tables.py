@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
+from asr_jax.capacity.bucket_memory import BucketFit
+from asr_jax.capacity.collectives import Collective
 from asr_jax.commands.fit import table
-from asr_jax.training.collectives import Collective
-from asr_jax.training.fit import BucketFit
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("librispeech_*.py"))

@@ -26,16 +26,17 @@ import numpy as np
 from flax import nnx
 from loss_pictures import BLUE, GREY, PALE, RED, Drawing
 
-from asr_jax.commands.arguments import load_config
-from asr_jax.commands.batch_shapes import batch_shapes
+from asr_jax.capacity.accelerators import target_devices
 from asr_jax.config import Config
+from asr_jax.config_file import load_config
+from asr_jax.distributed.mesh import batch_sharding, make_mesh
+from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.layers.length import subsampled
 from asr_jax.losses import transducer_loss
-from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.models.composition import split_model
 from asr_jax.training import objective, step
-from asr_jax.training.accelerators import target_devices
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import abstract_state, split_model
+from asr_jax.training.state import abstract_state
 
 PAGE = """# Is it always the transducer that takes the memory?
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import jax
 
-from asr_jax.commands.arguments import load_config
+from asr_jax.config_file import load_config
+from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
-from asr_jax.training.state import split_model
 
 RESIDUAL = "configs/an4_residual.py"
 MODELS = {

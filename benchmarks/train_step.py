@@ -30,16 +30,17 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from asr_jax.commands.arguments import UsageError, load_config
-from asr_jax.commands.batch_shapes import batch_shapes
-from asr_jax.commands.devices import prepare_devices
+from asr_jax.capacity.flops import model_flops
 from asr_jax.config import Config
-from asr_jax.mesh import batch_sharding, make_mesh
-from asr_jax.training.flops import model_flops
+from asr_jax.config_file import UsageError, load_config
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.distributed.mesh import batch_sharding, make_mesh
+from asr_jax.experiment.batch_shapes import batch_shapes
+from asr_jax.models.composition import split_model
 from asr_jax.training.loop import compile_steps
 from asr_jax.training.objective import loss_weights, losses_of_encoded
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import TrainState, abstract_state, initial_state, split_model
+from asr_jax.training.state import TrainState, abstract_state, initial_state
 from asr_jax.training.step import augmented_features, cast
 from asr_jax.types import Batch
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_jax.commands.arguments import UsageError, load_config, write_config
 from asr_jax.config import Config, DataConfig, FeaturesConfig, JointConfig, flatten
+from asr_jax.config_file import UsageError, load_config, write_config
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"

@@ -8,23 +8,23 @@ from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.commands.arguments import load_config, parse, require_folder
-from asr_jax.commands.comparison import is_evaluation, read_rival
-from asr_jax.commands.complaint import writing_in
-from asr_jax.commands.devices import prepare_devices
-from asr_jax.commands.fusing import NO_FUSING, Fusing, described, fused
-from asr_jax.commands.posteriors import label_posteriors, require_lattice
-from asr_jax.commands.processes import Processes, is_first, joined
-from asr_jax.commands.recognition import (
+from asr_jax.config import MeshConfig
+from asr_jax.config_file import load_config, parse, require_folder
+from asr_jax.data.manifest import read_transcribed, require_there
+from asr_jax.data.recordings import recording_bytes
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.distributed.processes import Processes, is_first, joined
+from asr_jax.errors import writing_in
+from asr_jax.inference.fusion_options import NO_FUSING, Fusing, described, fused
+from asr_jax.inference.label_posteriors import label_posteriors, require_lattice
+from asr_jax.inference.recognizer import (
     beam_size,
     open_run,
     recognize_utterances,
     require_run,
     with_decoding,
 )
-from asr_jax.config import MeshConfig
-from asr_jax.data.manifest import read_transcribed, require_there
-from asr_jax.data.recordings import recording_bytes
+from asr_jax.scoring.comparison import is_evaluation, read_rival
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import write_evaluation
 from asr_jax.scoring.report_page import comparison_lines

@@ -11,16 +11,17 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from asr_jax.commands.arguments import UsageError, parse_after_config
-from asr_jax.commands.batch_shapes import batch_shapes
-from asr_jax.commands.devices import prepare_devices
+from asr_jax.capacity.accelerators import Accelerator, accelerator_of, target_devices
+from asr_jax.capacity.bucket_memory import BucketFit, fit_bucket, largest_batch, with_rows
 from asr_jax.config import Config
-from asr_jax.mesh import check_batch, make_mesh
+from asr_jax.config_file import UsageError, parse_after_config
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.distributed.mesh import check_batch, make_mesh
+from asr_jax.experiment.batch_shapes import batch_shapes
+from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
-from asr_jax.training.accelerators import Accelerator, accelerator_of, target_devices
-from asr_jax.training.fit import BucketFit, fit_bucket, largest_batch, with_rows
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import abstract_state, split_model
+from asr_jax.training.state import abstract_state
 
 # What libtpu would ask a cloud machine, which this need not be.
 _NO_TPU_HERE = {

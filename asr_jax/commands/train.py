@@ -15,18 +15,17 @@ import tyro
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands.arguments import UsageError, parse_after_config, write_config
-from asr_jax.commands.batch_shapes import batch_shapes
-from asr_jax.commands.compiled import compiled_programs_kept
-from asr_jax.commands.complaint import writing_in
-from asr_jax.commands.corpus import Corpus, keep_tokenizer, training_corpus
-from asr_jax.commands.dev_evaluation import dev_evaluation
-from asr_jax.commands.dev_perplexity import dev_perplexity
-from asr_jax.commands.devices import prepare_devices
 from asr_jax.commands.evaluate import default_output, evaluate
-from asr_jax.commands.initialization import begun_from, read_source
-from asr_jax.commands.notices import notices, obey_again
-from asr_jax.commands.processes import (
+from asr_jax.config import Config, flatten
+from asr_jax.config_file import UsageError, parse_after_config, write_config
+from asr_jax.data.manifest import read_transcribed
+from asr_jax.data.pipeline import Batches, training_batches
+from asr_jax.data.texts import training_text_batches
+from asr_jax.distributed.compilation_cache import compiled_programs_kept
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.distributed.mesh import check_batch, make_mesh, rows_here
+from asr_jax.distributed.preemption import notices, obey_again
+from asr_jax.distributed.processes import (
     Processes,
     code_fingerprint,
     is_first,
@@ -34,19 +33,21 @@ from asr_jax.commands.processes import (
     on_first,
     require_same,
 )
-from asr_jax.commands.run_directory import about_run, changes, claim_run, require_shared
-from asr_jax.commands.skipped import list_skipped, readable_batches, skipped_list
-from asr_jax.config import Config, flatten
-from asr_jax.data.manifest import read_transcribed
-from asr_jax.data.pipeline import Batches, training_batches
-from asr_jax.data.texts import training_text_batches
-from asr_jax.mesh import check_batch, make_mesh, rows_here
+from asr_jax.errors import writing_in
+from asr_jax.experiment.batch_shapes import batch_shapes
+from asr_jax.experiment.corpus import Corpus, keep_tokenizer, training_corpus
+from asr_jax.experiment.dev_perplexity import dev_perplexity
+from asr_jax.experiment.dev_wer import dev_evaluation
+from asr_jax.experiment.fine_tuning import begun_from, read_source
+from asr_jax.experiment.run_directory import about_run, changes, claim_run, require_shared
+from asr_jax.experiment.skipped import list_skipped, readable_batches, skipped_list
+from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 from asr_jax.training.loop import TrainingDiverged, compile_steps, train
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.progress import ProgressDisplay
-from asr_jax.training.state import TrainState, abstract_state, initial_state, split_model
+from asr_jax.training.state import TrainState, abstract_state, initial_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,20 +10,20 @@ from typing import Annotated, Literal
 import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
-from asr_jax.commands.arguments import parse, require_folder
-from asr_jax.commands.complaint import writing_in
-from asr_jax.commands.devices import prepare_devices
-from asr_jax.commands.fusing import NO_FUSING, Fusing, fused
-from asr_jax.commands.recognition import (
+from asr_jax.commands.transcribe_stream import MICROPHONE, STDIN, stream_source, streaming
+from asr_jax.config import MeshConfig
+from asr_jax.config_file import parse, require_folder
+from asr_jax.decoding.captions import ctm, srt, vtt
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.errors import writing_in
+from asr_jax.inference.fusion_options import NO_FUSING, Fusing, fused
+from asr_jax.inference.recognizer import (
     beam_size,
     open_run,
     recognize_utterances,
     windows_of,
     with_decoding,
 )
-from asr_jax.commands.streaming import MICROPHONE, STDIN, stream_source, streaming
-from asr_jax.config import MeshConfig
-from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.types import Transcript, Utterance
 
 

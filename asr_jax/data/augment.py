@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from asr_jax.audio import AudioError
-from asr_jax.data.folder import AUDIO_SUFFIXES, files_below
 from asr_jax.data.manifest import HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
+from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES, files_below
 from asr_jax.types import Skipped, Utterance
 
 # Mean power, -160 dB of full scale: what is left of such noise is rounding, not to be made loud.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from asr_jax.data.collector import collector_paused
+from asr_jax.data.gc_paused import collector_paused
 from asr_jax.text import Tokenizer
 
 Labels = list[Int32[np.ndarray, " _"]]

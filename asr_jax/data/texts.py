@@ -9,10 +9,10 @@ from jaxtyping import Int32, Int64
 
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.epochs import Epochs
-from asr_jax.data.listing import numbered_lines
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import Batches
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
+from asr_jax.data.sources.lines import numbered_lines
 from asr_jax.text import collapse_white_space
 from asr_jax.types import Batch, Skipped, Utterance
 

@@ -3,15 +3,15 @@
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import DecodingConfig
-from asr_jax.decoding.attention import attention_search
+from asr_jax.decoding.attention_beam import attention_search
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.ctc import best_path
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
-from asr_jax.models.attention import AttentionModel
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
+from asr_jax.models.encoder_decoder import AttentionModel
 
 
 def search(

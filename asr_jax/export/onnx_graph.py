@@ -9,7 +9,7 @@ import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
-from asr_jax.export.artifact import ABOUT
+from asr_jax.export.format_version import ABOUT
 
 # The first that has LayerNormalization, and its format: what runtimes of years ago can read.
 OPSET = 17

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
-from asr_jax.export.artifact import require_readable
 from asr_jax.export.difference import relative_difference
+from asr_jax.export.format_version import require_readable
 from asr_jax.export.nemo_layout import NEVER
 from asr_jax.export.sherpa_onnx import PARTS, layout, max_symbols_per_frame
 from asr_jax.features.logmel import log_mel

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
 
-from asr_jax.export.artifact import ABOUT, ArtifactError, require_readable
+from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
 
 # A scale takes four bytes: fewer numbers than these are not worth one.
 _FEWEST_PER_SCALE = 8

@@ -50,7 +50,7 @@ from asr_jax.decoding.stream import (
     start_stream,
     stream_step,
 )
-from asr_jax.export.artifact import ABOUT, ArtifactError, require_readable
+from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
 from asr_jax.export.params import named
 from asr_jax.features.frames import hop_samples
 from asr_jax.features.logmel import log_mel

@@ -9,14 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, Integer
 
 from asr_jax.losses import _durations, _lattice
+from asr_jax.losses._arguments import Computation, Joint
 from asr_jax.losses._cells import Columns, Factorization
-from asr_jax.losses._checks import (
-    Computation,
-    Joint,
-    check_durations,
-    check_joint,
-    check_objective,
-)
+from asr_jax.losses._checks import check_durations, check_joint, check_objective
 from asr_jax.losses._edges import as_one_kind, joint_edges
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology

@@ -2,43 +2,19 @@
 
 import math
 import operator
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
-from jaxtyping import Array, Float, Integer
 
+from asr_jax.losses._arguments import Computation, Joint, Named
 from asr_jax.losses._cells import Factorization
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology
 from asr_jax.losses._mosaic_gpu_support import obstacle
 
-Named = Literal["reference", "xla", "mosaic_gpu"]
-Implementation = Named | None
 FLOATS = ("float16", "bfloat16", "float32")
-
-
-class Joint(NamedTuple):
-    """The arrays that every loss of a joint takes, U1 = U + 1."""
-
-    encoded: Float[Array, "B T D"]
-    predicted: Float[Array, "B U1 D"]
-    kernel: Float[Array, "D V"]
-    bias: Float[Array, " V"] | None
-    labels: Integer[Array, "B U"]
-    encoded_lengths: Integer[Array, " B"]
-    label_lengths: Integer[Array, " B"]
-
-
-class Computation(NamedTuple):
-    """How the logits of a joint are computed; see `transducer_loss`."""
-
-    activation: Activation
-    chunk_frames: int | None = None
-    utterances_per_group: int | None = None
-    negligible_gradient: float = 0.0
-    implementation: Implementation = None
 
 
 def check_float(name, array, *shape) -> None:

@@ -1,17 +1,17 @@
 """From a joint's arguments to log-probabilities of edges: what every loss of it begins with."""
 
 from collections.abc import Callable
-from math import gcd, prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
+from asr_jax.losses._arguments import Computation, Implementation, Joint
 from asr_jax.losses._cells import Columns, Planes, edges, labels_of_cells, pick_planes
-from asr_jax.losses._checks import Computation, Implementation, Joint, as_int32
+from asr_jax.losses._checks import as_int32
 from asr_jax.losses._groups import choose_size, in_groups
 from asr_jax.losses._joint import ACTIVATIONS, Options, joint_planes
+from asr_jax.losses._sharding import batch_shards, vary_alike
 from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
 
 
@@ -46,7 +46,7 @@ def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edg
         possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
         possible &= (label_lengths >= 0) & (label_lengths < cells)
         lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
-        shards, chunk_frames = _shards(joint, computation), computation.chunk_frames
+        shards, chunk_frames = batch_shards(joint, computation), computation.chunk_frames
         if implementation == "mosaic_gpu":
             tile = choose_kernel_tile(batch, frames, cells, kernel.shape[1], chunk_frames)
         else:
@@ -78,7 +78,7 @@ def joint_loss(
     if not _in_tiles(joint, computation):
         return loss(floats, weights, integers)
     batch, frames, _ = joint.encoded.shape
-    shards, at_most = _shards(joint, computation), computation.utterances_per_group
+    shards, at_most = batch_shards(joint, computation), computation.utterances_per_group
     at_most = None if at_most is None else at_most // shards
     size = choose_size(batch // shards, frames, joint.predicted.shape[1], at_most)
     if size * shards == batch:
@@ -105,12 +105,6 @@ def _in_tiles(joint, computation):
     return computation.implementation != "reference" and 0 not in joint.encoded.shape
 
 
-def _shards(joint, computation):
-    """Parts of the batch within which utterances are packed. The kernels know of one."""
-    one = computation.implementation == "mosaic_gpu"
-    return 1 if one else gcd(len(joint.encoded), devices())
-
-
 def lattice_walker(implementation: Implementation) -> Callable | None:
     """What walks over the lattice, if not `walk`."""
     if implementation != "mosaic_gpu":
@@ -118,32 +112,3 @@ def lattice_walker(implementation: Implementation) -> Callable | None:
     from asr_jax.losses._mosaic_gpu import lattice_forward  # imports Pallas
 
     return lattice_forward
-
-
-def devices() -> int:
-    """Over how many devices a batch may be spread, where nobody tells how it really is.
-
-    Utterances are packed within each of so many parts of the batch. With at least as many parts as
-    the batch has shards no device has to know another's utterances, and one part a device packs
-    best.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.device_count()
-    return prod(mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes)
-
-
-def vary_alike(*arrays: Any) -> tuple[Any, ...]:
-    """Under shard_map: let all arrays vary over the axes that one of them varies over.
-
-    Loops carry sums of all of them; and the sum over devices that the kernel's gradient needs is
-    then that of this cast.
-    """
-    varying = lambda x: jax.typeof(x).manual_axis_type.varying
-    axes = frozenset().union(*(varying(x) for x in arrays if x is not None))
-
-    def cast(x):
-        missing = () if x is None else tuple(axes - varying(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return tuple(map(cast, arrays))

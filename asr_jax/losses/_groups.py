@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
 
-from asr_jax.losses._once import once
+from asr_jax.losses._first_order import once
 
 MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
 # JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.

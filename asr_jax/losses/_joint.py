@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from asr_jax.losses._cells import Columns, Planes, pick, unpick
-from asr_jax.losses._once import once
+from asr_jax.losses._first_order import once
 from asr_jax.losses._tiles import (
     Tile,
     from_blocks,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from asr_jax.losses._once import once
+from asr_jax.losses._first_order import once
 
 Lengths = Int[Array, " B"]
 Topology = Literal["rnnt", "one_symbol_per_frame"]

@@ -18,8 +18,9 @@ from asr_jax.losses._checks import (
     check_integer,
     check_objective,
 )
-from asr_jax.losses._edges import at_least_one_frame, vary_alike
+from asr_jax.losses._edges import at_least_one_frame
 from asr_jax.losses._lattice import Topology, log_likelihood
+from asr_jax.losses._sharding import vary_alike
 
 
 def rnnt_loss(

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array, Float, Float32, Integer
 
+from asr_jax.losses._arguments import Computation, Implementation, Joint
 from asr_jax.losses._cells import Columns
-from asr_jax.losses._checks import (
-    Computation,
-    Implementation,
-    Joint,
-    check_durations,
-    check_joint,
-    check_sigma,
-)
+from asr_jax.losses._checks import check_durations, check_joint, check_sigma
 from asr_jax.losses._durations import log_likelihood
 from asr_jax.losses._edges import joint_loss
 from asr_jax.losses._joint import Activation

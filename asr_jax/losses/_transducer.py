@@ -2,14 +2,9 @@
 
 from jaxtyping import Array, Float, Float32, Integer
 
+from asr_jax.losses._arguments import Computation, Implementation, Joint
 from asr_jax.losses._cells import Columns, Factorization
-from asr_jax.losses._checks import (
-    Computation,
-    Implementation,
-    Joint,
-    check_joint,
-    check_objective,
-)
+from asr_jax.losses._checks import check_joint, check_objective
 from asr_jax.losses._edges import joint_loss, lattice_walker
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology, log_likelihood

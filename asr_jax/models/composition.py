@@ -1,10 +1,12 @@
 """Which networks an objective needs."""
 
+from typing import Any
+
 from flax import nnx
 
 from asr_jax.config import Config
-from asr_jax.models.attention import AttentionModel
 from asr_jax.models.ctc import CTC
+from asr_jax.models.encoder_decoder import AttentionModel
 from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer
 
@@ -19,3 +21,10 @@ def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model
     """
     kinds = {"ctc": CTC, "attention": AttentionModel, "language_model": LanguageModel}
     return kinds.get(config.objective.kind, Transducer)(config, vocabulary_size, rngs=rngs)
+
+
+def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
+    """The model's structure, and its parameters as a dict of abstract arrays."""
+    model = nnx.eval_shape(lambda: make_model(config, vocabulary_size, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)

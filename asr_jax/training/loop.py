@@ -7,8 +7,6 @@ and step 0 is no other code than step n.
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +20,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from asr_jax.config import Config
-from asr_jax.mesh import on_devices
+from asr_jax.distributed.mesh import on_devices
 from asr_jax.training import checkpoint
+from asr_jax.training.metrics_log import MetricsLog
 from asr_jax.training.profile import recorded_steps
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
@@ -44,11 +41,6 @@ class TrainingDiverged(ValueError):
         self.data_position = data_position
         """Batches taken until then."""
 
-
-# Protocol buffers make their classes at run time, where no type checker sees them.
-Event: Any = vars(event_pb2)["Event"]
-SessionLog: Any = vars(event_pb2)["SessionLog"]
-Summary: Any = vars(summary_pb2)["Summary"]
 
 # What may be measured on dev, by its name in metrics.jsonl, and how it is said.
 ON_DEV = {
@@ -245,77 +237,3 @@ def _examine(
             f"{lowest:.3g}"
         )
     return float(metrics.audio_seconds)
-
-
-class MetricsLog:
-    """RUN/metrics.jsonl, a line per logged step, and the same figures for TensorBoard.
-
-    Of several processes the first writes.
-    """
-
-    def __init__(self, run: Path, *, start: int, project: str):
-        """Lines of steps after `start`, which a killed process had written, are cut off."""
-        self._writes = jax.process_index() == 0
-        if not self._writes:
-            return
-        path = run / "metrics.jsonl"
-        kept = _lines_until(path, start) if path.exists() else []
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(kept))
-        os.replace(partial, path)
-        self._path = path
-        # Its SummaryWriter has a thread that waits by the clock of the day, and may do so for ever.
-        (run / "tensorboard").mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(run / "tensorboard" / "events"))
-        # TensorBoard hides what an earlier start wrote from this step on.
-        self._write_event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
-        self._wandb: Any = None
-        if project:
-            import wandb  # of those alone who ask for it # pyright: ignore[reportMissingImports]
-
-            # The same run at every start.
-            id = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
-            self._wandb = wandb.init(
-                project=project, name=run.name, id=id, resume="allow", dir=str(run)
-            )
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        if not self._writes:
-            return
-        # JSON has no NaN, and a reader of the file is not to stumble over one.
-        finite = {k: (v if np.isfinite(v) else None) for k, v in figures.items()}
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step} | finite) + "\n")
-        except OSError as error:  # of a full disk, which does not say where
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._write_event(step=step, summary=Summary(value=values))
-        if self._wandb is not None:
-            self._wandb.log(figures, step=step)
-
-    def close(self) -> None:
-        if not self._writes:
-            return
-        with contextlib.suppress(OSError):  # written it was, or its failure was raised
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def _write_event(self, **fields: Any) -> None:
-        try:
-            self._tensorboard.write_event(Event(wall_time=time.time(), **fields))
-            self._tensorboard.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._path.parent / "tensorboard") from error
-
-
-def _lines_until(path: Path, step: int) -> list[str]:
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # the half-written last line of a killed process
-    return kept

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int, Key
 from asr_jax.config import Config
 from asr_jax.layers.length import frame_mask
 from asr_jax.losses import tdt_loss, transducer_loss
-from asr_jax.models.attention import END_ID, AttentionModel
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
+from asr_jax.models.encoder_decoder import END_ID, AttentionModel
 from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer
 

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
+from asr_jax.distributed.sharding import state_shardings
 from asr_jax.models.composition import make_model
-from asr_jax.training.sharding import state_shardings
 
 
 class TrainState(NamedTuple):
@@ -34,13 +34,6 @@ class TrainState(NamedTuple):
     """Lowest `smoothed_loss` so far."""
     rollbacks: Int[Array, ""]
     """Times that the run went back to a checkpoint since it diverged."""
-
-
-def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
-    """The model's structure, and its parameters as a dict of abstract arrays."""
-    model = nnx.eval_shape(lambda: make_model(config, vocabulary_size, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(model, nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
 
 
 def _initial_state(

@@ -12,15 +12,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from asr_jax.config import Config
+from asr_jax.distributed.mesh import batch_sharding, over_rows
+from asr_jax.distributed.sharding import gathered
 from asr_jax.features.augment import spec_augment, time_stretch
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
-from asr_jax.mesh import batch_sharding, over_rows
 from asr_jax.training.frozen import frozen, held, without_gradients
 from asr_jax.training.objective import loss_weights, utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
-from asr_jax.training.sharding import gathered
 from asr_jax.training.state import TrainState
 from asr_jax.types import Batch
 

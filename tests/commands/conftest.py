@@ -20,11 +20,13 @@ import soundfile
 from flax import nnx
 
 from asr_jax.__main__ import main
-from asr_jax.commands import dev_evaluation, recognition, train
-from asr_jax.commands.arguments import load_config, write_config
+from asr_jax.commands import train
+from asr_jax.config_file import load_config, write_config
+from asr_jax.experiment import dev_wer
+from asr_jax.inference import recognizer
 from asr_jax.models.composition import make_model
 from asr_jax.text import UNKNOWN_ID, Tokenizer
-from asr_jax.training.loop import MetricsLog
+from asr_jax.training.metrics_log import MetricsLog
 
 RATE_HZ = 16_000
 CONFIG = """
@@ -138,9 +140,9 @@ def command() -> Callable[..., Outcome]:
     patches = [
         mock.patch.object(train, "compile_steps", reusing_what_is_compiled(train.compile_steps))
     ]
-    recognizer = reusing_what_is_compiled(recognition.make_recognizer)
-    users = (dev_evaluation, recognition)
-    patches += [mock.patch.object(module, "make_recognizer", recognizer) for module in users]
+    make_recognizer = reusing_what_is_compiled(recognizer.make_recognizer)
+    users = (dev_wer, recognizer)
+    patches += [mock.patch.object(module, "make_recognizer", make_recognizer) for module in users]
 
     def run(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()

@@ -16,11 +16,11 @@ import soundfile
 
 from asr_jax.commands import transcribe
 from asr_jax.commands.evaluate import default_output
-from asr_jax.commands.posteriors import require_lattice
 from asr_jax.config import Config, ObjectiveConfig, flatten
 from asr_jax.decoding import captions
+from asr_jax.inference.label_posteriors import require_lattice
 from asr_jax.scoring.wer import count_word_errors, total
-from asr_jax.training.loop import MetricsLog
+from asr_jax.training.metrics_log import MetricsLog
 from asr_jax.types import Transcript, Utterance, Word
 
 

@@ -13,10 +13,10 @@ import soundfile
 
 import asr_jax
 from asr_jax.audio import read_audio
-from asr_jax.commands import export_trial
-from asr_jax.commands.recognition import open_run, windows_of
+from asr_jax.commands.export import trial
 from asr_jax.data.manifest import read_transcribed
-from asr_jax.export import card
+from asr_jax.export import model_card
+from asr_jax.inference.recognizer import open_run, windows_of
 from asr_jax.types import Utterance
 
 
@@ -152,18 +152,18 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
 @pytest.mark.parametrize("most, chosen", [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, range(6))])
 def test_what_it_is_tried_on_is_evenly_spread(trained, monkeypatch, most, chosen):
     silent = lambda _, utterances: SimpleNamespace(texts=[""] * len(utterances))
-    monkeypatch.setattr(export_trial, "recognize_utterances", silent)
-    sample = export_trial.recognized_sample(open_run(trained.run, "best"), str(trained.data), most)
+    monkeypatch.setattr(trial, "recognize_utterances", silent)
+    sample = trial.recognized_sample(open_run(trained.run, "best"), str(trained.data), most)
     everything, _ = read_transcribed(trained.data, "")
     assert sample.utterances == [everything[n] for n in chosen]
 
 
 def test_programs_are_tried_on_recordings_as_a_whole(trained):
-    from asr_jax.commands import export_stablehlo
+    from asr_jax.commands.export import write_stablehlo
 
     run = open_run(trained.run, "best")
     long = Utterance("long", Path("long.wav"), "", 3 * run.config.decoding.window_seconds)
-    tried = export_stablehlo.prepared(run, dtype="float32", int8=False)
+    tried = write_stablehlo.prepared(run, dtype="float32", int8=False)
     assert len(windows_of(long, run.config)) > 1
     assert windows_of(long, tried.config) == [long]
 
@@ -203,9 +203,9 @@ def test_a_missing_package_is_named(trained, error, tmp_path, monkeypatch):
 
 def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
-    from asr_jax.commands import export_params
+    from asr_jax.commands.export import write_params
 
-    save = export_params.save_params
+    save = write_params.save_params
 
     def with_another_bias(path, tree, **options):
         bias = tree["joint"]["out"]["bias"]
@@ -224,7 +224,7 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
             **options,
         )
 
-    monkeypatch.setattr(export_params, "save_params", with_another_bias)
+    monkeypatch.setattr(write_params, "save_params", with_another_bias)
     complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
     assert "transcripts differ from the run's" in complaint
     assert not (tmp_path / "out").exists()
@@ -235,7 +235,7 @@ def test_the_card_tells_what_is_known(trained, exported):
     wer = json.loads(next(trained.run.glob("evaluation/*/wer.json")).read_text())["wer"]
     assert f"| {trained.data} | {wer:.2f} |" in text
     assert text.count("TO BE FILLED IN") == 2
-    assert "not evaluated" in card._evaluations([])
+    assert "not evaluated" in model_card._evaluations([])
 
 
 def test_losses_need_jax_alone():

@@ -15,7 +15,7 @@ pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 import sherpa_onnx as runtime
 
 from asr_jax.audio import read_audio
-from asr_jax.commands import export_sherpa_onnx
+from asr_jax.commands.export import write_sherpa_onnx
 from asr_jax.config import (
     Config,
     DecodingConfig,
@@ -24,7 +24,7 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
-from asr_jax.export import artifact, nemo_layout, onnx_layers, onnx_trial, sherpa_onnx
+from asr_jax.export import format_version, nemo_layout, onnx_layers, onnx_trial, sherpa_onnx
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def test_the_folder_holds_what_the_runtime_reads(exported):
 def test_a_batch_gives_what_each_recording_gives(trained, exported):
     paths = sorted(trained.data.parent.glob("*.flac"))
     recordings = [read_audio(path, sample_rate_hz=16_000) for path in paths]
-    expected = export_sherpa_onnx.transcripts(exported, "", recordings, Config())
+    expected = write_sherpa_onnx.transcripts(exported, "", recordings, Config())
     assert any(expected)
     assert transcripts(exported, trained) == expected
 
@@ -95,7 +95,7 @@ def test_the_script_of_the_docs_for_streams_runs(
         decoding=DecodingConfig(chunk_ms=160.0),
     )
     found = [line.split("\t")[1] for line in done.stdout.splitlines()]
-    expected = export_sherpa_onnx.transcripts(out, "", recordings, config)
+    expected = write_sherpa_onnx.transcripts(out, "", recordings, config)
     # Which ends with two hops more: for that the last chunk, of four frames, may be whole.
     for of_script, of_trial in zip(found, expected, strict=True):
         assert of_trial.startswith(of_script) and len(of_trial) - len(of_script) <= 4
@@ -128,8 +128,8 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
 
 
 def test_files_of_another_version_are_not_read(exported, monkeypatch):
-    monkeypatch.setitem(artifact.ABOUT, "version", "2")
-    with pytest.raises(artifact.ArtifactError) as found:
+    monkeypatch.setitem(format_version.ABOUT, "version", "2")
+    with pytest.raises(format_version.ArtifactError) as found:
         onnx_trial.open_runtime(exported, Config(), suffix=".int8", vocabulary=22)
     assert f"{exported}/encoder.int8.onnx: written by asr_jax, version 1; " in str(found.value)
 

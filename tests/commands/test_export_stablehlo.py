@@ -9,7 +9,7 @@ import soundfile
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 
-from asr_jax.commands import export_stablehlo
+from asr_jax.commands.export import write_stablehlo
 from asr_jax.export import stablehlo
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sizes_may_be_symbols")]
@@ -68,12 +68,12 @@ def test_the_script_of_the_docs_gives_words_chunk_by_chunk(
 
 
 def test_a_difference_is_an_error(of_streams, error, tmp_path, monkeypatch):
-    chunks = export_stablehlo.chunks
+    chunks = write_stablehlo.chunks
 
     def quieter(*given):
         yield from ((samples * 0.5, lengths) for samples, lengths in chunks(*given))
 
-    monkeypatch.setattr(export_stablehlo, "chunks", quieter)
+    monkeypatch.setattr(write_stablehlo, "chunks", quieter)
     export = ("export", of_streams, tmp_path / "out", "--format=stablehlo", "--chunk-ms=160")
     complaint = error(*export)
     assert "float32 chunk by chunk: " in complaint and "differ from the run's" in complaint

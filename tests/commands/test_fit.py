@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from asr_jax.commands import fit as command_fit
-from asr_jax.commands.arguments import load_config
-from asr_jax.mesh import make_mesh
+from asr_jax.config_file import load_config
+from asr_jax.distributed.mesh import make_mesh
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import initial_state
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands.recognition import open_any_run
+from asr_jax.inference.recognizer import open_any_run
 from asr_jax.text import Tokenizer
 
 

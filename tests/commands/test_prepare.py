@@ -21,14 +21,14 @@ import soundfile
 from rich.progress import Progress
 
 from asr_jax.audio import as_flac
-from asr_jax.commands import download as downloading
-from asr_jax.commands import prepare
-from asr_jax.commands.download import download
+from asr_jax.commands.prepare import command as prepare
+from asr_jax.commands.prepare import download as downloading
+from asr_jax.commands.prepare.download import download
 from asr_jax.config import AugmentConfig, DataConfig
-from asr_jax.data.librispeech import Archive
 from asr_jax.data.manifest import read_manifest, require_there
 from asr_jax.data.pipeline import training_batches
 from asr_jax.data.recordings import read_recording
+from asr_jax.data.sources.librispeech_archives import Archive
 from asr_jax.text import Tokenizer
 
 DEV = Path(__file__).parents[2] / "samples/an4/dev"

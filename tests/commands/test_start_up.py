@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from asr_jax.commands.complaint import complaint_of, writing_in
-from asr_jax.commands.devices import prepare_devices
 from asr_jax.config import CheckpointConfig, MeshConfig
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.errors import complaint_of, writing_in
 from asr_jax.training import checkpoint
 from asr_jax.training.checkpoint import CheckpointError, require_room, require_writable
 

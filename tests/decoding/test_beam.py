@@ -20,8 +20,8 @@ from asr_jax.config import (
 from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.beam import beam_search
 from asr_jax.decoding.fusion import Fusion
-from asr_jax.decoding.language_model import estimate, ngram_automaton
-from asr_jax.decoding.neural_language_model import NeuralScorer
+from asr_jax.decoding.neural_lm import NeuralScorer
+from asr_jax.decoding.ngram import estimate, ngram_automaton
 from asr_jax.losses import transducer_loss
 from asr_jax.models.language_model import LanguageModel
 from asr_jax.models.transducer import Transducer

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands import processes, schedulers
-from asr_jax.commands.processes import Processes, joined
+from asr_jax.distributed import processes, schedulers
+from asr_jax.distributed.processes import Processes, joined
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

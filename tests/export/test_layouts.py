@@ -13,7 +13,7 @@ pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 
 import onnx
 
-from asr_jax.commands.export_sherpa_onnx import transcripts
+from asr_jax.commands.export.write_sherpa_onnx import transcripts
 from asr_jax.config import DecodingConfig, FeaturesConfig, ObjectiveConfig, PredictorConfig
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.export import nemo_layout, sherpa_onnx

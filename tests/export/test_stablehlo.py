@@ -9,11 +9,11 @@ from flax import nnx
 
 pytest.importorskip("flatbuffers", reason="of the extra `export`")
 
-from asr_jax.commands.export_stablehlo import chunks, padded
+from asr_jax.commands.export.write_stablehlo import chunks, padded
 from asr_jax.config import DecodingConfig, ObjectiveConfig, PredictorConfig
 from asr_jax.decoding.search import search
 from asr_jax.export import stablehlo
-from asr_jax.export.artifact import ArtifactError
+from asr_jax.export.format_version import ArtifactError
 from asr_jax.features.logmel import log_mel
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asr_jax.training.accelerators import target_devices
+from asr_jax.capacity.accelerators import target_devices
 
 
 class Problem(NamedTuple):

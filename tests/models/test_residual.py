@@ -12,8 +12,8 @@ from flax import nnx
 from asr_jax.config import Config, EncoderConfig, FeaturesConfig
 from asr_jax.layers.residual import Shared
 from asr_jax.layers.stack import scan_layers, stacked
+from asr_jax.models.composition import split_model
 from asr_jax.models.encoder import fold_shared_layers
-from asr_jax.training.state import split_model
 
 CONFIG = Config(
     features=FeaturesConfig(mel_bins=20),

@@ -7,7 +7,7 @@ import time
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from asr_jax.training.loop import MetricsLog
+from asr_jax.training.metrics_log import MetricsLog
 
 DAY_SECONDS = 86_400
 

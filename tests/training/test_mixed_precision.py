@@ -20,9 +20,10 @@ from asr_jax.config import (
     PredictorConfig,
     TrainConfig,
 )
-from asr_jax.mesh import make_mesh
+from asr_jax.distributed.mesh import make_mesh
+from asr_jax.models.composition import split_model
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import initial_state, split_model
+from asr_jax.training.state import initial_state
 from asr_jax.training.step import batch_gradients, cast
 from asr_jax.types import Batch
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from asr_jax.config import Config, EncoderConfig, ObjectiveConfig, OptimizerConfig
+from asr_jax.models.composition import split_model
 from asr_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from asr_jax.training.state import split_model
 
 
 def test_schedule_rises_linearly_and_falls_as_a_cosine():

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from asr_jax.config import AugmentConfig, Config, EncoderConfig, MeshConfig, ObjectiveConfig
-from asr_jax.mesh import make_mesh
+from asr_jax.distributed.mesh import make_mesh
 from asr_jax.models.composition import make_model
 from asr_jax.training.objective import consistency_losses, ctc_losses, utterance_losses
 from asr_jax.training.step import augmented_features

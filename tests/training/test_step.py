@@ -21,10 +21,11 @@ from asr_jax.config import (
     PredictorConfig,
     TrainConfig,
 )
+from asr_jax.distributed.mesh import batch_sharding, make_mesh
 from asr_jax.features.logmel import log_mel
-from asr_jax.mesh import batch_sharding, make_mesh
+from asr_jax.models.composition import split_model
 from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import abstract_state, initial_state, split_model
+from asr_jax.training.state import abstract_state, initial_state
 from asr_jax.training.step import augmented_features, batch_gradients, train_step
 from asr_jax.types import Batch
 

@@ -1,0 +1,220 @@
+"""Whether a training step fits a device's memory, and how fast it can be at best."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from asr_jax.capacity.accelerators import Accelerator
+from asr_jax.capacity.collectives import Collective, collectives
+from asr_jax.capacity.flops import model_flops
+from asr_jax.config import Config
+from asr_jax.distributed.mesh import BATCH
+from asr_jax.training.objective import utterance_losses
+from asr_jax.training.state import TrainState
+from asr_jax.training.step import augmented_features, cast, jitted_step
+from asr_jax.types import Batch
+
+
+class BucketFit(NamedTuple):
+    """One bucket's step on one device. Bytes and FLOPs are of a device, utterances of all."""
+
+    seconds: float
+    labels: int
+    utterances: int
+    parameters_bytes: int
+    """The parameters and their average."""
+    optimizer_bytes: int
+    activations_bytes: int
+    """Kept from the forward for the backward pass, traced: a part of `temporary_bytes`."""
+    temporary_bytes: int | None
+    """All that lives within a step; None: the compiler found no room for it."""
+    memory_bytes: int | None
+    """The most that is held at once, by the compiler's account."""
+    limit_bytes: float
+    """What a program may take; infinite where that is not known."""
+    fits: bool
+    model_flops: int
+    """Of the padded batch, without what is computed again."""
+    collectives: dict[str, Collective]
+    least_step_seconds: float | None
+    """An estimate: at the accelerator's published rates, which no real step reaches."""
+
+
+def fit_bucket(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+    shape: Batch,
+    *,
+    seconds: float,
+    vocabulary_size: int,
+    limit_bytes: float,
+    accelerator: Accelerator | None,
+) -> BucketFit:
+    """Compiles the step for batches of this shape."""
+    rows, labels = shape.labels.shape
+    # The state after the step lies where the state before it did.
+    state_bytes = _bytes_on_a_device(abstract)
+    kept = _activations_bytes(config, graphdef, abstract.params, mesh, shape)
+    flops = model_flops(config, vocabulary_size, rows=rows, seconds=seconds, labels=labels)
+    step = jitted_step(config, graphdef, optimizer, abstract, mesh)
+    sent, temporary = {}, None
+    try:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            compiled = step.lower(abstract, shape).compile()
+        sent = collectives(compiled.as_text() or "")
+        analysis = compiled.memory_analysis()
+        temporary = analysis.temp_size_in_bytes
+        memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + temporary
+        memory -= analysis.alias_size_in_bytes
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory = _memory_asked_for(str(error))
+    return BucketFit(
+        seconds=seconds,
+        labels=labels,
+        utterances=rows,
+        parameters_bytes=_bytes_on_a_device((abstract.params, abstract.averaged)),
+        optimizer_bytes=_bytes_on_a_device(abstract.optimizer),
+        activations_bytes=kept,
+        temporary_bytes=temporary,
+        memory_bytes=memory,
+        limit_bytes=limit_bytes,
+        fits=temporary is not None and (memory or 0) <= limit_bytes,
+        model_flops=sum(flops.values()) // mesh.size,
+        collectives=sent,
+        least_step_seconds=accelerator
+        and _least_seconds(config, flops, mesh, sent, state_bytes, kept, accelerator),
+    )
+
+
+def largest_batch(fit: Callable[[int], BucketFit], *, start: int, unit: int) -> BucketFit:
+    """The step of about the most utterances, a multiple of `unit`, that fits; tries `start` first.
+
+    What a step takes grows about evenly with its batch, so what was tried points at the next try, a
+    twentieth below the limit. It ends where a step takes 85 % of the limit or cannot take one unit
+    more; where nothing fits, with the smallest that was tried.
+    """
+    tried: dict[int, BucketFit] = {}
+    rows = max(unit, start // unit * unit)
+    while rows not in tried:
+        found = tried[rows] = fit(rows)
+        if found.fits and (found.memory_bytes or 0) >= 0.85 * found.limit_bytes:
+            break
+        fitting = [0, *(r for r in tried if tried[r].fits)]
+        too_many = [r for r in tried if not tried[r].fits]
+        if found.memory_bytes is None:
+            rows = (max(fitting) + rows) // 2 // unit * unit
+        else:
+            rows = _pointed_at(list(tried.values())) // unit * unit
+        rows = max(rows, max(fitting) + unit)
+        if too_many:
+            rows = max(unit, min(rows, min(too_many) - unit))
+    return max(tried.values(), key=lambda f: f.utterances if f.fits else -f.utterances)
+
+
+def _pointed_at(tried: list[BucketFit]) -> int:
+    """Where a line through the last two tries, or one and the state, comes near the limit."""
+    last = tried[-1]
+    state_bytes = last.parameters_bytes + last.optimizer_bytes
+    points = [(0, state_bytes), *((f.utterances, f.memory_bytes) for f in tried if f.memory_bytes)]
+    (low, low_bytes), (high, high_bytes) = sorted(points[-2:])
+    if high_bytes <= low_bytes:
+        return last.utterances * 2 if last.fits else last.utterances // 2
+    aim = 0.95 * last.limit_bytes
+    return int(high + (aim - high_bytes) * (high - low) / (high_bytes - low_bytes))
+
+
+def with_rows(shape: Batch, rows: int) -> Batch:
+    """The bucket's batch, of another number of utterances."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shape)
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf)
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _itemsize(leaf: Any) -> int:
+    return getattr(leaf.dtype, "itemsize", 4)
+
+
+def _activations_bytes(
+    config: Config, graphdef: nnx.GraphDef, params: Any, mesh: Mesh, shape: Batch
+) -> int:
+    """What the backward pass is given beside the parameters, of one micro-batch on one device."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    features_of = functools.partial(augmented_features, config=config, mesh=mesh)
+    dtype = config.train.compute_dtype
+
+    def kept(params, batch, key):
+        features, lengths = features_of(batch, key)
+        losses = lambda params: utterance_losses(
+            nnx.merge(graphdef, cast(params, dtype)),
+            features.astype(dtype),
+            lengths,
+            batch.labels,
+            batch.label_lengths,
+            config=config,
+            key=key,
+        )
+        return jax.vjp(losses, params)[1]
+
+    def traced_bytes(rows: int) -> int:
+        residuals = jax.eval_shape(kept, params, with_rows(shape, rows), key)
+        return sum(math.prod(a.shape) * _itemsize(a) for a in jax.tree.leaves(residuals))
+
+    # Parameters are among them: what grows with the batch is not.
+    shards = math.prod(mesh.shape[axis] for axis in BATCH[0])
+    return (
+        (traced_bytes(2 * shards) - traced_bytes(shards))
+        * (len(shape.labels) // shards // config.train.accumulate)
+        // shards
+    )
+
+
+def _least_seconds(
+    config: Config,
+    flops: dict[str, int],
+    mesh: Mesh,
+    sent: dict[str, Collective],
+    state_bytes: int,
+    kept_bytes: int,
+    accelerator: Accelerator,
+) -> float | None:
+    """The longest of computing, sending, and reading and writing what must lie in memory."""
+    if config.train.compute_dtype != "bfloat16":
+        return None
+    again = {"joint and loss"}  # the loss computes its logits twice
+    if config.encoder.remat == "layer":
+        again |= {"feed-forward", "attention", "convolution"}
+    computed = sum(count * (4 / 3 if part in again else 1) for part, count in flops.items())
+    # A ring sends a sum's bytes twice, and is given the shards that a gather gives whole.
+    sent_bytes = sum(
+        (2 if kind == "all-reduce" else 1) * amount.bytes for kind, amount in sent.items()
+    )
+    moved_bytes = 2 * state_bytes + 2 * config.train.accumulate * kept_bytes
+    return max(
+        computed / mesh.size / (accelerator.bfloat16_tflops * 1e12),
+        sent_bytes / (accelerator.link_gb_per_second * 1e9),
+        moved_bytes / (accelerator.memory_gb_per_second * 1e9),
+    )
+
+
+def _memory_asked_for(message: str) -> int | None:
+    """Of a compiler that has no room: `Used 23.40G of 15.75G hbm`."""
+    if not (used := re.search(r"Used ([\d.]+)([KMG]) of", message)):
+        return None
+    return int(float(used[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[used[2]])

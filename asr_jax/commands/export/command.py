@@ -1,0 +1,134 @@
+"""`asr-jax export RUN OUT --format ...`: a model for use without its run, tried and compared."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from asr_jax.commands.export.trial import recognized_sample
+from asr_jax.config import MeshConfig
+from asr_jax.config_file import UsageError, parse
+from asr_jax.distributed.devices import prepare_devices
+from asr_jax.distributed.sharding import state_shardings
+from asr_jax.errors import writing_in
+from asr_jax.export.model_card import model_card
+from asr_jax.inference.recognizer import Recognizer, open_run, with_decoding
+from asr_jax.models.composition import split_model
+from asr_jax.models.encoder import fold_shared_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes a model, runs it on some recordings and compares; a difference is an error."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder to write, new or empty."""
+    format: Literal["params", "stablehlo", "sherpa-onnx"]
+    """params: for asr_jax itself; stablehlo: programs for JAX alone; sherpa-onnx: ONNX files for
+    that runtime (docs/export.md)."""
+    checkpoint: str = "best"
+    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: matrices in eight bits, with a scale for each channel (sherpa-onnx: also)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """params: of what is not quantized."""
+    fold: bool = False
+    """Of an encoder whose layers share matrices: makes the matrix of each, which is faster, and as
+    large as if none were shared."""
+    chunk_ms: float | None = None
+    """decoding.chunk_ms in the config's place: for streaming, by chunks of this size."""
+    data: str = ""
+    """Recordings with transcripts to try it on; data.test, or else data.dev, of the run."""
+    recordings: int = 16
+    """How many of them, evenly spread."""
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(Options, arguments, program="asr-jax export")
+    if options.recordings < 1:
+        raise UsageError(f"--recordings {options.recordings}: must be positive")
+    if options.out.name in ("", ".."):
+        raise UsageError(f"{options.out}: say the name of a folder to make")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UsageError(f"{options.out}: is there already and not empty; choose another folder")
+    # Imported when asked for: not everyone has their packages.
+    if options.format == "params":
+        require_packages("safetensors")
+        from asr_jax.commands.export import write_params as form
+    elif options.format == "stablehlo":
+        require_packages("flatbuffers", extra="export")
+        from asr_jax.commands.export import write_stablehlo as form
+    else:
+        require_packages("onnx", "onnxruntime", extra="export")
+        from asr_jax.commands.export import write_sherpa_onnx as form
+    prepare_devices(MeshConfig())
+    int8 = options.quantize == "int8"
+    of_run = open_run(options.run, options.checkpoint)
+    of_run = with_decoding(of_run, chunk_ms=options.chunk_ms)
+    recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
+    unfolded, recognizer = recognizer, folded(recognizer) if options.fold else recognizer
+    sample = recognized_sample(unfolded, options.data, options.recordings)
+    with writing_in(options.out):
+        partial = options.out.with_name(options.out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        trials = form.write(partial, recognizer, sample, dtype=options.dtype, int8=int8)
+        card = model_card(
+            options.run.resolve().name,
+            recognizer.config,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
+            checkpoint=recognizer.checkpoint,
+            form=", ".join([form.FORM, " and ".join(trials)] + ["folded"] * options.fold),
+            trials=trials,
+            evaluations=list(read_evaluations(options.run)),
+            use=form.usage(options.out.name, recognizer.config),
+        )
+        (partial / "README.md").write_text(card)
+        os.replace(partial, options.out)
+    for variant, trial in trials.items():
+        print(
+            f"{options.out}: {variant}: {trial.equal} of {trial.recordings} transcripts are the "
+            f"run's; WER {trial.wer_after:.2f} %, the run's {trial.wer_before:.2f} %"
+        )
+    return 0
+
+
+def folded(recognizer: Recognizer) -> Recognizer:
+    """The same model with a matrix W + A B + D for each layer. Raises UsageError where none is
+    shared."""
+    if recognizer.config.encoder.shared_layers == 1:
+        raise UsageError("--fold: encoder.shared_layers is 1, every layer has matrices of its own")
+    config, params = fold_shared_layers(recognizer.config, recognizer.params)
+    graphdef, _ = split_model(config, recognizer.tokenizer.vocabulary_size)
+    params = jax.device_put(params, state_shardings(params, recognizer.mesh))
+    return recognizer._replace(config=config, graphdef=graphdef, params=params, compiled=set())
+
+
+def require_packages(*names: str, extra: str = "") -> None:
+    """Raises UsageError where one is not installed, saying how to."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            what = f"'asr_jax[{extra}]'" if extra else name
+            raise UsageError(f"--format needs the package {name}: pip install {what}")
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """What the run's evaluations found; one that cannot be read is left out, and said."""
+    found = []
+    for path in sorted(run.glob("evaluation/*/wer.json")):
+        try:
+            figures = json.loads(path.read_text())
+            if figures["wer"] is not None:
+                found.append(figures)
+        except (ValueError, KeyError, TypeError) as error:
+            print(f"{path}: left out of the card: {error}", file=sys.stderr)
+    return found

@@ -1,0 +1,58 @@
+"""`asr-jax export --format params`: a folder for asr_jax itself."""
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from asr_jax.commands.export.trial import Sample, require_equal
+from asr_jax.config import Config
+from asr_jax.config_file import write_config
+from asr_jax.export.model_card import Trial
+from asr_jax.export.params import save_params
+from asr_jax.inference.recognizer import EXPORTED, Recognizer, open_run, recognize_utterances
+
+FORM = "parameters"
+_USE = """
+    import asr_jax
+
+    model = asr_jax.load("{name}")
+    print(model.transcribe("recording.flac")[0].text)
+
+or `asr-jax transcribe {name} recording.flac`.
+"""
+
+
+def usage(name: str, config: Config) -> str:
+    """How to run the folder, for its model card."""
+    return _USE.format(name=name)
+
+
+def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
+    """Any model will do."""
+    return recognizer
+
+
+def write(
+    folder: Path,
+    recognizer: Recognizer,
+    sample: Sample,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    int8: bool,
+) -> dict[str, Trial]:
+    """model.safetensors, config.json and tokenizer.model; loaded again and tried."""
+    save_params(
+        folder / EXPORTED,
+        jax.device_get(recognizer.params),
+        dtype=dtype,
+        int8=int8,
+        about={"checkpoint": recognizer.checkpoint},
+    )
+    write_config(recognizer.config, folder / "config.json")
+    (folder / "tokenizer.model").write_bytes(recognizer.tokenizer.model)
+    texts = recognize_utterances(open_run(folder, "best"), sample.utterances).texts
+    trial = sample.compare([text or "" for text in texts])
+    if not int8 and dtype == "float32":
+        require_equal(trial, str(folder))
+    return {"int8" if int8 else dtype: trial}

@@ -1,0 +1,185 @@
+"""`asr-jax export --format sherpa-onnx`: a folder for that runtime, run by it and compared."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asr_jax.audio import as_wav
+from asr_jax.commands.export.trial import Sample, require_equal
+from asr_jax.config import Config
+from asr_jax.config_file import UsageError
+from asr_jax.export import sherpa_onnx
+from asr_jax.export.model_card import Trial
+from asr_jax.export.onnx_trial import compare, open_runtime
+from asr_jax.features.frames import hop_samples
+from asr_jax.inference.recognizer import Recognizer, recognize_utterances, with_decoding
+from asr_jax.types import InMemory
+
+# 2e-6 was seen, of models of up to 36 blocks; a graph that is wrong differs by a share of 1.
+_LARGEST_DIFFERENCE = 1e-4
+# The recordings' own features, which sherpa-onnx computes, are not ours to the last bit.
+_EQUAL_TRANSCRIPTS = 0.99
+
+# What sherpa-onnx calls the layouts.
+MODEL_TYPES = {"icefall": "transducer", "nemo": "nemo_transducer"}
+
+_SILENCE_SECONDS = 1
+
+FORM = "ONNX files for sherpa-onnx"
+_USE_OF_STREAMS = """
+    pip install sherpa-onnx
+
+    import sherpa_onnx
+
+    recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
+        encoder="{name}/encoder.onnx", decoder="{name}/decoder.onnx",
+        joiner="{name}/joiner.onnx", tokens="{name}/tokens.txt",
+    )
+
+and the script of asr_jax's docs/export.md.
+"""
+_USE = """
+    pip install sherpa-onnx soundfile
+
+    import sherpa_onnx, soundfile
+
+    recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
+        encoder="{name}/encoder.onnx", decoder="{name}/decoder.onnx",
+        joiner="{name}/joiner.onnx", tokens="{name}/tokens.txt",
+        model_type="{model_type}",
+    )
+    stream = recognizer.create_stream()
+    samples, rate_hz = soundfile.read("recording.flac", dtype="float32")
+    stream.accept_waveform(rate_hz, samples)
+    recognizer.decode_stream(stream)
+    print(stream.result.text)
+"""
+
+
+def usage(name: str, config: Config) -> str:
+    """How to run the folder, for its model card."""
+    use = _USE_OF_STREAMS if config.decoding.chunk_ms else _USE
+    return use.format(name=name, model_type=MODEL_TYPES[sherpa_onnx.layout(config)])
+
+
+def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
+    """The run, searching as sherpa-onnx does. Raises ValueError for what that cannot run."""
+    if dtype != "float32":
+        raise UsageError(
+            f"--dtype {dtype}: sherpa-onnx computes in float32; smaller is --quantize int8"
+        )
+    bound = sherpa_onnx.max_symbols_per_frame(recognizer.config)
+    return with_decoding(recognizer, max_symbols_per_frame=bound, beam=0, window_seconds=0.0)
+
+
+def write(
+    folder: Path, recognizer: Recognizer, sample: Sample, *, dtype: str, int8: bool
+) -> dict[str, Trial]:
+    """The files of `export.sherpa_onnx`; run by onnxruntime, and by sherpa-onnx if it is here."""
+    config = recognizer.config
+    if config.decoding.chunk_ms:
+        sample = _followed_by_silence(sample, recognizer)
+    sherpa_onnx.write(folder, config, jax.device_get(recognizer.params), recognizer.tokenizer)
+    if int8:
+        sherpa_onnx.quantize(folder)
+    vocabulary = recognizer.tokenizer.vocabulary_size
+    installed = importlib.util.find_spec("sherpa_onnx") is not None
+    if not installed:
+        print("sherpa-onnx is not installed: tried with onnxruntime alone", file=sys.stderr)
+    recordings = sample.recordings(sample_rate_hz=config.features.sample_rate_hz)
+    trials = {}
+    for variant, suffix in [("float32", ""), *([("int8", ".int8")] if int8 else [])]:
+        runtime = open_runtime(folder, config, suffix=suffix, vocabulary=vocabulary)
+        found = compare(
+            runtime,
+            *(recognizer.graphdef, recognizer.params, config, recordings),
+            vocabulary=vocabulary,
+        )
+        trial = sample.compare([recognizer.tokenizer.decode(ids) for ids in found.labels])
+        print(
+            f"{variant}: encoder output within {found.encoded:.1e}, logits within "
+            f"{found.logits:.1e} of the largest"
+        )
+        if variant == "float32":
+            if max(found.encoded, found.logits) > _LARGEST_DIFFERENCE:
+                raise ValueError(
+                    f"{folder}: what onnxruntime computes differs from the model by "
+                    f"{found.encoded:.1e} (encoder) and {found.logits:.1e} (logits) of the largest"
+                )
+            require_equal(trial, f"{folder}, in onnxruntime")
+        if installed:
+            trial = sample.compare(transcripts(folder, suffix, recordings, config))
+            if variant == "float32":
+                require_equal(trial, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
+        trials[variant] = trial
+    return trials
+
+
+def transcripts(
+    folder: Path, suffix: str, recordings: Sequence[np.ndarray], config: Config
+) -> list[str]:
+    """Of sherpa-onnx's greedy search, of samples at the features' rate."""
+    import sherpa_onnx as runtime  # pyright: ignore[reportMissingImports]
+
+    if config.decoding.chunk_ms:
+        return _transcripts_of_streams(folder, suffix, recordings, config)
+    recognizer = runtime.OfflineRecognizer.from_transducer(
+        **{part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS},
+        tokens=str(folder / "tokens.txt"),
+        model_type=MODEL_TYPES[sherpa_onnx.layout(config)],
+    )
+    texts = []
+    for samples in recordings:
+        stream = recognizer.create_stream()
+        stream.accept_waveform(config.features.sample_rate_hz, samples)
+        recognizer.decode_stream(stream)
+        texts.append(stream.result.text.strip())
+    return texts
+
+
+def _transcripts_of_streams(
+    folder: Path, suffix: str, recordings: Sequence[np.ndarray], config: Config
+) -> list[str]:
+    import sherpa_onnx as runtime  # pyright: ignore[reportMissingImports]
+
+    recognizer = runtime.OnlineRecognizer.from_transducer(
+        **{part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS},
+        tokens=str(folder / "tokens.txt"),
+    )
+    rate_hz = config.features.sample_rate_hz
+    # A chunk is taken up when there are more features than it needs.
+    more = np.zeros(2 * hop_samples(config.features), np.float32)
+    texts = []
+    for samples in recordings:
+        stream = recognizer.create_stream()
+        stream.accept_waveform(rate_hz, np.concatenate([samples, more]))
+        stream.input_finished()
+        while recognizer.is_ready(stream):
+            recognizer.decode_stream(stream)
+        texts.append(recognizer.get_result(stream).strip())
+    return texts
+
+
+def _followed_by_silence(sample: Sample, recognizer: Recognizer) -> Sample:
+    """Each recording to the end of a chunk, and a while longer: what comes of a stream is whole
+    chunks. The transcripts are those of the run for these."""
+    features = recognizer.config.features
+    chunk = round(recognizer.config.decoding.chunk_ms / features.hop_ms) * hop_samples(features)
+    rate_hz = features.sample_rate_hz
+    utterances = []
+    recordings = sample.recordings(sample_rate_hz=rate_hz)
+    for utterance, samples in zip(sample.utterances, recordings):
+        silence = _SILENCE_SECONDS * rate_hz
+        silence += -(len(samples) + silence) % chunk
+        samples = np.pad(samples, (0, silence))
+        wav = InMemory(as_wav(samples, rate_hz))
+        seconds = len(samples) / rate_hz
+        utterances.append(
+            utterance._replace(duration_seconds=seconds, offset_seconds=0.0, within=wav)
+        )
+    texts = recognize_utterances(recognizer, utterances).texts
+    return Sample(sample.data, utterances, [text or "" for text in texts])

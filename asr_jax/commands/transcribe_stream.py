@@ -1,0 +1,111 @@
+"""`asr-jax transcribe --stream`: words while they are said, and how long after."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from asr_jax.audio import read_audio_blocks
+from asr_jax.decoding.stream import cannot_stream
+from asr_jax.features.frames import hop_samples
+from asr_jax.inference.recognizer import Recognizer, with_decoding
+from asr_jax.inference.streaming import recognize_stream
+
+STDIN, MICROPHONE = "-", "microphone"
+
+
+def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> None:
+    """Prints a line for every chunk that adds something, then the text, and latencies to stderr."""
+    words, latencies, seconds, partial = [], [], 0.0, ""
+    for heard in recognize_stream(recognizer, _pieces(source, recognizer)):
+        changed = heard.final or heard.partial != partial
+        partial = heard.partial
+        words += heard.final
+        latencies.append(1000 * heard.latency_seconds)
+        seconds = heard.seconds
+        if not changed:
+            continue
+        if as_json:
+            fields = {"seconds": heard.seconds, "latency_ms": round(latencies[-1], 1)}
+            fields |= {"final": [asdict(word) for word in heard.final], "partial": heard.partial}
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+        else:
+            final = " ".join(word.text for word in heard.final)
+            print(
+                f"{heard.seconds:.2f}\t{latencies[-1]:.0f} ms\t{final}\t{heard.partial}", flush=True
+            )
+    text = " ".join(word.text for word in words)
+    if as_json:
+        fields = {"audio_filepath": str(source), "duration": seconds, "text": text}
+        print(json.dumps(fields, ensure_ascii=False), flush=True)
+    else:
+        print(f"{source}\t{text}", flush=True)
+    if latencies:
+        middle, most = np.quantile(latencies, [0.5, 0.95])
+        print(
+            f"{len(latencies)} chunks of {recognizer.config.decoding.chunk_ms:g} ms; from the end "
+            f"of one to its words {middle:.0f} ms, 95 of 100 within {most:.0f} ms",
+            file=sys.stderr,
+        )
+
+
+def streaming(recognizer: Recognizer) -> Recognizer:
+    """With the smallest chunks it was trained with, where decoding.chunk_ms is 0.
+
+    Raises ValueError for a model that cannot recognise a stream.
+    """
+    config = recognizer.config
+    if reason := cannot_stream(config):
+        raise ValueError(f"--stream: {reason}")
+    smallest = min(size for size in config.encoder.chunk_ms if size)
+    return with_decoding(recognizer, chunk_ms=config.decoding.chunk_ms or smallest)
+
+
+def _pieces(source: Path, recognizer: Recognizer) -> Iterator[np.ndarray]:
+    """Samples of a recording, of raw PCM at standard input, or of a microphone.
+
+    Ctrl-C ends the latter two as their end would.
+    """
+    rate_hz = recognizer.config.features.sample_rate_hz
+    size = 2 * hop_samples(recognizer.config.features)
+    if str(source) == STDIN:
+        yield from _until_interrupted(_standard_input(size))
+    elif str(source) == MICROPHONE:
+        yield from _until_interrupted(_microphone(rate_hz, size))
+    else:
+        yield from read_audio_blocks(source, sample_rate_hz=rate_hz)
+
+
+def _until_interrupted(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    while True:
+        try:
+            piece = next(pieces, None)
+        except KeyboardInterrupt:
+            return
+        if piece is None:
+            return
+        yield piece
+
+
+def _standard_input(size: int) -> Iterator[np.ndarray]:
+    while contents := sys.stdin.buffer.read(2 * size):
+        whole = contents[: len(contents) // 2 * 2]
+        yield np.frombuffer(whole, "<i2").astype(np.float32) / 2**15
+
+
+def _microphone(rate_hz: int, size: int) -> Iterator[np.ndarray]:
+    try:
+        import sounddevice  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError) as error:  # OSError: without PortAudio
+        raise ValueError(
+            f"AUDIO {MICROPHONE}: needs sounddevice, pip install 'asr_jax[microphone]': {error}"
+        ) from error
+    try:
+        with sounddevice.InputStream(samplerate=rate_hz, channels=1, dtype="float32") as stream:
+            while True:
+                yield stream.read(size)[0][:, 0].copy()
+    except sounddevice.PortAudioError as error:
+        raise ValueError(f"{MICROPHONE}: {error}") from error

@@ -1,0 +1,42 @@
+"""A language model of models/language_model.py as a scorer of the beam search."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from asr_jax.models.encoder_decoder import END_ID
+from asr_jax.models.language_model import LanguageModel
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class NeuralScorer:
+    """Gains are log P(next label | labels before) times `weight`; states the predictor's.
+
+    Parameters and weight are arrays of the tree: another weight compiles nothing anew.
+    """
+
+    params: Any
+    weight: Float[Array, ""]
+    graphdef: nnx.GraphDef = field(metadata=dict(static=True))
+
+    @property
+    def _model(self) -> LanguageModel:
+        return nnx.merge(self.graphdef, self.params)
+
+    def start(self, batch: int) -> Any:
+        return self._model.predictor.start(batch)
+
+    def gains(self, states: Any) -> Float[Array, "N V"]:
+        """The column of the blank is that of ending."""
+        model = self._model
+        return self.weight * jax.nn.log_softmax(model.out(model.predictor.output(states)))
+
+    def step(self, states: Any, labels: Int[Array, " N"]) -> Any:
+        return self._model.predictor.step(states, labels)
+
+    def ends(self, states: Any) -> Float[Array, " N"]:
+        return self.gains(states)[:, END_ID]

@@ -1,0 +1,167 @@
+"""What a run trains on: the utterances that can be used, their labels, and what is added."""
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asr_jax.config import Config, DataConfig, TokenizerConfig
+from asr_jax.data.augment import read_untranscribed
+from asr_jax.data.labels import encode_transcripts
+from asr_jax.data.manifest import read_manifest
+from asr_jax.data.selection import select_utterances
+from asr_jax.data.texts import read_texts
+from asr_jax.distributed.processes import is_first, on_first
+from asr_jax.features.frames import frame_count
+from asr_jax.layers.length import subsampled
+from asr_jax.text import Tokenizer
+from asr_jax.types import Skipped, Utterance
+
+
+class Corpus(NamedTuple):
+    utterances: list[Utterance]
+    labels: list[np.ndarray]
+    skipped: list[Skipped]
+    sizes: list[int]
+    """How many of the utterances are of data.train, and of each of data.more_train."""
+    noise: list[Utterance]
+    rooms: list[Utterance]
+    weights: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        """Of all that the plan of batches depends on: another one makes other batches."""
+        everything = [*self.utterances, *self.noise, *self.rooms]
+        numbers = [len(self.noise), len(self.rooms), *self.sizes, *self.weights]
+        digest = hashlib.sha256(repr(numbers).encode())
+        # The id of a file whose name is not UTF-8 has surrogates.
+        digest.update("\n".join(one.id for one in everything).encode(errors="surrogatepass"))
+        digest.update(np.array([one.duration_seconds for one in everything]).data)
+        digest.update(np.array([len(ids) for ids in self.labels]).data)
+        digest.update(np.concatenate(self.labels).data)
+        return digest.hexdigest()
+
+
+def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
+    """What can be trained on of data.train and data.more_train, and the run's tokenizer.
+
+    Where it has none yet one is trained, or that of tokenizer.model taken, under a name that
+    `keep_tokenizer` makes good: nothing is kept of a start that fails. Of several processes the
+    first does it.
+    """
+    data, augment = config.data, config.augment
+    if not data.train:
+        raise ValueError("data.train is empty: it must name a folder or a manifest")
+    noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
+    rooms, no_rooms = _recordings(augment.rooms, "augment.rooms", augment.room_probability)
+    is_text = config.objective.kind == "language_model"
+    utterances, skipped, sizes = _utterances(data, read_texts if is_text else read_manifest)
+    transcripts = [utterance.text for utterance in utterances]
+    path = run / "tokenizer.model"
+    if not path.exists():
+        path = run / "tokenizer.tmp"
+        on_first(lambda: _new_tokenizer(config.tokenizer, transcripts, path))
+    tokenizer = Tokenizer.load(path)
+    labels = encode_transcripts(transcripts, tokenizer, kept=run / "labels.npz", write=is_first())
+    kept, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
+    skipped += unfit
+    left = {utterance.id for utterance in kept}
+    start = 0
+    for corpus, size in enumerate(sizes):
+        ids = [utterance.id for utterance in utterances[start : start + size]]
+        start += size
+        sizes[corpus] = sum(id in left for id in ids)
+        if sizes[corpus] == 0:
+            reasons = {one.id: one.reason for one in skipped}
+            name = (
+                f"data.more_train = {data.more_train[corpus - 1]}"
+                if corpus
+                else (f"data.train = {data.train}")
+            )
+            raise ValueError(
+                f"{name}: none of its {size} utterances can be trained on, the first is "
+                f"{ids[0]}: {reasons[ids[0]]}"
+            )
+    skipped += no_noise + no_rooms
+    return Corpus(kept, labels, skipped, sizes, noise, rooms, data.train_weights), tokenizer
+
+
+def usable_utterances(
+    config: Config,
+    utterances: Sequence[Utterance],
+    tokenizer: Tokenizer,
+    labels: Sequence[np.ndarray] | None = None,
+) -> tuple[list[Utterance], list[np.ndarray], list[Skipped]]:
+    """`select_utterances` by the config's last bucket, encoder and objective.
+
+    To a language model recordings may be of any length.
+    """
+    is_text = config.objective.kind == "language_model"
+
+    def frames_of(seconds: np.ndarray) -> np.ndarray:
+        if is_text:
+            return np.ones(len(seconds), np.int64)
+        samples = np.round(seconds * config.features.sample_rate_hz).astype(np.int64)
+        frames = frame_count(samples, config.features)
+        return subsampled(frames, config.encoder.subsampling_factor)
+
+    return select_utterances(
+        utterances,
+        tokenizer,
+        min_seconds=0.0 if is_text else config.data.min_seconds,
+        max_seconds=math.inf if is_text else config.data.bucket_seconds[-1],
+        max_labels=config.data.bucket_labels[-1],
+        frames_of=frames_of,
+        ctc=config.objective.has_ctc_head,
+        labels=labels,
+    )
+
+
+def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) -> None:
+    if config.model:
+        path.write_bytes(Tokenizer.load(config.model).model)
+    else:
+        Tokenizer.train(
+            transcripts, kind=config.kind, vocabulary_size=config.vocabulary_size, path=path
+        )
+
+
+def _recordings(
+    folder: str, name: str, probability: float
+) -> tuple[list[Utterance], list[Skipped]]:
+    return read_untranscribed(folder, name) if folder and probability > 0 else ([], [])
+
+
+def _utterances(
+    data: DataConfig, read: Callable[[str], tuple[list[Utterance], list[Skipped]]]
+) -> tuple[list[Utterance], list[Skipped], list[int]]:
+    """Those of all corpora, one after the other, those left out, and how many are of which.
+
+    Ids and speakers of data.more_train are prefixed, so that no two corpora have the same.
+    """
+    utterances, skipped = read(data.train)
+    sizes = [len(utterances)]
+    for number, more in enumerate(data.more_train, start=1):
+        found, unreadable = read(more)
+        utterances += [
+            u._replace(id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
+            for u in found
+        ]
+        skipped += [replace(one, id=f"{number}:{one.id}") for one in unreadable]
+        sizes.append(len(found))
+    if data.more_train and len({utterance.id for utterance in utterances}) < len(utterances):
+        raise ValueError(
+            f"data.train = {data.train}: has ids like 1:ID, as those of data.more_train become"
+        )
+    return utterances, skipped, sizes
+
+
+def keep_tokenizer(run: Path) -> None:
+    """Gives a tokenizer that was just trained its name."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(run / "tokenizer.tmp", run / "tokenizer.model")

@@ -1,0 +1,73 @@
+"""The perplexity on data.dev while a language model is trained."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asr_jax.config import Config
+from asr_jax.data.texts import evaluation_text_batches, read_texts
+from asr_jax.distributed.mesh import on_devices, rows_here
+from asr_jax.experiment.corpus import usable_utterances
+from asr_jax.experiment.skipped import print_left_out
+from asr_jax.text import Tokenizer
+from asr_jax.training.objective import text_losses
+from asr_jax.types import Batch
+
+
+def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
+    """(graphdef, averaged parameters, note) -> dev_perplexity and dev_word_perplexity.
+
+    exp(-log P / n) of all texts of data.dev, where n counts pieces, or words, and the end of each
+    text. None without a data.dev. What could not be trained on is left out.
+    """
+    if not config.data.dev:
+        return None
+    texts, skipped = read_texts(config.data.dev)
+    texts, labels, unfit = usable_utterances(config, texts, tokenizer)
+    print_left_out("data.dev", skipped + unfit)
+    if not texts:
+        raise ValueError(f"data.dev = {config.data.dev}: none of its texts can be measured")
+    pieces = sum(map(len, labels))
+    words = sum(len(text.text.split()) for text in texts)
+
+    @functools.cache
+    def compiled(graphdef: nnx.GraphDef) -> Callable[[Any, Batch], jax.Array]:
+        def nats(params: Any, batch: Batch) -> jax.Array:
+            model = nnx.merge(graphdef, params)
+            losses = text_losses(model, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
+            return jnp.where(batch.utterances >= 0, losses, 0)
+
+        return jax.jit(nats, out_shardings=NamedSharding(mesh, P()))
+
+    def measure(
+        graphdef: nnx.GraphDef, averaged: Any, note: Callable[[str], None]
+    ) -> dict[str, float]:
+        batches = evaluation_text_batches(
+            labels,
+            data=config.data,
+            multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+            rows_of=functools.partial(rows_here, mesh),
+        )
+        nats = compiled(graphdef)
+        total = sum(
+            float(jax.device_get(nats(averaged, on_devices(batch, mesh))).sum(dtype=float))
+            for batch in batches
+        )
+        return {
+            "dev_perplexity": _perplexity(total, pieces + len(texts)),
+            "dev_word_perplexity": _perplexity(total, words + len(texts)),
+        }
+
+    return measure
+
+
+def _perplexity(nats: float, number: int) -> float:
+    # Of random parameters, a word's may be more than a float holds.
+    return math.exp(min(nats / number, 700.0))

@@ -1,0 +1,88 @@
+"""What is left out of training: counted, told, and listed in RUN/skipped.jsonl."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asr_jax.config import Config
+from asr_jax.data.pipeline import Batches
+from asr_jax.experiment.corpus import Corpus
+from asr_jax.types import Batch, Skipped
+
+
+def skipped_list(run: Path) -> Path:
+    """Where this process lists what it leaves out: each has a file of its own."""
+    index = jax.process_index()
+    return run / (f"skipped-{index}.jsonl" if index else "skipped.jsonl")
+
+
+def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> None:
+    """Lists what the corpus cannot use, and what earlier starts found to be unreadable."""
+    listed = skipped_list(run)
+    # Before a restart, reading them to the end may have shown some to be bad that seem good now.
+    seem_good = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
+    earlier = [skipped for skipped in _listed(listed) if skipped.id in seem_good]
+    unfit = corpus.skipped if jax.process_index() == 0 else []
+    listed.write_text(_json_lines([*unfit, *earlier]))
+    kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
+    for kind, number in kinds.most_common():
+        note(f"left out: {number} utterances, {kind} (listed in {listed})")
+
+
+def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
+    """A line for every kind of reason, on the first process."""
+    if jax.process_index() > 0:
+        return
+    kinds: dict[str, list[Skipped]] = {}
+    for one in skipped:
+        kinds.setdefault(one.reason.partition(":")[0], []).append(one)
+    for alike in kinds.values():
+        first = f"{alike[0].id}: {alike[0].reason}"
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        print(f"{name}: left out: {first}{more}", file=sys.stderr)
+
+
+def readable_batches(
+    batches: Batches, config: Config, *, listed: Path, note: Callable[[str], None]
+) -> Iterator[Batch]:
+    """The batches; a recording that turns out not to be readable is noted and listed at once.
+
+    Raises ValueError when one batch after the other has none that is: a disk is gone.
+    """
+    known = empty = 0
+    before = {skipped.id for skipped in _listed(listed)}
+    for batch in batches:
+        failed = batches.failed
+        if unlisted := [skipped for skipped in failed[known:] if skipped.id not in before]:
+            with listed.open("a") as file:
+                file.write(_json_lines(unlisted))
+        for skipped in failed[known:]:
+            note(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})")
+        known = len(failed)
+        empty = 0 if np.any(batch.utterances >= 0) else empty + 1
+        if empty == config.train.max_skipped_in_a_row:
+            raise ValueError(
+                f"data.train = {config.data.train}: {empty} batches in a row had no recording that "
+                f"can be read, of late {failed[-1].id}: {failed[-1].reason}"
+            )
+        yield batch
+
+
+def _listed(path: Path) -> list[Skipped]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the half-written last line of a killed process
+            found.append(Skipped(**json.loads(line)))
+    return found
+
+
+def _json_lines(skipped: Sequence[Skipped]) -> str:
+    return "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in skipped)

@@ -1,0 +1,135 @@
+"""From padded audio to text: features, encoder and search compiled as one function."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from asr_jax.config import Config, chunk_frames
+from asr_jax.decoding.fusion import NO_FUSION, Fusion
+from asr_jax.decoding.hypotheses import Hypotheses
+from asr_jax.decoding.search import search
+from asr_jax.distributed.mesh import on_devices, over_rows
+from asr_jax.features.frames import hop_samples
+from asr_jax.features.logmel import log_mel
+from asr_jax.text import Tokenizer
+from asr_jax.types import Batch, Transcript, Word
+
+
+@runtime_checkable
+class Recognize(Protocol):
+    def __call__(
+        self, params: Any, batch: Batch, fusion: Fusion = ..., /
+    ) -> tuple[Hypotheses, jax.Array]: ...
+
+
+def recognize(
+    params: Any,
+    batch: Batch,
+    fusion: Fusion,
+    *,
+    graphdef: nnx.GraphDef,
+    config: Config,
+    mesh: Mesh,
+) -> tuple[Hypotheses, jax.Array]:
+    """What is found for every row, and the utterances in the rows [B]."""
+    model = nnx.merge(graphdef, params)
+    mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
+    features, lengths = mel(batch.samples, batch.sample_lengths)
+    chunk = chunk_frames(config.decoding.chunk_ms, config)
+    encoded, lengths = model.encoder(features, lengths, chunk_frames=chunk)
+    found = search(model, encoded, lengths, config=config.decoding, fusion=fusion)
+    return found, jnp.asarray(batch.utterances)
+
+
+@functools.cache
+def make_recognizer(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Recognize:
+    """`recognize`, compiled once per batch shape, the rows spread over the mesh.
+
+    Of a batch each process gives its own rows (mesh.rows_here), and gets the labels of all.
+    """
+    compiled = jax.jit(
+        functools.partial(recognize, graphdef=graphdef, config=config, mesh=mesh),
+        out_shardings=NamedSharding(mesh, P()),
+    )
+
+    def run(params: Any, batch: Batch, fusion: Fusion = NO_FUSION, /):
+        return compiled(params, on_devices(batch, mesh), fusion)
+
+    return run
+
+
+def hypotheses(
+    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    tokenizer: Tokenizer,
+    *,
+    config: Config,
+    utterances: int,
+) -> list[list[Transcript] | None]:
+    """What is found for each of the `utterances` that the batches' rows refer to, the best first.
+
+    None for one in no batch, since its recording could not be read.
+    """
+    frame_seconds = encoded_frame_seconds(config)
+    return [
+        found and transcripts(found, tokenizer, frame_seconds=frame_seconds)
+        for found in found_labels(run, params, batches, utterances=utterances)
+    ]
+
+
+def found_labels(
+    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    *,
+    utterances: int,
+) -> list[Hypotheses | None]:
+    """The same as labels: fields without axis B, N the most that one has."""
+    results: list[Hypotheses | None] = [None] * utterances
+    for batch in batches:
+        found, rows = jax.device_get(run(params, batch))
+        for row, utterance in enumerate(rows):
+            if utterance >= 0:
+                of_row = Hypotheses(*(field[row] for field in found))
+                most = int(of_row.counts.max())
+                fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in of_row)
+                results[utterance] = Hypotheses(*fields)
+    return results
+
+
+def transcripts(
+    found: Hypotheses, tokenizer: Tokenizer, *, frame_seconds: float
+) -> list[Transcript]:
+    """The hypotheses of one row, fields without their axis B, as text with timed words.
+
+    Times are in whole milliseconds, confidence has four digits.
+    """
+
+    def word(text: str, places: list[int], k: int) -> Word:
+        return Word(
+            text,
+            round(int(found.frames[k, places[0]]) * frame_seconds, 3),
+            round(int(found.frames[k, places[-1]] + 1) * frame_seconds, 3),
+            round(math.exp(found.log_probabilities[k, places].sum()), 4),
+        )
+
+    def transcript(k: int) -> Transcript:
+        labels = found.labels[k, : found.counts[k]].tolist()
+        words = tuple(word(text, places, k) for text, places in tokenizer.words(labels))
+        return Transcript(tokenizer.decode(labels), words, float(found.scores[k]))
+
+    return [transcript(k) for k, score in enumerate(found.scores) if k == 0 or score > -math.inf]
+
+
+def encoded_frame_seconds(config: Config) -> float:
+    """From one of the encoder's frames to the next."""
+    features = config.features
+    return config.encoder.subsampling_factor * hop_samples(features) / features.sample_rate_hz

@@ -1,0 +1,58 @@
+"""An utterance that cannot be trained on is left out with its reason."""
+
+from pathlib import Path
+
+import numpy as np
+
+from asr_jax.data.selection import select_utterances
+from asr_jax.text import Tokenizer
+from asr_jax.types import Utterance
+
+
+def test_selection_gives_each_reason(tmp_path):
+    tokenizer = Tokenizer.train(
+        ["ABCDE F"], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
+    )
+    base = Utterance("good", Path("a.wav"), "AB", 2.0)
+    utterances = [
+        base,
+        base._replace(id="empty", text=""),
+        base._replace(id="characters", text="ABÉ?"),
+        base._replace(id="short", duration_seconds=0.04),
+        base._replace(id="frame", duration_seconds=0.09),
+        base._replace(id="long", duration_seconds=16.01),
+        base._replace(id="at the edge", duration_seconds=16.0, text="ABCDEABCDE"),
+        base._replace(id="labels", text="ABCDEABCDEA"),
+        base._replace(id="ctc holds it", text="ABCDE", duration_seconds=0.5),
+        base._replace(id="ctc repeats", text="ABBDE", duration_seconds=0.5),
+    ]
+
+    def select(ctc: bool) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:
+        kept, labels, skipped = select_utterances(
+            utterances,
+            tokenizer,
+            min_seconds=0.05,
+            max_seconds=16.0,
+            max_labels=10,
+            frames_of=lambda seconds: (seconds * 10).astype(int),
+            ctc=ctc,
+        )
+        return kept, labels, {one.id: one.reason for one in skipped}
+
+    kept, labels, reasons = select(ctc=True)
+    trained_on = ["good", "at the edge", "ctc holds it", "ctc repeats"]
+    assert [utterance.id for utterance in kept] == trained_on
+    assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in kept]
+    assert all(ids.dtype == np.int32 for ids in labels)
+    assert reasons == {
+        "empty": "empty transcript",
+        "characters": "characters that the tokenizer lacks: ?É",
+        "short": "shorter than 0.05 s: 0.04 s",
+        "frame": "too short for one frame: 0.09 s",
+        "long": "longer than the last bucket's 16 s: 16.01 s",
+        "labels": "more labels than the last bucket's 10: 11",
+        "ctc repeats": "too short for its text in the CTC loss: needs 6 frames, has 5",
+    }
+    kept, _, without = select(ctc=False)
+    assert [utterance.id for utterance in kept] == trained_on
+    assert without == {id: reason for id, reason in reasons.items() if id != "ctc repeats"}

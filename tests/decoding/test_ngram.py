@@ -1,0 +1,209 @@
+"""N-gram models against back-off written out, and against sums over what can be said."""
+
+import functools
+import gzip
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asr_jax.decoding.automaton import Automaton
+from asr_jax.decoding.ngram import (
+    BEGIN,
+    END,
+    estimate,
+    load_language_model,
+    ngram_automaton,
+    read_arpa,
+)
+from asr_jax.text import Tokenizer
+
+GAINS, STEP = jax.jit(Automaton.gains), jax.jit(Automaton.step)
+PIECES = ["<blk>", "<unk>", "▁", "A", "B", "C"]
+TEXT = [[3, 4, 3], [3, 3, 2, 4], [4], [3, 4, 2, 3, 4, 5], [5, 3, 4]]
+# Trigrams with a context that has no shorter one of its own, and C, which only <unk> covers.
+ARPA = """\
+made by hand
+
+\\data\\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-99 <s> -0.3
+-0.7 </s>
+-1.5 <unk>
+-0.5 A -0.2
+-0.6 B -0.1
+
+\\2-grams:
+-0.2 <s> A -0.4
+-0.3 A B -0.5
+-0.9 B B
+-0.4 B </s>
+
+\\3-grams:
+-0.1 <s> A B
+-0.25 A B B
+
+\\end\\
+"""
+
+
+def gain(automaton, labels):
+    """Of a whole sentence, label by label."""
+    states, total = automaton.start(1), 0.0
+    for label in labels:
+        total += float(GAINS(automaton, states)[0, label])
+        states = STEP(automaton, states, jnp.array([label]))
+    return total + float(automaton.ends(states)[0])
+
+
+def backed_off(ngrams, history, label):
+    """log P(label | history), as ARPA files define it."""
+    if (*history, label) in ngrams:
+        return ngrams[*history, label].log_probability
+    penalty = ngrams[history].back_off if history in ngrams else 0.0
+    return penalty + backed_off(ngrams, history[1:], label)
+
+
+def sentence_log_probability(ngrams, labels, order):
+    history, total = (BEGIN,), 0.0
+    for label in [*labels, END]:
+        total += backed_off(ngrams, history[max(0, len(history) - order + 1) :], label)
+        history += (label,)
+    return total
+
+
+@pytest.mark.parametrize("source", ["arpa", "text"])
+def test_the_automaton_scores_as_back_off_written_out(source, tmp_path):
+    if source == "arpa":
+        path, order = tmp_path / "a.arpa", 3
+        path.write_text(ARPA)
+        ngrams = read_arpa(path, PIECES)
+        assert ngrams[3,].back_off == pytest.approx(-0.2 * math.log(10))
+    else:
+        order = 4
+        ngrams = estimate(TEXT, order, len(PIECES))
+    automaton = ngram_automaton(ngrams, vocabulary_size=len(PIECES), weight=0.7)
+    sentences = [[], [3, 4, 4], [5, 5], [4, 4, 4, 3, 4], [2, 3, 4, 4, 3, 5], *TEXT]
+    for labels in sentences:
+        expected = 0.7 * sentence_log_probability(ngrams, labels, order)
+        assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
+    # Rows are apart from each other, and labels' gains are looked up all at once.
+    states = jnp.arange(len(automaton.back_offs))
+    whole = GAINS(automaton, states)
+    for state in range(len(states)):
+        np.testing.assert_array_equal(GAINS(automaton, states[state : state + 1])[0], whole[state])
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_an_estimated_model_is_a_distribution_and_likes_its_text(order):
+    ngrams = estimate(TEXT, order, len(PIECES))
+    histories = [(BEGIN,), (BEGIN, 3), (3, 4), (4, 3, 5), (2, 4, 3), (5, 5, 5)]
+    for history in histories:
+        cut = history[max(0, len(history) - order + 1) :] if order > 1 else ()
+        total = sum(math.exp(backed_off(ngrams, cut, label)) for label in (1, 2, 3, 4, 5, END))
+        assert total == pytest.approx(1)
+    mean = np.mean([sentence_log_probability(ngrams, labels, order) for labels in TEXT])
+    others = itertools.product([2, 3, 4, 5], repeat=3)
+    assert mean > np.mean([sentence_log_probability(ngrams, list(o), order) for o in others])
+
+
+def test_kneser_ney_of_a_text_worked_out_by_hand():
+    """Of the sentences A B, A B, C B."""
+    ngrams = estimate([[3, 4], [3, 4], [5, 4]], 2, len(PIECES))
+    # Different labels before: of A and C <s>, of B both of these, of </s> B. n1 = 3, n2 = 1.
+    discount, total, alike = 3 / 5, 5, 1 / len(PIECES)
+    left_over = discount * 4 / total * alike
+    of_b = (2 - discount) / total + left_over
+    of_a = (1 - discount) / total + left_over
+    assert math.exp(ngrams[4,].log_probability) == pytest.approx(of_b)
+    assert math.exp(ngrams[3,].log_probability) == pytest.approx(of_a)
+    # Pairs: <s> A 2, <s> C 1, A B 2, C B 1, B </s> 3: n1 = n2 = 2, D = 1/3.
+    after_a = (2 - 1 / 3) / 2 + 1 / 3 / 2 * of_b
+    assert math.exp(ngrams[3, 4].log_probability) == pytest.approx(after_a)
+
+
+def test_without_unk_a_piece_that_the_file_lacks_is_as_likely_as_its_least_likely(tmp_path):
+    path = tmp_path / "a.arpa"
+    path.write_text(ARPA.replace("ngram 1=5", "ngram 1=4").replace("-1.5 <unk>\n", ""))
+    ngrams = read_arpa(path, PIECES)
+    automaton = ngram_automaton(ngrams, vocabulary_size=len(PIECES), weight=0.7)
+    for labels in ([5], [3, 4, 5, 2], [1, 3]):
+        expected = 0.7 * sentence_log_probability(ngrams, labels, 3)
+        assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
+    # Of A and B, and not of <s>, which nobody asks for.
+    assert ngrams[5,].log_probability == pytest.approx(-0.6 * math.log(10))
+    assert ngrams[5,] == ngrams[1,] == ngrams[2,]
+
+
+@pytest.mark.parametrize(
+    "broken, wrong, line",
+    [
+        (lambda t: t.replace("ngram 2=4", "ngram 2=5"), "missing before", 21),
+        (lambda t: t.replace("ngram 2=4", "ngram 2 four"), "must be 'ngram N=COUNT'", 5),
+        (lambda t: t.replace("\\2-grams:", "\\4-grams:"), "next section", 15),
+        (lambda t: t.replace("-0.9 B B", "-0.9 B DOG"), "'DOG': must be a piece", 18),
+        (lambda t: t.replace("-0.9 B B", "-0.9 A B"), "there already", 18),
+        (lambda t: t.replace("-0.9 B B", "-0.9 C B"), "begins with is not there", 18),
+        (lambda t: t.replace("-0.9 B B", "0.9 B B"), "probability must be at most 1", 18),
+        (lambda t: t.replace("-0.9 B B", "-0.9 B"), "2 words", 18),
+        (lambda t: t.replace("-0.9 B B", "much B B"), "'much'", 18),
+        (lambda t: t.replace("\\end\\", ""), "ends before", None),
+        (lambda t: t.replace("\\data\\", ""), "has no \\\\data\\\\", None),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(broken, wrong, line, tmp_path):
+    path = tmp_path / "a.arpa"
+    path.write_text(broken(ARPA))
+    with pytest.raises(ValueError, match=wrong) as error:
+        read_arpa(path, PIECES)
+    assert str(error.value).startswith(f"{path}: line {line}: " if line else f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.arpa.gz"
+    archive = bytearray(gzip.compress(ARPA.encode(), compresslevel=0))
+    path.write_bytes(archive[:-8])
+    with pytest.raises(ValueError, match="^.*a.arpa.gz: "):
+        read_arpa(path, PIECES)
+    archive[10] = 0xFF  # the first block's kind
+    path.write_bytes(archive)
+    with pytest.raises(ValueError, match="^.*a.arpa.gz: Error -3"):
+        read_arpa(path, PIECES)
+
+
+def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):
+    tokenizer = Tokenizer.train(
+        ["CAB BA", "ABC"], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("CAB BA\n\nABC\n")
+    read = load_language_model(text, tokenizer, order=3, weight=1.0)
+    assert gain(read, tokenizer.encode("CAB")) > gain(read, tokenizer.encode("CCC"))
+    text.write_text("\n \n")
+    with pytest.raises(ValueError, match="text.txt: holds no text"):
+        load_language_model(text, tokenizer, order=3, weight=1.0)
+    warnings = []
+    load = functools.partial(load_language_model, text, tokenizer, order=3, weight=1.0)
+    text.write_text("CAB BA\ncab ba\n\nABC\nA▁B\n")
+    some = load(warn=warnings.append)
+    assert warnings == [
+        f"{text}: 2 of 4 lines have characters that the model's tokenizer lacks: 'abc▁'; "
+        "they are left out"
+    ]
+    assert gain(some, tokenizer.encode("CAB")) == gain(read, tokenizer.encode("CAB"))
+    text.write_text("cab ba\n\nabc\n")
+    with pytest.raises(ValueError, match="2 of 2 lines have .* tokenizer lacks: 'abc'$"):
+        load()
+    text.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\x00\xff\xfe")
+    with pytest.raises(ValueError, match="KenLM's binary form"):
+        load_language_model(text, tokenizer, order=3, weight=1.0)
+    with pytest.raises(ValueError, match="nowhere.arpa: No such file"):
+        load_language_model(tmp_path / "nowhere.arpa", tokenizer, order=3, weight=1.0)

@@ -1,0 +1,60 @@
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from asr_jax.distributed.compilation_cache import compiled_programs_kept
+
+
+@pytest.fixture(autouse=True)
+def keep_quick_ones_too():
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+def compile_and_run(constant):
+    doubled = jax.jit(lambda x: constant * x).lower(np.float32(3)).compile()
+    assert doubled(np.float32(3)) == 3 * constant
+
+
+def programs(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*-cache")}
+
+
+def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_written(tmp_path):
+    folder = tmp_path / "run/compiled"
+    with compiled_programs_kept(folder) as so_far_whole:
+        compile_and_run(2)
+        so_far_whole()
+    kept = programs(folder)
+    assert kept
+
+    with compiled_programs_kept(folder):
+        compile_and_run(2)
+        assert programs(folder) == kept
+        compile_and_run(5)
+        new = programs(folder).keys() - kept.keys()
+        assert new
+    # As if killed while it wrote these, which JAX by itself would never replace.
+    for name in new:
+        (folder / name).write_bytes(b"half")
+
+    with compiled_programs_kept(folder):
+        assert programs(folder) == kept
+        compile_and_run(5)
+        assert programs(folder).keys() == kept.keys() | new
+
+
+def test_a_cache_that_the_user_chose_is_left_alone(tmp_path):
+    chosen = str(tmp_path / "chosen")
+    jax.config.update("jax_compilation_cache_dir", chosen)
+    try:
+        with compiled_programs_kept(tmp_path / "compiled"):
+            assert jax.config.jax_compilation_cache_dir == chosen
+        assert jax.config.jax_compilation_cache_dir == chosen
+        assert not os.path.exists(tmp_path / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)

@@ -1,0 +1,126 @@
+"""What a run trains on, of several corpora, and what is wrong with how they are named."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from asr_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from asr_jax.experiment.corpus import training_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_tone, write_manifest):
+    """Two corpora whose ids are the same, one that is too long, and a folder of noise."""
+    folder = tmp_path_factory.mktemp("corpora")
+    for name, seconds in (("a", 0.5), ("b", 0.6), ("long", 3.0)):
+        texts = {"1.wav": "one", "2.wav": "two", "3.wav": ""}
+        for recording in texts:
+            write_tone(folder / name / recording, seconds)
+        write_manifest(folder / name / "data.jsonl", texts)
+    write_tone(folder / "noise" / "hum.wav", 1.0)
+    (folder / "noise" / "broken.wav").write_bytes(b"no recording")
+    return folder
+
+
+def config_of(folder, *corpora: str, noise: str = "", **data) -> Config:
+    train, *more = [str(folder / name / "data.jsonl") for name in corpora]
+    return Config(
+        data=DataConfig(
+            train=train,
+            more_train=tuple(more),
+            bucket_seconds=(1.0,),
+            bucket_labels=(8,),
+            bucket_utterances=(2,),
+            **data,
+        ),
+        augment=AugmentConfig(noise=noise),
+        tokenizer=TokenizerConfig(kind="char"),
+    )
+
+
+def test_corpora_one_after_the_other_with_ids_of_their_own(folder, tmp_path):
+    config = config_of(folder, "a", "b", noise=str(folder / "noise"), train_weights=(1.0, 0.5))
+    corpus, tokenizer = training_corpus(config, tmp_path)
+    assert [u.id for u in corpus.utterances] == ["1.wav", "2.wav", "1:1.wav", "1:2.wav"]
+    assert corpus.sizes == [2, 2]
+    assert [one.id for one in corpus.skipped] == ["3.wav", "1:3.wav", "augment.noise:broken.wav"]
+    assert [one.id for one in corpus.noise] == ["augment.noise:hum.wav"] and not corpus.rooms
+    assert [tokenizer.decode(ids) for ids in corpus.labels] == ["one", "two"] * 2
+    assert (tmp_path / "labels.npz").exists()
+
+    same, _ = training_corpus(config, tmp_path)
+    assert same.fingerprint() == corpus.fingerprint()
+    others = [
+        replace(config, data=replace(config.data, train_weights=(1.0, 0.25))),
+        replace(config, augment=AugmentConfig()),
+        config_of(folder, "b", "a", noise=str(folder / "noise"), train_weights=(1.0, 0.5)),
+    ]
+    prints = {training_corpus(other, tmp_path)[0].fingerprint() for other in others}
+    assert len(prints | {corpus.fingerprint()}) == 4
+
+
+def test_a_corpus_of_which_nothing_can_be_used_is_named(folder, tmp_path):
+    with pytest.raises(ValueError) as error:
+        training_corpus(config_of(folder, "a", "long"), tmp_path)
+    assert str(error.value) == (
+        f"data.more_train = {folder / 'long' / 'data.jsonl'}: none of its 3 utterances can be "
+        "trained on, the first is 1:1.wav: longer than the last bucket's 1 s: 3 s"
+    )
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: DataConfig(train="a", more_train=("b",), train_weights=(1.0,)),
+            "data.train_weights = (1.0,): needs a positive value for data.train and each of "
+            "data.more_train, 2 in all",
+        ),
+        (lambda: DataConfig(train_weights=(0.0,)), "data.train_weights = (0.0,): needs a positive"),
+        (
+            lambda: DataConfig(train="a", more_train=("a",)),
+            "data.more_train = ('a',): needs corpora that differ",
+        ),
+        (
+            lambda: AugmentConfig(noise_snr_db=(20.0, 5.0)),
+            "augment.noise_snr_db = (20.0, 5.0): needs -100 <= lowest <= highest <= 100",
+        ),
+        (
+            lambda: AugmentConfig(gain_db=(0.0, float("nan"))),
+            "augment.gain_db = (0.0, nan): needs -100 <= lowest",
+        ),
+        (
+            lambda: AugmentConfig(speeds=(1.0, math.inf)),
+            "augment.speeds = (1.0, inf): needs at least one factor, all in 0.1..10",
+        ),
+        (
+            lambda: DataConfig(bucket_seconds=(4.0, 8.0, math.inf)),
+            "data.bucket_seconds = (4.0, 8.0, inf): must be positive and increasing, and finite",
+        ),
+        (
+            lambda: DataConfig(min_seconds=math.nan),
+            "data.min_seconds = nan: must be finite, >= 0",
+        ),
+        (
+            lambda: EncoderConfig(kernel_frames=-1),
+            "encoder.kernel_frames = -1: must be positive and odd",
+        ),
+        (lambda: TrainConfig(seed=2**63), f"train.seed = {2**63}: must be below 2^63"),
+        (
+            lambda: AugmentConfig(room_probability=1.5),
+            "augment.room_probability = 1.5: must lie in 0..1",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -1,0 +1,170 @@
+"""A stream is recognised as the whole recording in the same chunks is."""
+
+import io
+import types
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.audio import as_wav
+from asr_jax.commands import transcribe_stream
+from asr_jax.config import (
+    Config,
+    DecodingConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    JointConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
+from asr_jax.decoding.greedy import greedy_search, greedy_start, greedy_step
+from asr_jax.distributed.mesh import make_mesh
+from asr_jax.inference.recognizer import Recognizer, recognize_utterances
+from asr_jax.inference.streaming import recognize_stream
+from asr_jax.models.transducer import Transducer
+from asr_jax.text import Tokenizer
+from asr_jax.types import InMemory, Utterance
+
+RATE_HZ = 16_000
+
+
+def config_of(objective: str, predictor: str = "stateless") -> Config:
+    return Config(
+        features=FeaturesConfig(normalization="none", mel_bins=16),
+        encoder=EncoderConfig(
+            **dict(layers=1, width=8, heads=2, kernel_frames=3, subsampling_channels=2),
+            **dict(chunk_ms=(320.0,), left_chunks=2),
+        ),
+        predictor=PredictorConfig(kind=predictor, embedding_width=6, width=7),
+        joint=JointConfig(width=9),
+        objective=ObjectiveConfig(kind=objective, durations=(0, 1, 3)),
+        decoding=DecodingConfig(chunk_ms=320.0),
+    )
+
+
+def transducer(config: Config, vocabulary_size: int) -> Transducer:
+    """Of larger weights, so that some frames emit nothing and some several."""
+    model = Transducer(config, vocabulary_size, rngs=nnx.Rngs(1))
+    model.joint.encoder_projection.kernel[...] *= 10
+    model.joint.out.kernel[...] *= 5
+    bias = model.joint.out.bias
+    bias[...] = jnp.zeros(bias.shape).at[0].set(1.0)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["transducer", "tdt", "hat"])
+@pytest.mark.parametrize("predictor", ["stateless", "lstm"])
+def test_greedy_search_goes_on_from_chunk_to_chunk(objective, predictor):
+    model = transducer(config_of(objective, predictor), 5)
+    lengths = np.array([23, 8, 12, 0])
+    encoded = jax.random.normal(jax.random.key(0), (4, 24, 8))
+    search = dict(max_symbols_per_frame=3)
+    whole = jax.jit(lambda *given: greedy_search(model, *given, **search))(encoded, lengths)
+    step = jax.jit(lambda *given: greedy_step(model, *given, **search))
+    state, found, scores = greedy_start(model, 4), [[] for _ in lengths], np.zeros(4)
+    for start in range(0, 24, 4):
+        chunk = encoded[:, start : start + 4]
+        state, of_chunk = step(state, chunk, jnp.clip(lengths - start, 0, 4))
+        scores += of_chunk.scores[:, 0]
+        for row, count in enumerate(of_chunk.counts[:, 0]):
+            at = (row, 0, slice(int(count)))
+            frames = of_chunk.frames[at] + start
+            found[row] += zip(of_chunk.labels[at].tolist(), frames.tolist())
+    for row, count in enumerate(whole.counts[:, 0]):
+        at = (row, 0, slice(int(count)))
+        assert found[row] == list(zip(whole.labels[at].tolist(), whole.frames[at].tolist()))
+    assert sum(map(len, found)) > 5
+    np.testing.assert_allclose(scores, whole.scores[:, 0], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory) -> Recognizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "model"
+    tokenizer = Tokenizer.train(["ab", "a b", "ba b"], kind="char", vocabulary_size=5, path=path)
+    config = config_of("transducer")
+    graphdef, params = nnx.split(transducer(config, tokenizer.vocabulary_size))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return Recognizer(config, tokenizer, graphdef, params, mesh, "random", set())
+
+
+def tones(seconds: float) -> np.ndarray:
+    """Another one every 100 ms."""
+    n = np.arange(round(seconds * RATE_HZ))
+    pitch_hz, loudness = np.random.default_rng(0).uniform(
+        [[100], [0.001]], [[6000], [0.5]], (2, 99)
+    )
+    of = n // (RATE_HZ // 10)
+    return (loudness[of] * np.sin(2 * np.pi * pitch_hz[of] * n / RATE_HZ)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_words_are_those_of_the_whole_in_the_same_chunks(recognizer):
+    """Of lengths around a chunk's, and pieces of any size; a silent one too."""
+    recordings = [tones(seconds) for seconds in (2.0, 1.28, 1.285, 1.275, 0.33, 0.32, 0.05)]
+    recordings.append(np.zeros(RATE_HZ, np.float32))
+    utterances = [
+        Utterance(str(n), Path("x"), "", len(one) / RATE_HZ, within=InMemory(as_wav(one, RATE_HZ)))
+        for n, one in enumerate(recordings)
+    ]
+    expected = recognize_utterances(recognizer, utterances).best
+    assert sum(len(one.words) for one in expected) > 20
+    for n, (samples, whole) in enumerate(zip(recordings, expected)):
+        size = (160, 1000, 7)[n % 3]
+        pieces = [samples[at : at + size] for at in range(0, len(samples), size)]
+        heard = list(recognize_stream(recognizer, pieces))
+        words = [word for one in heard for word in one.final]
+        assert [(w.text, w.start_seconds) for w in words] == [
+            (w.text, w.start_seconds) for w in whole.words
+        ]
+        assert [w.confidence for w in words] == pytest.approx(
+            [w.confidence for w in whole.words], abs=2e-4
+        )
+        assert heard[-1].partial == "" and heard[-1].seconds == pytest.approx(
+            len(samples) / RATE_HZ
+        )
+    assert list(recognize_stream(recognizer, [])) == []
+
+
+@pytest.mark.slow
+def test_raw_samples_come_by_standard_input(recognizer, capsys):
+    contents = (tones(1.0) * 2**15).astype("<i2").tobytes() + b"x"
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(contents))
+    with mock.patch.object(transcribe_stream.sys, "stdin", stdin):
+        transcribe_stream.stream_source(Path("-"), recognizer, as_json=False)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("-\t") and len(out.splitlines()) > 1
+    assert err.startswith("4 chunks of 320 ms; from the end of one to its words ")
+
+    # Ctrl-C ends what one says as its end would.
+    said = [contents[:20_000], contents[20_000:-1], KeyboardInterrupt]
+    stdin = types.SimpleNamespace(buffer=mock.Mock(read=mock.Mock(side_effect=said)))
+    with mock.patch.object(transcribe_stream.sys, "stdin", stdin):
+        transcribe_stream.stream_source(Path("-"), recognizer, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_streamed(recognizer):
+    def refused(**changes):
+        config = Config(**changes)
+        with pytest.raises(ValueError, match="^--stream: ") as caught:
+            transcribe_stream.streaming(recognizer._replace(config=config))
+        return str(caught.value)
+
+    assert "of transducer, tdt and hat" in refused(
+        objective=ObjectiveConfig(kind="ctc", ctc_weight=0.0)
+    )
+    assert "not trained for it" in refused()
+    chunks = dict(features=recognizer.config.features, encoder=recognizer.config.encoder)
+    assert "--decoder greedy" in refused(**chunks, decoding=DecodingConfig(beam=4))
+    assert transcribe_stream.streaming(recognizer).config.decoding.chunk_ms == 320
+    with mock.patch.dict("sys.modules", {"sounddevice": None}):
+        with pytest.raises(ValueError, match="^AUDIO microphone: needs sounddevice"):
+            next(transcribe_stream._pieces(Path("microphone"), recognizer))

@@ -4,9 +4,9 @@ import difflib
 import importlib
 import sys
 
-from asr_jax.errors import complaint_of
+from asr_jax.errors import user_message
 
-VERBS = {
+COMMANDS = {
     "prepare": "prepare SOURCE OUT [--config CONFIG]",
     "train": "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
     "evaluate": "evaluate RUN [--data DATA ...] [--compare RUN|DIR] [--decoder beam]",
@@ -20,17 +20,17 @@ def main() -> int:
     """Runs the verb; what the user can mend is one line on stderr and exit status 2."""
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
-        usage = "\n".join(f"  asr-jax {line}" for line in VERBS.values())
+        usage = "\n".join(f"  asr-jax {line}" for line in COMMANDS.values())
         print(f"Conformer-transducers in JAX.\n\n{usage}\n\nasr-jax VERB --help says more.")
         return 0
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)
+    if verb not in COMMANDS:
+        near = difflib.get_close_matches(verb, COMMANDS, n=1, cutoff=0.0)
         print(f"asr-jax: no verb {verb!r}; did you mean {near[0]}?", file=sys.stderr)
         return 2
     try:
         return importlib.import_module(f"asr_jax.commands.{verb}").run(arguments)
     except (Exception, KeyboardInterrupt) as error:
-        problem = complaint_of(error)
+        problem = user_message(error)
         if problem is None:
             raise
         print(f"asr-jax {verb}: {problem}", file=sys.stderr)

@@ -22,7 +22,7 @@ def _require_numbers(
 ) -> None:
     for name in names:
         value = getattr(section, name)
-        # Whoever reads the file tells what is no number at all.
+        # Whoever reads the file tells what is not a number at all.
         if isinstance(value, int | float):
             _require(holds(value), f"{prefix}.{name}", value, rule)
 
@@ -131,9 +131,9 @@ class AugmentConfig:
     """Time stretching of the features, pitch kept: a log-uniform factor; above 1 is faster."""
     join_probability: float = 0.0
     """Share of utterances that are followed by another one of the same speaker."""
-    rooms: str = ""
+    impulse_responses: str = ""
     """Folder of room impulse responses, one convolved with the (joined) utterance; empty: none."""
-    room_probability: float = 0.5
+    impulse_response_probability: float = 0.5
     """Share of utterances put into a room."""
     noise: str = ""
     """Folder of recordings without transcripts, such as MUSAN's noise; empty: none is added."""
@@ -150,7 +150,7 @@ class AugmentConfig:
     """Widest frequency mask."""
     time_masks: int = 10
     """Masks along time."""
-    time_mask_share: float = 0.05
+    time_mask_fraction: float = 0.05
     """Widest time mask as a share of the utterance."""
 
     def __post_init__(self) -> None:
@@ -173,7 +173,12 @@ class AugmentConfig:
         _require_numbers(
             self,
             "augment",
-            *("join_probability", "room_probability", "noise_probability", "time_mask_share"),
+            *(
+                "join_probability",
+                "impulse_response_probability",
+                "noise_probability",
+                "time_mask_fraction",
+            ),
             holds=lambda x: 0 <= x <= 1,
             rule="must lie in 0..1",
         )
@@ -338,7 +343,7 @@ class EncoderConfig:
         )
         _require_not_negative(self, "encoder", "residual_rank")
         _require(
-            # Whoever reads the file tells that this is no whole number.
+            # Whoever reads the file tells that this is not an integer.
             not isinstance(self.layers, int) or self.layers % self.shared_layers == 0,
             "encoder.shared_layers",
             self.shared_layers,
@@ -516,7 +521,7 @@ class OptimizerConfig:
     """Reached at the end of the warm-up."""
     warmup_steps: int = 1000
     """Steps of linear rise."""
-    final_learning_rate_share: float = 0.01
+    final_learning_rate_ratio: float = 0.01
     """Where the cosine ends, as a share of the peak."""
     beta1: float = 0.9
     beta2: float = 0.98
@@ -539,7 +544,7 @@ class OptimizerConfig:
             rule="must be positive and finite",
         )
         check("epsilon", holds=lambda x: 0 < x < math.inf, rule="must be positive and finite")
-        check("final_learning_rate_share", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1")
+        check("final_learning_rate_ratio", holds=lambda x: 0 <= x <= 1, rule="must lie in 0..1")
         check(
             *("beta1", "beta2", "ema_decay"),
             holds=lambda x: 0 <= x < 1,
@@ -594,7 +599,7 @@ class TrainConfig:
     rollbacks: int = 0
     """Times that a run which diverged goes back to its last good checkpoint, and on with the data
     that comes next; after these it stops."""
-    rollback_learning_rate_share: float = 0.5
+    rollback_learning_rate_factor: float = 0.5
     """What the learning rate is multiplied by at each of them."""
 
     def __post_init__(self) -> None:
@@ -611,7 +616,7 @@ class TrainConfig:
         check = functools.partial(_require_numbers, self, "train")
         check("seed", holds=lambda x: x < 2**63, rule="must be below 2^63")
         check("divergence_factor", holds=lambda x: x > 1, rule="must be above 1")
-        check("rollback_learning_rate_share", holds=lambda x: 0 < x <= 1, rule="must lie in 0..1")
+        check("rollback_learning_rate_factor", holds=lambda x: 0 < x <= 1, rule="must lie in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,134 +1,118 @@
-"""Command lines and config files to typed values; every mistake is one line.
+"""Config files: Python files that end in `config = Config(...)`, and the config.json of a run.
 
-tyro does the parsing. A config.json is read as if its fields stood on the command line, so both
-know the same names, types and rules, and nothing in it is ever executed.
+A config.json is data: its fields are checked against the types in asr_jax/config.py, and nothing in
+it is ever executed. Every mistake is one line that names the file.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import json
 import os
 import re
 import runpy
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import tyro
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from asr_jax.config import Config, flatten
+from asr_jax.errors import UsageError
 
-T = TypeVar("T")
-
-
-class UsageError(ValueError):
-    """Something on the command line or in a config file that cannot be; one line."""
-
-
-def parse(
-    schema: type[T], arguments: Sequence[str], *, program: str, default: T | None = None
-) -> T:
-    """Fills the dataclass from `arguments`; prints help and exits where that is asked for."""
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint), _unbroken_lines(arguments):
-            return cast(T, tyro.cli(schema, args=list(arguments), prog=program, **options))
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(complaint.getvalue())) from None
+# Fields that had other names in the config.json files of earlier versions.
+_FORMER_NAMES = {
+    "augment.rooms": "augment.impulse_responses",
+    "augment.room_probability": "augment.impulse_response_probability",
+    "augment.time_mask_share": "augment.time_mask_fraction",
+    "optimizer.final_learning_rate_share": "optimizer.final_learning_rate_ratio",
+    "train.rollback_learning_rate_share": "train.rollback_learning_rate_factor",
+}
 
 
-def parse_after_config(
-    schema: Callable[..., T], arguments: Sequence[str], *, program: str
-) -> tuple[Path, T]:
-    """CONFIG, the first argument, and `schema(config=...)` with what follows it filled in."""
-    first = arguments[0] if arguments else "-"
-    helped = first in ("-h", "--help")
-    if first.startswith("-") and not helped:
-        raise UsageError("CONFIG must come first: a file of configs/, or a run's config.json")
-    config = Config() if helped else load_config(Path(first))
-    default = schema(config=config)
-    rest = ["--help"] if helped else arguments[1:]
-    return Path(first), parse(type(default), rest, program=f"{program} CONFIG", default=default)
-
-
-def require_folder(path: Path, name: str) -> None:
-    """Raises UsageError where a file is in the way of the folder."""
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{name} {path}: must be a folder, it is a file")
-
-
-def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "") -> Config:
-    """The config of a .py file (its `config`) or of a run's config.json, with overrides applied."""
-    return parse(Config, overrides, program=program or str(path), default=_read_config(path))
-
-
-def write_config(config: Config, path: Path) -> None:
-    """Replaces the file as a whole: one on a full disk is not lost."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(flatten(config), indent=1) + "\n")
-    os.replace(partial, path)
-
-
-def _read_config(path: Path) -> Config:
+def load_config(path: Path) -> Config:
+    """Return the config of a .py file (its `config`) or of a run's config.json."""
     if (path / "config.json").is_file():
         raise UsageError(f"{path}: a run directory; its config is {path / 'config.json'}")
     if not path.is_file():
         raise UsageError(f"{path}: no such config file{_nearest_file(path)}")
     flat = _json_fields(path) if path.suffix == ".json" else _python_fields(path)
-    defaults = flatten(Config())
-    arguments = []
-    for name, value in flat.items():
-        if name not in defaults:
-            raise UsageError(f"{path}: unknown field {name!r}{_nearest(name, defaults)}")
-        default = defaults[name]
-        if _kind(value) not in {_kind(default), "a number" if default is None else ""}:
-            expected = "a number or null" if default is None else _kind(default)
-            raise UsageError(f"{path}: {name} = {value!r}: must be {expected}")
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            part, field = option.rsplit(".", 1)
-            arguments.append(option if value else f"{part}.no-{field}")
-        elif isinstance(value, list | tuple):
-            arguments += [option, *map(str, value)]
-        else:
-            arguments.append(f"{option}={value}")
     try:
-        return parse(Config, arguments, program=str(path))
-    except UsageError as error:
+        return _config(flat)
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _json_fields(path: Path) -> dict[str, Any]:
-    try:
-        flat = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
-    if not isinstance(flat, dict):
-        raise UsageError(f'{path}: must be an object of fields, such as "encoder.layers": 12')
-    return flat
+def write_config(config: Config, path: Path) -> None:
+    """Replace the file in one step, so that a full disk does not lose the old one."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(flatten(config), indent=1) + "\n")
+    os.replace(partial, path)
 
 
-def _python_fields(path: Path) -> dict[str, Any]:
-    try:
-        found = runpy.run_path(str(path)).get("config")
-        if isinstance(found, Config):
-            for name, section in vars(Config()).items():
-                if not isinstance(value := getattr(found, name), type(section)):
-                    raise TypeError(f"{name} = {value!r}: must be {type(section).__name__}(...)")
-            return flatten(found)
-    except Exception as error:
-        raise UsageError(f"{path}{_line_of(error, path)}: {_with_nearest_field(error)}") from error
-    raise UsageError(f"{path}: must end in `config = Config(...)`")
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the most similar of `names`, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _config(flat: Mapping[str, object]) -> Config:
+    """Return the config that has these values under their dotted names, and defaults elsewhere."""
+    config, known = Config(), flatten(Config())
+    sections: dict[str, dict[str, object]] = {}
+    for name, value in flat.items():
+        if name in _FORMER_NAMES:
+            raise UsageError(
+                f"{name} is a field of an earlier version of asr_jax, now {_FORMER_NAMES[name]}: "
+                "runs of that version cannot be read; train again"
+            )
+        if name not in known:
+            raise UsageError(f"unknown field {name!r}{nearest(name, known)}")
+        section, _, field = name.partition(".")
+        annotation = get_type_hints(type(getattr(config, section)))[field]
+        sections.setdefault(section, {})[field] = _typed(value, annotation, name)
+    replaced = {
+        section: dataclasses.replace(getattr(config, section), **values)
+        for section, values in sections.items()
+    }
+    return dataclasses.replace(config, **replaced)
+
+
+def _typed(value: object, annotation: object, name: str) -> object:
+    """Return the value of the field `name` as its annotation says, or raise UsageError."""
+    choices = get_args(annotation)
+    if isinstance(annotation, types.UnionType) and value is None:
+        return None
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = (choice for choice in choices if choice is not type(None))
+    is_choice = get_origin(annotation) is Literal
+    expected = _kind(choices[0]) if is_choice else _EXPECTED[get_origin(annotation) or annotation]
+    if _kind(value) != expected:
+        or_null = " or null" if type(None) in choices else ""
+        raise UsageError(f"{name} = {value!r}: must be {expected}{or_null}")
+    if is_choice and value not in choices:
+        raise UsageError(f"{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        return _typed_tuple(value, choices, name)
+    if annotation is int and not isinstance(value, int):
+        raise UsageError(f"{name} = {value!r}: must be an integer")
+    return float(value) if annotation is float and isinstance(value, int) else value
+
+
+def _typed_tuple(
+    values: list | tuple, annotations: tuple[object, ...], name: str
+) -> tuple[object, ...]:
+    if annotations[-1] is Ellipsis:
+        annotations = annotations[:1] * len(values)
+    if len(values) != len(annotations):
+        raise UsageError(f"{name} = {values!r}: must be a list of {len(annotations)}")
+    return tuple(
+        _typed(value, annotation, f"{name}[{place}]")
+        for place, (value, annotation) in enumerate(zip(values, annotations))
+    )
 
 
 def _kind(value: object) -> str:
-    """What JSON would call it, so that neither "yes" nor 1 passes for true."""
+    """Return the JSON name of the value's type, so that neither "yes" nor 1 passes for true."""
     kinds = {
         bool: "true or false",
         str: "a string",
@@ -139,8 +123,41 @@ def _kind(value: object) -> str:
     return next((kind for types, kind in kinds.items() if isinstance(value, types)), "an object")
 
 
+# The JSON name of what a field's annotation accepts.
+_EXPECTED: dict[object, str] = {
+    bool: "true or false",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    tuple: "a list",
+}
+
+
+def _json_fields(path: Path) -> dict[str, object]:
+    try:
+        flat = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: not JSON: {error}") from error
+    if not isinstance(flat, dict):
+        raise UsageError(f'{path}: must be an object of fields, such as "encoder.layers": 12')
+    return flat
+
+
+def _python_fields(path: Path) -> dict[str, object]:
+    try:
+        config = runpy.run_path(str(path)).get("config")
+        if isinstance(config, Config):
+            for name, section in vars(Config()).items():
+                if not isinstance(value := getattr(config, name), type(section)):
+                    raise TypeError(f"{name} = {value!r}: must be {type(section).__name__}(...)")
+            return flatten(config)
+    except Exception as error:
+        raise UsageError(f"{path}{_line_of(error, path)}: {_with_nearest_field(error)}") from error
+    raise UsageError(f"{path}: must end in `config = Config(...)`")
+
+
 def _line_of(error: Exception, path: Path) -> str:
-    """The config file's line at which the error arose, where it did there."""
+    """Return ":LINE", the config file's line at which the error arose, or nothing."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -148,14 +165,9 @@ def _line_of(error: Exception, path: Path) -> str:
     return f":{lines[-1]}" if lines else ""
 
 
-def _nearest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _nearest_file(path: Path) -> str:
-    beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    return _nearest(str(path), beside)
+    siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    return nearest(str(path), siblings)
 
 
 def _with_nearest_field(error: Exception) -> str:
@@ -168,59 +180,4 @@ def _with_nearest_field(error: Exception) -> str:
     sections = {type(part).__name__: part for part in vars(Config()).values()}
     owner = sections.get(unexpected[1], Config())
     names = [field.name for field in dataclasses.fields(owner)]
-    return f"{unexpected[1]} has no field {unexpected[2]!r}{_nearest(unexpected[2], names)}"
-
-
-@contextlib.contextmanager
-def _unbroken_lines(arguments: Sequence[str]) -> Iterator[None]:
-    """Keeps tyro from breaking a complaint, words and all, at the terminal's width; help it may."""
-    before = os.environ.get("COLUMNS")
-    if not {"-h", "--help"} & set(arguments):
-        os.environ["COLUMNS"] = "100000"
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if before is not None:
-            os.environ["COLUMNS"] = before
-
-
-def _one_line(complaint: str) -> str:
-    """What stands within the box that tyro draws, in one sentence, with the nearest name it found.
-
-    The box is of lines where stdout takes UTF-8, else of a title and dashes.
-    """
-    lines = [line.strip("│ ") for line in complaint.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
-    if "╭" not in complaint:
-        lines = lines[2:]
-    is_rule = [set(line) <= set("─-") for line in [*lines, "-"]]
-    message = " ".join(lines[: is_rule.index(True)])
-    text = "\n".join(lines)
-
-    missing = re.search(r"^Missing from .*:\n(\S+)", text)
-    unknown = re.search(r"Unrecognized options:\s+([^\s,]+)", text)
-    if missing:
-        message = f"{missing[1]} is required"
-    if unknown:
-        message = f"unknown option {unknown[1]}" + (f", and {message}" if missing else "")
-        # Of options that tyro finds alike, which it lists by name: --decoder.layers comes first.
-        similar = rf"(?:Perhaps you meant|Arguments similar to {re.escape(unknown[1])}):\n(.*)"
-        listed = re.search(similar, text, re.DOTALL)
-        message += _nearest(unknown[1], re.findall(r"^--\S+", listed[1], re.M)) if listed else ""
-    for pattern, plainer in _PLAINER:
-        message = re.sub(pattern, plainer, message)
-    return message
-
-
-_PLAINER = (
-    (r"^Error parsing \S+: (?=\w+\.\w+ = )", ""),
-    (r"^Error parsing (\S+):", r"\1:"),
-    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number"),
-    (r"could not convert string to float: (.*)", r"\1 is no number"),
-    (r"Missing value for argument '(\S+)'\..*", r"\1: needs a value"),
-    (
-        r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.",
-        r"\2: \1 is not one of \3",
-    ),
-)
+    return f"{unexpected[1]} has no field {unexpected[2]!r}{nearest(unexpected[2], names)}"

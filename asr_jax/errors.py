@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def complaint_of(error: BaseException) -> str | None:
+class UsageError(ValueError):
+    """An invalid command line, config file or combination of options; its text is one line."""
+
+
+def user_message(error: BaseException) -> str | None:
     """The line to print; None for a bug, whose traceback is to be seen."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -26,7 +30,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
+def name_full_disk(folder: Path) -> Iterator[None]:
     """An error of a full disk, which does not say where, names `folder`."""
     try:
         yield

@@ -116,5 +116,5 @@ class Batch(NamedTuple):
     """Factor by which the features are to be shortened in time; 1 leaves them alone."""
     utterances: Int32[np.ndarray, " B"]
     """Index of the (first) utterance in the manifest, -1 for a padding row."""
-    joined: Int32[np.ndarray, " B"]
+    second_utterance: Int32[np.ndarray, " B"]
     """Index of the utterance joined to its end, -1 for none."""

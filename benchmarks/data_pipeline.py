@@ -5,8 +5,8 @@
     python benchmarks/data_pipeline.py --planning                             (281,241 transcripts)
 
 Every part by itself in one thread, each with those above it; then all of `training_batches` with
-data.read_threads, nothing cached. Noise and rooms are made up. Seconds are those of the recordings
-before speed changes. Prints a table, and a line of JSON at the end.
+data.read_threads, nothing cached. Noise and impulse responses are synthetic. Seconds are those of
+the recordings before speed changes. Prints a table, and a line of JSON at the end.
 """
 
 import argparse
@@ -26,9 +26,10 @@ import soundfile
 import soxr
 
 from asr_jax.audio import change_speed, read_audio
+from asr_jax.commands.arguments import override
 from asr_jax.config import AugmentConfig, Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.config_file import load_config
-from asr_jax.data.augment import add_noise, add_room, read_stretch, read_untranscribed
+from asr_jax.data.augment import add_noise, add_reverberation, read_stretch, read_untranscribed
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
@@ -68,22 +69,26 @@ def as_flac(utterances: list[Utterance], folder: Path) -> list[Utterance]:
 def effects(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
     """A minute of noise, and half a second of decay."""
     random = np.random.default_rng(0)
-    for name, seconds in (("noise", 60.0), ("rooms", 0.5)):
+    for name, seconds in (("noise", 60.0), ("impulse_responses", 0.5)):
         time_seconds = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
-        decay = np.exp(-6.9 * time_seconds / 0.4) if name == "rooms" else 0.1
+        decay = np.exp(-6.9 * time_seconds / 0.4) if name == "impulse_responses" else 0.1
         samples = decay * random.normal(size=len(time_seconds))
         (folder / name).mkdir()
         soundfile.write(folder / name / "0.flac", samples / np.abs(samples).max(), RATE_HZ)
     noise, _ = read_untranscribed(str(folder / "noise"), "augment.noise")
-    rooms, _ = read_untranscribed(str(folder / "rooms"), "augment.rooms")
-    return noise, rooms
+    impulse_responses, _ = read_untranscribed(
+        str(folder / "impulse_responses"), "augment.impulse_responses"
+    )
+    return noise, impulse_responses
 
 
-def reading(config: Config, corpus: Corpus, noise: list[Utterance], rooms: list[Utterance]) -> dict:
+def reading(
+    config: Config, corpus: Corpus, noise: list[Utterance], impulse_responses: list[Utterance]
+) -> dict:
     """Seconds of audio per second, by part."""
     utterances, seconds = corpus.utterances, sum(u.duration_seconds for u in corpus.utterances)
     speeds = np.random.default_rng(1).choice(config.augment.speeds, len(utterances))
-    response = read_audio(rooms[0].audio, sample_rate_hz=RATE_HZ)
+    response = read_audio(impulse_responses[0].audio, sample_rate_hz=RATE_HZ)
     read = lambda utterance: read_recording(utterance, sample_rate_hz=RATE_HZ)
 
     def prepare(*, faster: bool, effects: bool) -> None:
@@ -92,7 +97,7 @@ def reading(config: Config, corpus: Corpus, noise: list[Utterance], rooms: list[
             if faster:
                 samples = change_speed(samples, speed)
             if effects:
-                samples = add_room(samples, response)
+                samples = add_reverberation(samples, response)
                 stretch = read_stretch(
                     noise[0],
                     read,
@@ -115,13 +120,15 @@ def reading(config: Config, corpus: Corpus, noise: list[Utterance], rooms: list[
             next(stream)
 
     plain = replace(config.augment, join_probability=0.0)
-    certain = replace(plain, noise_probability=1.0, room_probability=1.0)
+    certain = replace(plain, noise_probability=1.0, impulse_response_probability=1.0)
     parts = {
         "decode": lambda: prepare(faster=False, effects=False),
         "+ speed": lambda: prepare(faster=True, effects=False),
         "+ room, noise": lambda: prepare(faster=True, effects=True),
         "training_batches": lambda: batches(plain),
-        "training_batches with room and noise": lambda: batches(certain, noise=noise, rooms=rooms),
+        "training_batches with room and noise": lambda: batches(
+            certain, noise=noise, impulse_responses=impulse_responses
+        ),
     }
     figures = {}
     for name, work in parts.items():
@@ -185,7 +192,7 @@ def planning(folder: Path) -> dict:
         utterances, _ = read_manifest(folder)
         done("index")
         transcripts = [utterance.text for utterance in utterances]
-        labels = encode_transcripts(transcripts, tokenizer, kept=folder / "labels.npz")
+        labels = encode_transcripts(transcripts, tokenizer, cache_path=folder / "labels.npz")
         done("labels")
         kept, labels, skipped = usable_utterances(config, utterances, tokenizer, labels)
         done("selection")
@@ -212,7 +219,9 @@ def planning(folder: Path) -> dict:
     recorded = [one._replace(audio=folder / "12s.flac", within=None) for one in kept]
     eighth = lambda rows: np.arange(rows // 8)
     began = time.perf_counter()
-    stream = training_batches(recorded, labels, sample_rate_hz=RATE_HZ, rows_of=eighth, **options)
+    stream = training_batches(
+        recorded, labels, sample_rate_hz=RATE_HZ, local_rows=eighth, **options
+    )
     first = len(next(stream).samples)
     figures["planned, and a first batch read"] = {f"{first} rows": time.perf_counter() - began}
     print(f"planned, and {first} rows of a first batch read: {time.perf_counter() - began:.2f} s")
@@ -227,7 +236,7 @@ def planning(folder: Path) -> dict:
         for epoch in (1, 50):
             for state in ("counted", "kept"):
                 began = time.perf_counter()
-                Epochs(plan, kept=folder / "epochs.json").locate(epoch * number)
+                Epochs(plan, cache_path=folder / "epochs.json").locate(epoch * number)
                 seconds = time.perf_counter() - began
                 figures.setdefault(f"position found, {name}", {})[f"{epoch}, {state}"] = seconds
                 print(f"position in epoch {epoch} ({name}), {state}: {seconds:.3f} s")
@@ -249,16 +258,16 @@ def main() -> None:
         if options.planning:
             result["planning"] = planning(Path(folder))
         if options.config:
-            config = load_config(options.config, overrides)
+            config = override(load_config(options.config), overrides)
             (Path(folder) / "run").mkdir()
             corpus, _ = training_corpus(config, Path(folder) / "run")
             if options.flac:
                 corpus = corpus._replace(utterances=as_flac(corpus.utterances, Path(folder)))
-            noise, rooms = effects(Path(folder))
+            noise, impulse_responses = effects(Path(folder))
             threads = config.data.read_threads
             print(f"{options.config}, {cores} core(s), {threads} threads")
             result |= {"config": str(options.config), "flac": options.flac, "threads": threads}
-            result |= reading(config, corpus, noise, rooms)
+            result |= reading(config, corpus, noise, impulse_responses)
     print(json.dumps(result))
 
 

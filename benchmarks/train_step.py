@@ -10,7 +10,7 @@ frames and cells, without recomputation), their rate, its share of the device's 
 audio per second, which are hours per hour. Rates are of one device. For the buckets of --split, the
 parts of the step, each compiled by itself.
 
-Waiting for data is not measured here: `waiting_share` in a run's metrics.jsonl is.
+Waiting for data is not measured here: `data_wait_fraction` in a run's metrics.jsonl is.
 """
 
 import argparse
@@ -31,10 +31,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from asr_jax.capacity.flops import model_flops
+from asr_jax.commands.arguments import override
 from asr_jax.config import Config
-from asr_jax.config_file import UsageError, load_config
+from asr_jax.config_file import load_config
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.mesh import batch_sharding, make_mesh
+from asr_jax.errors import UsageError
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.models.composition import split_model
 from asr_jax.training.loop import compile_steps
@@ -97,7 +99,7 @@ def fabricated_batch(shape: Batch, edges: tuple[float, float], rate_hz: int, sym
         label_lengths=np.clip(label_rates * seconds, 1, most).astype(np.int32),
         tempo=np.ones(rows, np.float32),
         utterances=np.arange(rows, dtype=np.int32),
-        joined=np.full(rows, -1, np.int32),
+        second_utterance=np.full(rows, -1, np.int32),
     )
 
 
@@ -269,7 +271,7 @@ def main() -> None:
     paths, options, overrides = parse(sys.argv[1:])
     found = {}
     for path in paths:
-        config = load_config(Path(path), overrides)
+        config = override(load_config(Path(path)), overrides)
         if not found:
             prepare_devices(config.mesh)
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -36,7 +36,7 @@ config = Config(
         tempo_range=(0.85, 1.45),
         join_probability=0.2,
         time_masks=3,
-        time_mask_share=0.08,
+        time_mask_fraction=0.08,
         frequency_mask_bins=20,
     ),
     tokenizer=TokenizerConfig(kind="char"),

@@ -35,7 +35,7 @@ config = Config(
         bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
-        tempo_range=(0.85, 1.35), time_masks=2, time_mask_share=0.05, frequency_mask_bins=12
+        tempo_range=(0.85, 1.35), time_masks=2, time_mask_fraction=0.05, frequency_mask_bins=12
     ),
     tokenizer=TokenizerConfig(kind="char"),
     encoder=EncoderConfig(

@@ -53,7 +53,7 @@ config = Config(
         frequency_masks=2,
         frequency_mask_bins=27,
         time_masks=10,
-        time_mask_share=0.05,
+        time_mask_fraction=0.05,
     ),
     features=FeaturesConfig(normalization="utterance"),  # "per_feature" [nemo]
     tokenizer=TokenizerConfig(kind="unigram", vocabulary_size=1024),  # [axlearn]; 1k [paper]

@@ -44,7 +44,7 @@ config = Config(
         tempo_range=(0.85, 1.35),
         # [specaugment], narrower, since so small a model has no capacity to waste.
         time_masks=2,
-        time_mask_share=0.05,
+        time_mask_fraction=0.05,
         frequency_mask_bins=12,
     ),
     # [dev] 80 pieces learned far slower.

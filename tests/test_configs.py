@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from asr_jax.commands.arguments import override
 from asr_jax.config import Config, DataConfig, FeaturesConfig, JointConfig, flatten
-from asr_jax.config_file import UsageError, load_config, write_config
+from asr_jax.config_file import load_config, write_config
+from asr_jax.errors import UsageError
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
@@ -127,12 +129,12 @@ def config_file(request, tmp_path):
 )
 def test_overrides_change_what_they_name_and_nothing_else(config_file, overrides, changed):
     expected = flatten(Config()) | {"encoder.layers": 3} | changed
-    assert flatten(load_config(config_file, overrides)) == expected
+    assert flatten(override(load_config(config_file), overrides)) == expected
 
 
 def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
-        load_config(path, overrides)
+        override(load_config(path), overrides)
     message = str(caught.value)
     assert "\n" not in message and "Traceback" not in message
     return message
@@ -144,7 +146,7 @@ def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
         (("--encoder.layres", "3"), ["--encoder.layres", "did you mean --encoder.layers?"]),
         (("--encodr.layers", "3"), ["--encodr.layers", "did you mean --encoder.layers?"]),
         (("--encoder.layers", "many"), ["--encoder.layers", "many"]),
-        (("--encoder.layers", "1.5"), ["--encoder.layers", "1.5"]),
+        (("--encoder.layers", "1.5"), ["--encoder.layers", "1.5", "not an integer"]),
         (("--encoder.layers",), ["--encoder.layers"]),
         (("--tokenizer.kind", "word"), ["--tokenizer.kind", "word", "unigram"]),
         (("--encoder.heads", "5"), ["encoder.heads = 5: must divide encoder.width = 144"]),
@@ -196,7 +198,7 @@ def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):
         ('{"layers": 3}', ["unknown field 'layers'"]),
         ('{"encoder": {"layers": 3}}', ["unknown field 'encoder'"]),
         ('{"encoder.layers": "many"}', ["encoder.layers = 'many': must be a number"]),
-        ('{"encoder.layers": 1.5}', ["--encoder.layers", "1.5"]),
+        ('{"encoder.layers": 1.5}', ["encoder.layers = 1.5: must be an integer"]),
         ('{"encoder.layers": null}', ["encoder.layers = None: must be a number"]),
         ('{"encoder.layers": true}', ["encoder.layers"]),
         ('{"encoder.layers": [3, 4]}', ["4"]),
@@ -242,7 +244,7 @@ def test_typo_in_a_py_file_is_answered_with_the_nearest_field(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from asr_jax.commands.arguments import UsageError, load_config
+from asr_jax.config_file import UsageError, load_config
 for name in sys.argv[1:]:
     try:
         load_config(Path(name))

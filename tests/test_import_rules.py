@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "audio": [],
     "text": [],
     "errors": [],
-    "config_file": ["config"],
+    "config_file": ["config", "errors"],
     "losses": ["losses"],
     "features": ["config", "features"],
     "layers": ["layers"],
@@ -35,10 +35,10 @@ MAY_IMPORT = {
     "decoding": "config decoding distributed features layers losses models text types".split(),
     "scoring": ["scoring", "types"],
     "export": ["config", "decoding", "export", "features", "layers", "models", "text", "types"],
-    "inference": "audio config config_file data decoding distributed export features inference "
-    "models text training.checkpoint types".split(),
-    "experiment": "config config_file data distributed experiment features inference layers models "
-    "scoring text training types".split(),
+    "inference": "audio config config_file data decoding distributed errors export features "
+    "inference models text training.checkpoint types".split(),
+    "experiment": "config config_file data distributed errors experiment features inference layers "
+    "models scoring text training types".split(),
     "commands": "audio capacity commands config config_file data decoding distributed errors "
     "experiment export features inference layers models scoring text training types".split(),
 }
@@ -61,7 +61,7 @@ READS_CLOCK = [
     *("inference.recognizer", "inference.streaming"),
     *("training.loop", "training.metrics_log", "training.progress"),
 ]
-READS_CALL = ["__main__", "commands", "config_file", "distributed"]
+READS_CALL = ["__main__", "commands", "distributed"]
 OPENS_FILES = [
     *"audio commands config_file data decoding.hotwords decoding.ngram distributed".split(),
     *"experiment export inference scoring.comparison scoring.report scoring.report_page".split(),

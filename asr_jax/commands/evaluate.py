@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from asr_jax.commands.arguments import parse, require_folder
 from asr_jax.config import MeshConfig
-from asr_jax.config_file import load_config, parse, require_folder
-from asr_jax.data.manifest import read_transcribed, require_there
+from asr_jax.config_file import load_config
+from asr_jax.data.manifest import read_transcribed, require_exists
 from asr_jax.data.recordings import recording_bytes
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.distributed.processes import Processes, is_first, joined
-from asr_jax.errors import writing_in
+from asr_jax.distributed.processes import Processes, connected_processes, is_first
+from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSING, Fusing, described, fused
 from asr_jax.inference.label_posteriors import label_posteriors, require_lattice
 from asr_jax.inference.recognizer import (
@@ -24,7 +25,7 @@ from asr_jax.inference.recognizer import (
     require_run,
     with_decoding,
 )
-from asr_jax.scoring.comparison import is_evaluation, read_rival
+from asr_jax.scoring.comparison import is_evaluation, read_baseline
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import write_evaluation
 from asr_jax.scoring.report_page import comparison_lines
@@ -60,19 +61,19 @@ class Options:
     """Where to write, of several DATA a folder for each; RUN/evaluation/NAME, named after DATA,
     where not given."""
     fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
-    meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
     normalizer(options.normalize)  # says what is missing before the work, not after
-    if options.lattices < 0 or (options.lattices and options.meeting.processes > 1):
+    if options.lattices < 0 or (options.lattices and options.processes.processes > 1):
         raise ValueError(f"--lattices {options.lattices}: must be positive, and of one process")
     work = _work(options)
-    with joined(options.meeting, verb="evaluate"):
+    with connected_processes(options.processes, verb="evaluate"):
         prepare_devices(MeshConfig())
         for one in work:
-            with writing_in(one["output"]):
+            with name_full_disk(one["output"]):
                 evaluate(**one)
     return 0
 
@@ -88,7 +89,7 @@ def _work(options: Options) -> list[dict]:
     if "" in data:
         raise ValueError("--data: must not be empty")
     for one in data:
-        require_there(one)
+        require_exists(one)
     if options.output:
         require_folder(options.output, "--output")
     how = dict(
@@ -100,25 +101,25 @@ def _work(options: Options) -> list[dict]:
         normalize=options.normalize,
         lattices=options.lattices,
     )
-    rival, work = options.compare, []
+    baseline, work = options.compare, []
     for one in data:
         output = options.output or default_output(options.run, one)
         if options.output and len(data) > 1:
             output /= name_of(one)
         other = None
-        if rival and (rival / "config.json").is_file():
-            other = default_output(rival, one)
-            work.append(dict(run=rival, data=one, output=other) | how)
-        elif rival:
-            other = rival / name_of(one) if len(data) > 1 else rival
+        if baseline and (baseline / "config.json").is_file():
+            other = default_output(baseline, one)
+            work.append(dict(run=baseline, data=one, output=other) | how)
+        elif baseline:
+            other = baseline / name_of(one) if len(data) > 1 else baseline
             if not is_evaluation(other):
                 raise ValueError(
-                    f"--compare {rival}: must be a run or an evaluation, with a config.json or a "
-                    f"hypotheses.jsonl in {other}"
+                    f"--compare {baseline}: must be a run or an evaluation, with a config.json or "
+                    f"a hypotheses.jsonl in {other}"
                 )
         if other and other.resolve() == output.resolve():
             raise ValueError(
-                f"--compare {rival}: this evaluation would replace {other}; say --output"
+                f"--compare {baseline}: this evaluation would replace {other}; say --output"
             )
         work.append(dict(run=options.run, data=one, output=output, compare=other) | how)
     outputs = [one["output"].resolve() for one in work]
@@ -154,9 +155,9 @@ def evaluate(
 ) -> None:
     """Writes the evaluation and prints its summary, and what could not be read."""
     utterances, unreadable = read_transcribed(data, "--data")
-    rival = None
+    baseline = None
     if compare and is_first():  # which wrote it, where `compare` was evaluated just now
-        rival = read_rival(compare, utterances, normalizer(normalize))
+        baseline = read_baseline(compare, utterances, normalizer(normalize))
     recognizer = with_decoding(
         open_run(run, checkpoint), chunk_ms=chunk_ms, window_seconds=window_seconds, beam=beam
     )
@@ -193,7 +194,7 @@ def evaluate(
         recording_of=recording_bytes,
         not_recognised=not_recognised,
         normalize=normalizer(normalize),
-        rival=rival,
+        baseline=baseline,
         lattices=lattices,
         posteriors_of=functools.partial(label_posteriors, recognizer),
     )
@@ -206,6 +207,6 @@ def evaluate(
         f"{figures['reference_words']} words in {figures['utterances']} recordings; "
         f"{output / 'report.html'}"
     )
-    if rival:
-        print(f"compared with {rival.name}:")
+    if baseline:
+        print(f"compared with {baseline.name}:")
         print("".join(f"  {line}\n" for line in comparison_lines(figures["comparison"])), end="")

@@ -13,10 +13,11 @@ import tyro
 
 from asr_jax.capacity.accelerators import Accelerator, accelerator_of, target_devices
 from asr_jax.capacity.bucket_memory import BucketFit, fit_bucket, largest_batch, with_rows
+from asr_jax.commands.arguments import parse_after_config
 from asr_jax.config import Config
-from asr_jax.config_file import UsageError, parse_after_config
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.mesh import check_batch, make_mesh
+from asr_jax.errors import UsageError
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer

@@ -15,31 +15,32 @@ import tyro
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from asr_jax.commands.arguments import parse_after_config
 from asr_jax.commands.evaluate import default_output, evaluate
 from asr_jax.config import Config, flatten
-from asr_jax.config_file import UsageError, parse_after_config, write_config
+from asr_jax.config_file import write_config
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches, training_batches
 from asr_jax.data.texts import training_text_batches
-from asr_jax.distributed.compilation_cache import compiled_programs_kept
+from asr_jax.distributed.compilation_cache import persistent_compilation
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.distributed.mesh import check_batch, make_mesh, rows_here
-from asr_jax.distributed.preemption import notices, obey_again
+from asr_jax.distributed.mesh import check_batch, local_rows, make_mesh
+from asr_jax.distributed.preemption import listen_for_preemption, restore_signal_handlers
 from asr_jax.distributed.processes import (
     Processes,
     code_fingerprint,
+    connected_processes,
     is_first,
-    joined,
     on_first,
     require_same,
 )
-from asr_jax.errors import writing_in
+from asr_jax.errors import UsageError, name_full_disk
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.experiment.corpus import Corpus, keep_tokenizer, training_corpus
 from asr_jax.experiment.dev_perplexity import dev_perplexity
 from asr_jax.experiment.dev_wer import dev_evaluation
-from asr_jax.experiment.fine_tuning import begun_from, read_source
-from asr_jax.experiment.run_directory import about_run, changes, claim_run, require_shared
+from asr_jax.experiment.fine_tuning import initialize_from, read_source
+from asr_jax.experiment.run_directory import changes, claim_run, require_shared, run_metadata
 from asr_jax.experiment.skipped import list_skipped, readable_batches, skipped_list
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
@@ -60,7 +61,7 @@ class Options:
     """First and last step to record a profile of, for TensorBoard, in RUN/tensorboard."""
     init_from: Path | None = None
     """Begins with the parameters of this run directory or exported model (docs/finetuning.md)."""
-    meeting: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -70,14 +71,17 @@ def run(arguments: list[str]) -> int:
     beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or beside
     try:
-        with joined(options.meeting, verb="train") as processes, writing_in(directory):
+        with (
+            connected_processes(options.processes, verb="train") as processes,
+            name_full_disk(directory),
+        ):
             prepare_devices(config.mesh, processes=processes)
             reason = _train(config, directory, options)
             if reason is None and config.data.test:
                 output = default_output(directory, config.data.test)
                 evaluate(directory, config.data.test, checkpoint="best", output=output)
     finally:
-        obey_again()
+        restore_signal_handlers()
     if reason is not None:
         print(f"stopped by {reason}; saved. The same command goes on from there.", file=sys.stderr)
         return 128 + getattr(signal, reason)
@@ -94,7 +98,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
         )
     if profile and not 0 < profile[0] <= profile[1]:
         raise UsageError(f"--profile {profile[0]} {profile[1]}: needs 0 < first step <= last step")
-    stopped_by = notices()
+    stopped_by = listen_for_preemption()
     require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
@@ -107,28 +111,32 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
     sizes = (config, tokenizer.vocabulary_size, optimizer, mesh)
     abstract = abstract_state(*sizes)
     source = read_source(options.init_from, run, config, tokenizer, abstract.params)
-    is_text = config.objective.kind == "language_model"
-    evaluate_dev = (dev_perplexity if is_text else dev_evaluation)(config, tokenizer, mesh)
+    is_language_model = config.objective.kind == "language_model"
+    evaluate_dev = (dev_perplexity if is_language_model else dev_evaluation)(
+        config, tokenizer, mesh
+    )
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # not after days of training
-    about = about_run(config, corpus.fingerprint())
-    require_same({f"a fingerprint of data.train = {config.data.train}": about["utterances"]})
+    metadata = run_metadata(config, corpus.fingerprint())
+    require_same({f"a fingerprint of data.train = {config.data.train}": metadata["utterances"]})
     on_first(lambda: write_config(config, run / "config.json"))
     on_first(lambda: keep_tokenizer(run))
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
 
     with (
-        compiled_programs_kept(run / "compiled") as so_far_whole,
+        persistent_compilation(run / "compiled") as mark_complete,
         checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer,
     ):
         state, warnings = checkpoint.restore(checkpointer, abstract)
         start = 0 if state is None else int(state.step)
         if state is not None:
-            warnings += changes(checkpoint.saved_about(checkpointer, start), about, run)
+            warnings += changes(checkpoint.saved_metadata(checkpointer, start), metadata, run)
         with ProgressDisplay(steps=config.train.steps, start=start) as progress:
             for warning in warnings:
                 progress.note(f"warning: {warning}")
-            amount = f"{sum(map(len, corpus.labels))} pieces" if is_text else _hours(corpus)
+            amount = (
+                f"{sum(map(len, corpus.labels))} pieces" if is_language_model else _hours(corpus)
+            )
             progress.note(_description(run, corpus, amount, abstract.params, mesh))
             list_skipped(corpus, run, note=progress.note)
             if state is not None:
@@ -150,14 +158,14 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
             if state is None:
                 state = initial_state(*sizes)
             if source:
-                state = begun_from(source, run, state, config, tokenizer)
+                state = initialize_from(source, run, state, config, tokenizer)
                 # What it began with need not be there when it goes on.
-                checkpoint.save(checkpointer, state, on_dev=None, about=about)
-            so_far_whole()
+                checkpoint.save(checkpointer, state, dev_metric=None, metadata=metadata)
+            mark_complete()
 
             def evaluated(averaged: Any) -> dict[str, float]:
                 figures = evaluate_dev(graphdef, averaged, progress.note)
-                so_far_whole()
+                mark_complete()
                 return figures
 
             go_on = functools.partial(
@@ -168,7 +176,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                 utterance_ids=[u.id for u in corpus.utterances],
                 evaluate=evaluated if evaluate_dev else None,
                 checkpointer=checkpointer,
-                about=about,
+                metadata=metadata,
                 stopped_by=stopped_by,
                 profile=profile,
                 progress=progress,
@@ -197,9 +205,9 @@ def _batches(
         seed=config.train.seed,
         position=position,
         corpus_sizes=corpus.sizes,
-        rows_of=functools.partial(rows_here, mesh),
-        kept=run / "epochs.json",
-        write=is_first(),
+        local_rows=functools.partial(local_rows, mesh),
+        cache_path=run / "epochs.json",
+        write_cache=is_first(),
     )
     if config.objective.kind == "language_model":
         return training_text_batches(corpus.labels, **options)
@@ -210,7 +218,7 @@ def _batches(
         sample_rate_hz=config.features.sample_rate_hz,
         separator=tokenizer.separator,
         noise=corpus.noise,
-        rooms=corpus.rooms,
+        impulse_responses=corpus.impulse_responses,
         **options,
     )
 

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
+from asr_jax.commands.arguments import parse, require_folder
 from asr_jax.commands.transcribe_stream import MICROPHONE, STDIN, stream_source, streaming
 from asr_jax.config import MeshConfig
-from asr_jax.config_file import parse, require_folder
 from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.errors import writing_in
+from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSING, Fusing, fused
 from asr_jax.inference.recognizer import (
     beam_size,
@@ -161,7 +161,7 @@ def _write(utterance: Utterance, found: list[Transcript], options: Options) -> N
         print(text, end="")
         return
     kind = "json" if options.json else "txt" if options.format == "text" else options.format
-    with writing_in(options.output):
+    with name_full_disk(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
 

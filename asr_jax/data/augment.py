@@ -82,7 +82,7 @@ def add_noise(
     return samples + np.float32(scale) * noise
 
 
-def add_room(
+def add_reverberation(
     samples: Float32[np.ndarray, " S"], response: Float32[np.ndarray, " R"]
 ) -> Float32[np.ndarray, " S"]:
     """`samples` as heard through an impulse response; as many, and of the same energy.

@@ -20,13 +20,15 @@ COUNTED_EPOCHS, COUNTING_THREADS = 8, 4
 class Epochs:
     """The epochs of `plan`, one after the other; any thread may ask.
 
-    What was counted is read from the file `kept`, where that is of just this plan, and with `write`
-    written there: of several processes one should. Where it is missing or damaged, epochs are
-    counted from the first one on; that it cannot be written is no error.
+    Counts are read from the file `cache_path` if it was written for exactly this plan, and written
+    there with `write_cache`: of several processes, one should write. If the file is missing or
+    damaged, epochs are counted from the first one; a failed write is not an error.
     """
 
-    def __init__(self, plan: TrainingPlan, *, kept: Path | None = None, write: bool = True):
-        self._plan, self._kept, self._write = plan, kept, write
+    def __init__(
+        self, plan: TrainingPlan, *, cache_path: Path | None = None, write_cache: bool = True
+    ):
+        self._plan, self._cache_path, self._write_cache = plan, cache_path, write_cache
         self._digest = _digest(plan)
         self._lock = threading.Lock()
         self._ends = self._read()
@@ -49,15 +51,15 @@ class Epochs:
                 epochs = range(len(ends), len(ends) + min(COUNTED_EPOCHS, len(ends) + 1))
                 for number in pool.map(self._plan.number_of_batches, epochs):
                     ends.append(number + (ends[-1] if ends else 0))
-        if self._kept and self._write:
+        if self._cache_path and self._write_cache:
             with contextlib.suppress(OSError):
-                partial = self._kept.with_suffix(".tmp")
+                partial = self._cache_path.with_suffix(".tmp")
                 partial.write_text(json.dumps({"plan": self._digest, "ends": ends}))
-                os.replace(partial, self._kept)
+                os.replace(partial, self._cache_path)
 
     def _read(self) -> list[int]:
         try:
-            found = json.loads(self._kept.read_text()) if self._kept else {}
+            found = json.loads(self._cache_path.read_text()) if self._cache_path else {}
             return found["ends"] if found["plan"] == self._digest else []
         except (OSError, ValueError, KeyError, TypeError):
             return []

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """While a list only grows: the collector looks through all of it again and again, and frees
     nothing. With 281,241 utterances that is a sixth of the time of reading them, and a third of
     that of encoding their transcripts (docs/benchmarks.md).

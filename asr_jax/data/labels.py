@@ -10,30 +10,30 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from asr_jax.data.gc_paused import collector_paused
+from asr_jax.data.gc_paused import gc_paused
 from asr_jax.text import Tokenizer
 
 Labels = list[Int32[np.ndarray, " _"]]
 
 
 def encode_transcripts(
-    transcripts: Sequence[str], tokenizer: Tokenizer, *, kept: Path, write: bool = True
+    transcripts: Sequence[str], tokenizer: Tokenizer, *, cache_path: Path, write_cache: bool = True
 ) -> Labels:
-    """`tokenizer.encode_all`, read from the file `kept` where that is of just these transcripts.
+    """Return `tokenizer.encode_all(transcripts)`, read from `cache_path` if it holds exactly these.
 
-    Where it is not, or is damaged, it is written anew, as a whole or not at all; with several
-    processes one should `write`. That it cannot be written is no error: it saves seconds.
+    If it does not, or is damaged, the file is replaced, as a whole or not at all; of several
+    processes, one should `write_cache`. A failed write is not an error: the file saves seconds.
     """
     digest = hashlib.sha256(tokenizer.model)
     digest.update("\n".join(transcripts).encode())
-    labels = _read(kept, digest.hexdigest())
+    labels = _read(cache_path, digest.hexdigest())
     if labels is not None:
         return labels
-    with collector_paused():
+    with gc_paused():
         labels = tokenizer.encode_all(transcripts)
-    if write:
+    if write_cache:
         with contextlib.suppress(OSError):
-            _write(kept, digest.hexdigest(), labels)
+            _write(cache_path, digest.hexdigest(), labels)
     return labels
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from asr_jax.audio import AudioError
-from asr_jax.data.gc_paused import collector_paused
+from asr_jax.data.gc_paused import gc_paused
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.data.sources.kaldi import is_kaldi, kaldi_utterances
 from asr_jax.data.sources.lhotse import is_lhotse, lhotse_utterances
@@ -36,7 +36,7 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     Raises ValueError, naming file and line, for what is wrong with the listing itself, for
     duplicate ids, and when nothing is left.
     """
-    with collector_paused():
+    with gc_paused():
         listed = list(_listed(data))
     if not listed:
         raise ValueError(
@@ -62,7 +62,7 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     return utterances, skipped
 
 
-def require_there(data: str | Path) -> None:
+def require_exists(data: str | Path) -> None:
     """Raises ValueError where nothing lies that read_manifest could read."""
     path = Path(data)
     if not (path.is_dir() or path.is_file() or is_tfds(path) or is_shard_name(path.name)):
@@ -81,7 +81,7 @@ def read_transcribed(data: str | Path, name: str) -> tuple[list[Utterance], list
 
 
 def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
-    require_there(data)
+    require_exists(data)
     path = Path(data)
     if is_prepared(path):
         return iter(read_prepared(path))

@@ -8,13 +8,12 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
-import grain
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from asr_jax.audio import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
-from asr_jax.data.augment import add_noise, add_room, change_gain, read_stretch
+from asr_jax.data.augment import add_noise, add_reverberation, change_gain, read_stretch
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
@@ -61,7 +60,7 @@ def training_plan(
     separator: Sequence[int] = (),
     corpus_sizes: Sequence[int] = (),
     noise: Sequence[Utterance] = (),
-    rooms: Sequence[Utterance] = (),
+    impulse_responses: Sequence[Utterance] = (),
 ) -> TrainingPlan:
     """The plan that `training_batches` follows."""
     numbers: dict[str, int] = {"": -1}
@@ -78,7 +77,7 @@ def training_plan(
         corpus_sizes=tuple(corpus_sizes),
         weights=data.train_weights,
         noise_seconds=np.array([one.duration_seconds for one in noise], np.float64),
-        rooms=len(rooms),
+        impulse_responses=len(impulse_responses),
     )
 
 
@@ -94,25 +93,26 @@ def training_batches(
     separator: Sequence[int] = (),
     corpus_sizes: Sequence[int] = (),
     noise: Sequence[Utterance] = (),
-    rooms: Sequence[Utterance] = (),
-    rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
-    kept: Path | None = None,
-    write: bool = True,
+    impulse_responses: Sequence[Utterance] = (),
+    local_rows: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
+    cache_path: Path | None = None,
+    write_cache: bool = True,
 ) -> Batches:
     """The endless stream of training batches from `position` on.
 
     `position` is the number of batches taken since step 0; the stream depends on it, the
-    utterances, the configs and the seed alone, not on threads, cache or what ran before. `rows_of`
-    gives the rows to read of a batch of so many: each process reads its own. `separator` is put
+    utterances, the configs and the seed alone, not on threads, cache or what ran before.
+    `local_rows(rows)` gives the rows of a batch that this process reads. `separator` is put
     between the labels of joined utterances (`Tokenizer.separator`). Rows have
     S = bucket_samples(bucket seconds) and U = bucket labels.
 
     `corpus_sizes`: how many of the utterances are of each corpus that data.train_weights weighs.
-    The recordings `noise` and `rooms` change utterances as `augment` says, after speed first room,
-    then noise, then gain. One that cannot be read is listed, and its row goes on without it.
+    The recordings `noise` and `impulse_responses` change utterances as `augment` says: after speed,
+    first reverberation, then noise, then gain. A recording that cannot be read is listed, and its
+    row does without it.
 
-    `kept`, `write`: where and whether it is kept how many batches the epochs have (`Epochs`), so
-    that the place of a late position need not be counted from the first epoch on.
+    `cache_path`, `write_cache`: the file of the epochs' batch counts (`Epochs`), and whether to
+    write it; without it, finding a late position counts from the first epoch.
     """
     plan = training_plan(
         utterances,
@@ -123,15 +123,15 @@ def training_batches(
         separator=separator,
         corpus_sizes=corpus_sizes,
         noise=noise,
-        rooms=rooms,
+        impulse_responses=impulse_responses,
     )
-    epochs = Epochs(plan, kept=kept, write=write)
+    epochs = Epochs(plan, cache_path=cache_path, write_cache=write_cache)
     # Threads ahead of the step may be in the next epoch already.
     epoch_batches = lru_cache(maxsize=2)(plan.batches)
 
     def planned(index: int) -> PlannedBatch:
         epoch, place = epochs.locate(position + index)
-        return _rows(epoch_batches(epoch)[place], rows_of)
+        return _rows(epoch_batches(epoch)[place], local_rows)
 
     return _batches(
         planned,
@@ -145,7 +145,7 @@ def training_batches(
         # Without a single frame the loss would be infinite.
         min_samples=int(data.min_seconds * sample_rate_hz) - ROUNDING_SAMPLES,
         noise=noise,
-        rooms=rooms,
+        impulse_responses=impulse_responses,
     )
 
 
@@ -156,12 +156,12 @@ def evaluation_batches(
     data: DataConfig,
     sample_rate_hz: int,
     multiple: int = 1,
-    rows_of: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
+    local_rows: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
 ) -> Batches:
     """Batches in which every utterance occurs once as it is, shortest first (evaluation_plan).
 
-    Those of recordings beyond the last bucket have fewer rows, a multiple of `multiple`. `rows_of`
-    as in training_batches.
+    Batches of recordings beyond the last bucket have fewer rows, a multiple of `multiple`.
+    `local_rows` is that of training_batches.
     """
     plan = evaluation_plan(
         np.array([u.duration_seconds for u in utterances], np.float64),
@@ -170,7 +170,7 @@ def evaluation_batches(
         multiple=multiple,
     )
     return _batches(
-        lambda index: _rows(plan[index], rows_of),
+        lambda index: _rows(plan[index], local_rows),
         len(plan),
         utterances,
         labels,
@@ -208,7 +208,7 @@ def _batches(
     separator: Sequence[int],
     min_samples: int,
     noise: Sequence[Utterance] = (),
-    rooms: Sequence[Utterance] = (),
+    impulse_responses: Sequence[Utterance] = (),
 ) -> Batches:
     cache = AudioCache(
         sample_rate_hz=sample_rate_hz, capacity_bytes=int(data.cache_gib * BYTES_PER_GIB)
@@ -231,11 +231,11 @@ def _batches(
         return change_speed(np.concatenate(samples) if len(samples) > 1 else samples[0], speed)
 
     def with_effects(samples: np.ndarray, plan: PlannedBatch, row: int) -> np.ndarray:
-        if (n := plan.room[row]) >= 0:
+        if (n := plan.impulse_response[row]) >= 0:
             try:
-                samples = add_room(samples, cache.read(rooms[n]))
+                samples = add_reverberation(samples, cache.read(impulse_responses[n]))
             except AudioError as error:
-                fail(rooms[n], error.reason)
+                fail(impulse_responses[n], error.reason)
         if (n := plan.noise[row]) >= 0:
             try:
                 stretch = read_stretch(
@@ -261,7 +261,7 @@ def _batches(
             label_lengths=np.zeros(rows, np.int32),
             tempo=np.ones(rows, np.float32),
             utterances=np.full(rows, -1, np.int32),
-            joined=np.full(rows, -1, np.int32),
+            second_utterance=np.full(rows, -1, np.int32),
         )
         for row, (first, second) in enumerate(zip(plan.first, plan.second)):
             if first < 0:
@@ -280,8 +280,10 @@ def _batches(
             batch.label_lengths[row] = len(ids)
             batch.tempo[row] = plan.tempo[row]
             batch.utterances[row] = first
-            batch.joined[row] = second
+            batch.second_utterance[row] = second
         return batch
+
+    import grain  # takes half a second, and is only needed once audio is read
 
     options = grain.ReadOptions(
         num_threads=data.read_threads, prefetch_buffer_size=data.read_ahead_batches
@@ -290,6 +292,6 @@ def _batches(
     return Batches(iter(dataset), failures)
 
 
-def _rows(batch: PlannedBatch, rows_of: Callable[[int], np.ndarray]) -> PlannedBatch:
-    rows = rows_of(len(batch.first))
+def _rows(batch: PlannedBatch, local_rows: Callable[[int], np.ndarray]) -> PlannedBatch:
+    rows = local_rows(len(batch.first))
     return batch._replace(**{name: getattr(batch, name)[rows] for name in batch._fields[2:]})

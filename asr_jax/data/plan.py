@@ -38,7 +38,7 @@ class PlannedBatch(NamedTuple):
     noise_start_seconds: Float64[np.ndarray, " B"]
     """Where in that recording the noise begins."""
     snr_db: Float64[np.ndarray, " B"]
-    room: Int32[np.ndarray, " B"]
+    impulse_response: Int32[np.ndarray, " B"]
     """Index of the room response, -1 for none."""
     gain_db: Float64[np.ndarray, " B"]
 
@@ -83,7 +83,7 @@ class _Items(NamedTuple):
     noise: Int32[np.ndarray, " M"]
     noise_start_seconds: Float64[np.ndarray, " M"]
     snr_db: Float64[np.ndarray, " M"]
-    room: Int32[np.ndarray, " M"]
+    impulse_response: Int32[np.ndarray, " M"]
     gain_db: Float64[np.ndarray, " M"]
 
     @classmethod
@@ -133,7 +133,7 @@ class TrainingPlan:
     """How many times an epoch goes through each corpus; none given: once."""
     noise_seconds: Float64[np.ndarray, " K"] = field(default_factory=lambda: np.zeros(0))
     """Durations of the noise recordings."""
-    rooms: int = 0
+    impulse_responses: int = 0
     """Number of room responses."""
 
     def __post_init__(self) -> None:
@@ -263,11 +263,11 @@ class TrainingPlan:
                 noise_start_seconds=start,
                 snr_db=rng.uniform(*augment.noise_snr_db, M),
             )
-        if self.rooms:
+        if self.impulse_responses:
             rng = draws(ROOM_DRAWS)
-            room = rng.integers(self.rooms, size=M)
-            has_room = rng.random(M) < augment.room_probability
-            items = items._replace(room=np.where(has_room, room, -1).astype(np.int32))
+            room = rng.integers(self.impulse_responses, size=M)
+            has_room = rng.random(M) < augment.impulse_response_probability
+            items = items._replace(impulse_response=np.where(has_room, room, -1).astype(np.int32))
         if any(augment.gain_db):
             items = items._replace(gain_db=draws(GAIN_DRAWS).uniform(*augment.gain_db, M))
         return items

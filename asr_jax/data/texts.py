@@ -44,9 +44,9 @@ def training_text_batches(
     seed: int,
     position: int = 0,
     corpus_sizes: Sequence[int] = (),
-    rows_of: RowsOf = np.arange,
-    kept: Path | None = None,
-    write: bool = True,
+    local_rows: RowsOf = np.arange,
+    cache_path: Path | None = None,
+    write_cache: bool = True,
 ) -> Batches:
     """`pipeline.training_batches` without audio, of rows that have S = 0 and U = bucket labels.
 
@@ -62,14 +62,14 @@ def training_text_batches(
         corpus_sizes=tuple(corpus_sizes),
         weights=data.train_weights,
     )
-    epochs = Epochs(plan, kept=kept, write=write)
+    epochs = Epochs(plan, cache_path=cache_path, write_cache=write_cache)
     epoch_batches = lru_cache(maxsize=1)(plan.batches)
 
     def batches() -> Iterator[Batch]:
         index = position
         while True:
             epoch, place = epochs.locate(index)
-            yield _batch(epoch_batches(epoch)[place], labels, rows_of)
+            yield _batch(epoch_batches(epoch)[place], labels, local_rows)
             index += 1
 
     return Batches(batches(), {})
@@ -80,18 +80,18 @@ def evaluation_text_batches(
     *,
     data: DataConfig,
     multiple: int = 1,
-    rows_of: RowsOf = np.arange,
+    local_rows: RowsOf = np.arange,
 ) -> Batches:
     """`pipeline.evaluation_batches` without audio: every text once."""
     lengths = np.array([len(ids) for ids in labels], np.int64)
     plan = evaluation_plan(
         np.zeros(len(labels)), lengths, buckets=Buckets.of(data), multiple=multiple
     )
-    return Batches((_batch(planned, labels, rows_of) for planned in plan), {})
+    return Batches((_batch(planned, labels, local_rows) for planned in plan), {})
 
 
-def _batch(planned: PlannedBatch, labels: Sequence[np.ndarray], rows_of: RowsOf) -> Batch:
-    texts = planned.first[rows_of(len(planned.first))]
+def _batch(planned: PlannedBatch, labels: Sequence[np.ndarray], local_rows: RowsOf) -> Batch:
+    texts = planned.first[local_rows(len(planned.first))]
     rows = len(texts)
     batch = Batch(
         samples=np.zeros((rows, 0), np.float32),
@@ -100,7 +100,7 @@ def _batch(planned: PlannedBatch, labels: Sequence[np.ndarray], rows_of: RowsOf)
         label_lengths=np.zeros(rows, np.int32),
         tempo=np.ones(rows, np.float32),
         utterances=texts.astype(np.int32),
-        joined=np.full(rows, -1, np.int32),
+        second_utterance=np.full(rows, -1, np.int32),
     )
     for row, text in enumerate(texts):
         if text >= 0:

@@ -13,7 +13,7 @@ LIST = "whole.txt"
 
 
 @contextlib.contextmanager
-def compiled_programs_kept(folder: Path) -> Iterator[Callable[[], None]]:
+def persistent_compilation(folder: Path) -> Iterator[Callable[[], None]]:
     """Keeps what JAX compiles in `folder`, unless JAX was told of a cache of its own already.
 
     JAX does not write its files in one piece, and never again one that exists. So what a killed

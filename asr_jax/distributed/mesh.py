@@ -80,23 +80,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def rows_here(mesh: Mesh, rows: int) -> Int64[np.ndarray, " R"]:
+def local_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, " R"]:
     """Which rows of a batch of so many lie on this process's devices, in order."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
 
 
 def on_devices(batch: Any, mesh: Mesh) -> Any:
-    """Arrays of a batch's `rows_here`, of each process its own, as global arrays."""
+    """Arrays of a batch's `local_rows`, of each process its own, as global arrays."""
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def place(local: np.ndarray) -> jax.Array:
-        here = rows_here(mesh, parts)
+        here = local_rows(mesh, parts)
         rows = len(local) // len(here) * parts
-        here = rows_here(mesh, rows)
+        here = local_rows(mesh, rows)
         part = lambda index: local[np.searchsorted(here, np.arange(rows)[index[0]])]
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
 

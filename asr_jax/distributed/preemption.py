@@ -8,19 +8,19 @@ from typing import Any
 
 import jax
 
-from asr_jax.distributed.processes import notices_of_any
+from asr_jax.distributed.processes import preemption_of_any_process
 
 # How schedulers announce that a machine will be taken away; SIGUSR1 is customary on SLURM.
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def notices() -> Callable[[int], str | None]:
+def listen_for_preemption() -> Callable[[int], str | None]:
     """From now on these signals are noted, not obeyed; returns a look at the note, at each step.
 
     Several processes find it at the same step, whichever of them was told.
     """
     if jax.process_count() > 1:
-        return notices_of_any((*NOTICES, signal.SIGINT))
+        return preemption_of_any_process((*NOTICES, signal.SIGINT))
     noted: list[str] = []
 
     def note(number: int, _: Any) -> None:
@@ -34,7 +34,7 @@ def notices() -> Callable[[int], str | None]:
     return lambda _: noted[0] if noted else None
 
 
-def obey_again() -> None:
+def restore_signal_handlers() -> None:
     """Signals do again what they do by themselves."""
     for number in NOTICES:
         signal.signal(number, signal.SIG_DFL)

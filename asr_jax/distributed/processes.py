@@ -23,12 +23,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from asr_jax.distributed.rendezvous import meet
+from asr_jax.distributed.rendezvous import rendezvous
 from asr_jax.distributed.schedulers import scheduled_hosts, started_together
-from asr_jax.errors import complaint_of
+from asr_jax.errors import user_message
 
 # Until all must have come, and until one that says nothing any more counts as lost.
-MEETING_SECONDS = 300
+RENDEZVOUS_SECONDS = 300
 SILENCE_SECONDS = 30
 
 
@@ -57,7 +57,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(options: Processes, *, verb: str) -> Iterator[int]:
+def connected_processes(options: Processes, *, verb: str) -> Iterator[int]:
     """Connects this process with the others, before JAX looks for devices; gives their number.
 
     Raises ValueError where they cannot meet. Later an error of one ends all of them: it says what
@@ -74,7 +74,7 @@ def joined(options: Processes, *, verb: str) -> Iterator[int]:
     except BaseException as error:
         if count == 1 or isinstance(error, SystemExit):
             raise
-        said = complaint_of(error)
+        said = user_message(error)
         if isinstance(error, jax.errors.JaxRuntimeError):
             said = f"another process was lost ({str(error).splitlines()[0][:200]})"
         if said is None:
@@ -100,7 +100,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def gathered(text: str) -> list[str]:
+def all_gather_text(text: str) -> list[str]:
     """The text that each process gives, in their order."""
     if jax.process_count() == 1:
         return [text]
@@ -119,10 +119,10 @@ def on_first(work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:
-            if jax.process_count() == 1 or complaint_of(error) is None:
+            if jax.process_count() == 1 or user_message(error) is None:
                 raise
-            problem = str(complaint_of(error))
-    problem = gathered(problem)[0]
+            problem = str(user_message(error))
+    problem = all_gather_text(problem)[0]
     if problem:
         raise ValueError(problem)
 
@@ -138,7 +138,7 @@ def code_fingerprint() -> str:
 def require_same(facts: Mapping[str, Any]) -> None:
     """Raises ValueError on all processes where a fact is not the same on all."""
     mine = json.dumps({"host": socket.gethostname(), **facts})
-    first, *others = map(json.loads, gathered(mine))
+    first, *others = map(json.loads, all_gather_text(mine))
     for number, other in enumerate(others, start=1):
         for name in facts:
             if first.get(name) != other.get(name):
@@ -148,7 +148,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def notices_of_any(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
+def preemption_of_any_process(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
     """A look, at each step, at whether any process was sent one of these signals.
 
     All processes see it at the same step, on which JAX agrees between them in the background
@@ -177,31 +177,32 @@ def _connect(options: Processes, *, count: int, verb: str) -> None:
             "num_processes": options.processes,
             "process_id": options.process,
         }
-        meet(
+        rendezvous(
             options.coordinator,
             process=options.process,
             processes=options.processes,
-            timeout_seconds=MEETING_SECONDS,
+            timeout_seconds=RENDEZVOUS_SECONDS,
         )
     where = f"--coordinator {options.coordinator}" if options.coordinator else scheduled_hosts()
 
     def give_up() -> None:
         print(
             f"asr-jax {verb}: {socket.gethostname()}: {where}: the {count} processes did not meet "
-            f"within {MEETING_SECONDS} s; do all run, and may their hosts connect to each other?",
+            f"within {RENDEZVOUS_SECONDS} s; do all run, and may their hosts connect to each "
+            "other?",
             file=sys.stderr,
             flush=True,
         )
         os._exit(2)  # initialize cannot be interrupted
 
     # When JAX's own time is up it aborts the process: ours is up before.
-    waiting = threading.Timer(MEETING_SECONDS, give_up)
+    waiting = threading.Timer(RENDEZVOUS_SECONDS, give_up)
     waiting.daemon = True
     waiting.start()
     try:
         jax.distributed.initialize(
             **place,
-            initialization_timeout=MEETING_SECONDS + 60,
+            initialization_timeout=RENDEZVOUS_SECONDS + 60,
             heartbeat_timeout_seconds=SILENCE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TextIO
 PATIENCE_SECONDS = 10
 
 
-class Caller(NamedTuple):
+class Hello(NamedTuple):
     """What a process says of itself, in a line of JSON."""
 
     process: int
@@ -23,7 +23,7 @@ class Caller(NamedTuple):
     host: str
 
 
-def meet(coordinator: str, *, process: int, processes: int, timeout_seconds: float) -> None:
+def rendezvous(coordinator: str, *, process: int, processes: int, timeout_seconds: float) -> None:
     """Returns on all processes, or raises the same ValueError on all that came.
 
     That is where the port is taken or nobody answers there, where they were not told of the same
@@ -31,13 +31,13 @@ def meet(coordinator: str, *, process: int, processes: int, timeout_seconds: flo
     """
     host, _, port = coordinator.rpartition(":")
     address = host.strip("[]"), int(port)  # of IPv6
-    mine = Caller(process, processes, socket.gethostname())
+    mine = Hello(process, processes, socket.gethostname())
     problem = (_call_first if process else _receive_others)(address, mine, timeout_seconds)
     if problem:
         raise ValueError(f"--coordinator {coordinator}: {problem}")
 
 
-def _receive_others(address: tuple[str, int], mine: Caller, timeout_seconds: float) -> str:
+def _receive_others(address: tuple[str, int], mine: Hello, timeout_seconds: float) -> str:
     """What is wrong with those who came, which they are told; empty where nothing is."""
     dual = socket.has_dualstack_ipv6()
     try:
@@ -66,11 +66,11 @@ def _receive_others(address: tuple[str, int], mine: Caller, timeout_seconds: flo
                 call.settimeout(5)
                 lines.append(call.makefile("rw"))
                 call.close()  # the line keeps it open
-                caller = Caller(**json.loads(lines[-1].readline(1000)))
+                hello = Hello(**json.loads(lines[-1].readline(1000)))
             except (OSError, ValueError, TypeError):
                 continue  # nobody of ours
-            problem = _unfit(caller, came)
-            came[caller.process] = caller
+            problem = _mismatch(hello, came)
+            came[hello.process] = hello
     for line in lines:
         try:
             print(json.dumps({"problem": problem}), file=line, flush=True)
@@ -80,22 +80,22 @@ def _receive_others(address: tuple[str, int], mine: Caller, timeout_seconds: flo
     return problem
 
 
-def _unfit(caller: Caller, came: dict[int, Caller]) -> str:
-    first, same = came[0], came.get(caller.process)
-    if caller.processes != first.processes:
+def _mismatch(hello: Hello, came: dict[int, Hello]) -> str:
+    first, same = came[0], came.get(hello.process)
+    if hello.processes != first.processes:
         return (
-            f"process {caller.process} ({caller.host}) has --processes {caller.processes}, process "
+            f"process {hello.process} ({hello.host}) has --processes {hello.processes}, process "
             f"0 ({first.host}) has {first.processes}: must be the same on all hosts"
         )
     if same:
         return (
-            f"--process {caller.process} was given twice, on {same.host} and {caller.host}: each "
+            f"--process {hello.process} was given twice, on {same.host} and {hello.host}: each "
             "must have its own number"
         )
     return ""
 
 
-def _call_first(address: tuple[str, int], mine: Caller, timeout_seconds: float) -> str:
+def _call_first(address: tuple[str, int], mine: Hello, timeout_seconds: float) -> str:
     """What the first process found to be wrong; empty where all have come."""
     waiting = _Waiting(timeout_seconds)
     while True:

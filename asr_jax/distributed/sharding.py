@@ -2,7 +2,7 @@
 
 Layers know nothing of this. Parameters, their averages and the optimizer's moments are split over
 fsdp (arXiv 2004.13336) and, for wide matrices, over model. Layers compute with parameters that are
-whole over fsdp (`gathered`), which shares the rows of a batch as data does.
+whole over fsdp (`gather_fsdp`), which shares the rows of a batch as data does.
 """
 
 import re
@@ -41,7 +41,7 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(choose, abstract)
 
 
-def gathered(params: Any, mesh: Mesh) -> Any:
+def gather_fsdp(params: Any, mesh: Mesh) -> Any:
     """The same numbers, whole over fsdp; over model they stay split.
 
     Left to choose, XLA keeps a layer's parameters split, and sends activations instead.

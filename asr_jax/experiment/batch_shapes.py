@@ -33,7 +33,7 @@ def batch_shapes(config: Config) -> list[Batch]:
                 label_lengths=abstract((rows,), np.int32),
                 tempo=abstract((rows,), np.float32),
                 utterances=abstract((rows,), np.int32),
-                joined=abstract((rows,), np.int32),
+                second_utterance=abstract((rows,), np.int32),
             )
         )
     return shapes

@@ -31,13 +31,13 @@ class Corpus(NamedTuple):
     sizes: list[int]
     """How many of the utterances are of data.train, and of each of data.more_train."""
     noise: list[Utterance]
-    rooms: list[Utterance]
+    impulse_responses: list[Utterance]
     weights: tuple[float, ...]
 
     def fingerprint(self) -> str:
         """Of all that the plan of batches depends on: another one makes other batches."""
-        everything = [*self.utterances, *self.noise, *self.rooms]
-        numbers = [len(self.noise), len(self.rooms), *self.sizes, *self.weights]
+        everything = [*self.utterances, *self.noise, *self.impulse_responses]
+        numbers = [len(self.noise), len(self.impulse_responses), *self.sizes, *self.weights]
         digest = hashlib.sha256(repr(numbers).encode())
         # The id of a file whose name is not UTF-8 has surrogates.
         digest.update("\n".join(one.id for one in everything).encode(errors="surrogatepass"))
@@ -58,16 +58,22 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
     if not data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
     noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
-    rooms, no_rooms = _recordings(augment.rooms, "augment.rooms", augment.room_probability)
-    is_text = config.objective.kind == "language_model"
-    utterances, skipped, sizes = _utterances(data, read_texts if is_text else read_manifest)
+    impulse_responses, no_rooms = _recordings(
+        augment.impulse_responses, "augment.impulse_responses", augment.impulse_response_probability
+    )
+    is_language_model = config.objective.kind == "language_model"
+    utterances, skipped, sizes = _utterances(
+        data, read_texts if is_language_model else read_manifest
+    )
     transcripts = [utterance.text for utterance in utterances]
     path = run / "tokenizer.model"
     if not path.exists():
         path = run / "tokenizer.tmp"
         on_first(lambda: _new_tokenizer(config.tokenizer, transcripts, path))
     tokenizer = Tokenizer.load(path)
-    labels = encode_transcripts(transcripts, tokenizer, kept=run / "labels.npz", write=is_first())
+    labels = encode_transcripts(
+        transcripts, tokenizer, cache_path=run / "labels.npz", write_cache=is_first()
+    )
     kept, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
     skipped += unfit
     left = {utterance.id for utterance in kept}
@@ -88,7 +94,9 @@ def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
                 f"{ids[0]}: {reasons[ids[0]]}"
             )
     skipped += no_noise + no_rooms
-    return Corpus(kept, labels, skipped, sizes, noise, rooms, data.train_weights), tokenizer
+    return Corpus(
+        kept, labels, skipped, sizes, noise, impulse_responses, data.train_weights
+    ), tokenizer
 
 
 def usable_utterances(
@@ -101,10 +109,10 @@ def usable_utterances(
 
     To a language model recordings may be of any length.
     """
-    is_text = config.objective.kind == "language_model"
+    is_language_model = config.objective.kind == "language_model"
 
     def frames_of(seconds: np.ndarray) -> np.ndarray:
-        if is_text:
+        if is_language_model:
             return np.ones(len(seconds), np.int64)
         samples = np.round(seconds * config.features.sample_rate_hz).astype(np.int64)
         frames = frame_count(samples, config.features)
@@ -113,8 +121,8 @@ def usable_utterances(
     return select_utterances(
         utterances,
         tokenizer,
-        min_seconds=0.0 if is_text else config.data.min_seconds,
-        max_seconds=math.inf if is_text else config.data.bucket_seconds[-1],
+        min_seconds=0.0 if is_language_model else config.data.min_seconds,
+        max_seconds=math.inf if is_language_model else config.data.bucket_seconds[-1],
         max_labels=config.data.bucket_labels[-1],
         frames_of=frames_of,
         ctc=config.objective.has_ctc_head,

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from asr_jax.config import Config
 from asr_jax.data.texts import evaluation_text_batches, read_texts
-from asr_jax.distributed.mesh import on_devices, rows_here
+from asr_jax.distributed.mesh import local_rows, on_devices
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.text import Tokenizer
@@ -53,7 +53,7 @@ def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
             labels,
             data=config.data,
             multiple=mesh.shape["data"] * mesh.shape["fsdp"],
-            rows_of=functools.partial(rows_here, mesh),
+            local_rows=functools.partial(local_rows, mesh),
         )
         nats = compiled(graphdef)
         total = sum(

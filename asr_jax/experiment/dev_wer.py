@@ -9,7 +9,7 @@ import numpy as np
 from asr_jax.config import Config
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
-from asr_jax.distributed.mesh import rows_here
+from asr_jax.distributed.mesh import local_rows
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.inference.decode_batch import hypotheses, make_recognizer
 from asr_jax.scoring.wer import word_error_rate
@@ -34,7 +34,7 @@ def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
             data=config.data,
             sample_rate_hz=config.features.sample_rate_hz,
             multiple=mesh.shape["data"] * mesh.shape["fsdp"],
-            rows_of=functools.partial(rows_here, mesh),
+            local_rows=functools.partial(local_rows, mesh),
         )
         found = hypotheses(
             recognize, averaged, batches, tokenizer, config=config, utterances=len(utterances)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from asr_jax.config import Config
-from asr_jax.config_file import UsageError
 from asr_jax.distributed.processes import on_first
+from asr_jax.errors import UsageError
 from asr_jax.inference.recognizer import open_any_run
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import has_checkpoints
 from asr_jax.training.state import TrainState
-from asr_jax.training.transfer import LabelAxes, label_axes, misfits, transferred
+from asr_jax.training.transfer import LabelAxes, label_axes, shape_mismatches, transferred
 
 _RECORD = "init_from.json"
 # Fields that change what parameters mean, but no shape.
@@ -63,7 +63,7 @@ def read_source(
     networks = abstract_params.keys() & opened.params.keys()
     differing = _differing(opened.config, config, networks)
     axes = label_axes(opened.config, opened.tokenizer.pieces)
-    wrong = misfits(abstract_params, opened.params, axes)
+    wrong = shape_mismatches(abstract_params, opened.params, axes)
     if wrong or any(name in differing for name in _MUST_AGREE):
         wrong = [*differing.values(), *wrong]
         more = f"; and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""
@@ -93,7 +93,7 @@ def read_source(
     return Source(jax.device_get(opened.params), axes, record, notes)
 
 
-def begun_from(
+def initialize_from(
     source: Source, run: Path, state: TrainState, config: Config, tokenizer: Tokenizer
 ) -> TrainState:
     """The initial state with the source's parameters, lying as before; RUN/init_from.json tells."""

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from asr_jax.config import Config, flatten
-from asr_jax.config_file import UsageError, load_config
-from asr_jax.distributed.processes import gathered, on_first
+from asr_jax.config_file import load_config
+from asr_jax.distributed.processes import all_gather_text, on_first
+from asr_jax.errors import UsageError
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
 CHANGEABLE = (
@@ -34,7 +35,7 @@ CHANGEABLE = (
     "train.wandb_project",
 )
 # Like data.train they may have moved; what is in them, fingerprinted, had better be the same.
-CHANGEABLE_FOLDERS = ("augment.noise", "augment.rooms")
+CHANGEABLE_FOLDERS = ("augment.noise", "augment.impulse_responses")
 
 
 def claim_run(run: Path, config: Config) -> None:
@@ -55,9 +56,12 @@ def require_shared(run: Path) -> None:
     if jax.process_count() == 1:
         return
     # A name that no file system remembers anything of.
-    probe = run / f"{gathered(secrets.token_hex(4))[0]}.tmp"
+    probe = run / f"{all_gather_text(secrets.token_hex(4))[0]}.tmp"
     on_first(probe.touch)
-    told = [json.loads(one) for one in gathered(json.dumps([socket.gethostname(), probe.exists()]))]
+    told = [
+        json.loads(one)
+        for one in all_gather_text(json.dumps([socket.gethostname(), probe.exists()]))
+    ]
     on_first(probe.unlink)
     for number, (host, sees) in enumerate(told):
         if not sees:
@@ -99,7 +103,7 @@ def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]
     ]
 
 
-def about_run(config: Config, utterances: str) -> dict[str, Any]:
+def run_metadata(config: Config, utterances: str) -> dict[str, Any]:
     """What is kept beside a checkpoint for `changes`: config, and fingerprint of the utterances."""
     # Tuples as lists, as they come back from a file.
     return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}

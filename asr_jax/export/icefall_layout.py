@@ -86,7 +86,7 @@ def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
     g = Graph()
     x = g.input("x", np.float32, ("N", features, bins))
     kept = g.input(
-        "cached_attn", np.float32, (sizes.layers + 1, 2 * chunks.remembered, "N", sizes.width)
+        "cached_attn", np.float32, (sizes.layers + 1, 2 * chunks.cache_frames, "N", sizes.width)
     )
     tails = g.input("cached_conv", np.float32, (sizes.layers + 1, rows, "N", sizes.width))
     processed = g.input("processed_lens", np.int64, ("N",))
@@ -124,7 +124,7 @@ def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
     tail = g("Pad", g("Reshape", tail, [0, -1]), [0, 0, 0, rows * sizes.width - last])
     tails.append(g("Reshape", tail, [0, rows, sizes.width]))
     for name, values, frames in (
-        ("new_cached_attn", kept, 2 * chunks.remembered),
+        ("new_cached_attn", kept, 2 * chunks.cache_frames),
         ("new_cached_conv", tails, rows),
     ):
         shape = (sizes.layers + 1, frames, "N", sizes.width)
@@ -134,7 +134,7 @@ def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
         "num_encoder_layers": sizes.layers + 1,
         "T": features,
         "decode_chunk_len": features,
-        "left_context": 2 * chunks.remembered,
+        "left_context": 2 * chunks.cache_frames,
         "encoder_dim": sizes.width,
         "pad_length": 0,
         "cnn_module_kernel": rows + 1,

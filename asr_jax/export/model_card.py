@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from asr_jax.config import Config
 
 
-class Trial(NamedTuple):
+class ExportCheck(NamedTuple):
     """What was written, run on some recordings beside the model it was made from."""
 
     data: str
@@ -26,7 +26,7 @@ def model_card(
     parameters: int,
     checkpoint: str,
     form: str,
-    trials: dict[str, Trial],
+    checks: dict[str, ExportCheck],
     evaluations: Sequence[dict[str, Any]],
     use: str,
 ) -> str:
@@ -34,7 +34,7 @@ def model_card(
 
     Args:
         form: what was written, in words.
-        trials: of each of its variants, such as float32 and int8.
+        checks: of each of its variants, such as float32 and int8.
         evaluations: contents of the run's wer.json files.
         use: how to run it, Markdown.
     """
@@ -60,11 +60,11 @@ def model_card(
             ["variant", "recordings", "WER of the run %", "WER of this %", "same transcripts"],
             [
                 [
-                    *(variant, f"{trial.recordings} of {trial.data}"),
-                    *(f"{trial.wer_before:.2f}", f"{trial.wer_after:.2f}"),
-                    f"{trial.equal} of {trial.recordings}",
+                    *(variant, f"{check.recordings} of {check.data}"),
+                    *(f"{check.wer_before:.2f}", f"{check.wer_after:.2f}"),
+                    f"{check.equal} of {check.recordings}",
                 ]
-                for variant, trial in trials.items()
+                for variant, check in checks.items()
             ],
         ),
         f"## Use\n\n{use}",

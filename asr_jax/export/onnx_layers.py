@@ -100,7 +100,7 @@ class Past:
         self.after: dict[str, Value] = {}
         """The same for the next chunk, of what was joined."""
 
-    def joined(self, name: str, x: Value) -> Value:
+    def with_past(self, name: str, x: Value) -> Value:
         """[B, K + C, D]: behind what was before."""
         x = self._g("Concat", self._before[name], x, axis=1)
         self.after[name] = cut(self._g, x, -self._frames[name], 2**31 - 1, 1)
@@ -160,7 +160,7 @@ def convolution(
     before = taps - 1 if config.encoder.chunk_ms else taps // 2
     after = taps - 1 - before
     if past:
-        x, before = past.joined("gated", x), 0
+        x, before = past.with_past("gated", x), 0
     x = g(
         "Conv",
         g("Transpose", x, perm=[0, 2, 1]),
@@ -211,7 +211,7 @@ def _projected(
     x = layer_norm(g, p["norm"], x)
     query, key, value = (linear(g, p[name], x) for name in ("query", "key", "value"))
     if past:
-        key, value = past.joined("key", key), past.joined("value", value)
+        key, value = past.with_past("key", key), past.with_past("value", value)
     split = functools.partial(_heads, g, config.encoder.heads)
     return split(query), split(key), split(value)
 
@@ -356,7 +356,7 @@ class Chunks(NamedTuple):
 
     frames: int
     """Of a chunk."""
-    remembered: int
+    cache_frames: int
     """Of the chunks before that attention sees."""
     tail: int
     """Before the chunk that convolutions see."""
@@ -394,15 +394,15 @@ def encoder_step(
         return g("Not", frame_mask(g, starts, frames))
 
     x = cut(g, subsampling(g, config, p["subsampling"], x, real), 1, 2**31 - 1, 1)
-    keys = chunks.remembered + chunks.frames
-    number = np.arange(keys) - chunks.remembered
+    keys = chunks.cache_frames + chunks.frames
+    number = np.arange(keys) - chunks.cache_frames
     is_real = g("GreaterOrEqual", number, g("Neg", g("Unsqueeze", seen, [1])))
     hidden = g("Where", g("Unsqueeze", is_real, [1, 2]), 0.0, -1e30)
     if sizes.attention == "rotary":
         rates = _rotary_rates(sizes.width // sizes.heads)
         angles = (np.arange(keys, dtype=np.float32)[:, None] * rates)[:, None]
         tables = lambda angles: (np.cos(angles), np.sin(angles))
-        both = tables(angles[chunks.remembered :]), tables(angles)
+        both = tables(angles[chunks.cache_frames :]), tables(angles)
         attend = lambda past: lambda p, x: rotary_attention(g, config, p, x, both, hidden, past)
     else:
         positions = np.asarray(attention.relative_positions(keys, sizes.width))[None]
@@ -410,7 +410,7 @@ def encoder_step(
         attend = lambda past: (
             lambda p, x: relative_attention(g, config, p, x, positions, hidden, past)
         )
-    rows = {"key": chunks.remembered, "value": chunks.remembered, "gated": chunks.tail}
+    rows = {"key": chunks.cache_frames, "value": chunks.cache_frames, "gated": chunks.tail}
     after = []
     for layer in range(sizes.layers):
         past = Past(g, before[layer], rows)

@@ -51,7 +51,7 @@ def spec_augment(
     frequency_masks: int,
     frequency_mask_bins: int,
     time_masks: int,
-    time_mask_share: float,
+    time_mask_fraction: float,
 ) -> Float32[Array, "B T F"]:
     """SpecAugment without warping (arXiv 1904.08779, 1912.05533 for the share): bands set to 0.
 
@@ -64,7 +64,7 @@ def spec_augment(
         frequency_masks: per row.
         frequency_mask_bins: widest frequency mask.
         time_masks: per row.
-        time_mask_share: widest time mask as a share of the row's length, rounded down to frames.
+        time_mask_fraction: widest time mask as a share of the row's length, rounded down to frames.
 
     Raises:
         ValueError: a frequency mask may be wider than the features.
@@ -78,7 +78,7 @@ def spec_augment(
             jax.random.fold_in(key, row), (2, frequency_masks + time_masks, 1)
         )
         over_frequency, over_time = draws[:, :frequency_masks], draws[:, frequency_masks:]
-        widest_frames = jnp.floor(time_mask_share * length)
+        widest_frames = jnp.floor(time_mask_fraction * length)
         return _bands(over_time, frames, length, widest=widest_frames)[:, None] | _bands(
             over_frequency, bins, bins, widest=frequency_mask_bins
         )

@@ -52,7 +52,7 @@ def recognize(
 def make_recognizer(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Recognize:
     """`recognize`, compiled once per batch shape, the rows spread over the mesh.
 
-    Of a batch each process gives its own rows (mesh.rows_here), and gets the labels of all.
+    Of a batch each process gives its own rows (mesh.local_rows), and gets the labels of all.
     """
     compiled = jax.jit(
         functools.partial(recognize, graphdef=graphdef, config=config, mesh=mesh),

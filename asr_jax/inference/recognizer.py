@@ -19,8 +19,8 @@ from asr_jax.config_file import load_config
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
-from asr_jax.distributed.mesh import make_mesh, rows_here
-from asr_jax.distributed.processes import gathered
+from asr_jax.distributed.mesh import local_rows, make_mesh
+from asr_jax.distributed.processes import all_gather_text
 from asr_jax.distributed.sharding import state_shardings
 from asr_jax.inference.decode_batch import (
     encoded_frame_seconds,
@@ -28,7 +28,7 @@ from asr_jax.inference.decode_batch import (
     make_recognizer,
     transcripts,
 )
-from asr_jax.inference.windows import joined, window_starts
+from asr_jax.inference.windows import merge_windows, window_starts
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
@@ -175,7 +175,7 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         data=data,
         sample_rate_hz=config.features.sample_rate_hz,
         multiple=devices,
-        rows_of=functools.partial(rows_here, recognizer.mesh),
+        local_rows=functools.partial(local_rows, recognizer.mesh),
     )
     compile_seconds = 0.0
 
@@ -193,7 +193,7 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     found = iter(found_labels(run, params, compiled_first(), utterances=len(stretches)))
     whole = [_whole(recognizer, of, list(itertools.islice(found, len(of)))) for of in windows]
     wall_seconds = time.monotonic() - began - compile_seconds
-    everywhere = gathered(json.dumps([[s.id, s.reason] for s in batches.failed]))
+    everywhere = all_gather_text(json.dumps([[s.id, s.reason] for s in batches.failed]))
     failed = [Skipped(*one) for here in everywhere for one in json.loads(here)]
     failed = list({skipped.id: skipped for skipped in failed}.values())
     audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, whole) if best)
@@ -233,7 +233,7 @@ def _whole(
         starts = [window.offset_seconds - windows[0].offset_seconds for window in windows]
         window_seconds = recognizer.config.decoding.window_seconds
         there = [
-            joined(
+            merge_windows(
                 there,
                 starts,
                 recognizer.tokenizer,

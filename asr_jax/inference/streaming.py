@@ -26,7 +26,7 @@ from asr_jax.models.transducer import Transducer
 from asr_jax.types import Word
 
 
-class Heard(NamedTuple):
+class StreamUpdate(NamedTuple):
     """What a chunk added."""
 
     seconds: float
@@ -39,7 +39,9 @@ class Heard(NamedTuple):
     """From when the chunk's last sample was there."""
 
 
-def recognize_stream(recognizer: Recognizer, pieces: Iterable[np.ndarray]) -> Iterator[Heard]:
+def recognize_stream(
+    recognizer: Recognizer, pieces: Iterable[np.ndarray]
+) -> Iterator[StreamUpdate]:
     """What every chunk of a stream adds; `pieces` are samples at the model's rate, of any length.
 
     The words are those that greedy search finds in the whole with the same decoding.chunk_ms.
@@ -54,7 +56,7 @@ def recognize_stream(recognizer: Recognizer, pieces: Iterable[np.ndarray]) -> It
         waiting = _followed_by(waiting, jax.device_get(found), first_frame=first_frame)
         final, partial, waiting = _complete(waiting, recognizer, is_last=chunk.is_last)
         seconds = chunk.end_sample / config.features.sample_rate_hz
-        yield Heard(seconds, final, partial, time.monotonic() - began)
+        yield StreamUpdate(seconds, final, partial, time.monotonic() - began)
 
 
 @functools.cache

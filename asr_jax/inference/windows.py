@@ -1,4 +1,4 @@
-"""Long recordings: recognised in windows that overlap, and joined where both say the same."""
+"""Long recordings, recognised in windows that overlap and are merged where both say the same."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def window_starts(
     return [frame * frame_seconds for frame in frames]
 
 
-def joined(
+def merge_windows(
     windows: Sequence[Hypotheses],
     starts_seconds: Sequence[float],
     tokenizer: Tokenizer,

@@ -118,7 +118,7 @@ def in_blocks(
         return lengths, attend(block, key, value, first, mask(first, size, lengths))
 
     _, attended = jax.lax.scan(run, lengths, (_split(query, size), size * jnp.arange(blocks)))
-    return _joined(attended, frames)
+    return _merge_blocks(attended, frames)
 
 
 def _in_windows(
@@ -148,7 +148,7 @@ def _in_windows(
     query, key, value = (_split(x, size) for x in (query, key, value))
     firsts = size * jnp.arange(len(query))
     _, attended = jax.lax.scan(run, lengths, (query, windows(key), windows(value), firsts))
-    return _joined(attended, frames)
+    return _merge_blocks(attended, frames)
 
 
 def _split(x: Float[Array, "B T H D"], size: int) -> Float[Array, "N B size H D"]:
@@ -157,12 +157,12 @@ def _split(x: Float[Array, "B T H D"], size: int) -> Float[Array, "N B size H D"
     return jnp.moveaxis(padded.reshape(len(x), blocks, size, *x.shape[2:]), 1, 0)
 
 
-def _joined(blocks: Float[Array, "N B Q H D"], frames: int) -> Float[Array, "B {frames} H D"]:
+def _merge_blocks(blocks: Float[Array, "N B Q H D"], frames: int) -> Float[Array, "B {frames} H D"]:
     count, batch, size, *rest = blocks.shape
     return jnp.moveaxis(blocks, 0, 1).reshape(batch, count * size, *rest)[:, :frames]
 
 
-class Memory(NamedTuple):
+class KeyValueCache(NamedTuple):
     """What the next chunk's queries see of the chunks before: L = left_chunks * chunk_frames."""
 
     key: Float[Array, "B L H D"]
@@ -171,22 +171,22 @@ class Memory(NamedTuple):
 
 def attend_next(
     attend: Attend,
-    memory: Memory,
+    cache: KeyValueCache,
     query: Float[Array, "B C H D"],
     key: Float[Array, "B C H D"],
     value: Float[Array, "B C H D"],
     lengths: Int[Array, " B"],
     seen: Int[Array, " B"],
-) -> tuple[Memory, Float[Array, "B C H D"]]:
+) -> tuple[KeyValueCache, Float[Array, "B C H D"]]:
     """attend, as in_blocks, of one chunk, of which `lengths` frames are real, after `seen` others.
-    The last memory.key.shape[1] of them are remembered."""
-    remembered, chunk = memory.key.shape[1], query.shape[1]
-    key = jnp.concatenate([memory.key, key], axis=1)
-    value = jnp.concatenate([memory.value, value], axis=1)
-    number = jnp.arange(remembered + chunk) - remembered
+    The last cache.key.shape[1] of them are kept in the cache."""
+    cache_frames, chunk = cache.key.shape[1], query.shape[1]
+    key = jnp.concatenate([cache.key, key], axis=1)
+    value = jnp.concatenate([cache.value, value], axis=1)
+    number = jnp.arange(cache_frames + chunk) - cache_frames
     mask = (number >= -seen[:, None]) & (number < lengths[:, None])
-    attended = attend(query, key, value, remembered, mask[:, None])
-    return Memory(key[:, chunk:], value[:, chunk:]), attended
+    attended = attend(query, key, value, cache_frames, mask[:, None])
+    return KeyValueCache(key[:, chunk:], value[:, chunk:]), attended
 
 
 class RelativeAttention(nnx.Module):
@@ -220,26 +220,26 @@ class RelativeAttention(nnx.Module):
         attended = in_blocks(self._attend(positions), *self._project(x), lengths, context)
         return self.out(attended.reshape(x.shape))
 
-    def start(self, batch: int, *, remembered: int) -> Memory:
+    def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
         """Of a stream, before its first chunk."""
         zeros = jnp.zeros(
-            (batch, remembered, *self.content_bias.shape), self.content_bias[...].dtype
+            (batch, cache_frames, *self.content_bias.shape), self.content_bias[...].dtype
         )
-        return Memory(zeros, zeros)
+        return KeyValueCache(zeros, zeros)
 
     def step(
         self,
-        memory: Memory,
+        cache: KeyValueCache,
         x: Float[Array, "B C D"],
         positions: Float[Array, "R D"],
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
-    ) -> tuple[Memory, Float[Array, "B C D"]]:
-        """The next chunk of a stream, after `seen` frames; positions of memory and chunk."""
-        memory, attended = attend_next(
-            self._attend(positions), memory, *self._project(x), lengths, seen
+    ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
+        """The next chunk of a stream, after `seen` frames; positions of cache and chunk."""
+        cache, attended = attend_next(
+            self._attend(positions), cache, *self._project(x), lengths, seen
         )
-        return memory, self.out(attended.reshape(x.shape))
+        return cache, self.out(attended.reshape(x.shape))
 
     def _project(self, x):
         split = lambda y: y.reshape(*y.shape[:-1], *self.content_bias.shape)
@@ -311,25 +311,25 @@ class RotaryAttention(nnx.Module):
         attended = in_blocks(_attend_rotated, *self._project(x), lengths, context)
         return self.out(attended.reshape(x.shape))
 
-    def start(self, batch: int, *, remembered: int) -> Memory:
+    def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
         """As RelativeAttention's."""
         scale: Array = self.norm.scale[...]  # pyright: ignore[reportOptionalSubscript]
         head_width = len(scale) // self.heads
-        zeros = jnp.zeros((batch, remembered, self.heads, head_width), scale.dtype)
-        return Memory(zeros, zeros)
+        zeros = jnp.zeros((batch, cache_frames, self.heads, head_width), scale.dtype)
+        return KeyValueCache(zeros, zeros)
 
     def step(
         self,
-        memory: Memory,
+        cache: KeyValueCache,
         x: Float[Array, "B C D"],
         positions: None,
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
-    ) -> tuple[Memory, Float[Array, "B C D"]]:
-        """As RelativeAttention's. What is remembered is not rotated yet: positions are counted from
+    ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
+        """As RelativeAttention's. Cached keys are not rotated yet: positions are counted from
         the first key, so that they stay small however long the stream is."""
-        memory, attended = attend_next(_attend_rotated, memory, *self._project(x), lengths, seen)
-        return memory, self.out(attended.reshape(x.shape))
+        cache, attended = attend_next(_attend_rotated, cache, *self._project(x), lengths, seen)
+        return cache, self.out(attended.reshape(x.shape))
 
     def _project(self, x):
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.layers.attention import Context, Memory, RelativeAttention, RotaryAttention
+from asr_jax.layers.attention import Context, KeyValueCache, RelativeAttention, RotaryAttention
 from asr_jax.layers.convolution import ConvolutionModule
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
@@ -16,7 +16,7 @@ from asr_jax.layers.linear import Linear, MakeLinear
 class BlockState(NamedTuple):
     """What a block must know of the frames before the next ones of a stream."""
 
-    attention: Memory
+    attention: KeyValueCache
     convolution: Float[Array, "B K1 D"]
 
 
@@ -72,10 +72,10 @@ class ConformerBlock(nnx.Module):
         x = x + 0.5 * drop(self.second_feedforward(x), keys[3])
         return self.norm(x)
 
-    def start(self, batch: int, *, remembered: int) -> BlockState:
-        """Of a stream, before its first chunk: attention will see the last `remembered` frames."""
+    def start(self, batch: int, *, cache_frames: int) -> BlockState:
+        """Of a stream, before its first chunk: attention will see the last `cache_frames`."""
         return BlockState(
-            self.attention.start(batch, remembered=remembered), self.convolution.start(batch)
+            self.attention.start(batch, cache_frames=cache_frames), self.convolution.start(batch)
         )
 
     def step(

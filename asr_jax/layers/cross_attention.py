@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.layers.attention import Context, Memory, RotaryAttention
+from asr_jax.layers.attention import Context, KeyValueCache, RotaryAttention
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.length import frame_mask
@@ -23,17 +23,17 @@ class CrossAttention(nnx.Module):
         self.out = Linear(width, width, rngs=rngs)
         self.heads = heads
 
-    def remember(self, encoded: Float[Array, "B T E"]) -> Memory:
+    def remember(self, encoded: Float[Array, "B T E"]) -> KeyValueCache:
         """What every query of a sequence meets, computed once."""
-        return Memory(self._split(self.key(encoded)), self._split(self.value(encoded)))
+        return KeyValueCache(self._split(self.key(encoded)), self._split(self.value(encoded)))
 
     def __call__(
-        self, x: Float[Array, "B Q D"], memory: Memory, lengths: Int[Array, " B"]
+        self, x: Float[Array, "B Q D"], cache: KeyValueCache, lengths: Int[Array, " B"]
     ) -> Float[Array, "B Q D"]:
         """Frames beyond the lengths are not seen. Queries do not see each other."""
-        seen = frame_mask(lengths, memory.key.shape[1])[:, None, None]
+        seen = frame_mask(lengths, cache.key.shape[1])[:, None, None]
         query = self._split(self.query(self.norm(x)))
-        attended = jax.nn.dot_product_attention(query, memory.key, memory.value, mask=seen)
+        attended = jax.nn.dot_product_attention(query, cache.key, cache.value, mask=seen)
         return self.out(attended.reshape(x.shape))
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H W"]:
@@ -74,25 +74,25 @@ class DecoderBlock(nnx.Module):
         # Chunks of one label, and no later ones; an array, as there is no window to cut out.
         earlier = Context(jnp.int32(1), left_chunks=x.shape[1])
         x = x + drop(self.attention(x, None, labels, earlier), keys[0])
-        memory = self.cross_attention.remember(encoded)
-        x = x + drop(self.cross_attention(x, memory, lengths), keys[1])
+        cache = self.cross_attention.remember(encoded)
+        x = x + drop(self.cross_attention(x, cache, lengths), keys[1])
         return x + drop(self.feedforward(x), keys[2])
 
     def step(
         self,
-        before: Memory,
+        before: KeyValueCache,
         x: Float[Array, "B K D"],
-        memory: Memory,
+        cache: KeyValueCache,
         lengths: Int[Array, " B"],
         seen: Int[Array, ""],
-    ) -> tuple[Memory, Float[Array, "B K D"]]:
+    ) -> tuple[KeyValueCache, Float[Array, "B K D"]]:
         """The next label of K sequences of every row, each after `seen` others.
 
-        `before` is attention's, its rows those of all sequences; `memory` cross_attention's.
+        `before` is attention's, its rows those of all sequences; `cache` cross_attention's.
         """
         single = x.reshape(-1, 1, x.shape[2])
         ones = jnp.ones(len(single), jnp.int32)
         before, attended = self.attention.step(before, single, None, ones, seen * ones)
         x = x + attended.reshape(x.shape)
-        x = x + self.cross_attention(x, memory, lengths)
+        x = x + self.cross_attention(x, cache, lengths)
         return before, x + self.feedforward(x)

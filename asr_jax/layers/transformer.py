@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from asr_jax.layers.attention import Context, Memory, RelativeAttention, RotaryAttention
+from asr_jax.layers.attention import Context, KeyValueCache, RelativeAttention, RotaryAttention
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.linear import Linear, MakeLinear
@@ -46,18 +46,18 @@ class TransformerBlock(nnx.Module):
         x = x + dropout(self.attention(x, positions, lengths, context), self.dropout, keys[0])
         return x + dropout(self.feedforward(x), self.dropout, keys[1])
 
-    def start(self, batch: int, *, remembered: int) -> Memory:
-        """Of a stream, before its first chunk: attention will see the last `remembered` frames."""
-        return self.attention.start(batch, remembered=remembered)
+    def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
+        """Of a stream, before its first chunk: attention will see the last `cache_frames`."""
+        return self.attention.start(batch, cache_frames=cache_frames)
 
     def step(
         self,
-        state: Memory,
+        state: KeyValueCache,
         x: Float[Array, "B C D"],
         positions: Float[Array, "R D"] | None,
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
-    ) -> tuple[Memory, Float[Array, "B C D"]]:
+    ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
         """The next chunk, of which `lengths` frames are real, after `seen` others."""
         state, y = self.attention.step(state, x, positions, lengths, seen)
         x = x + y

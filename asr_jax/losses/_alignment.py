@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, Integer
 
 from asr_jax.losses import _durations, _lattice
-from asr_jax.losses._arguments import Computation, Joint
-from asr_jax.losses._cells import Columns, Factorization
+from asr_jax.losses._arguments import Computation, JointArguments
+from asr_jax.losses._cells import Factorization, VocabularyLayout
 from asr_jax.losses._checks import check_durations, check_joint, check_objective
 from asr_jax.losses._edges import as_one_kind, joint_edges
 from asr_jax.losses._joint import Activation
@@ -64,13 +64,13 @@ def transducer_alignment(
     durations = () if durations == () else check_durations(durations)
     if topology != "rnnt" and durations:
         raise ValueError(f"{topology = }: there is none beside durations")
-    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(activation, chunk_frames)
     check_joint(joint, computation, blank_id=blank_id, durations=durations)
     check_objective(topology, factorization, 0.0)
-    joint = as_one_kind(Joint(*jax.lax.stop_gradient(joint[:4]), *joint[4:]))
+    joint = as_one_kind(JointArguments(*jax.lax.stop_gradient(joint[:4]), *joint[4:]))
     lengths = joint.encoded_lengths, joint.label_lengths
-    columns = Columns(blank_id, kernel.shape[1] - len(durations), factorization)
+    columns = VocabularyLayout(blank_id, kernel.shape[1] - len(durations), factorization)
     edges = joint_edges(joint, computation, columns)
     if durations:
         duration = jax.nn.log_softmax(edges.rest, -1)

@@ -10,7 +10,7 @@ Named = Literal["reference", "xla", "mosaic_gpu"]
 Implementation = Named | None
 
 
-class Joint(NamedTuple):
+class JointArguments(NamedTuple):
     """The arrays that every loss of a joint takes, U1 = U + 1."""
 
     encoded: Float[Array, "B T D"]

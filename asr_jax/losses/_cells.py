@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 Factorization = Literal["softmax", "hat"]
 
 
-class Columns(NamedTuple):
+class VocabularyLayout(NamedTuple):
     """How the logits' columns are read: `symbols` of them are symbols, the blank one of these.
 
     factorization: "softmax" normalises all symbols together. "hat" lets a sigmoid of the blank's
@@ -37,7 +37,7 @@ class Planes(NamedTuple):
 
 
 def labels_of_cells(
-    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], columns: Columns
+    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], columns: VocabularyLayout
 ) -> Int[Array, "B U1"]:
     """The next label of every cell: 0 where there is none; for a wrong one V, which gives NaN."""
     labels = jnp.pad(labels, ((0, 0), (0, 1)))
@@ -46,8 +46,8 @@ def labels_of_cells(
     return jnp.where(inside, jnp.where(right, labels, columns.symbols), 0)
 
 
-def pick(
-    logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], columns: Columns
+def select_logits(
+    logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], columns: VocabularyLayout
 ) -> Planes:
     """Labels broadcast against the cells; the one behind an utterance's last may be any symbol."""
     symbols, rest = jnp.split(logits, [columns.symbols], -1)
@@ -57,14 +57,14 @@ def pick(
     return Planes(normalizer, symbols[..., columns.blank_id], label, rest)
 
 
-def unpick(
+def select_logits_vjp(
     logits: Float32[Array, "... U1 V"],
     labels: Int[Array, "... U1"],
     normalizer: Float32[Array, "... U1"],
     cotangents: Planes,
-    columns: Columns,
+    columns: VocabularyLayout,
 ) -> Float32[Array, "... U1 V"]:
-    """The gradient of logits, in one pass and without a scatter: pick's vector-Jacobian product."""
+    """Return select_logits' vector-Jacobian product, in one pass and without a scatter."""
     softmax = jnp.exp(logits[..., : columns.symbols] - normalizer[..., None])
     softmax = jnp.where(_normalized(columns), softmax, 0.0)
     symbols = jnp.arange(columns.symbols)
@@ -77,37 +77,37 @@ def unpick(
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("columns",))
-def pick_planes(
+def select_planes(
     logits: Float[Array, "B T U1 V"],
     labels: Int[Array, "B U1"],
     real: Bool[Array, "B T U1"],
-    columns: Columns,
+    columns: VocabularyLayout,
 ) -> Planes:
-    """pick for ready-made 4-D logits of any float type, in float32.
+    """select_logits for ready-made 4-D logits of any float type, in float32.
 
     Cells that are not real may hold anything and give anything; their gradient is zero. That is one
     pass over the logits, and a copy of them, less than to clear these cells beforehand.
     """
-    return pick(logits.astype(jnp.float32), labels[:, None], columns)
+    return select_logits(logits.astype(jnp.float32), labels[:, None], columns)
 
 
 def _fwd(logits, labels, real, columns):
-    planes = pick(logits.astype(jnp.float32), labels[:, None], columns)
+    planes = select_logits(logits.astype(jnp.float32), labels[:, None], columns)
     return planes, (logits, labels, real, planes.normalizer)
 
 
 def _bwd(columns, residuals, cotangents):
     logits, labels, real, normalizer = residuals
     float32 = logits.astype(jnp.float32)
-    gradient = unpick(float32, labels[:, None], normalizer, cotangents, columns)
+    gradient = select_logits_vjp(float32, labels[:, None], normalizer, cotangents, columns)
     return jnp.where(real[..., None], gradient, 0.0).astype(logits.dtype), None, None
 
 
-pick_planes.defvjp(_fwd, _bwd)
+select_planes.defvjp(_fwd, _bwd)
 
 
 def edges(
-    planes: Planes, columns: Columns
+    planes: Planes, columns: VocabularyLayout
 ) -> tuple[Float32[Array, "B T U1"], Float32[Array, "B T U"]]:
     """log P(blank) of every cell, and log P(next label) of all cells but the last."""
     label = (planes.label - planes.normalizer)[..., :-1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from asr_jax.losses._arguments import Computation, Joint, Named
+from asr_jax.losses._arguments import Computation, JointArguments, Named
 from asr_jax.losses._cells import Factorization
 from asr_jax.losses._joint import Activation
 from asr_jax.losses._lattice import Topology
@@ -73,7 +73,7 @@ def check_sigma(sigma) -> None:
 
 
 def check_joint(
-    joint: Joint, computation: Computation, *, blank_id, durations: tuple[int, ...] = ()
+    joint: JointArguments, computation: Computation, *, blank_id, durations: tuple[int, ...] = ()
 ) -> None:
     """The arguments of every loss of a joint. The kernel's last columns are for the durations."""
     encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
@@ -89,7 +89,7 @@ def check_joint(
         check_float("bias", bias, kernel.shape[1])
     check_integer("encoded_lengths", encoded_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
-    for name, array in zip(Joint._fields, joint):
+    for name, array in zip(JointArguments._fields, joint):
         _check_axes(name, array)
     symbols = kernel.shape[1] - len(durations)
     if symbols < 1:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from asr_jax.losses._arguments import Computation, Implementation, Joint
-from asr_jax.losses._cells import Columns, Planes, edges, labels_of_cells, pick_planes
+from asr_jax.losses._arguments import Computation, Implementation, JointArguments
+from asr_jax.losses._cells import Planes, VocabularyLayout, edges, labels_of_cells, select_planes
 from asr_jax.losses._checks import as_int32
 from asr_jax.losses._groups import choose_size, in_groups
-from asr_jax.losses._joint import ACTIVATIONS, Options, joint_planes
+from asr_jax.losses._joint import ACTIVATIONS, TilePlan, joint_planes
 from asr_jax.losses._sharding import batch_shards, vary_alike
 from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
 
@@ -23,7 +23,9 @@ class Edges(NamedTuple):
     rest: Float32[Array, "B T U1 X"]
 
 
-def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edges:
+def joint_edges(
+    joint: JointArguments, computation: Computation, columns: VocabularyLayout
+) -> Edges:
     """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
     encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
     batch, frames, _ = encoded.shape
@@ -41,7 +43,7 @@ def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edg
         hidden = ACTIVATIONS[activation](hidden)
         logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
         real = real_frames[:, :, None] & real_cells[:, None]
-        planes = pick_planes(logits, labels, real, columns)
+        planes = select_planes(logits, labels, real, columns)
     else:
         possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
         possible &= (label_lengths >= 0) & (label_lengths < cells)
@@ -55,7 +57,7 @@ def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edg
             tile = choose_tile(*shape, itemsize=size, shards=shards, chunk_frames=chunk_frames)
         name = "mosaic_gpu" if implementation == "mosaic_gpu" else "xla"
         negligible = computation.negligible_gradient
-        options = Options(columns, activation, tile, shards, name, negligible)
+        options = TilePlan(columns, activation, tile, shards, name, negligible)
         planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
     planes: Planes = planes  # pyright: ignore[reportAssignmentType]
     return Edges(*edges(planes, columns), planes.rest)
@@ -63,16 +65,16 @@ def joint_edges(joint: Joint, computation: Computation, columns: Columns) -> Edg
 
 def joint_loss(
     log_likelihood: Callable[..., Float32[Array, " B"]],
-    joint: Joint,
+    joint: JointArguments,
     computation: Computation,
-    columns: Columns,
+    columns: VocabularyLayout,
 ) -> Float32[Array, " B"]:
     """-log_likelihood(edges, encoded_lengths, label_lengths), for large batches in groups."""
     joint = as_one_kind(joint)
     floats, weights, integers = joint[:2], joint[2:4], joint[4:]
 
     def loss(floats, weights, integers):
-        edges = joint_edges(Joint(*floats, *weights, *integers), computation, columns)
+        edges = joint_edges(JointArguments(*floats, *weights, *integers), computation, columns)
         return -log_likelihood(edges, *integers[1:])
 
     if not _in_tiles(joint, computation):
@@ -86,11 +88,11 @@ def joint_loss(
     return in_groups(loss, floats, weights, integers, shards=shards, size=size)
 
 
-def as_one_kind(joint: Joint) -> Joint:
+def as_one_kind(joint: JointArguments) -> JointArguments:
     """With int32 lengths and labels, at least one frame, and all varying over the same devices."""
     frames, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
     integers = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
-    return Joint(*vary_alike(frames, *joint[1:4], *integers))
+    return JointArguments(*vary_alike(frames, *joint[1:4], *integers))
 
 
 def at_least_one_frame(frames, lengths):

@@ -4,7 +4,7 @@ import jax
 
 
 @jax.custom_vjp
-def once(gradients):
+def first_order_only(gradients):
     """The same arrays; differentiating them is an error instead of a wrong number."""
     return gradients
 
@@ -17,4 +17,4 @@ def _bwd(_, cotangents):
     raise NotImplementedError("these losses are differentiable once: their gradients are not")
 
 
-once.defvjp(_fwd, _bwd)
+first_order_only.defvjp(_fwd, _bwd)

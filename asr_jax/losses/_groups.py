@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PyTree
 
-from asr_jax.losses._first_order import once
+from asr_jax.losses._first_order import first_order_only
 
 MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
 # JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.
@@ -93,7 +93,7 @@ def in_groups(
         cast = lambda d, x: d.astype(x.dtype)
         gradients = jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights)
         # With floats, as what was stacked as bits seems to depend on nothing.
-        return *once((*gradients, floats))[:2], None
+        return *first_order_only((*gradients, floats))[:2], None
 
     losses.defvjp(fwd, bwd)
     return losses(floats, weights, integers)

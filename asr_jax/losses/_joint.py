@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from asr_jax.losses._cells import Columns, Planes, pick, unpick
-from asr_jax.losses._first_order import once
+from asr_jax.losses._cells import Planes, VocabularyLayout, select_logits, select_logits_vjp
+from asr_jax.losses._first_order import first_order_only
 from asr_jax.losses._tiles import (
     Tile,
     from_blocks,
@@ -29,14 +29,14 @@ Activation = Literal["tanh", "relu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
-class Options(NamedTuple):
+class TilePlan(NamedTuple):
     """What does not change from batch to batch.
 
     shards: utterances are packed within each of so many equal parts of the batch. The kernels of
         "mosaic_gpu" know of one only.
     """
 
-    columns: Columns
+    columns: VocabularyLayout
     activation: Activation
     tile: Tile
     shards: int
@@ -53,7 +53,7 @@ def joint_planes(
     labels: Int[Array, "B U1"],
     frame_lengths: Int[Array, " B"],
     cell_lengths: Int[Array, " B"],
-    options: Options,
+    options: TilePlan,
 ) -> Planes:
     """The planes of activation(encoded + predicted) @ kernel + bias.
 
@@ -89,7 +89,9 @@ def _packed_planes(blocks, tiles, steps, kernel, bias, options):
     def body(step, planes):
         def one(encoded, predicted, labels):
             hidden = _hidden(encoded, predicted, kernel, options)
-            planes = pick(_logits(hidden, kernel, bias), _rows(labels, options), options.columns)
+            planes = select_logits(
+                _logits(hidden, kernel, bias), _rows(labels, options), options.columns
+            )
             return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
 
         found = jax.vmap(one)(*_meet(blocks, *_slice(tiles[:2], step, options)))
@@ -118,7 +120,7 @@ def _bwd(options, residuals, cotangents):
         hidden = _hidden(encoded, predicted, kernel, options)
         normalizer, cotangents = jax.tree.map(_unshard, given)
         logits, labels = _logits(hidden, kernel, bias), _rows(labels, options)
-        return hidden, unpick(logits, labels, normalizer, cotangents, options.columns)
+        return hidden, select_logits_vjp(logits, labels, normalizer, cotangents, options.columns)
 
     def add(sums, encoded, predicted, index, found):
         """The sums with a shard's tiles added, in float32."""
@@ -150,7 +152,12 @@ def _bwd(options, residuals, cotangents):
     symbols = arrays[3].shape[0]
     d_output = d_kernel.sum(0)[:, :symbols], d_bias.sum(0)[:symbols]
     grads = join(d_encoded, encoded), join(d_predicted, predicted), *d_output
-    return *once(tuple(g.astype(x.dtype) for g, x in zip(grads, arrays))), None, None, None
+    return (
+        *first_order_only(tuple(g.astype(x.dtype) for g, x in zip(grads, arrays))),
+        None,
+        None,
+        None,
+    )
 
 
 joint_planes.defvjp(_fwd, _bwd)

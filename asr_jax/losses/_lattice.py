@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from asr_jax.losses._first_order import once
+from asr_jax.losses._first_order import first_order_only
 
 Lengths = Int[Array, " B"]
 Topology = Literal["rnnt", "one_symbol_per_frame"]
@@ -52,7 +52,7 @@ def _bwd(topology, fastemit_lambda, walker, occupancies, cotangent):
     blank, label = occupancies
     # An edge that no alignment takes has no gradient, even where the cotangent is infinite.
     scaled = lambda taken, by: jnp.where(taken == 0, 0.0, by * cotangent[:, None, None] * taken)
-    return *once((scaled(blank, 1.0), scaled(label, 1.0 + fastemit_lambda))), None, None
+    return *first_order_only((scaled(blank, 1.0), scaled(label, 1.0 + fastemit_lambda))), None, None
 
 
 log_likelihood.defvjp(_fwd, _bwd)

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._cells import (
-    Columns,
     Factorization,
     Planes,
+    VocabularyLayout,
     edges,
     labels_of_cells,
-    pick_planes,
+    select_planes,
 )
 from asr_jax.losses._checks import (
     as_int32,
@@ -65,12 +65,12 @@ def rnnt_loss(
     integers = as_int32(labels, logit_lengths, label_lengths)
     logits, labels, logit_lengths, label_lengths = vary_alike(logits, *integers)
     frames = logits.shape[1]
-    columns = Columns(blank_id, vocabulary, factorization)
+    columns = VocabularyLayout(blank_id, vocabulary, factorization)
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
     real = real_frames & (u <= label_lengths[:, None, None])
     labels = labels_of_cells(labels, label_lengths, columns)
-    planes: Planes = pick_planes(logits, labels, real, columns)  # pyright: ignore[reportAssignmentType]
+    planes: Planes = select_planes(logits, labels, real, columns)  # pyright: ignore[reportAssignmentType]
     blank, label = edges(planes, columns)
     lengths = logit_lengths, label_lengths
     return -log_likelihood(blank, label, *lengths, topology, fastemit_lambda)  # pyright: ignore[reportOperatorIssue]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array, Float, Float32, Integer
 
-from asr_jax.losses._arguments import Computation, Implementation, Joint
-from asr_jax.losses._cells import Columns
+from asr_jax.losses._arguments import Computation, Implementation, JointArguments
+from asr_jax.losses._cells import VocabularyLayout
 from asr_jax.losses._checks import check_durations, check_joint, check_sigma
 from asr_jax.losses._durations import log_likelihood
 from asr_jax.losses._edges import joint_loss
@@ -55,7 +55,7 @@ def tdt_loss(
     """
     durations = check_durations(durations)
     check_sigma(sigma)
-    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(
         activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
@@ -66,5 +66,5 @@ def tdt_loss(
         blank, label = edges.blank - sigma, edges.label - sigma
         return log_likelihood(blank, label, duration, frame_lengths, label_lengths, durations)
 
-    columns = Columns(blank_id, kernel.shape[1] - len(durations))
+    columns = VocabularyLayout(blank_id, kernel.shape[1] - len(durations))
     return joint_loss(score, joint, computation, columns)

@@ -2,8 +2,8 @@
 
 from jaxtyping import Array, Float, Float32, Integer
 
-from asr_jax.losses._arguments import Computation, Implementation, Joint
-from asr_jax.losses._cells import Columns, Factorization
+from asr_jax.losses._arguments import Computation, Implementation, JointArguments
+from asr_jax.losses._cells import Factorization, VocabularyLayout
 from asr_jax.losses._checks import check_joint, check_objective
 from asr_jax.losses._edges import joint_loss, lattice_walker
 from asr_jax.losses._joint import Activation
@@ -76,7 +76,7 @@ def transducer_loss(
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
-    joint = Joint(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
+    joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(
         activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
@@ -87,5 +87,5 @@ def transducer_loss(
     def score(edges, *lengths):
         return log_likelihood(edges.blank, edges.label, *lengths, *objective)
 
-    columns = Columns(blank_id, kernel.shape[1], factorization)
+    columns = VocabularyLayout(blank_id, kernel.shape[1], factorization)
     return joint_loss(score, joint, computation, columns)  # pyright: ignore[reportArgumentType]

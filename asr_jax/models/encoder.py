@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from asr_jax.config import Config, chunk_frames
 from asr_jax.layers.attention import (
     Context,
-    Memory,
+    KeyValueCache,
     farthest_frames,
     relative_positions,
 )
@@ -46,7 +46,7 @@ class EncoderState(NamedTuple):
     """Frames encoded so far."""
     features: Float[Array, "B factor F"]
     """The last ones."""
-    blocks: BlockState | Memory
+    blocks: BlockState | KeyValueCache
     """Of every block, along a layer axis."""
 
 
@@ -213,13 +213,13 @@ class Encoder(nnx.Module):
 
     def start(self, batch: int, *, chunk_frames: int) -> EncoderState:
         """The state before the first chunk of streams whose chunks make so many frames each."""
-        remembered = self.left_chunks * chunk_frames
+        cache_frames = self.left_chunks * chunk_frames
         dtype = self.subsampling.project.kernel[...].dtype
         tail = jnp.zeros((batch, self.subsampling.factor, self.mel_bins), dtype)
         _, blocks = scan_layers(
             lambda none, block_and_none: (
                 none,
-                block_and_none[0].start(batch, remembered=remembered),
+                block_and_none[0].start(batch, cache_frames=cache_frames),
             ),
             None,
             self.blocks,
@@ -243,7 +243,7 @@ class Encoder(nnx.Module):
         tail, x, lengths = following(
             self.subsampling, state.features, features, lengths, begins=state.seen == 0
         )
-        # Of what is remembered and the chunk.
+        # Of the cached frames and the chunk.
         positions = self._positions((self.left_chunks + 1) * x.shape[1], x)
 
         def run(x, block_and_state):

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
-from asr_jax.layers.attention import Memory
+from asr_jax.layers.attention import KeyValueCache
 from asr_jax.layers.cross_attention import DecoderBlock
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.embedding import Embedding
@@ -24,9 +24,9 @@ END_ID = 0
 class DecoderState(NamedTuple):
     """What the labels of K sequences of every row leave behind, along a layer axis."""
 
-    labels: Memory
+    labels: KeyValueCache
     """Of self-attention, its rows B K."""
-    frames: Memory
+    frames: KeyValueCache
     """Of cross-attention, its rows B."""
     lengths: Int[Array, " B"]
     seen: Int[Array, ""]
@@ -100,8 +100,8 @@ class AttentionDecoder(nnx.Module):
 
         def remember(nothing, block_and_none):
             block, _ = block_and_none
-            # The label that is read next need not be remembered.
-            before = block.attention.start(len(encoded) * size, remembered=most)
+            # The label that is read next need not be cached.
+            before = block.attention.start(len(encoded) * size, cache_frames=most)
             return nothing, (before, block.cross_attention.remember(encoded))
 
         _, (labels, frames) = scan_layers(remember, None, self.blocks, None, shared_layers=1)

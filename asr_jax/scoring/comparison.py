@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from asr_jax.scoring.report import Rival
+from asr_jax.scoring.report import Baseline
 from asr_jax.types import Utterance
 
 
@@ -12,9 +12,9 @@ def is_evaluation(folder: Path) -> bool:
     return (folder / "hypotheses.jsonl").is_file()
 
 
-def read_rival(
+def read_baseline(
     folder: Path, utterances: Sequence[Utterance], normalize: Callable[[str], str]
-) -> Rival:
+) -> Baseline:
     """The hypotheses of the evaluation in `folder`.
 
     Raises ValueError, naming the line, for a file that is damaged, and for an utterance that is
@@ -46,4 +46,4 @@ def read_rival(
         hypotheses[id] = hypothesis
     if not expected.keys() & hypotheses.keys():
         raise ValueError(f"{path}: has none of the utterances of --data")
-    return Rival(str(folder), hypotheses)
+    return Baseline(str(folder), hypotheses)

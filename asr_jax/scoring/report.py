@@ -35,7 +35,7 @@ _MIME_TYPES = {
 _CONFIDENCES = (0, 50, 70, 80, 90, 95, 98)
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """Another recogniser's texts of the same recordings."""
 
     name: str
@@ -55,7 +55,7 @@ def write_evaluation(
     recording_of: Callable[[Utterance, int], bytes | None] | None,
     not_recognised: Sequence[Skipped] = (),
     normalize: Callable[[str], str] = str,
-    rival: Rival | None = None,
+    baseline: Baseline | None = None,
     lattices: int = 0,
     posteriors_of: Callable[[Sequence[Utterance]], Mapping[str, list[LabelPosterior]]] = (
         lambda utterances: {}
@@ -71,8 +71,8 @@ def write_evaluation(
     In wer.json "wer", "wer_95_percent_interval", "cer", "sentence_error_rate", "wer_by_speaker"
     (of utterances that name one), "wer_by_duration" and "wer_by_confidence" (the mean of an
     utterance's words) are percent: 12.3 is 12.3 %. "rtfx" is seconds of audio recognised per
-    second of wall clock. "comparison" with the rival is of the utterances that both have; the ids
-    of the others are "only_here" and "only_there". A rate over no reference words is null.
+    second of wall clock. "comparison" with the baseline covers the utterances that both have;
+    the ids of the others are "only_here" and "only_there". A rate over no reference words is null.
 
     Args:
         output: folder, made if missing; files of the same names are replaced, each at once.
@@ -88,7 +88,7 @@ def write_evaluation(
             knows the way from `output` to the others that are files of their own.
         not_recognised: utterances without a hypothesis, which do not count; kept in wer.json.
         normalize: brings a text into the form in which it is scored.
-        rival: what to compare with.
+        baseline: what to compare with.
         lattices: of so many utterances, those with the most errors, the page shows
         posteriors_of: when the labels of their references come, by id, as this says.
 
@@ -97,7 +97,7 @@ def write_evaluation(
 
     Raises:
         ValueError: no utterances, another number of hypotheses, wall_seconds not positive, or
-            nothing that the rival has too.
+            nothing that the baseline has too.
     """
     if not utterances:
         raise ValueError("utterances = []: nothing to score, needs at least one")
@@ -122,8 +122,8 @@ def write_evaluation(
         ("confidence", confidences),
     ):
         figures[f"wer_by_{name}"] = {key: _percent(c.rate) for key, c in groups.items()}
-    if rival:
-        figures["comparison"] = _comparison(utterances, pairs, counts, rival, normalize)
+    if baseline:
+        figures["comparison"] = _comparison(utterances, pairs, counts, baseline, normalize)
     figures["not_recognised"] = [asdict(skipped) for skipped in not_recognised]
     figures["facts"] = facts
 
@@ -138,8 +138,8 @@ def write_evaluation(
         row["audio"] = audio_of.get(_recording(utterance))
         if recording_of and row["audio"] is None and utterance.within is None:
             row["file"] = quote(os.path.relpath(utterance.audio, output))
-        if rival and utterance.id in rival.hypotheses:
-            row["other"] = normalize(rival.hypotheses[utterance.id])
+        if baseline and utterance.id in baseline.hypotheses:
+            row["other"] = normalize(baseline.hypotheses[utterance.id])
             others = wer.count_word_errors(pairs[n][0], str(row["other"]))
             row["gain"] = others.errors - counts[n].errors
         if utterance.id in posteriors:
@@ -232,20 +232,20 @@ def _comparison(
     utterances: Sequence[Utterance],
     pairs: Sequence[tuple[str, str]],
     counts: list[ErrorCounts],
-    rival: Rival,
+    baseline: Baseline,
     normalize: Callable[[str], str],
 ) -> dict:
-    both = [n for n, utterance in enumerate(utterances) if utterance.id in rival.hypotheses]
+    both = [n for n, utterance in enumerate(utterances) if utterance.id in baseline.hypotheses]
     if not both:
-        raise ValueError(f"{rival.name}: recognised none of the {len(utterances)} utterances")
+        raise ValueError(f"{baseline.name}: recognised none of the {len(utterances)} utterances")
     others = [
-        wer.count_word_errors(pairs[n][0], normalize(rival.hypotheses[utterances[n].id]))
+        wer.count_word_errors(pairs[n][0], normalize(baseline.hypotheses[utterances[n].id]))
         for n in both
     ]
     found = compare([counts[n] for n in both], others, seed=0)
     here = {utterance.id for utterance in utterances}
     return {
-        "with": rival.name,
+        "with": baseline.name,
         "utterances": len(both),
         "wer": _percent(found.rate),
         "other_wer": _percent(found.other_rate),
@@ -254,8 +254,8 @@ def _comparison(
         "p_value": None if math.isnan(found.p_value) else found.p_value,
         "better": found.better,
         "worse": found.worse,
-        "only_here": sorted(here - rival.hypotheses.keys()),
-        "only_there": sorted(rival.hypotheses.keys() - here),
+        "only_here": sorted(here - baseline.hypotheses.keys()),
+        "only_there": sorted(baseline.hypotheses.keys() - here),
     }
 
 

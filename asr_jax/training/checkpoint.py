@@ -115,23 +115,23 @@ def save(
     checkpointer: ocp.training.Checkpointer,
     state: TrainState,
     *,
-    on_dev: float | None,
-    about: dict[str, Any],
+    dev_metric: float | None,
+    metadata: dict[str, Any],
 ) -> None:
     """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
 
-    `on_dev` is what was measured on dev, of which less is better. `about` is JSON that
-    `saved_about` gives back, with the state's mean losses. Raises CheckpointError where this save,
-    or the one before it, could not be written.
+    `dev_metric` was measured on dev; lower is better. `metadata` is JSON, which `saved_metadata`
+    returns together with the state's mean losses. Raises CheckpointError if this save, or the one
+    before it, could not be written.
     """
-    metrics: Any = None if on_dev is None else {"on_dev": on_dev}
+    metrics: Any = None if dev_metric is None else {"dev_metric": dev_metric}
     step = int(state.step)
     # Mean losses tell later which checkpoint was a good one.
     means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
     try:
         checkpointer.wait()
         checkpointer.save_async(
-            step, state._asdict(), metrics=metrics, custom_metadata=about | means, force=True
+            step, state._asdict(), metrics=metrics, custom_metadata=metadata | means, force=True
         )
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
@@ -187,8 +187,8 @@ def roll_back(
     finish(checkpointer)
     newer = []
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
-        about = saved_about(checkpointer, step)
-        if about["smoothed_loss"] <= GOOD_FACTOR * about["lowest_loss"]:
+        metadata = saved_metadata(checkpointer, step)
+        if metadata["smoothed_loss"] <= GOOD_FACTOR * metadata["lowest_loss"]:
             state = TrainState(**checkpointer.load(step, abstract._asdict()))
             aside = _set_aside(checkpointer, newer, "diverged")
             moved = f"; checkpoints {newer} were moved to {aside}" if newer else ""
@@ -213,10 +213,10 @@ def _set_aside(
     return aside
 
 
-def saved_about(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
-    """What the checkpoint of this step was saved with as `about`."""
-    about: Any = checkpointer.metadata(step).custom_metadata
-    return about or {}
+def saved_metadata(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+    """What the checkpoint of this step was saved with as `metadata`."""
+    metadata: Any = checkpointer.metadata(step).custom_metadata
+    return metadata or {}
 
 
 def _free_name(path: epath.Path) -> epath.Path:

@@ -16,7 +16,7 @@ import numpy as np
 _STACK = "blocks"
 
 
-def frozen(params: Any, patterns: Sequence[str]) -> Any:
+def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
     """A tree of bool arrays, true where a parameter is frozen, that broadcast with `params`.
 
     Patterns are those of a shell: `*` is anything, `?` one character, `[0-3]` one of some. Raises
@@ -57,7 +57,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 
 def not_wholly_frozen(params: Any, patterns: Sequence[str]) -> Any:
     """A tree of bools: whether any part of a parameter is trained."""
-    return jax.tree.map(lambda mask: not mask.all(), frozen(params, patterns))
+    return jax.tree.map(lambda mask: not mask.all(), frozen_mask(params, patterns))
 
 
 def without_gradients(params: Any, frozen: Any) -> Any:
@@ -72,7 +72,7 @@ def without_gradients(params: Any, frozen: Any) -> Any:
     return jax.tree.map(constant, params, frozen)
 
 
-def held(new: Any, old: Any, frozen: Any) -> Any:
+def keep_frozen(new: Any, old: Any, frozen: Any) -> Any:
     """`new`, but `old` where frozen: adding zeros is not enough, nor is averaging equals."""
     pick = lambda mask, a, b: jnp.where(mask, b, a) if mask.any() else a
     return jax.tree.map(pick, frozen, new, old)

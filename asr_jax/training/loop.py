@@ -43,7 +43,7 @@ class TrainingDiverged(ValueError):
 
 
 # What may be measured on dev, by its name in metrics.jsonl, and how it is said.
-ON_DEV = {
+DEV_METRICS = {
     "dev_wer": "WER on dev {:.1f} %",
     "dev_perplexity": "perplexity on dev {:.2f} by piece",
     "dev_word_perplexity": "{:.1f} by word",
@@ -61,7 +61,7 @@ class Steps(NamedTuple):
     mesh: Mesh
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Of a batch each process gives its own rows (mesh.rows_here)."""
+        """Of a batch each process gives its own rows (mesh.local_rows)."""
         whole = on_devices(batch, self.mesh)
         return self.compiled[_shape(whole)](state, whole)
 
@@ -111,14 +111,14 @@ def train(
     utterance_ids: Sequence[str],
     evaluate: Callable[[Any], dict[str, float]] | None,
     checkpointer: ocp.training.Checkpointer,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     stopped_by: Callable[[int], str | None],
     progress: ProgressDisplay,
     profile: tuple[int, int] | None = None,
 ) -> tuple[TrainState, str | None]:
     """Trains until `train.steps`, or until `stopped_by(step)` names a reason, which is returned.
 
-    `evaluate` gives figures of ON_DEV for averaged parameters; `about` is kept beside every
+    `evaluate` gives figures of DEV_METRICS for averaged parameters; `metadata` is kept beside every
     checkpoint; `profile` is the first and the last step to record. The state is saved before this
     returns. Raises TrainingDiverged, which leaves the checkpoints before it, and
     checkpoint.CheckpointError.
@@ -126,7 +126,7 @@ def train(
     step, total = int(state.step), config.train.steps
     reason = None
     best = min(checkpoint.measured_on_dev(checkpointer).values(), default=None)
-    decisive = "dev_perplexity" if config.objective.kind == "language_model" else "dev_wer"
+    selection_metric = "dev_perplexity" if config.objective.kind == "language_model" else "dev_wer"
     waited = audio_seconds = 0.0
     since, began = step, time.monotonic()
     unread: tuple[Metrics, np.ndarray] | None = None
@@ -150,7 +150,7 @@ def train(
             # Read one step late, so that the devices are never idle while the host looks.
             if unread is not None:
                 audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
-            unread = metrics, np.concatenate([batch.utterances, batch.joined])
+            unread = metrics, np.concatenate([batch.utterances, batch.second_utterance])
 
             reason = stopped_by(step)
             due = lambda every_steps, step=step: step == total or step % every_steps == 0
@@ -158,12 +158,12 @@ def train(
                 audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
                 unread, elapsed = None, time.monotonic() - began
                 read = jax.device_get(metrics)._asdict()
-                read |= read.pop("losses_beside")
+                read |= read.pop("auxiliary_losses")
                 figures = {name: float(value) for name, value in read.items()}
                 figures |= {
                     "audio_seconds_per_second": audio_seconds / elapsed,
                     "steps_per_second": (step - since) / elapsed,
-                    "waiting_share": waited / elapsed,
+                    "data_wait_fraction": waited / elapsed,
                 }
                 for name in ("audio_seconds", "data_position", "lowest_loss"):
                     del figures[name]
@@ -173,13 +173,13 @@ def train(
                     pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
                 shown = [f"loss {figures['loss']:.3f}"]
                 if best is not None:
-                    shown.append(ON_DEV[decisive].format(best))
-                shown += [pace, f"waiting {figures['waiting_share']:.1%}"]
+                    shown.append(DEV_METRICS[selection_metric].format(best))
+                shown += [pace, f"waiting {figures['data_wait_fraction']:.1%}"]
                 progress.step(step, "  ".join(shown))
                 waited = audio_seconds = 0.0
                 since, began = step, time.monotonic()
 
-            on_dev = None
+            dev_metric = None
             # Told to stop, it leaves at once; but nobody comes back to evaluate the last step.
             if (
                 evaluate is not None
@@ -189,16 +189,18 @@ def train(
                 with guests():
                     measured = evaluate(state.averaged)
                 log.write(step, measured)
-                said = ", ".join(ON_DEV[name].format(value) for name, value in measured.items())
+                said = ", ".join(
+                    DEV_METRICS[name].format(value) for name, value in measured.items()
+                )
                 progress.note(f"step {step}: {said}")
-                on_dev = measured[decisive]
-            improved = on_dev is not None and (best is None or on_dev < best)
+                dev_metric = measured[selection_metric]
+            improved = dev_metric is not None and (best is None or dev_metric < best)
             if improved:
-                best = on_dev
+                best = dev_metric
             if improved or reason or due(config.checkpoint.every_steps):
                 with guests():
-                    checkpoint.save(checkpointer, state, on_dev=on_dev, about=about)
-            if on_dev is not None or reason:
+                    checkpoint.save(checkpointer, state, dev_metric=dev_metric, metadata=metadata)
+            if dev_metric is not None or reason:
                 since, began, waited, audio_seconds = step, time.monotonic(), 0.0, 0.0
         with guests():
             checkpoint.finish(checkpointer)

@@ -19,7 +19,7 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
         peak_value=config.peak_learning_rate,
         warmup_steps=warmup_steps,
         decay_steps=steps,
-        end_value=config.peak_learning_rate * config.final_learning_rate_share,
+        end_value=config.peak_learning_rate * config.final_learning_rate_ratio,
     )
 
 

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int
 
 from asr_jax.config import Config
 from asr_jax.distributed.mesh import batch_sharding, over_rows
-from asr_jax.distributed.sharding import gathered
+from asr_jax.distributed.sharding import gather_fsdp
 from asr_jax.features.augment import spec_augment, time_stretch
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
-from asr_jax.training.frozen import frozen, held, without_gradients
+from asr_jax.training.frozen import frozen_mask, keep_frozen, without_gradients
 from asr_jax.training.objective import loss_weights, utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
@@ -30,7 +30,7 @@ _LOSS_DECAY = 0.99
 class Metrics(NamedTuple):
     loss: Float[Array, ""]
     """The objective's, nats per label."""
-    losses_beside: dict[str, Float[Array, ""]]
+    auxiliary_losses: dict[str, Float[Array, ""]]
     """Those beside it, by name, likewise."""
     grad_norm: Float[Array, ""]
     """Before clipping."""
@@ -70,7 +70,7 @@ def augmented_features(
         frequency_masks=augment.frequency_masks,
         frequency_mask_bins=augment.frequency_mask_bins,
         time_masks=augment.time_masks,
-        time_mask_share=augment.time_mask_share,
+        time_mask_fraction=augment.time_mask_fraction,
     )
 
     def view(key: jax.Array) -> Float[Array, "B T F"]:
@@ -107,10 +107,10 @@ def batch_gradients(
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     real = batch.utterances >= 0
     dtype, weights = config.train.compute_dtype, loss_weights(config)
-    fixed = frozen(params, config.optimizer.frozen)
+    fixed = frozen_mask(params, config.optimizer.frozen)
 
     # Gathered once a step, also where its batch is taken in parts.
-    whole = gathered(cast(params, dtype), mesh)
+    whole = gather_fsdp(cast(params, dtype), mesh)
 
     def objective(whole, rows, key):
         features, lengths, labels, label_lengths, real = rows
@@ -129,7 +129,7 @@ def batch_gradients(
     def gradients_of(rows, key):
         gradients, losses = jax.grad(objective, has_aux=True)(whole, rows, key)
         # Summed over the devices as they are, before the optimizer takes its part of them.
-        return cast(gathered(gradients, mesh), "float32"), losses
+        return cast(gather_fsdp(gradients, mesh), "float32"), losses
 
     rows = (features, lengths, batch.labels, batch.label_lengths, real)
     parts = config.train.accumulate
@@ -141,7 +141,7 @@ def batch_gradients(
         keys = jax.random.split(dropout_key, parts)
         add = lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(*row)), None)
         zeros = (
-            gathered(jax.tree.map(jnp.zeros_like, params), mesh),
+            gather_fsdp(jax.tree.map(jnp.zeros_like, params), mesh),
             {name: jnp.float32(0) for name in weights},
         )
         sums, _ = jax.lax.scan(add, zeros, (micro, keys))
@@ -168,7 +168,7 @@ def train_step(
     finite = jnp.all(jnp.isfinite(jnp.stack([loss, *losses.values(), grad_norm])))
 
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    rate_share = config.train.rollback_learning_rate_share**state.rollbacks
+    rate_share = config.train.rollback_learning_rate_factor**state.rollbacks
     updates = jax.tree.map(lambda update: rate_share * update, updates)
     params = optax.apply_updates(state.params, updates)
     # The average of a young run must not remember its random start.
@@ -177,9 +177,9 @@ def train_step(
     decay = jnp.minimum(config.optimizer.ema_decay, young)
     averaged = optax.incremental_update(params, state.averaged, 1 - decay)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    fixed = frozen(params, config.optimizer.frozen)
-    params = held(params, state.params, fixed)
-    averaged = held(averaged, state.averaged, fixed)
+    fixed = frozen_mask(params, config.optimizer.frozen)
+    params = keep_frozen(params, state.params, fixed)
+    averaged = keep_frozen(averaged, state.averaged, fixed)
 
     decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, young))
     smoothed_loss = decay * state.smoothed_loss + (1 - decay) * loss
@@ -206,7 +206,7 @@ def train_step(
     )
     metrics = Metrics(
         loss=loss,
-        losses_beside=losses,
+        auxiliary_losses=losses,
         grad_norm=grad_norm,
         learning_rate=jnp.asarray(rate_share * schedule(taken), jnp.float32),
         audio_seconds=audio_seconds,

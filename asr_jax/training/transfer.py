@@ -32,7 +32,7 @@ def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
     }
 
 
-def misfits(fresh: Any, given: Any, axes: LabelAxes) -> list[str]:
+def shape_mismatches(fresh: Any, given: Any, axes: LabelAxes) -> list[str]:
     """What of `given` has another shape than in `fresh`, or is in one of them alone: phrases.
 
     `axes` are the label axes of either, and may have any length. A network of which one of both has
@@ -49,7 +49,7 @@ def misfits(fresh: Any, given: Any, axes: LabelAxes) -> list[str]:
 
 
 def transferred(fresh: Any, given: Any, fresh_axes: LabelAxes, given_axes: LabelAxes) -> Any:
-    """`fresh` with all that `given` has for it; there are no `misfits`.
+    """`fresh` with all that `given` has for it; there are no `shape_mismatches`.
 
     Entries of labels that both know go to where they are in `fresh`. Those of other labels, and the
     networks that `given` lacks, stay as they are in `fresh`.

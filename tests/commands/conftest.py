@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import re
 import signal
@@ -16,11 +15,12 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import soundfile
 from flax import nnx
+from tiny import write_manifest, write_tone
 
 from asr_jax.__main__ import main
 from asr_jax.commands import train
+from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config, write_config
 from asr_jax.experiment import dev_wer
 from asr_jax.inference import recognizer
@@ -28,7 +28,6 @@ from asr_jax.models.composition import make_model
 from asr_jax.text import UNKNOWN_ID, Tokenizer
 from asr_jax.training.metrics_log import MetricsLog
 
-RATE_HZ = 16_000
 CONFIG = """
 from asr_jax.config import *
 
@@ -68,30 +67,6 @@ class Trained:
     until_stopped: Outcome
     files_when_stopped: set[str] = field(repr=False)
     to_the_end: Outcome
-
-
-@pytest.fixture(scope="session")
-def write_tone() -> Callable[..., Path]:
-    return _write_tone
-
-
-def _write_tone(path: Path, seconds: float, *, pitch_hz: float = 300.0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    n = np.arange(round(seconds * RATE_HZ))
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch_hz / RATE_HZ * n), RATE_HZ)
-    return path
-
-
-@pytest.fixture(scope="session")
-def write_manifest() -> Callable[[Path, dict[str, str]], Path]:
-    return _write_manifest
-
-
-def _write_manifest(path: Path, transcripts: dict[str, str]) -> Path:
-    """JSON lines of `transcripts`, by the recording's name."""
-    lines = [json.dumps({"audio_filepath": a, "text": t}) for a, t in transcripts.items()]
-    path.write_text("\n".join(lines))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -171,9 +146,9 @@ def trained(command, tmp_path_factory) -> Trained:
     config.write_text(CONFIG)
     recordings = {}
     for n, text in enumerate(TRANSCRIPTS):
-        _write_tone(folder / f"{n}.flac", 0.4 + 0.05 * n, pitch_hz=200 + 100 * n)
+        write_tone(folder / f"{n}.flac", 0.4 + 0.05 * n, pitch_hz=200 + 100 * n)
         recordings[f"{n}.flac"] = text
-    data = _write_manifest(folder / "data.jsonl", recordings)
+    data = write_manifest(folder / "data.jsonl", recordings)
     run = folder / "run"
     where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
     arguments = ("train", config, "--run", run, *where)
@@ -206,7 +181,7 @@ def of_streams(trained, tmp_path_factory) -> Path:
     folder.mkdir()
     causal = ("--encoder.chunk-ms", "160", "--features.normalization=none")
     data = (f"--data.test={trained.data}", "--objective.ctc-weight=0")
-    config = load_config(trained.config, [*causal, *data])
+    config = override(load_config(trained.config), [*causal, *data])
     write_config(config, folder / "config.json")
     contents = (trained.run / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(contents)

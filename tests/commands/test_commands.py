@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny import write_manifest, write_tone
 
 from asr_jax.commands import transcribe
 from asr_jax.commands.evaluate import default_output
@@ -158,7 +159,7 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_long_recording_is_transcribed_in_windows(trained, command, error, write_tone, tmp_path):
+def test_a_long_recording_is_transcribed_in_windows(trained, command, error, tmp_path):
     """This model babbles, so that there are as many labels as frames, but no joins by words."""
     long, first = (write_tone(tmp_path / f"{n}.flac", float(n)) for n in (20, 6))
     outcome = command("transcribe", trained.run, long, first, "--window-seconds", 6)
@@ -227,7 +228,7 @@ def test_transcribe_says_what_evaluate_does(trained, command):
     }
 
 
-def test_silence_and_noise_end_with_the_frames(trained, command, write_manifest, tmp_path):
+def test_silence_and_noise_end_with_the_frames(trained, command, tmp_path):
     """Where nothing is said: at most so many labels a frame, and every word heard is counted."""
     seconds, rate_hz = 0.5, 16_000
     noise = np.random.default_rng(0).normal(size=round(seconds * rate_hz))

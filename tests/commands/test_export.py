@@ -13,7 +13,7 @@ import soundfile
 
 import asr_jax
 from asr_jax.audio import read_audio
-from asr_jax.commands.export import trial
+from asr_jax.commands.export import check
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.export import model_card
 from asr_jax.inference.recognizer import open_run, windows_of
@@ -152,8 +152,8 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
 @pytest.mark.parametrize("most, chosen", [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, range(6))])
 def test_what_it_is_tried_on_is_evenly_spread(trained, monkeypatch, most, chosen):
     silent = lambda _, utterances: SimpleNamespace(texts=[""] * len(utterances))
-    monkeypatch.setattr(trial, "recognize_utterances", silent)
-    sample = trial.recognized_sample(open_run(trained.run, "best"), str(trained.data), most)
+    monkeypatch.setattr(check, "recognize_utterances", silent)
+    sample = check.recognize_reference(open_run(trained.run, "best"), str(trained.data), most)
     everything, _ = read_transcribed(trained.data, "")
     assert sample.utterances == [everything[n] for n in chosen]
 
@@ -238,9 +238,23 @@ def test_the_card_tells_what_is_known(trained, exported):
     assert "not evaluated" in model_card._evaluations([])
 
 
-def test_losses_need_jax_alone():
+def loaded_by(code: str) -> set[str]:
+    """Return the names of the packages that a new interpreter has loaded after running `code`."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return {module.partition(".")[0] for module in modules}
+
+
+PREPARATION_AND_COMMANDS = {"tyro", "grain", "tensorflow_datasets"}
+
+
+def test_importing_the_losses_loads_jax_alone():
     """Neither importing the package nor asr_jax.losses loads what only training needs."""
-    code = "import asr_jax, asr_jax.losses, sys; print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"flax", "optax", "orbax", "grain", "sentencepiece", "safetensors"} & set(loaded)
+    training = {"flax", "optax", "orbax", "sentencepiece", "safetensors"}
+    loaded = loaded_by("import asr_jax, asr_jax.losses")
+    assert "jax" in loaded and not (training | PREPARATION_AND_COMMANDS) & loaded
+
+
+def test_loading_a_model_loads_no_command_line_and_no_data_pipeline(exported):
+    loaded = loaded_by(f"import asr_jax; asr_jax.load({str(exported)!r})")
+    assert {"flax", "sentencepiece"} <= loaded and not PREPARATION_AND_COMMANDS & loaded

@@ -24,7 +24,7 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
-from asr_jax.export import format_version, nemo_layout, onnx_layers, onnx_trial, sherpa_onnx
+from asr_jax.export import format_version, nemo_layout, onnx_check, onnx_layers, sherpa_onnx
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
 def test_files_of_another_version_are_not_read(exported, monkeypatch):
     monkeypatch.setitem(format_version.ABOUT, "version", "2")
     with pytest.raises(format_version.ArtifactError) as found:
-        onnx_trial.open_runtime(exported, Config(), suffix=".int8", vocabulary=22)
+        onnx_check.open_runtime(exported, Config(), suffix=".int8", vocabulary=22)
     assert f"{exported}/encoder.int8.onnx: written by asr_jax, version 1; " in str(found.value)
 
 

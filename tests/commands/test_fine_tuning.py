@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from tiny import write_manifest, write_tone
 
+from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.inference.recognizer import open_run
@@ -28,7 +30,7 @@ def state_at(run, step):
 
 
 @pytest.fixture(scope="module")
-def begun(trained, command, signalled, write_tone, write_manifest, tmp_path_factory):
+def begun(trained, command, signalled, tmp_path_factory):
     """(whole, parted, source): two runs with letters of their own and a frozen encoder."""
     folder = tmp_path_factory.mktemp("finetuning")
     recordings = {f"{n}.wav": text for n, text in enumerate(TRANSCRIPTS)}
@@ -128,6 +130,6 @@ def test_the_tokenizer_may_be_the_others(trained, tmp_path):
     # Trained on these transcripts, one of so many pieces would be an error.
     options = ["--tokenizer.kind=bpe", "--tokenizer.vocabulary-size=9999"]
     options += [f"--data.train={trained.data}", f"--tokenizer.model={model}"]
-    _, tokenizer = training_corpus(load_config(trained.config, options), tmp_path)
+    _, tokenizer = training_corpus(override(load_config(trained.config), options), tmp_path)
     keep_tokenizer(tmp_path)
     assert tokenizer.model == (tmp_path / "tokenizer.model").read_bytes() == model.read_bytes()

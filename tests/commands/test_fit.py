@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from asr_jax.commands import fit as command_fit
+from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config
 from asr_jax.distributed.mesh import make_mesh
 from asr_jax.training.optimizer import make_optimizer
@@ -26,7 +27,7 @@ def test_state_is_counted_as_it_lies_on_a_device(trained, command, monkeypatch):
     assert outcome.status == 0, outcome.err
     (bucket,) = made
 
-    config = load_config(trained.config, split)
+    config = override(load_config(trained.config), split)
     mesh = make_mesh(config.mesh, jax.devices())
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     state = initial_state(config, config.tokenizer.vocabulary_size, optimizer, mesh)

@@ -25,7 +25,7 @@ from asr_jax.commands.prepare import command as prepare
 from asr_jax.commands.prepare import download as downloading
 from asr_jax.commands.prepare.download import download
 from asr_jax.config import AugmentConfig, DataConfig
-from asr_jax.data.manifest import read_manifest, require_there
+from asr_jax.data.manifest import read_manifest, require_exists
 from asr_jax.data.pipeline import training_batches
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.librispeech_archives import Archive
@@ -415,7 +415,7 @@ def test_directories_of_the_stock_builder(tmp_path, config):
         for id, _, text in (line.partition(" ") for line in listed.read_text().splitlines())
     }
     for split, recordings in held.items():
-        require_there(where / split)
+        require_exists(where / split)
         utterances, skipped = read_manifest(where / split)
         ids = [Path(name).stem for name in recordings]
         assert [u.id for u in utterances] == ids and not skipped

@@ -9,7 +9,7 @@ import pytest
 
 from asr_jax.config import CheckpointConfig, MeshConfig
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.errors import complaint_of, writing_in
+from asr_jax.errors import name_full_disk, user_message
 from asr_jax.training import checkpoint
 from asr_jax.training.checkpoint import CheckpointError, require_room, require_writable
 
@@ -61,9 +61,9 @@ def test_a_bucket_that_does_not_answer_is_named(error, said, tmp_path, monkeypat
 
 def test_a_full_disk_is_named_with_what_was_written_to(tmp_path):
     full = Path("/dev/full")
-    with pytest.raises(OSError) as caught, writing_in(tmp_path / "run"):
+    with pytest.raises(OSError) as caught, name_full_disk(tmp_path / "run"):
         full.write_text("labels")
-    assert complaint_of(caught.value) == f"{tmp_path}/run: No space left on device"
+    assert user_message(caught.value) == f"{tmp_path}/run: No space left on device"
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_compiling(tmp_path, monkeypatch):

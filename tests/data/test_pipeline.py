@@ -8,7 +8,7 @@ import soundfile
 
 from asr_jax.audio import change_speed, read_audio
 from asr_jax.config import AugmentConfig, DataConfig
-from asr_jax.data.augment import add_room, read_untranscribed
+from asr_jax.data.augment import add_reverberation, read_untranscribed
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.pipeline import (
     Batches,
@@ -114,7 +114,7 @@ def test_resuming_at_a_position_gives_the_rest_of_the_stream(corpus, position):
 
 def test_processes_share_the_rows_of_each_batch(corpus):
     whole = list(islice(training(corpus), 12))
-    every_other = lambda k: training(corpus, rows_of=lambda rows: np.arange(rows)[k::2])
+    every_other = lambda k: training(corpus, local_rows=lambda rows: np.arange(rows)[k::2])
     for batch, evens, odds in zip(whole, every_other(0), every_other(1)):
         for column, first, second in zip(batch, evens, odds):
             np.testing.assert_array_equal(column[::2], first)
@@ -138,7 +138,7 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
         failed = np.isin(whole.utterances, (4, 9))
         lost += failed.sum()
         for field, value in whole._asdict().items():
-            padding = {"tempo": 1, "utterances": -1, "joined": -1}.get(field, 0)
+            padding = {"tempo": 1, "utterances": -1, "second_utterance": -1}.get(field, 0)
             mask = failed.reshape(-1, *(1,) * (value.ndim - 1))
             np.testing.assert_array_equal(getattr(batch, field), np.where(mask, padding, value))
     assert lost >= 4
@@ -233,24 +233,29 @@ NOISY = AugmentConfig(
     speeds=(0.9, 1.1),
     noise_probability=0.7,
     noise_snr_db=(0.0, 20.0),
-    room_probability=0.6,
+    impulse_response_probability=0.6,
     gain_db=(-10.0, 30.0),
 )
 
 
 @pytest.fixture(scope="module")
 def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
-    """Noise shorter and longer than the utterances, and two rooms."""
+    """Noise shorter and longer than the utterances, and two impulse responses."""
     folder = tmp_path_factory.mktemp("effects")
     rng = np.random.default_rng(1)
-    for name, seconds in (("noise/0", 0.15), ("noise/1", 3.0), ("rooms/0", 0.05), ("rooms/1", 0.2)):
+    for name, seconds in (
+        ("noise/0", 0.15),
+        ("noise/1", 3.0),
+        ("impulse_responses/0", 0.05),
+        ("impulse_responses/1", 0.2),
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         samples = rng.uniform(-0.5, 0.5, round(RATE_HZ * seconds))
         samples[10] = -0.9
         soundfile.write(folder / f"{name}.wav", samples, RATE_HZ)
     return {
         name: read_untranscribed(str(folder / name), f"augment.{name}")[0]
-        for name in ("noise", "rooms")
+        for name in ("noise", "impulse_responses")
     }
 
 
@@ -265,9 +270,11 @@ def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
                 continue
             samples = read_audio(utterances[n].audio, sample_rate_hz=RATE_HZ)
             samples = change_speed(samples, drawn.speed[row])
-            if (room := drawn.room[row]) >= 0:
-                response = read_audio(effects["rooms"][room].audio, sample_rate_hz=RATE_HZ)
-                samples = add_room(samples, response)
+            if (room := drawn.impulse_response[row]) >= 0:
+                response = read_audio(
+                    effects["impulse_responses"][room].audio, sample_rate_hz=RATE_HZ
+                )
+                samples = add_reverberation(samples, response)
             heard = batch.samples[row, : batch.sample_lengths[row]].astype(np.float64)
             heard /= 10 ** (drawn.gain_db[row] / 20)
             added = heard - samples
@@ -294,7 +301,7 @@ def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tm
     clean = training(corpus, augment=AugmentConfig(speeds=(0.9, 1.1)))
     assert_same(list(islice(stream, 12)), list(islice(clean, 12)))
     assert sorted({one.id for one in stream.failed}) == [
-        f"augment.{name}:{n}.wav" for name in ("noise", "rooms") for n in (0, 1)
+        f"augment.{name}:{n}.wav" for name in ("noise", "impulse_responses") for n in (0, 1)
     ]
 
 
@@ -313,7 +320,7 @@ def test_any_number_of_processes_and_threads_read_the_same_batches(corpus, effec
                 corpus,
                 data=replace(data, read_threads=1 + process),
                 position=position,
-                rows_of=share,
+                local_rows=share,
                 **options,
             )
             shares.append(list(islice(stream, 14 - position)))

@@ -183,25 +183,27 @@ def test_epochs_that_were_counted_once_are_not_counted_again(tmp_path, monkeypat
     monkeypatch.setattr(TrainingPlan, "number_of_batches", noted)
     positions = [0, 7, 40, 4000, 41, 4010]
     expected = [Epochs(plan).locate(position) for position in positions]
-    Epochs(plan, kept=kept, write=False).locate(0)
+    Epochs(plan, cache_path=kept, write_cache=False).locate(0)
     assert not kept.exists() and expected[3][0] > 200
-    Epochs(plan, kept=kept).locate(0)
-    assert Epochs(plan, kept=kept).locate(4000) == expected[3]
+    Epochs(plan, cache_path=kept).locate(0)
+    assert Epochs(plan, cache_path=kept).locate(4000) == expected[3]
     before = len(counted)
     for position, place in zip(positions, expected):
-        assert Epochs(random_plan(50, augment=augment), kept=kept).locate(position) == place
+        assert Epochs(random_plan(50, augment=augment), cache_path=kept).locate(position) == place
     assert len(counted) <= before + COUNTED_EPOCHS
 
     # Another plan, and a file that is none, are no guides.
     others = [replace(plan, seed=1), replace(plan, buckets=BUCKETS._replace(utterances=(8, 4, 2)))]
     others += [replace(plan, durations_seconds=plan.durations_seconds / 2)]
     for other in others:
-        assert Epochs(other, kept=kept, write=False).locate(40) == Epochs(other).locate(40)
+        assert Epochs(other, cache_path=kept, write_cache=False).locate(40) == Epochs(other).locate(
+            40
+        )
     whole = kept.read_text()
     for damaged in ("", whole[: len(whole) // 2], "[]", '{"plan": "", "ends": [1]}'):
         kept.write_text(damaged)
-        assert Epochs(plan, kept=kept).locate(40) == expected[2]
-    assert Epochs(plan, kept=tmp_path / "none" / "epochs.json").locate(40) == expected[2]
+        assert Epochs(plan, cache_path=kept).locate(40) == expected[2]
+    assert Epochs(plan, cache_path=tmp_path / "none" / "epochs.json").locate(40) == expected[2]
 
 
 @settings(max_examples=30, deadline=None)
@@ -267,8 +269,10 @@ def test_weights_of_one_are_no_weights():
 def test_noise_rooms_and_gain_shift_no_other_draw():
     plan = random_plan(60)
     noise_seconds = np.array([0.5, 7.0, 40.0])
-    augment = replace(VARIED, noise_probability=0.7, room_probability=0.4, gain_db=(-6.0, 3.0))
-    noisy = replace(plan, augment=augment, noise_seconds=noise_seconds, rooms=5)
+    augment = replace(
+        VARIED, noise_probability=0.7, impulse_response_probability=0.4, gain_db=(-6.0, 3.0)
+    )
+    noisy = replace(plan, augment=augment, noise_seconds=noise_seconds, impulse_responses=5)
     effects = PlannedBatch._fields[PlannedBatch._fields.index("noise") :]
     for epoch in (0, 3):
         without = [
@@ -276,20 +280,25 @@ def test_noise_rooms_and_gain_shift_no_other_draw():
             for batch, plain in zip(noisy.batches(epoch), plan.batches(epoch))
         ]
         assert_same(without, plan.batches(epoch))
-        only_rooms = replace(plan, augment=replace(VARIED, room_probability=0.4), rooms=5)
+        only_rooms = replace(
+            plan, augment=replace(VARIED, impulse_response_probability=0.4), impulse_responses=5
+        )
         for one, other in zip(only_rooms.batches(epoch), noisy.batches(epoch)):
-            np.testing.assert_array_equal(one.room, other.room)
+            np.testing.assert_array_equal(one.impulse_response, other.impulse_response)
     for batch in noisy.batches(1):
         padding = batch.first < 0
         for name in effects:
-            blank = -1 if name in ("noise", "room") else 0
+            blank = -1 if name in ("noise", "impulse_response") else 0
             assert (getattr(batch, name)[padding] == blank).all()
 
 
 def test_effects_have_the_distributions_they_claim():
     N = 4000
     augment = AugmentConfig(
-        noise_probability=0.25, noise_snr_db=(5.0, 15.0), room_probability=0.75, gain_db=(-6.0, 2.0)
+        noise_probability=0.25,
+        noise_snr_db=(5.0, 15.0),
+        impulse_response_probability=0.75,
+        gain_db=(-6.0, 2.0),
     )
     plan = TrainingPlan(
         durations_seconds=np.full(N, 4.0),
@@ -299,11 +308,11 @@ def test_effects_have_the_distributions_they_claim():
         augment=augment,
         seed=3,
         noise_seconds=np.array([2.0, 10.0]),
-        rooms=4,
+        impulse_responses=4,
     )
     batches = plan.batches(0)
     column = lambda name: np.concatenate([getattr(batch, name) for batch in batches])
-    noise, room, real = column("noise"), column("room"), column("first") >= 0
+    noise, room, real = column("noise"), column("impulse_response"), column("first") >= 0
     error = lambda p: 5 * np.sqrt(p * (1 - p) / N)
     for values, kinds, share in ((noise, 2, 0.25), (room, 4, 0.75)):
         found = np.bincount(values[real] + 1, minlength=kinds + 1) / N

@@ -48,13 +48,13 @@ def test_an_epoch_has_every_text_once_in_an_order_of_its_own():
 
 
 def test_the_stream_goes_on_from_any_position_and_in_parts(tmp_path):
-    batches = take(30, seed=3, kept=tmp_path / "epochs.json")
+    batches = take(30, seed=3, cache_path=tmp_path / "epochs.json")
     for position in (1, 13, 29):
-        (after,) = take(1, seed=3, position=position, kept=tmp_path / "epochs.json")
+        (after,) = take(1, seed=3, position=position, cache_path=tmp_path / "epochs.json")
         for one, other in zip(after, batches[position]):
             np.testing.assert_array_equal(one, other)
     halves = [
-        take(30, seed=3, rows_of=lambda rows, start=start: np.arange(start, rows, 2))
+        take(30, seed=3, local_rows=lambda rows, start=start: np.arange(start, rows, 2))
         for start in (0, 1)
     ]
     for whole, *parts in zip(batches, *halves):

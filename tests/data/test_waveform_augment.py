@@ -7,7 +7,7 @@ import soundfile
 from asr_jax.audio import read_audio
 from asr_jax.data.augment import (
     add_noise,
-    add_room,
+    add_reverberation,
     change_gain,
     read_stretch,
     read_untranscribed,
@@ -40,9 +40,9 @@ def test_silence_and_nothing_stay_as_they_are():
         np.testing.assert_array_equal(add_noise(samples, other, snr_db=0.0), samples)
     all_but_silent = np.full(100, 1e-44, np.float32)
     np.testing.assert_array_equal(add_noise(sound, all_but_silent, snr_db=0.0), sound)
-    np.testing.assert_array_equal(add_room(silence, sound), silence)
-    np.testing.assert_array_equal(add_room(sound, silence), sound)
-    np.testing.assert_array_equal(add_room(empty, sound), empty)
+    np.testing.assert_array_equal(add_reverberation(silence, sound), silence)
+    np.testing.assert_array_equal(add_reverberation(sound, silence), sound)
+    np.testing.assert_array_equal(add_reverberation(empty, sound), empty)
 
 
 @pytest.mark.parametrize("size, length", [(1, 1), (500, 77), (77, 500), (4096, 1)])
@@ -50,7 +50,7 @@ def test_a_room_is_the_convolution_with_the_direct_path_at_zero(size, length):
     samples, response = noise_of(0, size), noise_of(1, length)
     direct = length // 3
     response[direct] = -3.0
-    heard = add_room(samples, response)
+    heard = add_reverberation(samples, response)
     expected = np.convolve(samples.astype(np.float64), response)[direct : direct + size]
     expected *= np.sqrt(power(samples) / power(expected))
     assert heard.dtype == np.float32
@@ -60,7 +60,7 @@ def test_a_room_is_the_convolution_with_the_direct_path_at_zero(size, length):
 def test_an_impulse_that_comes_late_is_no_room():
     samples, response = noise_of(0, 300), np.zeros(200, np.float32)
     response[150] = 0.25
-    np.testing.assert_allclose(add_room(samples, response), samples, atol=1e-7)
+    np.testing.assert_allclose(add_reverberation(samples, response), samples, atol=1e-7)
 
 
 def test_gain_is_a_factor_that_nothing_clips():

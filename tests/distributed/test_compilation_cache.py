@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from asr_jax.distributed.compilation_cache import compiled_programs_kept
+from asr_jax.distributed.compilation_cache import persistent_compilation
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +26,13 @@ def programs(folder):
 
 def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_written(tmp_path):
     folder = tmp_path / "run/compiled"
-    with compiled_programs_kept(folder) as so_far_whole:
+    with persistent_compilation(folder) as mark_complete:
         compile_and_run(2)
-        so_far_whole()
+        mark_complete()
     kept = programs(folder)
     assert kept
 
-    with compiled_programs_kept(folder):
+    with persistent_compilation(folder):
         compile_and_run(2)
         assert programs(folder) == kept
         compile_and_run(5)
@@ -42,7 +42,7 @@ def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_writ
     for name in new:
         (folder / name).write_bytes(b"half")
 
-    with compiled_programs_kept(folder):
+    with persistent_compilation(folder):
         assert programs(folder) == kept
         compile_and_run(5)
         assert programs(folder).keys() == kept.keys() | new
@@ -52,7 +52,7 @@ def test_a_cache_that_the_user_chose_is_left_alone(tmp_path):
     chosen = str(tmp_path / "chosen")
     jax.config.update("jax_compilation_cache_dir", chosen)
     try:
-        with compiled_programs_kept(tmp_path / "compiled"):
+        with persistent_compilation(tmp_path / "compiled"):
             assert jax.config.jax_compilation_cache_dir == chosen
         assert jax.config.jax_compilation_cache_dir == chosen
         assert not os.path.exists(tmp_path / "compiled")

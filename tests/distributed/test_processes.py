@@ -20,7 +20,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.distributed import processes, schedulers
-from asr_jax.distributed.processes import Processes, joined
+from asr_jax.distributed.processes import Processes, connected_processes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -288,9 +288,9 @@ def test_hosts_that_share_no_run_directory_are_named(config, two_hosts, tmp_path
 def test_a_host_that_cannot_reach_the_first_names_its_address(two_hosts):
     script = """
 import sys
-from asr_jax.commands.meeting import meet
+from asr_jax.distributed.rendezvous import rendezvous
 try:
-    meet(sys.argv[1], process=int(sys.argv[2]), processes=2, timeout_seconds=4)
+    rendezvous(sys.argv[1], process=int(sys.argv[2]), processes=2, timeout_seconds=4)
 except ValueError as error:
     sys.exit(str(error))
 """
@@ -323,20 +323,22 @@ except ValueError as error:
 
 
 def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):
-    monkeypatch.setattr(processes, "MEETING_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "RENDEZVOUS_SECONDS", 0.1)
     place = f"127.0.0.1:{free_port()}"
     nobody = rf"^--coordinator {place}: not reached within 0.1 s \(Connection refused\)"
     with pytest.raises(ValueError, match=nobody):
-        with joined(Processes(coordinator=place, processes=2, process=1), verb="train"):
+        with connected_processes(
+            Processes(coordinator=place, processes=2, process=1), verb="train"
+        ):
             raise AssertionError("never here")
 
 
 @pytest.mark.slow
 def test_processes_of_a_scheduler_that_do_not_come_are_told_in_a_line():
     script = """
-from asr_jax.commands import processes, schedulers
-processes.MEETING_SECONDS = 2
-with processes.joined(processes.Processes(), verb="train"):
+from asr_jax.distributed import processes, schedulers
+processes.RENDEZVOUS_SECONDS = 2
+with processes.connected_processes(processes.Processes(), verb="train"):
     raise AssertionError("never here")
 """
     scheduler = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"} | {
@@ -451,9 +453,9 @@ import os
 os.environ["JAX_FORCE_TPU_INIT"] = "1"  # what it knows by, that it is on a Cloud TPU
 import jax
 del os.environ["TPU_SKIP_MDS_QUERY"]
-from asr_jax.commands.processes import Processes, gathered, joined
-with joined(Processes(), verb="train") as count:
-    print(count, gathered(f"process {jax.process_index()}"))
+from asr_jax.distributed.processes import Processes, all_gather_text, connected_processes
+with connected_processes(Processes(), verb="train") as count:
+    print(count, all_gather_text(f"process {jax.process_index()}"))
 """
     started = [
         subprocess.Popen(

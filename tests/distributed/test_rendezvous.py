@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from asr_jax.distributed import rendezvous
-from asr_jax.distributed.rendezvous import meet
+from asr_jax.distributed.rendezvous import rendezvous
 
 HOST = re.escape(socket.gethostname())
 
@@ -28,7 +27,7 @@ def outcomes(
 
     def outcome(place: tuple[int, int]) -> str:
         try:
-            meet(
+            rendezvous(
                 coordinator,
                 process=place[0],
                 processes=place[1],
@@ -131,7 +130,7 @@ def test_a_first_process_that_is_a_stranger_is_told(coordinator):
 
 
 def test_long_waiting_is_told_once(coordinator, monkeypatch, capsys):
-    monkeypatch.setattr(rendezvous, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("asr_jax.distributed.rendezvous.PATIENCE_SECONDS", 0)
     outcomes(coordinator, (0, 12), timeout_seconds=0.3)
     assert capsys.readouterr().err == (
         f"waiting for processes 1, 2, 3, 4, 5, 6, 7, 8 and 3 more of 12 to call {coordinator}\n"

@@ -57,7 +57,7 @@ def test_weights_are_sent_not_activations(parts):
         label_lengths=array(np.int32),
         tempo=array(np.float32),
         utterances=array(np.int32),
-        joined=array(np.int32),
+        second_utterance=array(np.int32),
     )
     step = jitted_step(config, graphdef, optimizer, abstract, mesh)
     sent = collectives(step.lower(abstract, batch).compile().as_text() or "")

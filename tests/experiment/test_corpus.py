@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from tiny import write_manifest, write_tone
 
 from asr_jax.config import (
     AugmentConfig,
@@ -17,7 +18,7 @@ from asr_jax.experiment.corpus import training_corpus
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_tone, write_manifest):
+def folder(tmp_path_factory):
     """Two corpora whose ids are the same, one that is too long, and a folder of noise."""
     folder = tmp_path_factory.mktemp("corpora")
     for name, seconds in (("a", 0.5), ("b", 0.6), ("long", 3.0)):
@@ -52,7 +53,9 @@ def test_corpora_one_after_the_other_with_ids_of_their_own(folder, tmp_path):
     assert [u.id for u in corpus.utterances] == ["1.wav", "2.wav", "1:1.wav", "1:2.wav"]
     assert corpus.sizes == [2, 2]
     assert [one.id for one in corpus.skipped] == ["3.wav", "1:3.wav", "augment.noise:broken.wav"]
-    assert [one.id for one in corpus.noise] == ["augment.noise:hum.wav"] and not corpus.rooms
+    assert [one.id for one in corpus.noise] == [
+        "augment.noise:hum.wav"
+    ] and not corpus.impulse_responses
     assert [tokenizer.decode(ids) for ids in corpus.labels] == ["one", "two"] * 2
     assert (tmp_path / "labels.npz").exists()
 
@@ -115,8 +118,8 @@ def test_a_corpus_of_which_nothing_can_be_used_is_named(folder, tmp_path):
         ),
         (lambda: TrainConfig(seed=2**63), f"train.seed = {2**63}: must be below 2^63"),
         (
-            lambda: AugmentConfig(room_probability=1.5),
-            "augment.room_probability = 1.5: must lie in 0..1",
+            lambda: AugmentConfig(impulse_response_probability=1.5),
+            "augment.impulse_response_probability = 1.5: must lie in 0..1",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from asr_jax.commands.export.write_sherpa_onnx import transcripts
 from asr_jax.config import DecodingConfig, FeaturesConfig, ObjectiveConfig, PredictorConfig
 from asr_jax.decoding.greedy import greedy_search
 from asr_jax.export import nemo_layout, sherpa_onnx
-from asr_jax.export.onnx_trial import compare, open_runtime
+from asr_jax.export.onnx_check import compare, open_runtime
 from asr_jax.features.logmel import log_mel
 from asr_jax.text import UNKNOWN_ID, Tokenizer
 

@@ -5,7 +5,7 @@ import pytest
 
 from asr_jax.features.augment import spec_augment, time_stretch
 
-SPEC = dict(frequency_masks=2, frequency_mask_bins=7, time_masks=3, time_mask_share=0.1)
+SPEC = dict(frequency_masks=2, frequency_mask_bins=7, time_masks=3, time_mask_fraction=0.1)
 
 augmented = jax.jit(spec_augment, static_argnames=tuple(SPEC))
 stretched_to = jax.jit(time_stretch, static_argnames="frames")
@@ -112,7 +112,7 @@ def test_what_is_not_masked_keeps_every_bit():
     "none",
     [
         dict(frequency_masks=0, time_masks=0),
-        dict(frequency_mask_bins=0, time_mask_share=0.0),
+        dict(frequency_mask_bins=0, time_mask_fraction=0.0),
     ],
 )
 def test_no_masks_are_the_identity(none):
@@ -133,7 +133,7 @@ def test_masks_do_not_depend_on_padding_or_neighbours():
 def test_time_masks_lie_within_the_utterance():
     lengths = [0, 1, 15, 60] * 50
     features = jnp.ones((200, 100, 20))
-    only_time = SPEC | dict(frequency_masks=0, time_masks=5, time_mask_share=0.5)
+    only_time = SPEC | dict(frequency_masks=0, time_masks=5, time_mask_fraction=0.5)
     result = np.asarray(augmented(features, jnp.array(lengths), jax.random.key(0), **only_time))
     for row, length in zip(result, lengths):
         assert row[length:].all()

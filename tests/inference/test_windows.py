@@ -1,4 +1,4 @@
-"""Windows cover a recording, and what they say is joined without a word lost or doubled."""
+"""Windows cover a recording, and what they say is merged without a word lost or doubled."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from asr_jax.config import Config, DecodingConfig, ObjectiveConfig
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.inference.recognizer import windows_of
-from asr_jax.inference.windows import OVERLAP_SECONDS, joined, window_starts
+from asr_jax.inference.windows import OVERLAP_SECONDS, merge_windows, window_starts
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -99,7 +99,7 @@ def test_no_word_is_lost_or_doubled(tokenizer, seed):
         )
         for k, start in enumerate(starts)
     ]
-    found = joined(
+    found = merge_windows(
         windows, starts, tokenizer, window_seconds=window_seconds, frame_seconds=FRAME_SECONDS
     )
     assert found.labels[0].tolist() == labels.tolist()
@@ -116,14 +116,14 @@ def test_where_they_agree_on_nothing_words_go_by_the_middle(tokenizer):
     after = say(two, 5.5 - 4) + say(separator + two, 6.5 - 4) + say(separator + two, 9 - 4)
     windows = [row(*zip(*before)), row(*zip(*after))]
     options = {"window_seconds": 8.0, "frame_seconds": FRAME_SECONDS}
-    found = joined(windows, [0.0, 4.0], tokenizer, **options)
+    found = merge_windows(windows, [0.0, 4.0], tokenizer, **options)
     assert tokenizer.decode(found.labels[0]) == "one one two two"
     assert np.all(np.diff(found.frames[0]) >= 0)
     silent = row([], [])
     for heard, text in (([windows[0], silent], "one one"), ([silent, windows[1]], "two two")):
-        found = joined(heard, [0.0, 4.0], tokenizer, **options)
+        found = merge_windows(heard, [0.0, 4.0], tokenizer, **options)
         assert tokenizer.decode(found.labels[0]) == text
-    assert joined([silent, silent], [0.0, 4.0], tokenizer, **options).labels.shape == (1, 0)
+    assert merge_windows([silent, silent], [0.0, 4.0], tokenizer, **options).labels.shape == (1, 0)
 
 
 def test_windows_are_stretches_of_the_recording(tokenizer):

@@ -115,8 +115,8 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
 
 
 def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
-    rival = report.Rival("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
-    figures = evaluate(tmp_path, PAIRS, normalize=str.lower, rival=rival)
+    baseline = report.Baseline("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
+    figures = evaluate(tmp_path, PAIRS, normalize=str.lower, baseline=baseline)
     # Größe is right now.
     assert (figures["substitutions"], figures["deletions"], figures["insertions"]) == (1, 1, 1)
     expected = {"wer": 40.0, "other_wer": 20.0, "utterances": 2, "better": 1, "worse": 1}
@@ -126,7 +126,7 @@ def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
     shown = " ".join(page_of(tmp_path).words)
     assert "Compared with other" in shown and "WER 40.00 % against 20.00 %: +20.00" in shown
     with pytest.raises(ValueError, match=r"^other: recognised none of the 4 utterances$"):
-        evaluate(tmp_path, PAIRS, rival=report.Rival("other", {"v": "x"}))
+        evaluate(tmp_path, PAIRS, baseline=report.Baseline("other", {"v": "x"}))
 
 
 def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
@@ -162,7 +162,7 @@ def test_a_row_knows_what_a_click_shows(tmp_path):
         tmp_path / "out",
         rows,
         recording_of=lambda utterance, at_most_bytes: None,
-        rival=report.Rival("other", {"u0": "yes"}),
+        baseline=report.Baseline("other", {"u0": "yes"}),
         lattices=2,
         posteriors_of=posteriors_of,
     )

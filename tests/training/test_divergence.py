@@ -64,7 +64,7 @@ def test_goes_back_to_the_newest_checkpoint_of_before_the_rise(tmp_path, means, 
     with checkpoint.open_checkpoints(tmp_path, CheckpointConfig(keep=9)) as checkpointer:
         for step, mean in enumerate(means, start=1):
             lowest = min((*means[:step], 2.5))
-            checkpoint.save(checkpointer, state(step, mean, lowest), on_dev=None, about={})
+            checkpoint.save(checkpointer, state(step, mean, lowest), dev_metric=None, metadata={})
         found, note = checkpoint.roll_back(checkpointer, state(0, 0, 0))
         left = sorted(c.step for c in checkpointer.checkpoints)
     if expected is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asr_jax.config import OptimizerConfig
-from asr_jax.training.frozen import frozen, held, without_gradients
+from asr_jax.training.frozen import frozen_mask, keep_frozen, without_gradients
 from asr_jax.training.optimizer import make_optimizer
 
 # Four blocks, of which two each share a matrix.
@@ -20,7 +20,7 @@ PARAMS = {
 
 
 def chosen(*patterns):
-    mask = frozen(PARAMS, patterns)
+    mask = frozen_mask(PARAMS, patterns)
     blocks = mask["encoder"]["blocks"]
     return [blocks["own"]["kernel"].ravel().tolist(), blocks["shared"]["kernel"].ravel().tolist()]
 
@@ -32,19 +32,19 @@ def test_blocks_are_told_by_number_and_what_they_share_is_frozen_with_all_of_the
         [False, False, True, False],
         [False, True],
     ]
-    mask = frozen(PARAMS, ["*.bias"])
+    mask = frozen_mask(PARAMS, ["*.bias"])
     assert [bool(leaf.all()) for leaf in jax.tree.leaves(mask)] == [True, False, False, False, True]
 
 
 def test_a_pattern_that_fits_nothing_or_everything_is_an_error():
     with pytest.raises(ValueError, match=r"'encodr.\*': fits no parameter.*encoder.blocks.0.own"):
-        frozen(PARAMS, ["encoder.*", "encodr.*"])
+        frozen_mask(PARAMS, ["encoder.*", "encodr.*"])
     with pytest.raises(ValueError, match="leaves no parameter to train"):
-        frozen(PARAMS, ["encoder.*", "ctc_head.*"])
+        frozen_mask(PARAMS, ["encoder.*", "ctc_head.*"])
 
 
 def test_no_gradient_reaches_them_and_they_keep_their_bits():
-    mask = frozen(PARAMS, ["encoder.blocks.[01].*", "ctc_head.bias"])
+    mask = frozen_mask(PARAMS, ["encoder.blocks.[01].*", "ctc_head.bias"])
     gradients = jax.grad(
         lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(without_gradients(p, mask)))
     )(jax.tree.map(jnp.asarray, PARAMS))
@@ -56,7 +56,7 @@ def test_no_gradient_reaches_them_and_they_keep_their_bits():
     )
     # A negative zero is lost when a zero is added to it.
     old = jax.tree.map(lambda p: -0.0 * p, PARAMS)
-    after = held(jax.tree.map(lambda p: p + 0.0, old), old, mask)
+    after = keep_frozen(jax.tree.map(lambda p: p + 0.0, old), old, mask)
     for leaf, held_here in zip(*map(jax.tree.leaves, (after, mask))):
         np.testing.assert_array_equal(np.signbit(leaf), np.broadcast_to(held_here, leaf.shape))
 
@@ -70,7 +70,7 @@ def test_what_is_frozen_as_a_whole_has_no_moments(kind):
     def stepped(*patterns):
         optimizer = make_optimizer(OptimizerConfig(**options, frozen=patterns), steps=10)
         state = optimizer.init(params)
-        zeros = frozen(params, patterns)
+        zeros = frozen_mask(params, patterns)
         gradients = jax.tree.map(lambda p, m: jnp.where(m, 0, p), params, zeros)
         return size(state), optimizer.update(gradients, state, params)[0]
 

@@ -58,7 +58,7 @@ def problem():
         label_lengths=np.full(ROWS, LABELS, np.int32),
         tempo=np.ones(ROWS, np.float32),
         utterances=np.arange(ROWS, dtype=np.int32),
-        joined=np.full(ROWS, -1, np.int32),
+        second_utterance=np.full(ROWS, -1, np.int32),
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(CONFIG.optimizer, steps=10)

@@ -11,7 +11,7 @@ from asr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 def test_schedule_rises_linearly_and_falls_as_a_cosine():
-    config = OptimizerConfig(peak_learning_rate=2.0, warmup_steps=10, final_learning_rate_share=0.1)
+    config = OptimizerConfig(peak_learning_rate=2.0, warmup_steps=10, final_learning_rate_ratio=0.1)
     rate = learning_rate_schedule(config, steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 1, 2], rtol=1e-6)
     np.testing.assert_allclose(rate(60), (2 + 0.2) / 2, rtol=1e-6)

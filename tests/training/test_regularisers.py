@@ -97,7 +97,7 @@ def test_views_are_masked_apart_each_as_by_itself(normalization):
         label_lengths=np.zeros(2, np.int32),
         tempo=np.ones(2, np.float32),
         utterances=np.arange(2, dtype=np.int32),
-        joined=np.full(2, -1, np.int32),
+        second_utterance=np.full(2, -1, np.int32),
     )
     mesh, key = make_mesh(MeshConfig(), jax.devices()[:1]), jax.random.key(3)
     of = lambda config, key: augmented_features(

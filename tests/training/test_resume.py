@@ -76,7 +76,7 @@ def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None
     """Trains in this process; `stop_after` steps it is told to stop, as by a signal."""
     looks = iter(range(1, 10**9))
     told = lambda _: "SIGTERM" if stop_after and next(looks) >= stop_after else None
-    monkeypatch.setattr(train, "notices", lambda: told)
+    monkeypatch.setattr(train, "listen_for_preemption", lambda: told)
     # The slow test below compiles anew at every start.
     monkeypatch.setattr(train, "compile_steps", compile_once)
     monkeypatch.setattr(sys, "argv", ["asr-jax", "train", str(config), "--run", str(run)])

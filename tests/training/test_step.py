@@ -59,7 +59,7 @@ def batch(rows=8, *, seed=0, samples=4800, labels=5):
         label_lengths=random.integers(1, labels + 1, rows).astype(np.int32),
         tempo=random.uniform(0.9, 1.2, rows).astype(np.float32),
         utterances=np.arange(rows, dtype=np.int32),
-        joined=np.full(rows, -1, np.int32),
+        second_utterance=np.full(rows, -1, np.int32),
     )
 
 
@@ -208,7 +208,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
 def test_masks_of_features_that_are_not_normalised_hold_the_mean():
     config = dataclasses.replace(
         CONFIG,
-        augment=AugmentConfig(frequency_mask_bins=4, time_masks=2, time_mask_share=0.2),
+        augment=AugmentConfig(frequency_mask_bins=4, time_masks=2, time_mask_fraction=0.2),
         features=dataclasses.replace(CONFIG.features, normalization="none"),
     )
     b = batch()._replace(tempo=np.ones(8, np.float32))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asr_jax.config import Config, ObjectiveConfig
-from asr_jax.training.transfer import label_axes, misfits, transferred
+from asr_jax.training.transfer import label_axes, shape_mismatches, transferred
 
 OLD, NEW = ["<blk>", "<unk>", "a", "b", "c"], ["<blk>", "<unk>", "c", "d", "a", "e"]
 TDT = Config(objective=ObjectiveConfig(kind="tdt", durations=(0, 1, 2)))
@@ -43,7 +43,7 @@ def test_entries_follow_their_labels_and_durations_and_others_stay_as_drawn():
         for n in range(10):
             expected = of_old[columns[n]] if n in columns else of_new[n]
             np.testing.assert_array_equal(of_found[n], expected)
-    assert misfits(new, old, OLD_AXES) == []
+    assert shape_mismatches(new, old, OLD_AXES) == []
 
 
 def test_the_same_labels_give_the_same_model():
@@ -57,18 +57,18 @@ def test_networks_that_one_lacks_are_left_and_all_else_that_differs_is_told():
     old["ctc_head"], new["decoder"] = {"bias": jnp.zeros(5)}, {"bias": jnp.ones(3)}
     del old["predictor"]
     found = transferred(new, old, NEW_AXES, OLD_AXES)
-    assert found.keys() == new.keys() and misfits(new, old, OLD_AXES) == []
+    assert found.keys() == new.keys() and shape_mismatches(new, old, OLD_AXES) == []
     for name in ("predictor", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, found[name], new[name])
 
     old, new = params(5, 8, start=1000), params(6, 6, start=1, width=3)
     new["decoder"] = new.pop("predictor")
-    assert misfits(new, old, OLD_AXES) == [
+    assert shape_mismatches(new, old, OLD_AXES) == [
         "encoder.norm.scale is (2) there, (3) here",
         "joint.out.kernel is (2, V) there, (3, V) here",
     ]
     del old["encoder"], old["joint"]["out"]["bias"]
-    assert misfits(new, old, OLD_AXES)[::2] == [
+    assert shape_mismatches(new, old, OLD_AXES)[::2] == [
         "encoder.norm.scale is missing there, (3) here",
         "joint.out.kernel is (2, V) there, (3, V) here",
     ]

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from asr_jax.commands.export.trial import recognized_sample
+from asr_jax.commands.arguments import parse
+from asr_jax.commands.export.check import recognize_reference
 from asr_jax.config import MeshConfig
-from asr_jax.config_file import UsageError, parse
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.sharding import state_shardings
-from asr_jax.errors import writing_in
+from asr_jax.errors import UsageError, name_full_disk
 from asr_jax.export.model_card import model_card
 from asr_jax.inference.recognizer import Recognizer, open_run, with_decoding
 from asr_jax.models.composition import split_model
@@ -76,28 +76,28 @@ def run(arguments: list[str]) -> int:
     of_run = with_decoding(of_run, chunk_ms=options.chunk_ms)
     recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
     unfolded, recognizer = recognizer, folded(recognizer) if options.fold else recognizer
-    sample = recognized_sample(unfolded, options.data, options.recordings)
-    with writing_in(options.out):
+    reference = recognize_reference(unfolded, options.data, options.recordings)
+    with name_full_disk(options.out):
         partial = options.out.with_name(options.out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        trials = form.write(partial, recognizer, sample, dtype=options.dtype, int8=int8)
+        checks = form.write(partial, recognizer, reference, dtype=options.dtype, int8=int8)
         card = model_card(
             options.run.resolve().name,
             recognizer.config,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
             checkpoint=recognizer.checkpoint,
-            form=", ".join([form.FORM, " and ".join(trials)] + ["folded"] * options.fold),
-            trials=trials,
+            form=", ".join([form.FORM, " and ".join(checks)] + ["folded"] * options.fold),
+            checks=checks,
             evaluations=list(read_evaluations(options.run)),
             use=form.usage(options.out.name, recognizer.config),
         )
         (partial / "README.md").write_text(card)
         os.replace(partial, options.out)
-    for variant, trial in trials.items():
+    for variant, check in checks.items():
         print(
-            f"{options.out}: {variant}: {trial.equal} of {trial.recordings} transcripts are the "
-            f"run's; WER {trial.wer_after:.2f} %, the run's {trial.wer_before:.2f} %"
+            f"{options.out}: {variant}: {check.equal} of {check.recordings} transcripts are the "
+            f"run's; WER {check.wer_after:.2f} %, the run's {check.wer_before:.2f} %"
         )
     return 0
 

@@ -5,10 +5,10 @@ from typing import Literal
 
 import jax
 
-from asr_jax.commands.export.trial import Sample, require_equal
+from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.config import Config
 from asr_jax.config_file import write_config
-from asr_jax.export.model_card import Trial
+from asr_jax.export.model_card import ExportCheck
 from asr_jax.export.params import save_params
 from asr_jax.inference.recognizer import EXPORTED, Recognizer, open_run, recognize_utterances
 
@@ -36,11 +36,11 @@ def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
 def write(
     folder: Path,
     recognizer: Recognizer,
-    sample: Sample,
+    reference: ReferenceTranscripts,
     *,
     dtype: Literal["float32", "bfloat16"],
     int8: bool,
-) -> dict[str, Trial]:
+) -> dict[str, ExportCheck]:
     """model.safetensors, config.json and tokenizer.model; loaded again and tried."""
     save_params(
         folder / EXPORTED,
@@ -51,8 +51,8 @@ def write(
     )
     write_config(recognizer.config, folder / "config.json")
     (folder / "tokenizer.model").write_bytes(recognizer.tokenizer.model)
-    texts = recognize_utterances(open_run(folder, "best"), sample.utterances).texts
-    trial = sample.compare([text or "" for text in texts])
+    texts = recognize_utterances(open_run(folder, "best"), reference.utterances).texts
+    check = reference.compare([text or "" for text in texts])
     if not int8 and dtype == "float32":
-        require_equal(trial, str(folder))
-    return {"int8" if int8 else dtype: trial}
+        require_equal(check, str(folder))
+    return {"int8" if int8 else dtype: check}

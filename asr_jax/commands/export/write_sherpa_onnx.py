@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from asr_jax.audio import as_wav
-from asr_jax.commands.export.trial import Sample, require_equal
+from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.config import Config
-from asr_jax.config_file import UsageError
+from asr_jax.errors import UsageError
 from asr_jax.export import sherpa_onnx
-from asr_jax.export.model_card import Trial
-from asr_jax.export.onnx_trial import compare, open_runtime
+from asr_jax.export.model_card import ExportCheck
+from asr_jax.export.onnx_check import compare, open_runtime
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances, with_decoding
 from asr_jax.types import InMemory
@@ -77,12 +77,12 @@ def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
 
 
 def write(
-    folder: Path, recognizer: Recognizer, sample: Sample, *, dtype: str, int8: bool
-) -> dict[str, Trial]:
+    folder: Path, recognizer: Recognizer, reference: ReferenceTranscripts, *, dtype: str, int8: bool
+) -> dict[str, ExportCheck]:
     """The files of `export.sherpa_onnx`; run by onnxruntime, and by sherpa-onnx if it is here."""
     config = recognizer.config
     if config.decoding.chunk_ms:
-        sample = _followed_by_silence(sample, recognizer)
+        reference = _followed_by_silence(reference, recognizer)
     sherpa_onnx.write(folder, config, jax.device_get(recognizer.params), recognizer.tokenizer)
     if int8:
         sherpa_onnx.quantize(folder)
@@ -90,8 +90,8 @@ def write(
     installed = importlib.util.find_spec("sherpa_onnx") is not None
     if not installed:
         print("sherpa-onnx is not installed: tried with onnxruntime alone", file=sys.stderr)
-    recordings = sample.recordings(sample_rate_hz=config.features.sample_rate_hz)
-    trials = {}
+    recordings = reference.recordings(sample_rate_hz=config.features.sample_rate_hz)
+    checks = {}
     for variant, suffix in [("float32", ""), *([("int8", ".int8")] if int8 else [])]:
         runtime = open_runtime(folder, config, suffix=suffix, vocabulary=vocabulary)
         found = compare(
@@ -99,7 +99,7 @@ def write(
             *(recognizer.graphdef, recognizer.params, config, recordings),
             vocabulary=vocabulary,
         )
-        trial = sample.compare([recognizer.tokenizer.decode(ids) for ids in found.labels])
+        check = reference.compare([recognizer.tokenizer.decode(ids) for ids in found.labels])
         print(
             f"{variant}: encoder output within {found.encoded:.1e}, logits within "
             f"{found.logits:.1e} of the largest"
@@ -110,13 +110,13 @@ def write(
                     f"{folder}: what onnxruntime computes differs from the model by "
                     f"{found.encoded:.1e} (encoder) and {found.logits:.1e} (logits) of the largest"
                 )
-            require_equal(trial, f"{folder}, in onnxruntime")
+            require_equal(check, f"{folder}, in onnxruntime")
         if installed:
-            trial = sample.compare(transcripts(folder, suffix, recordings, config))
+            check = reference.compare(transcripts(folder, suffix, recordings, config))
             if variant == "float32":
-                require_equal(trial, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
-        trials[variant] = trial
-    return trials
+                require_equal(check, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
+        checks[variant] = check
+    return checks
 
 
 def transcripts(
@@ -164,15 +164,17 @@ def _transcripts_of_streams(
     return texts
 
 
-def _followed_by_silence(sample: Sample, recognizer: Recognizer) -> Sample:
+def _followed_by_silence(
+    reference: ReferenceTranscripts, recognizer: Recognizer
+) -> ReferenceTranscripts:
     """Each recording to the end of a chunk, and a while longer: what comes of a stream is whole
     chunks. The transcripts are those of the run for these."""
     features = recognizer.config.features
     chunk = round(recognizer.config.decoding.chunk_ms / features.hop_ms) * hop_samples(features)
     rate_hz = features.sample_rate_hz
     utterances = []
-    recordings = sample.recordings(sample_rate_hz=rate_hz)
-    for utterance, samples in zip(sample.utterances, recordings):
+    recordings = reference.recordings(sample_rate_hz=rate_hz)
+    for utterance, samples in zip(reference.utterances, recordings):
         silence = _SILENCE_SECONDS * rate_hz
         silence += -(len(samples) + silence) % chunk
         samples = np.pad(samples, (0, silence))
@@ -182,4 +184,4 @@ def _followed_by_silence(sample: Sample, recognizer: Recognizer) -> Sample:
             utterance._replace(duration_seconds=seconds, offset_seconds=0.0, within=wav)
         )
     texts = recognize_utterances(recognizer, utterances).texts
-    return Sample(sample.data, utterances, [text or "" for text in texts])
+    return ReferenceTranscripts(reference.data, utterances, [text or "" for text in texts])

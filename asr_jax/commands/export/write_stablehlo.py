@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from asr_jax.commands.export.trial import Sample, require_equal
+from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.commands.transcribe_stream import recognize_stream
 from asr_jax.config import Config
-from asr_jax.config_file import UsageError, write_config
+from asr_jax.config_file import write_config
 from asr_jax.decoding.stream import chunk_samples
+from asr_jax.errors import UsageError
 from asr_jax.export import stablehlo
 from asr_jax.export.difference import relative_difference
-from asr_jax.export.model_card import Trial
+from asr_jax.export.model_card import ExportCheck
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding
 from asr_jax.text import collapse_white_space
@@ -50,8 +51,8 @@ def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
 
 
 def write(
-    folder: Path, recognizer: Recognizer, sample: Sample, *, dtype: str, int8: bool
-) -> dict[str, Trial]:
+    folder: Path, recognizer: Recognizer, reference: ReferenceTranscripts, *, dtype: str, int8: bool
+) -> dict[str, ExportCheck]:
     """The programs of `export.stablehlo`, their parameters, tokens.txt and config.json."""
     config = recognizer.config
     params = jax.device_get(recognizer.params)
@@ -61,7 +62,7 @@ def write(
     pieces = enumerate(recognizer.tokenizer.pieces)
     (folder / "tokens.txt").write_text("".join(f"{piece} {label}\n" for label, piece in pieces))
 
-    recordings = sample.recordings(sample_rate_hz=config.features.sample_rate_hz)
+    recordings = reference.recordings(sample_rate_hz=config.features.sample_rate_hz)
     written, params = stablehlo.load(folder)
     for name, difference in compare(programs, written, params, recordings, config).items():
         print(f"{name}: within {difference:.1e} of the largest")
@@ -71,15 +72,15 @@ def write(
                 f"{difference:.1e} of the largest"
             )
     labels = recognized(written["recognize"], params, recordings, config)
-    trials = {"float32": sample.compare([recognizer.tokenizer.decode(ids) for ids in labels])}
+    checks = {"float32": reference.compare([recognizer.tokenizer.decode(ids) for ids in labels])}
     if "recognize_chunk" in written:
-        in_process = sample._replace(texts=[_of_stream(recognizer, one) for one in recordings])
+        in_process = reference._replace(texts=[_of_stream(recognizer, one) for one in recordings])
         labels = recognized_as_streams(written, params, recordings, config)
         texts = [collapse_white_space(recognizer.tokenizer.decode(ids)) for ids in labels]
-        trials["float32 chunk by chunk"] = in_process.compare(texts)
-    for variant, trial in trials.items():
-        require_equal(trial, f"{folder}, {variant}")
-    return trials
+        checks["float32 chunk by chunk"] = in_process.compare(texts)
+    for variant, check in checks.items():
+        require_equal(check, f"{folder}, {variant}")
+    return checks
 
 
 def _of_stream(recognizer: Recognizer, samples: np.ndarray) -> str:

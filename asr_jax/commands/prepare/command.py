@@ -15,15 +15,21 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from asr_jax.audio import AudioError
+from asr_jax.commands.arguments import parse
 from asr_jax.commands.prepare.download import download
 from asr_jax.commands.prepare.report import write_report, write_unfit
-from asr_jax.config_file import load_config, parse
+from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.recording_checks import validated
 from asr_jax.data.recordings import recording_seconds, whole_recording
-from asr_jax.data.sources.librispeech_archives import ADDRESS, ARCHIVES, Published, read_archive
+from asr_jax.data.sources.librispeech_archives import (
+    ADDRESS,
+    ARCHIVES,
+    ArchivedUtterance,
+    read_archive,
+)
 from asr_jax.data.sources.prepared import Entry, is_prepared, write_prepared
-from asr_jax.errors import writing_in
+from asr_jax.errors import name_full_disk
 from asr_jax.types import Skipped, Utterance
 
 Task = Callable[[], Entry | Skipped]
@@ -134,10 +140,10 @@ def _prepare(
                 first = f", the first is {dropped[0].id}: {dropped[0].reason}" if dropped else ""
                 raise ValueError(f"{out}: none of {len(dropped)} recordings can be stored{first}")
 
-        with writing_in(out):
+        with name_full_disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_prepared(out, entries())
-    with writing_in(out):
+    with name_full_disk(out):
         print(write_report(out, np.array(seconds), dropped))
     _print_unfit(out, options)
 
@@ -169,7 +175,7 @@ def _same(one: Skipped) -> Skipped:
 
 def _of_archive(archive: Path, options: Options) -> Iterator[Task | Skipped]:
     for one in read_archive(archive):
-        if isinstance(one, Published):
+        if isinstance(one, ArchivedUtterance):
             yield functools.partial(
                 validated, *one, path=archive / f"{one.id}.flac", **_limits(options)
             )

@@ -43,7 +43,7 @@ ARCHIVES = {
 }
 
 
-class Published(NamedTuple):
+class ArchivedUtterance(NamedTuple):
     """A recording as the archive holds it."""
 
     id: str
@@ -52,7 +52,7 @@ class Published(NamedTuple):
     flac: bytes
 
 
-def read_archive(path: Path) -> Iterator[Published | Skipped]:
+def read_archive(path: Path) -> Iterator[ArchivedUtterance | Skipped]:
     """The recordings of PART.tar.gz, in its order, chapter by chapter; nothing is unpacked to disk.
 
     Raises ValueError, naming the archive, where it is damaged or a member climbs out of its folder.
@@ -85,7 +85,7 @@ def read_archive(path: Path) -> Iterator[Published | Skipped]:
     yield from _chapter(chapter, recordings, transcripts)
 
 
-def _chapter(chapter, recordings, transcripts) -> Iterator[Published | Skipped]:
+def _chapter(chapter, recordings, transcripts) -> Iterator[ArchivedUtterance | Skipped]:
     for id in sorted(recordings.keys() | transcripts.keys()):
         if id not in transcripts:
             yield Skipped(id, "no transcript")
@@ -93,4 +93,6 @@ def _chapter(chapter, recordings, transcripts) -> Iterator[Published | Skipped]:
             yield Skipped(id, "no recording")
         else:
             speaker = re.match(r"\d*", id)
-            yield Published(id, transcripts[id], speaker[0] if speaker else "", recordings[id])
+            yield ArchivedUtterance(
+                id, transcripts[id], speaker[0] if speaker else "", recordings[id]
+            )

@@ -5,34 +5,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.config_file import UsageError
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.recordings import read_recording
-from asr_jax.export.model_card import Trial
+from asr_jax.errors import UsageError
+from asr_jax.export.model_card import ExportCheck
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.types import Utterance
 
 
-class Sample(NamedTuple):
+class ReferenceTranscripts(NamedTuple):
     """Recordings that what is written is tried on, and what the run makes of them."""
 
     data: str
     utterances: list[Utterance]
     texts: list[str]
 
-    def compare(self, texts: Sequence[str]) -> Trial:
+    def compare(self, texts: Sequence[str]) -> ExportCheck:
         references = [utterance.text for utterance in self.utterances]
         percent = lambda texts: 100 * word_error_rate(references, texts)
         equal = sum(a == b for a, b in zip(self.texts, texts, strict=True))
-        return Trial(self.data, len(texts), percent(self.texts), percent(texts), equal)
+        return ExportCheck(self.data, len(texts), percent(self.texts), percent(texts), equal)
 
     def recordings(self, *, sample_rate_hz: int) -> list[np.ndarray]:
         """Their samples."""
         return [read_recording(u, sample_rate_hz=sample_rate_hz) for u in self.utterances]
 
 
-def recognized_sample(recognizer: Recognizer, data: str, most: int) -> Sample:
+def recognize_reference(recognizer: Recognizer, data: str, most: int) -> ReferenceTranscripts:
     """At most so many recordings that can be read, and the run's transcripts."""
     named = recognizer.config.data
     name, data = next(
@@ -56,13 +56,13 @@ def recognized_sample(recognizer: Recognizer, data: str, most: int) -> Sample:
     read = [(u, text) for u, text in zip(chosen, texts) if text is not None]
     if not read:
         raise UsageError(f"{name} = {data}: none of its recordings can be read")
-    return Sample(data, *map(list, zip(*read)))
+    return ReferenceTranscripts(data, *map(list, zip(*read)))
 
 
-def require_equal(trial: Trial, where: str, *, share: float = 1.0) -> None:
+def require_equal(check: ExportCheck, where: str, *, share: float = 1.0) -> None:
     """Raises ValueError where fewer than that share of the transcripts are the run's."""
-    if trial.equal < share * trial.recordings:
+    if check.equal < share * check.recordings:
         raise ValueError(
-            f"{where}: {trial.recordings - trial.equal} of {trial.recordings} transcripts differ "
+            f"{where}: {check.recordings - check.equal} of {check.recordings} transcripts differ "
             "from the run's"
         )

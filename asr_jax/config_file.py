@@ -30,7 +30,12 @@ _FORMER_NAMES = {
 
 
 def load_config(path: Path) -> Config:
-    """Return the config of a .py file (its `config`) or of a run's config.json."""
+    """Return the config of a .py file (its `config`), of a run's config.json, or a shipped one.
+
+    A name without a folder and a suffix, such as `librispeech_960h_l`, is that of a file of configs/
+    of this version of asr_jax, unless a file has that path.
+    """
+    path = _shipped(path)
     if (path / "config.json").is_file():
         raise UsageError(f"{path}: a run directory; its config is {path / 'config.json'}")
     if not path.is_file():
@@ -53,6 +58,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean NAME?" for the most similar of `names`, or nothing."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _shipped(path: Path) -> Path:
+    """Return the file of the shipped config that is named so, or the path as it is."""
+    if path.exists() or path.name != str(path) or path.suffix:
+        return path
+    package = Path(__file__).parent
+    # A wheel carries configs/ inside the package; a checkout has it next to the package.
+    shipped = (folder / "configs" / f"{path}.py" for folder in (package, package.parent))
+    return next((file for file in shipped if file.is_file()), path)
 
 
 def _config(flat: Mapping[str, object]) -> Config:
@@ -167,6 +182,8 @@ def _line_of(error: Exception, path: Path) -> str:
 
 def _nearest_file(path: Path) -> str:
     siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    if not path.suffix and path.name == str(path):
+        siblings += [p.stem for p in _shipped(Path("quickstart")).parent.glob("*.py")]
     return nearest(str(path), siblings)
 
 

@@ -132,6 +132,18 @@ def test_overrides_change_what_they_name_and_nothing_else(config_file, overrides
     assert flatten(override(load_config(config_file), overrides)) == expected
 
 
+def test_a_shipped_config_is_found_by_its_name_unless_a_file_has_that_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = load_config(Path("librispeech_960h_l"))
+    assert shipped == load_config(golden(Path("librispeech_960h_l.py")))
+    assert complaint(Path("librispeach_960h_l")).endswith(
+        "no such config file; did you mean librispeech_960h_l?"
+    )
+    (tmp_path / "quickstart").mkdir()
+    write_config(Config(), tmp_path / "quickstart/config.json")
+    assert "a run directory; its config is" in complaint(Path("quickstart"))
+
+
 def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
         override(load_config(path), overrides)

@@ -32,8 +32,8 @@ _FORMER_NAMES = {
 def load_config(path: Path) -> Config:
     """Return the config of a .py file (its `config`), of a run's config.json, or a shipped one.
 
-    A name without a folder and a suffix, such as `librispeech_960h_l`, is that of a file of configs/
-    of this version of asr_jax, unless a file has that path.
+    A name without a folder and a suffix, such as `librispeech_960h_l`, names a shipped config, a
+    file of configs/, unless something has that path.
     """
     path = _shipped(path)
     if (path / "config.json").is_file():

@@ -1,10 +1,10 @@
-"""Writes the tables of docs/fit.md: what the LibriSpeech configs take, by `asr-jax fit`:
+"""Write the tables of docs/fit.md: what configs take, by `asr-jax fit`.
 
     python benchmarks/fit_tables.py RESULTS [TARGET ...] [--configs CONFIG ...]
 
-RESULTS is a folder for the figures, a JSON file for each config and target; what it holds already
-is not compiled again; the tables of configs that it does not hold are left as they are. Needs the
-targets' compilers (`asr-jax fit` says which packages).
+RESULTS is a folder of figures, one JSON file for each config and target. Files that exist are not
+compiled again. Configs are those that the page has tables of, unless given; tables without results
+stay as they are. Needs the targets' compilers (`asr-jax fit` names the packages).
 """
 
 import argparse
@@ -20,7 +20,6 @@ from asr_jax.capacity.collectives import Collective
 from asr_jax.commands.fit import table
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("librispeech_*.py"))
 PAGE = ROOT / "docs/fit.md"
 
 
@@ -52,7 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("targets", nargs="*")
-    parser.add_argument("--configs", nargs="*", default=CONFIGS)
+    text, *kept = PAGE.read_text().split("\n## configs/")
+    sections = {section.partition(".py\n")[0]: section.rstrip("\n") for section in kept}
+    parser.add_argument("--configs", nargs="*", default=sorted(sections))
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     for target in options.targets:
@@ -60,9 +61,7 @@ def main() -> None:
             result = options.results / f"{config}.{target}.json"
             if not result.exists():
                 compile_buckets(config, target, result)
-    text, *kept = PAGE.read_text().split("\n## configs/")
-    sections = {section.partition(".py\n")[0]: section.rstrip("\n") for section in kept}
-    for config in CONFIGS:
+    for config in options.configs:
         results = sorted(options.results.glob(f"{config}.*.json"))
         tables = [f"{config}.py"]
         for result in results:

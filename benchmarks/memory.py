@@ -1,4 +1,4 @@
-"""Writes docs/memory.md and its pictures: what training takes with each objective.
+"""Draw docs/memory.md's pictures and print docs/benchmarks.md's tables: memory by objective.
 
     python benchmarks/memory.py RESULTS [TARGET ...]
 
@@ -6,7 +6,7 @@ Compiles the gradients of configs/librispeech_960h_m.py's encoder, and of what s
 one objective after the other, for TARGETs that need not be there (h100, ...) or for the processor
 (cpu). Nothing is run or allocated. RESULTS is a folder for the figures, a JSON
 file for each target; what it holds already is not compiled again. Targets need their compilers
-(`asr-jax fit` says which packages). The page is written of what RESULTS holds.
+(`asr-jax fit` says which packages). Pictures and tables are of what RESULTS holds.
 """
 
 import argparse
@@ -38,42 +38,10 @@ from asr_jax.training import objective, step
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import abstract_state
 
-PAGE = """# Is it always the transducer that takes the memory?
-
-No: only where its joint is a tensor of [batch, frames, labels + 1, vocabulary]. That takes 1.5 to
-80 times as much as the encoder in the table below. In tiles ([losses.md](losses.md)) the same loss
-takes a twentieth of the encoder's, and no more with a larger vocabulary. CTC's logits grow with it:
-with 1024 pieces CTC takes 1.3 times as much as the transducer in tiles, with 16384 it takes 15
-times as much. The attention decoder takes 7 times as much, not for its logits but for its layers;
-TDT one to two times.
-
-The encoder and what is behind it do not need their memory at the same time. Compiled as one, 32
-utterances of 16 s with 1024 pieces take what the encoder takes alone, 3.42 GB, with CTC, with the
-attention decoder and with the transducer in tiles alike; with the 4-D joint 20.46 GB (CPU, float32;
-the row "all in one").
-
-What is compiled: gradients of Conformer-M as in configs/librispeech_960h_m.py, of which the
-backward pass recomputes the layers, with 5 labels for each second. Temporaries by
-`compiled.memory_analysis()`, in GB (10^9 bytes): all that lives between arguments and gradients.
-**Encoder alone**: features and encoder of a training step with nothing behind it. The other columns
-are what stands behind the encoder, given its frames: predictor or decoder (6 layers, not
-recomputed), joint, loss, and their gradients. Parameters, average, moments and gradients come on
-top, and are nearly the same for all. Nothing was run or allocated. The 4-D joint is the plain form
-(`transducer_loss` with `implementation="reference"`) in float32, differentiated by JAX: it keeps
-four and more such tensors, where a gradient written by hand could do with one; the size of one is
-in the second table.
-
-    export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
-    python benchmarks/memory.py RESULTS TARGET
-
-TARGET is cpu, or one of `asr-jax fit`'s, such as h100; the flag makes compiling faster (the figures
-had `--xla_llvm_disable_expensive_passes=true` too). No accelerator's figures are here: compiling
-for one was begun and not finished.
-"""
 SHARES = """\
-How many times the encoder's memory what stands behind it takes, and in GB the sizes of the logits
-alone (float32): of CTC [batch, frames, vocabulary], of the decoder [batch, labels + 1, vocabulary],
-of the joint [batch, frames, labels + 1, vocabulary]."""
+The same as multiples of the encoder's memory, and in GB the sizes of the logits alone (float32): of
+CTC [batch, frames, vocabulary], of the decoder [batch, labels + 1, vocabulary], of the joint
+[batch, frames, labels + 1, vocabulary]."""
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/librispeech_960h_m.py"
 
@@ -338,21 +306,16 @@ def tables(content: dict[str, Any], config: Config) -> str:
     return "\n".join(lines)
 
 
-def write_page(results: Path) -> None:
+def report(results: Path) -> None:
     config = load_config(ROOT / CONFIG)
-    page = PAGE
     for path in sorted(results.glob("*.json"), reverse=True):
         content = json.loads(path.read_text())
         if not by_point(content):
             continue
-        picture = f"training_memory_{content['target']}.svg"
-        draw(content).save(ROOT / "docs/pictures" / picture)
+        draw(content).save(ROOT / f"docs/pictures/training_memory_{content['target']}.svg")
         dtype = "float32" if content["target"] == "cpu" else "bfloat16"
-        title = f"{content['kind'].upper()}, {dtype}"
-        page += f"\n## {title}\n\nCompiled by JAX {content['jax']}.\n\n"
-        page += f"![memory of each objective](pictures/{picture})\n\n"
-        page += tables(content, config) + "\n"
-    (ROOT / "docs/memory.md").write_text(page)
+        print(f"{content['kind'].upper()}, {dtype}, compiled by JAX {content['jax']}:\n")
+        print(tables(content, config))
 
 
 def main() -> None:
@@ -363,7 +326,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     for target in options.targets:
         measure(options.results / f"{target}.json", target)
-    write_page(options.results)
+    report(options.results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models of one family trained alike on AN4, for docs/models.md.
+"""Models of one family trained alike on AN4, for docs/benchmarks.md.
 
     python benchmarks/models.py RUNS [--only MODEL ...] [--seeds 0 1 2]
     python benchmarks/models.py RUNS --table

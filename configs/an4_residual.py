@@ -4,7 +4,7 @@
 
 One core of a shared AMD EPYC with other work on it, Python 3.12, JAX 0.12.0: WER 19.5 % on dev,
 10.8 % on test, the means of three seeds (95 % interval 0.3 to either side), 7.5 core-minutes, about
-16 minutes. 0.49 million parameters, 2.0 MB in float32; docs/models.md has it beside the encoder
+16 minutes. 0.49 million parameters, 2.0 MB in float32; docs/benchmarks.md has it beside the encoder
 that shares nothing.
 
 Rank 16 as in the paper, of a width of 96: there it is 512. What is not explained here is as in

@@ -127,9 +127,11 @@ class Drawing:
         self.rect(0.5, 0.5, width - 1, height - 1, fill=PAPER, stroke=PALE, rx=8)
 
     def add(self, tag: str, content: str = "", /, **attributes: object) -> None:
-        shown = lambda value: f"{value:.5g}" if isinstance(value, float) else escape(str(value))
-        listed = (f' {k.replace("_", "-")}="{shown(v)}"' for k, v in attributes.items())
-        self.parts.append(f"<{tag}{''.join(listed)}>{content}</{tag}>")
+        listed = ""
+        for name, value in attributes.items():
+            shown = f"{value:.5g}" if isinstance(value, float) else escape(str(value))
+            listed += f' {name.replace("_", "-")}="{shown}"'
+        self.parts.append(f"<{tag}{listed}>{content}</{tag}>")
 
     def rect(self, x: float, y: float, width: float, height: float, **style: object) -> None:
         self.add("rect", x=x, y=y, width=width, height=height, **style)
@@ -138,9 +140,8 @@ class Drawing:
         self.add("text", escape(words), x=x, y=y, **({"fill": INK, "font_size": 12} | style))
 
     def curve(self, points: list[Point], **style: object) -> None:
-        """Draw a smooth line downward through the points, vertical at each, with an arrow head."""
-        (x, y), path = points[0], ""
-        path = f"M{x:.1f},{y:.1f}"
+        """Draw a smooth line down through the points, vertical at each."""
+        path = f"M{points[0][0]:.1f},{points[0][1]:.1f}"
         for (x0, y0), (x1, y1) in zip(points, points[1:]):
             bend = (y0 + y1) / 2
             path += f" C{x0:.1f},{bend:.1f} {x1:.1f},{bend:.1f} {x1:.1f},{y1:.1f}"
@@ -163,14 +164,14 @@ class Drawing:
         halo = {"stroke": PAPER, "stroke_width": 4, "stroke_linejoin": "round"}
         self.text(*middle, words, paint_order="stroke", **style, **halo)
 
-    def head(self, tip: Point, way: tuple[int, int], colour: str, *, size: float = 1.0) -> None:
+    def head(self, tip: Point, way: tuple[int, int], color: str, *, size: float = 1.0) -> None:
         """Draw an arrow head."""
         (x, y), (dx, dy) = tip, way
         back, half = 8 * size, 3.8 * size
         ends = [(x - back * dx + half * dy, y - back * dy + half * dx)]
         ends += [(x - back * dx - half * dy, y - back * dy - half * dx)]
         path = " ".join(f"L{a:.1f},{b:.1f}" for a, b in ends)
-        self.add("path", d=f"M{x:.1f},{y:.1f} {path} Z", fill=colour)
+        self.add("path", d=f"M{x:.1f},{y:.1f} {path} Z", fill=color)
 
 
 def _toward(start: Point, end: Point, distance: float) -> Point:
@@ -340,7 +341,7 @@ def draw_rooms(drawing: Drawing, house: House) -> None:
 def draw_legend(drawing: Drawing) -> None:
     drawing.text(36, 52, "asr_jax", font_size=22, font_weight="bold", font_family=MONO)
     dashed = {"stroke_dasharray": "5 4"}
-    for number, (words, colour, width, style) in enumerate(
+    for number, (words, color, width, style) in enumerate(
         [
             ("may import (arrows that others imply are left out)", ARROW, 1.4, {}),
             ("may import, but no import statement does", ARROW, 1.4, dashed),
@@ -348,8 +349,8 @@ def draw_legend(drawing: Drawing) -> None:
         ]
     ):
         y = 80.0 + 24 * number
-        drawing.polyline([(37, y), (70, y)], 0, stroke=colour, stroke_width=width, **style)
-        drawing.head((78, y), (1, 0), colour, size=1.5 if colour == DATA else 1.0)
+        drawing.polyline([(37, y), (70, y)], 0, stroke=color, stroke_width=width, **style)
+        drawing.head((78, y), (1, 0), color, size=1.5 if color == DATA else 1.0)
         drawing.text(90, y + 4, words, font_size=13)
 
 

@@ -509,6 +509,10 @@ class ObjectiveConfig:
     def has_ctc_head(self) -> bool:
         return self.kind == "ctc" or self.ctc_weight > 0
 
+    @property
+    def is_language_model(self) -> bool:
+        return self.kind == "language_model"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

@@ -73,6 +73,7 @@ def fit_bucket(
             compiled = step.lower(abstract, shape).compile()
         sent = collectives(compiled.as_text() or "")
         analysis = compiled.memory_analysis()
+        assert analysis is not None
         temporary = analysis.temp_size_in_bytes
         memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + temporary
         memory -= analysis.alias_size_in_bytes

@@ -1,13 +1,14 @@
 """Compiled programs kept on disk, so that a second start of a run compiles nothing."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from asr_jax.distributed.processes import on_first
+from asr_jax.distributed.processes import first_process
 
 LIST = "whole.txt"
 
@@ -23,14 +24,15 @@ def persistent_compilation(folder: Path) -> Iterator[Callable[[], None]]:
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield lambda: None
         return
-    on_first(lambda: _forget_what_is_not_whole(folder))
+    _forget_what_is_not_whole(folder)
     try:
         _keep_in(str(folder))
-        yield lambda: on_first(lambda: _write_list(folder))
+        yield functools.partial(_write_list, folder)
     finally:
         _keep_in(None)
 
 
+@first_process
 def _forget_what_is_not_whole(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / LIST
@@ -40,6 +42,7 @@ def _forget_what_is_not_whole(folder: Path) -> None:
             program.unlink()
 
 
+@first_process
 def _write_list(folder: Path) -> None:
     (folder / LIST).write_text("\n".join(sorted(path.name for path in folder.iterdir())))
 

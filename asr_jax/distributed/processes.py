@@ -5,6 +5,7 @@ read. JAX connects them (jax.distributed), on the CPU through Gloo.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ from jax.experimental import multihost_utils
 from asr_jax.distributed.rendezvous import rendezvous
 from asr_jax.distributed.schedulers import scheduled_hosts, started_together
 from asr_jax.errors import user_message
+
+P = ParamSpec("P")
 
 # Until all must have come, and until one that says nothing any more counts as lost.
 RENDEZVOUS_SECONDS = 300
@@ -112,19 +115,27 @@ def all_gather_text(text: str) -> list[str]:
     return [bytes(row[:length]).decode() for row, length in zip(rows, lengths)]
 
 
-def on_first(work: Callable[[], object]) -> None:
-    """Has the first process do `work`, for which the others wait; its error is that of all."""
-    problem = ""
-    if is_first():
-        try:
-            work()
-        except Exception as error:
-            if jax.process_count() == 1 or user_message(error) is None:
-                raise
-            problem = str(user_message(error))
-    problem = all_gather_text(problem)[0]
-    if problem:
-        raise ValueError(problem)
+def first_process(work: Callable[P, object]) -> Callable[P, None]:
+    """Decorate a function that only the first process runs, while the others wait for its end.
+
+    An error that it raises on the first process is raised on all processes.
+    """
+
+    @functools.wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        problem = ""
+        if is_first():
+            try:
+                work(*args, **kwargs)
+            except Exception as error:
+                if jax.process_count() == 1 or user_message(error) is None:
+                    raise
+                problem = str(user_message(error))
+        problem = all_gather_text(problem)[0]
+        if problem:
+            raise ValueError(problem)
+
+    return run
 
 
 def code_fingerprint() -> str:

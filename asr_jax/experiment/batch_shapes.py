@@ -1,9 +1,8 @@
 """The shapes of a config's batches, before there are any."""
 
-from typing import Any
-
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from asr_jax.config import Config
 from asr_jax.data.pipeline import bucket_samples
@@ -12,28 +11,35 @@ from asr_jax.types import Batch
 
 def batch_shapes(config: Config) -> list[Batch]:
     """A batch of abstract arrays for every bucket."""
-    data = config.data
-    shapes = []
-    for seconds, labels, rows in zip(
-        data.bucket_seconds, data.bucket_labels, data.bucket_utterances
-    ):
-        samples = bucket_samples(
-            seconds,
-            max_tempo=max(1.0, config.augment.tempo_range[1]),
-            sample_rate_hz=config.features.sample_rate_hz,
-        )
-        if config.objective.kind == "language_model":
-            samples = 0
-        abstract: Any = jax.ShapeDtypeStruct
-        shapes.append(
-            Batch(
-                samples=abstract((rows, samples), np.float32),
-                sample_lengths=abstract((rows,), np.int32),
-                labels=abstract((rows, labels), np.int32),
-                label_lengths=abstract((rows,), np.int32),
-                tempo=abstract((rows,), np.float32),
-                utterances=abstract((rows,), np.int32),
-                second_utterance=abstract((rows,), np.int32),
-            )
-        )
-    return shapes
+    buckets = zip(
+        config.data.bucket_seconds, config.data.bucket_labels, config.data.bucket_utterances
+    )
+    return [
+        _shape(rows, samples=_samples(config, seconds), labels=labels)
+        for seconds, labels, rows in buckets
+    ]
+
+
+def _samples(config: Config, bucket_seconds: float) -> int:
+    if config.objective.is_language_model:
+        return 0
+    return bucket_samples(
+        bucket_seconds,
+        max_tempo=max(1.0, config.augment.tempo_range[1]),
+        sample_rate_hz=config.features.sample_rate_hz,
+    )
+
+
+def _shape(rows: int, *, samples: int, labels: int) -> Batch:
+    def abstract(dtype: type[np.generic], *width: int) -> PyTree:
+        return jax.ShapeDtypeStruct((rows, *width), dtype)
+
+    return Batch(
+        samples=abstract(np.float32, samples),
+        sample_lengths=abstract(np.int32),
+        labels=abstract(np.int32, labels),
+        label_lengths=abstract(np.int32),
+        tempo=abstract(np.float32),
+        utterances=abstract(np.int32),
+        second_utterance=abstract(np.int32),
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.selection import select_utterances
-from asr_jax.data.texts import read_texts
-from asr_jax.distributed.processes import is_first, on_first
+from asr_jax.distributed.processes import first_process, is_first
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import subsampled
 from asr_jax.text import Tokenizer
 from asr_jax.types import Skipped, Utterance
+
+# The utterances of a dataset, and what of it cannot be read.
+ReadDataset = Callable[[str], tuple[list[Utterance], list[Skipped]]]
 
 
 class Corpus(NamedTuple):
@@ -47,56 +50,74 @@ class Corpus(NamedTuple):
         return digest.hexdigest()
 
 
-def training_corpus(config: Config, run: Path) -> tuple[Corpus, Tokenizer]:
+def training_corpus(
+    config: Config, run: Path, *, read: ReadDataset = read_manifest
+) -> tuple[Corpus, Tokenizer]:
     """What can be trained on of data.train and data.more_train, and the run's tokenizer.
 
     Where it has none yet one is trained, or that of tokenizer.model taken, under a name that
     `keep_tokenizer` makes good: nothing is kept of a start that fails. Of several processes the
-    first does it.
+    first does it. `read` reads each dataset.
     """
-    data, augment = config.data, config.augment
-    if not data.train:
+    if not config.data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
-    noise, no_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
-    impulse_responses, no_rooms = _recordings(
+    augment = config.augment
+    noise, unreadable_noise = _recordings(augment.noise, "augment.noise", augment.noise_probability)
+    responses, unreadable_responses = _recordings(
         augment.impulse_responses, "augment.impulse_responses", augment.impulse_response_probability
     )
-    is_language_model = config.objective.kind == "language_model"
-    utterances, skipped, sizes = _utterances(
-        data, read_texts if is_language_model else read_manifest
-    )
+    utterances, skipped, sizes = _utterances(config.data, read)
     transcripts = [utterance.text for utterance in utterances]
-    path = run / "tokenizer.model"
-    if not path.exists():
-        path = run / "tokenizer.tmp"
-        on_first(lambda: _new_tokenizer(config.tokenizer, transcripts, path))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = _tokenizer(config.tokenizer, transcripts, run)
     labels = encode_transcripts(
         transcripts, tokenizer, cache_path=run / "labels.npz", write_cache=is_first()
     )
-    kept, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
+    usable, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
     skipped += unfit
-    left = {utterance.id for utterance in kept}
-    start = 0
-    for corpus, size in enumerate(sizes):
-        ids = [utterance.id for utterance in utterances[start : start + size]]
-        start += size
-        sizes[corpus] = sum(id in left for id in ids)
-        if sizes[corpus] == 0:
+    corpus = Corpus(
+        utterances=usable,
+        labels=labels,
+        skipped=[*skipped, *unreadable_noise, *unreadable_responses],
+        sizes=_usable_sizes(config.data, sizes, utterances, usable, skipped),
+        noise=noise,
+        impulse_responses=responses,
+        weights=config.data.train_weights,
+    )
+    return corpus, tokenizer
+
+
+def _tokenizer(config: TokenizerConfig, transcripts: list[str], run: Path) -> Tokenizer:
+    path = run / "tokenizer.model"
+    if not path.exists():
+        path = run / "tokenizer.tmp"
+        _new_tokenizer(config, transcripts, path)
+    return Tokenizer.load(path)
+
+
+def _usable_sizes(
+    data: DataConfig,
+    sizes: Sequence[int],
+    utterances: Sequence[Utterance],
+    usable: Sequence[Utterance],
+    skipped: Sequence[Skipped],
+) -> list[int]:
+    """How many utterances of each dataset are usable; ValueError where none of one is."""
+    names = [
+        f"data.train = {data.train}",
+        *(f"data.more_train = {more}" for more in data.more_train),
+    ]
+    usable_ids = {utterance.id for utterance in usable}
+    usable_sizes = []
+    for name, size, end in zip(names, sizes, itertools.accumulate(sizes)):
+        ids = [utterance.id for utterance in utterances[end - size : end]]
+        usable_sizes.append(sum(id in usable_ids for id in ids))
+        if usable_sizes[-1] == 0:
             reasons = {one.id: one.reason for one in skipped}
-            name = (
-                f"data.more_train = {data.more_train[corpus - 1]}"
-                if corpus
-                else (f"data.train = {data.train}")
-            )
             raise ValueError(
                 f"{name}: none of its {size} utterances can be trained on, the first is "
                 f"{ids[0]}: {reasons[ids[0]]}"
             )
-    skipped += no_noise + no_rooms
-    return Corpus(
-        kept, labels, skipped, sizes, noise, impulse_responses, data.train_weights
-    ), tokenizer
+    return usable_sizes
 
 
 def usable_utterances(
@@ -109,7 +130,7 @@ def usable_utterances(
 
     To a language model recordings may be of any length.
     """
-    is_language_model = config.objective.kind == "language_model"
+    is_language_model = config.objective.is_language_model
 
     def frames_of(seconds: np.ndarray) -> np.ndarray:
         if is_language_model:
@@ -130,6 +151,7 @@ def usable_utterances(
     )
 
 
+@first_process
 def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) -> None:
     if config.model:
         path.write_bytes(Tokenizer.load(config.model).model)
@@ -146,7 +168,7 @@ def _recordings(
 
 
 def _utterances(
-    data: DataConfig, read: Callable[[str], tuple[list[Utterance], list[Skipped]]]
+    data: DataConfig, read: ReadDataset
 ) -> tuple[list[Utterance], list[Skipped], list[int]]:
     """Those of all corpora, one after the other, those left out, and how many are of which.
 
@@ -169,6 +191,7 @@ def _utterances(
     return utterances, skipped, sizes
 
 
+@first_process
 def keep_tokenizer(run: Path) -> None:
     """Gives a tokenizer that was just trained its name."""
     with contextlib.suppress(FileNotFoundError):

@@ -3,13 +3,13 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree
 
 from asr_jax.config import Config
 from asr_jax.data.texts import evaluation_text_batches, read_texts
@@ -17,12 +17,15 @@ from asr_jax.distributed.mesh import local_rows, on_devices
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.text import Tokenizer
+from asr_jax.training.loop import Evaluate
 from asr_jax.training.objective import text_losses
 from asr_jax.types import Batch
 
 
-def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
-    """(graphdef, averaged parameters, note) -> dev_perplexity and dev_word_perplexity.
+def dev_perplexity(
+    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
+) -> Evaluate | None:
+    """Measures dev_perplexity and dev_word_perplexity.
 
     exp(-log P / n) of all texts of data.dev, where n counts pieces, or words, and the end of each
     text. None without a data.dev. What could not be trained on is left out.
@@ -36,26 +39,17 @@ def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
         raise ValueError(f"data.dev = {config.data.dev}: none of its texts can be measured")
     pieces = sum(map(len, labels))
     words = sum(len(text.text.split()) for text in texts)
+    nats = jax.jit(
+        functools.partial(_nats, graphdef=graphdef), out_shardings=NamedSharding(mesh, P())
+    )
 
-    @functools.cache
-    def compiled(graphdef: nnx.GraphDef) -> Callable[[Any, Batch], jax.Array]:
-        def nats(params: Any, batch: Batch) -> jax.Array:
-            model = nnx.merge(graphdef, params)
-            losses = text_losses(model, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
-            return jnp.where(batch.utterances >= 0, losses, 0)
-
-        return jax.jit(nats, out_shardings=NamedSharding(mesh, P()))
-
-    def measure(
-        graphdef: nnx.GraphDef, averaged: Any, note: Callable[[str], None]
-    ) -> dict[str, float]:
+    def evaluate(averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         batches = evaluation_text_batches(
             labels,
             data=config.data,
             multiple=mesh.shape["data"] * mesh.shape["fsdp"],
             local_rows=functools.partial(local_rows, mesh),
         )
-        nats = compiled(graphdef)
         total = sum(
             float(jax.device_get(nats(averaged, on_devices(batch, mesh))).sum(dtype=float))
             for batch in batches
@@ -65,7 +59,14 @@ def dev_perplexity(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Any:
             "dev_word_perplexity": _perplexity(total, words + len(texts)),
         }
 
-    return measure
+    return evaluate
+
+
+def _nats(params: PyTree, batch: Batch, *, graphdef: nnx.GraphDef) -> Float[Array, " B"]:
+    """-log P of every row's text, 0 for padding rows."""
+    model = nnx.merge(graphdef, params)
+    losses = text_losses(model, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
+    return jnp.where(batch.utterances >= 0, losses, 0)
 
 
 def _perplexity(nats: float, number: int) -> float:

@@ -1,51 +1,74 @@
 """The WER on data.dev while training goes on."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from asr_jax.config import Config
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.distributed.mesh import local_rows
 from asr_jax.experiment.skipped import print_left_out
-from asr_jax.inference.decode_batch import hypotheses, make_recognizer
+from asr_jax.inference.decode_batch import Recognize, hypotheses, make_recognizer
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
+from asr_jax.training.loop import Evaluate
+from asr_jax.types import Skipped, Utterance
 
 
-def dev_evaluation(config: Config, tokenizer: Tokenizer, mesh: Any) -> Any:
-    """(graphdef, averaged parameters, note) -> dev_wer in percent; None without a data.dev."""
+def dev_wer(
+    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
+) -> Evaluate | None:
+    """Measures dev_wer in percent; None without a data.dev."""
     if not config.data.dev:
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
     print_left_out("data.dev", unreadable)
-    no_labels = [np.zeros(0, np.int32)] * len(utterances)
-    recognizer_of = functools.cache(lambda graphdef: make_recognizer(graphdef, config, mesh))
-    noted: set[str] = set()
+    recognize = make_recognizer(graphdef, config, mesh)
+    return _DevWer(config, tokenizer, mesh, utterances, recognize)
 
-    def evaluate_dev(graphdef: Any, averaged: Any, note: Callable[[str], None]) -> dict[str, float]:
-        recognize = recognizer_of(graphdef)
+
+@dataclass(frozen=True)
+class _DevWer:
+    config: Config
+    tokenizer: Tokenizer
+    mesh: Mesh
+    utterances: Sequence[Utterance]
+    recognize: Recognize
+    noted: set[str] = field(default_factory=set)
+    """Ids of recordings that turned out not to be readable, each noted once."""
+
+    def __call__(self, averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
+        config, utterances = self.config, self.utterances
         batches = evaluation_batches(
             utterances,
-            no_labels,
+            [np.zeros(0, np.int32)] * len(utterances),
             data=config.data,
             sample_rate_hz=config.features.sample_rate_hz,
-            multiple=mesh.shape["data"] * mesh.shape["fsdp"],
-            local_rows=functools.partial(local_rows, mesh),
+            multiple=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+            local_rows=functools.partial(local_rows, self.mesh),
         )
-        found = hypotheses(
-            recognize, averaged, batches, tokenizer, config=config, utterances=len(utterances)
+        transcripts = hypotheses(
+            self.recognize,
+            averaged,
+            batches,
+            self.tokenizer,
+            config=config,
+            utterances=len(utterances),
         )
-        for skipped in batches.failed:
-            if skipped.id not in noted:
-                note(f"data.dev: left out: {skipped.id}, {skipped.reason}")
-                noted.add(skipped.id)
-        scored = [(u.text, best[0].text) for u, best in zip(utterances, found) if best]
+        self._note_new(batches.failed, note)
+        scored = [(u.text, best[0].text) for u, best in zip(utterances, transcripts) if best]
         if not scored:
             raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
         return {"dev_wer": 100 * word_error_rate(*zip(*scored))}
 
-    return evaluate_dev
+    def _note_new(self, failed: Sequence[Skipped], note: Callable[[str], None]) -> None:
+        for skipped in failed:
+            if skipped.id not in self.noted:
+                note(f"data.dev: left out: {skipped.id}, {skipped.reason}")
+                self.noted.add(skipped.id)

@@ -3,15 +3,16 @@
 import json
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from asr_jax.config import Config, flatten
-from asr_jax.config_file import load_config
-from asr_jax.distributed.processes import all_gather_text, on_first
+from asr_jax.config_file import load_config, write_config
+from asr_jax.distributed.processes import all_gather_text, first_process
 from asr_jax.errors import UsageError
+from asr_jax.training.checkpoint import Metadata
 
 # Fields that a run may go on with changed: none of them touches what has been learned so far.
 CHANGEABLE = (
@@ -38,17 +39,23 @@ CHANGEABLE = (
 CHANGEABLE_FOLDERS = ("augment.noise", "augment.impulse_responses")
 
 
+@first_process
 def claim_run(run: Path, config: Config) -> None:
     """Makes the run directory, or checks that the one there is of this config."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
         # Of a start that failed before it became a run.
-        mere_start = lambda file: file.suffix == ".tmp" or file.name == "labels.npz"
-        if not all(map(mere_start, run.iterdir())):
+        if not all(file.suffix == ".tmp" or file.name == "labels.npz" for file in run.iterdir()):
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
     _require_same(flatten(load_config(path)), flatten(config), run)
+
+
+@first_process
+def keep_config(run: Path, config: Config) -> None:
+    """Writes the config that the run goes on with to RUN/config.json."""
+    write_config(config, run / "config.json")
 
 
 def require_shared(run: Path) -> None:
@@ -57,12 +64,12 @@ def require_shared(run: Path) -> None:
         return
     # A name that no file system remembers anything of.
     probe = run / f"{all_gather_text(secrets.token_hex(4))[0]}.tmp"
-    on_first(probe.touch)
+    first_process(probe.touch)()
     told = [
         json.loads(one)
         for one in all_gather_text(json.dumps([socket.gethostname(), probe.exists()]))
     ]
-    on_first(probe.unlink)
+    first_process(probe.unlink)()
     for number, (host, sees) in enumerate(told):
         if not sees:
             raise ValueError(
@@ -71,7 +78,7 @@ def require_shared(run: Path) -> None:
             )
 
 
-def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: Path) -> None:
     """Raises UsageError where a field differs that a run cannot go on with changed."""
     fixed = [
         name
@@ -89,7 +96,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> Non
         )
 
 
-def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]:
+def changes(before: Metadata, now: Metadata, run: Path) -> list[str]:
     """What is not as it was when the checkpoint was saved; config.json may have been edited since.
 
     Raises UsageError where the run cannot go on so.
@@ -103,7 +110,7 @@ def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]
     ]
 
 
-def run_metadata(config: Config, utterances: str) -> dict[str, Any]:
+def run_metadata(config: Config, utterances: str) -> Metadata:
     """What is kept beside a checkpoint for `changes`: config, and fingerprint of the utterances."""
     # Tuples as lists, as they come back from a file.
     return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}

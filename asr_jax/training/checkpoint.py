@@ -13,15 +13,18 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import CheckpointConfig
+from asr_jax.distributed.processes import first_process
 from asr_jax.training.state import TrainState
 
 # A mean loss is still good up to this many times the lowest one.
@@ -34,6 +37,22 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another model; one line."""
 
 
+class Metadata(TypedDict):
+    """What a run saves with its checkpoints, as JSON."""
+
+    config: dict[str, object]
+    """Every field under its dotted name."""
+    utterances: str
+    """Fingerprint of the utterances that the run trains on."""
+
+
+class SavedMetadata(Metadata):
+    """With the state's mean losses, which tell later whether a checkpoint was a good one."""
+
+    smoothed_loss: float
+    lowest_loss: float
+
+
 @contextlib.contextmanager
 def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.training.Checkpointer]:
     """For writing: keeps the newest `config.keep` and the best by what was measured on dev.
@@ -42,6 +61,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
     """
     # Orbax reports half-written directories that it clears away, and failures by whole tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax's annotations do not fit its own policies.
     policy: Any = _policies.AnyPreservationPolicy(
         [
             _policies.LatestN(config.keep),
@@ -73,6 +93,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
         checkpointer.close()
 
 
+@first_process
 def require_writable(run: Path, config: CheckpointConfig) -> None:
     """Raises CheckpointError where no file can be made where checkpoints go: now, not at a save."""
     directory = _directory(run, config)
@@ -87,7 +108,8 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
         ) from error
 
 
-def require_room(run: Path, config: CheckpointConfig, abstract: Any) -> None:
+@first_process
+def require_room(run: Path, config: CheckpointConfig, abstract: PyTree) -> None:
     """Raises CheckpointError where the disk has less left than a checkpoint of `abstract`'s leaves.
 
     What a bucket has left is not known, nor what some mounted ones have, which say that they have
@@ -116,7 +138,7 @@ def save(
     state: TrainState,
     *,
     dev_metric: float | None,
-    metadata: dict[str, Any],
+    metadata: Metadata,
 ) -> None:
     """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
 
@@ -124,14 +146,14 @@ def save(
     returns together with the state's mean losses. Raises CheckpointError if this save, or the one
     before it, could not be written.
     """
-    metrics: Any = None if dev_metric is None else {"dev_metric": dev_metric}
     step = int(state.step)
-    # Mean losses tell later which checkpoint was a good one.
     means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
+    saved: PyTree = metadata | means
+    measured: PyTree = None if dev_metric is None else {"dev_metric": dev_metric}
     try:
         checkpointer.wait()
         checkpointer.save_async(
-            step, state._asdict(), metrics=metrics, custom_metadata=metadata | means, force=True
+            step, state._asdict(), metrics=measured, custom_metadata=saved, force=True
         )
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
@@ -213,10 +235,10 @@ def _set_aside(
     return aside
 
 
-def saved_metadata(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+def saved_metadata(checkpointer: ocp.training.Checkpointer, step: int) -> SavedMetadata:
     """What the checkpoint of this step was saved with as `metadata`."""
-    metadata: Any = checkpointer.metadata(step).custom_metadata
-    return metadata or {}
+    metadata: PyTree = checkpointer.metadata(step).custom_metadata or {}
+    return metadata
 
 
 def _free_name(path: epath.Path) -> epath.Path:
@@ -227,18 +249,17 @@ def _free_name(path: epath.Path) -> epath.Path:
 
 def measured_on_dev(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
     """The figure on dev of every checkpoint that was saved with one, by step."""
-    found: dict[int, Any] = {c.step: c.metrics for c in checkpointer.checkpoints if c.metrics}
-    return {step: _only(metrics) for step, metrics in found.items()}
+    return {c.step: _only(c.metrics) for c in checkpointer.checkpoints if c.metrics}
 
 
-def _only(metrics: dict[str, float]) -> float:
+def _only(metrics: PyTree) -> float:
     (value,) = metrics.values()
     return value
 
 
 def load_averaged(
-    run: Path, which: str, abstract_params: Any, config: CheckpointConfig
-) -> tuple[Any, str]:
+    run: Path, which: str, abstract_params: PyTree, config: CheckpointConfig
+) -> tuple[PyTree, str]:
     """Averaged parameters of the run's checkpoint `which`, and which steps these are.
 
     which: "best" by the figure on dev (the newest where none was measured), "last", a step, or
@@ -297,7 +318,9 @@ def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:
     )
 
 
-def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_params: Any) -> Any:
+def _load_averaged(
+    checkpointer: ocp.training.Checkpointer, step: int, abstract_params: PyTree
+) -> PyTree:
     _require_match(checkpointer, step, abstract_params, "averaged")
     try:
         names = TrainState._fields
@@ -312,7 +335,9 @@ def _load_averaged(checkpointer: ocp.training.Checkpointer, step: int, abstract_
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
-def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str) -> None:
+def _require_match(
+    checkpointer: ocp.training.Checkpointer, step: int, abstract_params: PyTree, name: str
+) -> None:
     """Raises CheckpointError where the saved parameters have other names or shapes.
 
     Known before they are loaded: Orbax leaves much behind that complains when a load fails.
@@ -321,11 +346,7 @@ def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str
         saved = checkpointer.metadata(step).metadata[name]
     except Exception:
         return  # damaged, which loading it will tell
-    shapes = lambda tree: {
-        "/".join(str(p.key) for p in path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    saved, expected = shapes(saved), shapes(abstract_params)
+    saved, expected = _shapes(saved), _shapes(abstract_params)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
             checkpoint = epath.Path(checkpointer.directory) / str(step)
@@ -335,10 +356,17 @@ def _require_match(checkpointer: Any, step: int, abstract_params: Any, name: str
             )
 
 
-def _unwritten(directory: Any, error: Exception) -> str:
+def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        "/".join(str(part.key) for part in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def _unwritten(directory: PathLike[str], error: Exception) -> str:
     others = sys.unraisablehook
 
-    def report(unraisable: Any) -> None:
+    def report(unraisable) -> None:  # its type has a name in stub files only
         # Each of the writers that Orbax now abandons complains so when it is collected.
         if "Event loop is closed" not in str(unraisable.exc_value):
             others(unraisable)

@@ -9,16 +9,18 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import Config
@@ -52,6 +54,15 @@ DEV_METRICS = {
 NEGLIGIBLE_LOSS = 0.1
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@runtime_checkable
+class Evaluate(Protocol):
+    """Measures averaged parameters on data.dev."""
+
+    def __call__(self, averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
+        """Return figures by their names in DEV_METRICS."""
+        ...
 
 
 class Steps(NamedTuple):
@@ -101,121 +112,171 @@ def compile_steps(
     return Steps(compiled, mesh)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What stays the same while a run trains, also after a rollback."""
+
+    config: Config
+    run: Path
+    steps: Steps
+    utterance_ids: Sequence[str]
+    """Of the utterances whose indices the batches hold."""
+    evaluate: Evaluate | None
+    selection_metric: str
+    """The key of DEV_METRICS by which the best checkpoint is kept; lower is better."""
+    checkpointer: ocp.training.Checkpointer
+    metadata: checkpoint.Metadata
+    """Saved with every checkpoint."""
+    stopped_by: Callable[[int], str | None]
+    """Names the signal that ends training after this step, or nothing."""
+    progress: ProgressDisplay
+    profile: tuple[int, int] | None = None
+    """The first and the last step to record."""
+
+
+@dataclass
+class Throughput:
+    """Audio trained on and time spent waiting for batches, since a step."""
+
+    step: int
+    began_seconds: float = field(default_factory=time.monotonic)
+    waited_seconds: float = 0.0
+    audio_seconds: float = 0.0
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        asked = time.monotonic()
+        batch = next(batches)
+        self.waited_seconds += time.monotonic() - asked
+        return batch
+
+    def figures(self, step: int) -> dict[str, float]:
+        elapsed = time.monotonic() - self.began_seconds
+        return {
+            "audio_seconds_per_second": self.audio_seconds / elapsed,
+            "steps_per_second": (step - self.step) / elapsed,
+            "data_wait_fraction": self.waited_seconds / elapsed,
+        }
+
+
+class Unread(NamedTuple):
+    """A step whose metrics are not read from the devices yet."""
+
+    step: int
+    metrics: Metrics
+    utterances: np.ndarray
+    """Indices of the batch's utterances; -1 is padding."""
+
+
 def train(
-    state: TrainState,
-    *,
-    config: Config,
-    run: Path,
-    steps: Steps,
-    batches: Iterator[Batch],
-    utterance_ids: Sequence[str],
-    evaluate: Callable[[Any], dict[str, float]] | None,
-    checkpointer: ocp.training.Checkpointer,
-    metadata: dict[str, Any],
-    stopped_by: Callable[[int], str | None],
-    progress: ProgressDisplay,
-    profile: tuple[int, int] | None = None,
+    state: TrainState, batches: Iterator[Batch], session: Session
 ) -> tuple[TrainState, str | None]:
     """Trains until `train.steps`, or until `stopped_by(step)` names a reason, which is returned.
 
-    `evaluate` gives figures of DEV_METRICS for averaged parameters; `metadata` is kept beside every
-    checkpoint; `profile` is the first and the last step to record. The state is saved before this
-    returns. Raises TrainingDiverged, which leaves the checkpoints before it, and
-    checkpoint.CheckpointError.
+    The state is saved before this returns. Raises TrainingDiverged, which leaves the checkpoints
+    before it, and checkpoint.CheckpointError.
     """
-    step, total = int(state.step), config.train.steps
-    reason = None
-    best = min(checkpoint.measured_on_dev(checkpointer).values(), default=None)
-    selection_metric = "dev_perplexity" if config.objective.kind == "language_model" else "dev_wer"
-    waited = audio_seconds = 0.0
-    since, began = step, time.monotonic()
-    unread: tuple[Metrics, np.ndarray] | None = None
+    config, progress, total = session.config, session.progress, session.config.train.steps
+    examine = functools.partial(
+        check_health, config=config, utterance_ids=session.utterance_ids, progress=progress
+    )
+    save = functools.partial(checkpoint.save, session.checkpointer, metadata=session.metadata)
+    step, reason, unread = int(state.step), None, None
+    best = min(checkpoint.measured_on_dev(session.checkpointer).values(), default=None)
+    throughput = Throughput(step)
     progress.begin()
 
     # Nothing goes to the devices or comes back but what is put and got by name, and when one of the
     # guests below looks at the state.
     guests = functools.partial(jax.transfer_guard, "allow")
-    with (
-        contextlib.closing(MetricsLog(run, start=step, project=config.train.wandb_project)) as log,
-        recorded_steps(profile, run / "tensorboard", note=progress.note) as record,
-        jax.transfer_guard("disallow"),
-    ):
+    log = MetricsLog(session.run, start=step, project=config.train.wandb_project)
+    profile = recorded_steps(session.profile, session.run / "tensorboard", note=progress.note)
+    with contextlib.closing(log), profile as record, jax.transfer_guard("disallow"):
         while step < total and reason is None:
-            asked = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - asked
+            batch = throughput.next_batch(batches)
             with record(step + 1):
-                state, metrics = steps(state, batch)
+                state, metrics = session.steps(state, batch)
             step += 1
             # Read one step late, so that the devices are never idle while the host looks.
             if unread is not None:
-                audio_seconds += _examine(step - 1, *unread, config, utterance_ids, progress)
-            unread = metrics, np.concatenate([batch.utterances, batch.second_utterance])
+                throughput.audio_seconds += examine(unread)
+            utterances = np.concatenate([batch.utterances, batch.second_utterance])
+            unread = Unread(step, metrics, utterances)
+            reason = session.stopped_by(step)
 
-            reason = stopped_by(step)
-            due = lambda every_steps, step=step: step == total or step % every_steps == 0
-            if reason or due(config.train.log_every_steps):
-                audio_seconds += _examine(step, *unread, config, utterance_ids, progress)
-                unread, elapsed = None, time.monotonic() - began
-                read = jax.device_get(metrics)._asdict()
-                read |= read.pop("auxiliary_losses")
-                figures = {name: float(value) for name, value in read.items()}
-                figures |= {
-                    "audio_seconds_per_second": audio_seconds / elapsed,
-                    "steps_per_second": (step - since) / elapsed,
-                    "data_wait_fraction": waited / elapsed,
-                }
-                for name in ("audio_seconds", "data_position", "lowest_loss"):
-                    del figures[name]
-                log.write(step, figures)
-                pace = f"{figures['steps_per_second']:.1f} steps/s"
-                if audio_seconds:
-                    pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
-                shown = [f"loss {figures['loss']:.3f}"]
-                if best is not None:
-                    shown.append(DEV_METRICS[selection_metric].format(best))
-                shown += [pace, f"waiting {figures['data_wait_fraction']:.1%}"]
-                progress.step(step, "  ".join(shown))
-                waited = audio_seconds = 0.0
-                since, began = step, time.monotonic()
+            if reason or _is_due(step, config.train.log_every_steps, total):
+                throughput.audio_seconds += examine(unread)
+                log_step(step, metrics, throughput, session, log, best=best)
+                unread, throughput = None, Throughput(step)
 
             dev_metric = None
             # Told to stop, it leaves at once; but nobody comes back to evaluate the last step.
-            if (
-                evaluate is not None
-                and (reason is None or step == total)
-                and due(config.train.evaluate_every_steps)
-            ):
+            may_evaluate = reason is None or step == total
+            if may_evaluate and _is_due(step, config.train.evaluate_every_steps, total):
                 with guests():
-                    measured = evaluate(state.averaged)
-                log.write(step, measured)
-                said = ", ".join(
-                    DEV_METRICS[name].format(value) for name, value in measured.items()
-                )
-                progress.note(f"step {step}: {said}")
-                dev_metric = measured[selection_metric]
+                    dev_metric = evaluate_step(step, state, session, log)
+
             improved = dev_metric is not None and (best is None or dev_metric < best)
-            if improved:
-                best = dev_metric
-            if improved or reason or due(config.checkpoint.every_steps):
+            best = dev_metric if improved else best
+            if improved or reason or _is_due(step, config.checkpoint.every_steps, total):
                 with guests():
-                    checkpoint.save(checkpointer, state, dev_metric=dev_metric, metadata=metadata)
+                    save(state, dev_metric=dev_metric)
             if dev_metric is not None or reason:
-                since, began, waited, audio_seconds = step, time.monotonic(), 0.0, 0.0
+                throughput = Throughput(step)
         with guests():
-            checkpoint.finish(checkpointer)
+            checkpoint.finish(session.checkpointer)
     return state, reason
 
 
-def _examine(
+def _is_due(step: int, every_steps: int, total: int) -> bool:
+    return step == total or step % every_steps == 0
+
+
+def log_step(
     step: int,
     metrics: Metrics,
-    utterances: np.ndarray,
-    config: Config,
-    utterance_ids: Sequence[str],
-    progress: ProgressDisplay,
+    throughput: Throughput,
+    session: Session,
+    log: MetricsLog,
+    *,
+    best: float | None,
+) -> None:
+    """Writes a step's figures to the log and shows them, with the best figure on dev so far."""
+    rates = throughput.figures(step)
+    read = jax.device_get(metrics)._asdict()
+    read |= read.pop("auxiliary_losses")
+    figures = {name: float(value) for name, value in read.items()} | rates
+    for name in ("audio_seconds", "data_position", "lowest_loss"):
+        del figures[name]
+    log.write(step, figures)
+    on_dev = "" if best is None else DEV_METRICS[session.selection_metric].format(best)
+    session.progress.step(step, status_line(figures, on_dev))
+
+
+def status_line(figures: Mapping[str, float], on_dev: str) -> str:
+    """What is shown of a logged step: texts have no audio, so their pace is in steps."""
+    pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
+    if not figures["audio_seconds_per_second"]:
+        pace = f"{figures['steps_per_second']:.1f} steps/s"
+    waiting = f"waiting {figures['data_wait_fraction']:.1%}"
+    return "  ".join(filter(None, (f"loss {figures['loss']:.3f}", on_dev, pace, waiting)))
+
+
+def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLog) -> float | None:
+    """Logs the figures on dev after this step and returns the one that selects checkpoints."""
+    if session.evaluate is None:
+        return None
+    figures = session.evaluate(state.averaged, note=session.progress.note)
+    log.write(step, figures)
+    shown = ", ".join(DEV_METRICS[name].format(value) for name, value in figures.items())
+    session.progress.note(f"step {step}: {shown}")
+    return figures[session.selection_metric]
+
+
+def check_health(
+    unread: Unread, *, config: Config, utterance_ids: Sequence[str], progress: ProgressDisplay
 ) -> float:
     """Reports a skipped step, and raises TrainingDiverged. Returns the audio seconds."""
+    step, metrics, utterances = unread
     metrics = jax.device_get(metrics)
     diverged = functools.partial(
         TrainingDiverged, step=step, data_position=int(metrics.data_position)

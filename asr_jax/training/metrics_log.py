@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,9 +14,17 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 # Protocol buffers make their classes at run time, where no type checker sees them.
-Event: Any = vars(event_pb2)["Event"]
-SessionLog: Any = vars(event_pb2)["SessionLog"]
-Summary: Any = vars(summary_pb2)["Summary"]
+Event = vars(event_pb2)["Event"]
+SessionLog = vars(event_pb2)["SessionLog"]
+Summary = vars(summary_pb2)["Summary"]
+
+
+@runtime_checkable
+class WandbRun(Protocol):
+    """The methods of wandb.Run that a log calls."""
+
+    def log(self, data: dict[str, float], *, step: int) -> None: ...
+    def finish(self) -> None: ...
 
 
 class MetricsLog:
@@ -41,15 +49,7 @@ class MetricsLog:
         self._tensorboard = EventsWriter(str(run / "tensorboard" / "events"))
         # TensorBoard hides what an earlier start wrote from this step on.
         self._write_event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
-        self._wandb: Any = None
-        if project:
-            import wandb  # of those alone who ask for it # pyright: ignore[reportMissingImports]
-
-            # The same run at every start.
-            id = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
-            self._wandb = wandb.init(
-                project=project, name=run.name, id=id, resume="allow", dir=str(run)
-            )
+        self._wandb = _start_wandb(run, project) if project else None
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not self._writes:
@@ -74,12 +74,20 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _write_event(self, **fields: Any) -> None:
+    def _write_event(self, **fields: object) -> None:
         try:
             self._tensorboard.write_event(Event(wall_time=time.time(), **fields))
             self._tensorboard.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._path.parent / "tensorboard") from error
+
+
+def _start_wandb(run: Path, project: str) -> WandbRun:
+    import wandb  # of those alone who ask for it # pyright: ignore[reportMissingImports]
+
+    # The same run at every start.
+    id = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=run.name, id=id, resume="allow", dir=str(run))
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

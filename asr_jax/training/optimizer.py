@@ -3,6 +3,7 @@
 import jax
 import optax
 import optax.contrib
+from jaxtyping import PyTree
 
 from asr_jax.config import OptimizerConfig
 from asr_jax.training.frozen import not_wholly_frozen
@@ -55,7 +56,7 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
-def _decays(params):
+def _decays(params: PyTree) -> PyTree:
     """True for matrices and convolutions: names, as stacked biases have two axes as well.
 
     What a layer adds to a shared matrix is a part of its matrix, the diagonal too: decay draws the
@@ -65,14 +66,16 @@ def _decays(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in decaying, params)
 
 
-def _orthogonalised(params):
+def _orthogonalised(params: PyTree) -> PyTree:
     """The matrix axes of every kernel but the output layers', each stacked layer's by itself.
 
     Low-rank factors are matrices too: an orthogonal update uses all of the few ranks that there
     are. A diagonal is not: its entries have nothing to do with each other.
     """
 
-    def axes(path, leaf):
+    def axes(
+        path: jax.tree_util.KeyPath, leaf: jax.Array
+    ) -> optax.contrib.MuonDimensionNumbers | None:
         names = [part.key for part in path]
         is_output = names[-2:-1] in (["out"], ["ctc_head"]) and "blocks" not in names
         if names[-1] not in ("kernel", "down", "up") or is_output:

@@ -1,13 +1,14 @@
 """Everything that training changes, in one tree."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from asr_jax.config import Config
 from asr_jax.distributed.sharding import state_shardings
@@ -21,8 +22,8 @@ class TrainState(NamedTuple):
     """Batches consumed since the first step of the run: all there is to know about the data."""
     key: Key[Array, ""]
     """Root of the run's randomness; a step folds its number in."""
-    params: Any
-    averaged: Any
+    params: PyTree
+    averaged: PyTree
     """Exponential moving average of the parameters, which evaluation uses."""
     optimizer: optax.OptState
     skipped: Int[Array, ""]
@@ -42,7 +43,7 @@ def _initial_state(
     init_key, key = jax.random.split(jax.random.key(config.train.seed))
     model = make_model(config, vocabulary_size, rngs=nnx.Rngs(init_key))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    zero = lambda: jnp.zeros((), jnp.int32)
+    zero = functools.partial(jnp.zeros, (), jnp.int32)
     return TrainState(
         step=zero(),
         data_position=zero(),

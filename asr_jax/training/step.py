@@ -1,7 +1,8 @@
 """One training step: a pure function of state and batch."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from asr_jax.config import Config
 from asr_jax.distributed.mesh import batch_sharding, over_rows
@@ -86,26 +87,36 @@ def augmented_features(
     return view(key), lengths
 
 
-def cast(params: Any, dtype: str) -> Any:
+def cast(params: PyTree, dtype: str) -> PyTree:
     return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
+class _Rows(NamedTuple):
+    """What the losses are computed of: a batch, or a micro-batch."""
+
+    features: Float[Array, "B *views T F"]
+    feature_lengths: Int[Array, " B"]
+    labels: Int[Array, "B U"]
+    label_lengths: Int[Array, " B"]
+    real: Bool[Array, " B"]
+    """False in padding rows."""
+
+
 def batch_gradients(
-    params: Any,
+    params: PyTree,
     batch: Batch,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
     graphdef: nnx.GraphDef,
     config: Config,
     mesh: Mesh,
-) -> tuple[Any, dict[str, Float[Array, ""]]]:
+) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
     """Gradients of the weighted sum of the batch's losses, and these losses, each per label.
 
     Those of frozen parameters are zeros.
     """
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
-    real = batch.utterances >= 0
     dtype, weights = config.train.compute_dtype, loss_weights(config)
     fixed = frozen_mask(params, config.optimizer.frozen)
 
@@ -113,17 +124,16 @@ def batch_gradients(
     whole = gather_fsdp(cast(params, dtype), mesh)
 
     def objective(whole, rows, key):
-        features, lengths, labels, label_lengths, real = rows
         losses = utterance_losses(
             nnx.merge(graphdef, without_gradients(whole, fixed)),
-            features.astype(dtype),
-            lengths,
-            labels,
-            label_lengths,
+            rows.features.astype(dtype),
+            rows.feature_lengths,
+            rows.labels,
+            rows.label_lengths,
             config=config,
             key=key,
         )
-        totals = {name: jnp.sum(jnp.where(real, loss, 0)) for name, loss in losses.items()}
+        totals = {name: jnp.sum(jnp.where(rows.real, loss, 0)) for name, loss in losses.items()}
         return sum(weights[name] * total for name, total in totals.items()), totals
 
     def gradients_of(rows, key):
@@ -131,22 +141,42 @@ def batch_gradients(
         # Summed over the devices as they are, before the optimizer takes its part of them.
         return cast(gather_fsdp(gradients, mesh), "float32"), losses
 
-    rows = (features, lengths, batch.labels, batch.label_lengths, real)
-    parts = config.train.accumulate
-    if parts == 1:
+    rows = _Rows(
+        features,
+        lengths,
+        labels=jnp.asarray(batch.labels),
+        label_lengths=jnp.asarray(batch.label_lengths),
+        real=jnp.asarray(batch.utterances) >= 0,
+    )
+    if config.train.accumulate == 1:
         sums = gradients_of(rows, dropout_key)
     else:
-        # Row i goes to micro-batch i % parts: each stays spread over the devices as the batch was.
-        micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
-        keys = jax.random.split(dropout_key, parts)
-        add = lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(*row)), None)
         zeros = (
             gather_fsdp(jax.tree.map(jnp.zeros_like, params), mesh),
             {name: jnp.float32(0) for name in weights},
         )
-        sums, _ = jax.lax.scan(add, zeros, (micro, keys))
-    labels = jnp.maximum(jnp.sum(jnp.where(real, batch.label_lengths, 0)), 1)
-    return jax.tree.map(lambda x: x / labels, sums)
+        sums = _accumulated(gradients_of, rows, dropout_key, config.train.accumulate, zeros)
+    count = jnp.maximum(jnp.sum(jnp.where(rows.real, rows.label_lengths, 0)), 1)
+    return jax.tree.map(lambda x: x / count, sums)
+
+
+def _accumulated(
+    gradients_of: Callable[[_Rows, Key[Array, ""]], PyTree],
+    rows: _Rows,
+    key: Key[Array, ""],
+    parts: int,
+    zeros: PyTree,
+) -> PyTree:
+    """The sum of what `gradients_of` gives for each of the batch's parts."""
+    # Row i goes to micro-batch i % parts: each stays spread over the devices as the batch was.
+    micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
+    keys = jax.random.split(key, parts)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, gradients_of(*part)), None
+
+    sums, _ = jax.lax.scan(add, zeros, (micro, keys))
+    return sums
 
 
 def train_step(
@@ -167,56 +197,77 @@ def train_step(
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.all(jnp.isfinite(jnp.stack([loss, *losses.values(), grad_norm])))
 
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    rate_share = config.train.rollback_learning_rate_factor**state.rollbacks
-    updates = jax.tree.map(lambda update: rate_share * update, updates)
-    params = optax.apply_updates(state.params, updates)
-    # The average of a young run must not remember its random start.
     taken = state.step - state.skipped
-    young = (1 + taken) / (10 + taken)
-    decay = jnp.minimum(config.optimizer.ema_decay, young)
-    averaged = optax.incremental_update(params, state.averaged, 1 - decay)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    fixed = frozen_mask(params, config.optimizer.frozen)
-    params = keep_frozen(params, state.params, fixed)
-    averaged = keep_frozen(averaged, state.averaged, fixed)
-
-    decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, young))
-    smoothed_loss = decay * state.smoothed_loss + (1 - decay) * loss
-    smoothed_loss = jnp.where(finite, smoothed_loss, state.smoothed_loss)
-    lowest_loss = jnp.where(
-        finite, jnp.minimum(state.lowest_loss, smoothed_loss), state.lowest_loss
-    )
-
-    audio_seconds = jnp.sum(batch.sample_lengths) / config.features.sample_rate_hz
-    skipped_in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-    schedule = learning_rate_schedule(config.optimizer, steps=config.train.steps)
+    rate_factor = config.train.rollback_learning_rate_factor**state.rollbacks
+    new = _updated(state, gradients, rate_factor, taken, optimizer=optimizer, config=config)
+    smoothed_loss, lowest_loss = _loss_means(state, loss, taken, finite)
+    keep = functools.partial(jax.tree.map, lambda a, b: jnp.where(finite, a, b))
     new_state = TrainState(
         step=state.step + 1,
         data_position=state.data_position + 1,
         key=state.key,
-        params=keep(params, state.params),
-        averaged=keep(averaged, state.averaged),
-        optimizer=keep(optimizer_state, state.optimizer),
+        params=keep(new.params, state.params),
+        averaged=keep(new.averaged, state.averaged),
+        optimizer=keep(new.optimizer, state.optimizer),
         skipped=state.skipped + (~finite),
-        skipped_in_a_row=skipped_in_a_row,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         smoothed_loss=smoothed_loss,
         lowest_loss=lowest_loss,
         rollbacks=state.rollbacks,
     )
+    schedule = learning_rate_schedule(config.optimizer, steps=config.train.steps)
     metrics = Metrics(
         loss=loss,
         auxiliary_losses=losses,
         grad_norm=grad_norm,
-        learning_rate=jnp.asarray(rate_share * schedule(taken), jnp.float32),
-        audio_seconds=audio_seconds,
+        learning_rate=jnp.asarray(rate_factor * schedule(taken), jnp.float32),
+        audio_seconds=jnp.sum(batch.sample_lengths) / config.features.sample_rate_hz,
         data_position=new_state.data_position,
         skipped=new_state.skipped,
-        skipped_in_a_row=skipped_in_a_row,
+        skipped_in_a_row=new_state.skipped_in_a_row,
         smoothed_loss=smoothed_loss,
         lowest_loss=lowest_loss,
     )
     return new_state, metrics
+
+
+def _updated(
+    state: TrainState,
+    gradients: PyTree,
+    rate_factor: Float[Array, ""],
+    taken: Int[Array, ""],
+    *,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> TrainState:
+    """The state with the parameters, average and moments that these gradients lead to."""
+    updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+    updates = jax.tree.map(lambda update: rate_factor * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(config.optimizer.ema_decay, _young(taken))
+    averaged = optax.incremental_update(params, state.averaged, 1 - decay)
+    fixed = frozen_mask(params, config.optimizer.frozen)
+    return state._replace(
+        params=keep_frozen(params, state.params, fixed),
+        averaged=keep_frozen(averaged, state.averaged, fixed),
+        optimizer=moments,
+    )
+
+
+def _loss_means(
+    state: TrainState, loss: Float[Array, ""], taken: Int[Array, ""], finite: Bool[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`smoothed_loss` and `lowest_loss` after a step with this loss."""
+    decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, _young(taken)))
+    smoothed = decay * state.smoothed_loss + (1 - decay) * loss
+    smoothed = jnp.where(finite, smoothed, state.smoothed_loss)
+    lowest = jnp.where(finite, jnp.minimum(state.lowest_loss, smoothed), state.lowest_loss)
+    return smoothed, lowest
+
+
+def _young(taken: Int[Array, ""]) -> Float[Array, ""]:
+    """The most decay of an average after this many steps: it must not remember a random start."""
+    return (1 + taken) / (10 + taken)
 
 
 def jitted_step(
@@ -225,7 +276,7 @@ def jitted_step(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     mesh: Mesh,
-) -> Any:
+) -> jax.stages.Wrapped:
     """`train_step` under jit: it takes states that lie as `abstract` says, and gives them up."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(

@@ -1,10 +1,10 @@
 """A model that starts from another's parameters, also where its labels are others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from asr_jax.config import Config
 
@@ -32,31 +32,32 @@ def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
     }
 
 
-def shape_mismatches(fresh: Any, given: Any, axes: LabelAxes) -> list[str]:
+def shape_mismatches(fresh: PyTree, given: PyTree, axes: LabelAxes) -> list[str]:
     """What of `given` has another shape than in `fresh`, or is in one of them alone: phrases.
 
     `axes` are the label axes of either, and may have any length. A network of which one of both has
     nothing is no misfit, but the encoder is.
     """
-    new, old = _named(fresh), _named(given)
+    new, old = _shapes(fresh, axes), _shapes(given, axes)
     both = {"encoder"} | {_network(name) for name in new} & {_network(name) for name in old}
-    found = []
-    for name in sorted(new.keys() | old.keys()):
-        there, here = (_shape(name, tree.get(name), axes) for tree in (old, new))
-        if _network(name) in both and here != there:
-            found.append(f"{name} is {there} there, {here} here")
-    return found
+    return [
+        f"{name} is {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
+        for name in sorted(new.keys() | old.keys())
+        if _network(name) in both and old.get(name) != new.get(name)
+    ]
 
 
-def transferred(fresh: Any, given: Any, fresh_axes: LabelAxes, given_axes: LabelAxes) -> Any:
+def transferred(
+    fresh: PyTree, given: PyTree, fresh_axes: LabelAxes, given_axes: LabelAxes
+) -> PyTree:
     """`fresh` with all that `given` has for it; there are no `shape_mismatches`.
 
     Entries of labels that both know go to where they are in `fresh`. Those of other labels, and the
     networks that `given` lacks, stay as they are in `fresh`.
     """
-    old = _named(given)
+    old = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
 
-    def take(path: Any, leaf: jax.Array) -> jax.Array:
+    def take(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
         name = _name(path)
         if name not in old or name not in fresh_axes:
             return old.get(name, leaf)
@@ -69,23 +70,20 @@ def transferred(fresh: Any, given: Any, fresh_axes: LabelAxes, given_axes: Label
     return jax.tree_util.tree_map_with_path(take, fresh)
 
 
-def _shape(name: str, leaf: Any, axes: LabelAxes) -> str:
-    """As a user is told it: an axis of labels is V."""
-    if leaf is None:
-        return "missing"
-    sizes = [str(size) for size in leaf.shape]
-    if name in axes:
-        sizes[axes[name][0]] = "V"
-    return f"({', '.join(sizes)})"
+def _shapes(tree: PyTree, axes: LabelAxes) -> dict[str, str]:
+    """The shapes of the parameters, by name, as a user is told them: an axis of labels is V."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name, sizes = _name(path), [str(size) for size in leaf.shape]
+        if name in axes:
+            sizes[axes[name][0]] = "V"
+        shapes[name] = f"({', '.join(sizes)})"
+    return shapes
 
 
 def _network(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -20,8 +20,9 @@ import soundfile
 from orbax.checkpoint import v1 as ocp
 from tiny import write_manifest, write_tone
 
-from asr_jax.commands import evaluate, train
+from asr_jax.commands import evaluate
 from asr_jax.data.pipeline import Batches, training_batches
+from asr_jax.experiment import tasks
 from asr_jax.text import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -511,7 +512,7 @@ def test_steps_that_are_never_finite(command, error, trained, tmp_path, monkeypa
         batches = training_batches(*arguments, **options)
         return Poisoned(batches, batches._failures)
 
-    monkeypatch.setattr(train, "training_batches", poisoned)
+    monkeypatch.setattr(tasks, "training_batches", poisoned)
     options = ["--run", tmp_path / "run", *trained.arguments[4:], "--train.max-skipped-in-a-row=2"]
     found = error("train", trained.config, *options)
     start = "2 steps in a row, up to step 2, had a loss or gradient that is not finite; "
@@ -521,7 +522,7 @@ def test_steps_that_are_never_finite(command, error, trained, tmp_path, monkeypa
     ]
     assert steps(tmp_path / "run") == {"1"}
     # What was saved is as good as before, and the run goes on from it.
-    monkeypatch.setattr(train, "training_batches", training_batches)
+    monkeypatch.setattr(tasks, "training_batches", training_batches)
     outcome = command("train", trained.config, *options)
     assert outcome.status == 0, outcome.err
     assert "going on from step 1 of 4" in outcome.err

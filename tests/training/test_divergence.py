@@ -9,7 +9,7 @@ import pytest
 
 from asr_jax.config import CheckpointConfig, Config, TrainConfig
 from asr_jax.training import checkpoint
-from asr_jax.training.loop import NEGLIGIBLE_LOSS, TrainingDiverged, _examine
+from asr_jax.training.loop import NEGLIGIBLE_LOSS, TrainingDiverged, Unread, check_health
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
 from asr_jax.training.step import Metrics
@@ -26,7 +26,8 @@ def examine(mean: float, lowest: float) -> float:
         data_position=np.int32(12),
         audio_seconds=np.float32(7),
     )
-    return _examine(10, metrics, np.array([0]), CONFIG, ["a"], PROGRESS)
+    unread = Unread(10, metrics, np.array([0]))
+    return check_health(unread, config=CONFIG, utterance_ids=["a"], progress=PROGRESS)
 
 
 def test_a_mean_loss_that_rises_several_times_above_its_lowest_is_a_divergence():

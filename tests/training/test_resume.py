@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from asr_jax import __main__
 from asr_jax.commands import train
 from asr_jax.data.pipeline import Batches
+from asr_jax.experiment import tasks
 from asr_jax.training.loop import compile_steps
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
     config, tmp_path, monkeypatch, capsys
 ):
     """Batches 7 to 9 hold sound that is not finite; two such steps in a row are a divergence."""
-    real = train.training_batches
+    real = tasks.training_batches
     taken = []
 
     def batches(*arguments, position, **options):
@@ -112,7 +113,7 @@ def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
         of_sound = lambda n, batch: batch.samples * np.nan if 7 <= n <= 9 else batch.samples
         return Batches((batch._replace(samples=of_sound(n, batch)) for n, batch in numbered), {})
 
-    monkeypatch.setattr(train, "training_batches", batches)
+    monkeypatch.setattr(tasks, "training_batches", batches)
     options = "log_every_steps=1, rollbacks=2, max_skipped_in_a_row=2"
     config.write_text(config.read_text().replace("log_every_steps=1", options))
     run = tmp_path / "run"

@@ -1,0 +1,152 @@
+"""How a run starts: everything is checked, read and agreed on before it is written or compiled."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from asr_jax.config import Config, flatten
+from asr_jax.data.manifest import read_transcribed
+from asr_jax.data.pipeline import Batches
+from asr_jax.distributed.mesh import check_batch, make_mesh
+from asr_jax.distributed.processes import code_fingerprint, require_same
+from asr_jax.experiment.corpus import Corpus, keep_tokenizer, training_corpus
+from asr_jax.experiment.fine_tuning import Source, initialize_from, read_source
+from asr_jax.experiment.run_directory import (
+    changes,
+    claim_run,
+    keep_config,
+    require_shared,
+    run_metadata,
+)
+from asr_jax.experiment.skipped import list_skipped
+from asr_jax.experiment.tasks import Task, task_of
+from asr_jax.models.composition import split_model
+from asr_jax.text import Tokenizer
+from asr_jax.training import checkpoint
+from asr_jax.training.loop import Evaluate
+from asr_jax.training.optimizer import make_optimizer
+from asr_jax.training.state import TrainState, abstract_state, initial_state
+
+
+class Setup(NamedTuple):
+    """What a run trains with, the same on all processes."""
+
+    config: Config
+    run: Path
+    task: Task
+    mesh: Mesh
+    corpus: Corpus
+    tokenizer: Tokenizer
+    optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef
+    abstract: TrainState
+    """Shapes, dtypes and shardings of the state."""
+    source: Source | None
+    """The model that a new run begins with."""
+    evaluate: Evaluate | None
+    metadata: checkpoint.Metadata
+
+    def batches(self, position: int) -> Batches:
+        """The endless stream of the run's batches, of which `position` were taken before."""
+        return self.task.batches(
+            self.config, self.corpus, self.tokenizer, self.mesh, self.run, position
+        )
+
+
+def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
+    """Checks config, devices, data and the run directory, and makes the directory this run's.
+
+    Nothing is written of a start that fails, but files that the next start replaces. Raises
+    ValueError.
+    """
+    require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
+    mesh = make_mesh(config.mesh, jax.devices())
+    for utterances in config.data.bucket_utterances:
+        check_batch(utterances, mesh, config.train.accumulate)
+    claim_run(run, config)
+    checkpoint.require_writable(run, config.checkpoint)
+    require_shared(run)
+
+    task = task_of(config)
+    corpus, tokenizer = training_corpus(config, run, read=task.read)
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    abstract = abstract_state(config, tokenizer.vocabulary_size, optimizer, mesh)
+    graphdef, _ = split_model(config, tokenizer.vocabulary_size)
+    source = read_source(init_from, run, config, tokenizer, abstract.params)
+    evaluate = task.evaluation(config, graphdef, tokenizer, mesh)
+    if config.data.test:
+        read_transcribed(config.data.test, "data.test")  # not after days of training
+    metadata = run_metadata(config, corpus.fingerprint())
+    require_same({f"a fingerprint of data.train = {config.data.train}": metadata["utterances"]})
+
+    keep_config(run, config)
+    keep_tokenizer(run)
+    return Setup(
+        config=config,
+        run=run,
+        task=task,
+        mesh=mesh,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        graphdef=graphdef,
+        abstract=abstract,
+        source=source,
+        evaluate=evaluate,
+        metadata=metadata,
+    )
+
+
+def restore(
+    setup: Setup, checkpointer: ocp.training.Checkpointer
+) -> tuple[TrainState | None, list[str]]:
+    """The state of the run's newest readable checkpoint, None for a new run, and warnings.
+
+    Raises CheckpointError for a checkpoint that cannot be used, UsageError for one of a run with
+    another config.
+    """
+    state, warnings = checkpoint.restore(checkpointer, setup.abstract)
+    if state is not None:
+        saved = checkpoint.saved_metadata(checkpointer, int(state.step))
+        warnings += changes(saved, setup.metadata, setup.run)
+    return state, warnings
+
+
+def describe(
+    setup: Setup,
+    state: TrainState | None,
+    warnings: Sequence[str],
+    *,
+    note: Callable[[str], None],
+) -> None:
+    """Notes what is trained and on what, and lists what is left out."""
+    corpus, params = setup.corpus, setup.abstract.params
+    for warning in warnings:
+        note(f"warning: {warning}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    note(
+        f"{setup.run}: {len(corpus.utterances)} utterances, {setup.task.amount(corpus)}; "
+        f"{count / 1e6:.2f} million parameters; {setup.mesh.size} {jax.default_backend()} device(s)"
+    )
+    list_skipped(corpus, setup.run, note=note)
+    if state is not None:
+        note(f"going on from step {int(state.step)} of {setup.config.train.steps}")
+    for line in setup.source.notes if setup.source else ():
+        note(line)
+
+
+def first_state(setup: Setup, checkpointer: ocp.training.Checkpointer) -> TrainState:
+    """A new run's state: random parameters, or the source's, which are then saved."""
+    config, tokenizer = setup.config, setup.tokenizer
+    state = initial_state(config, tokenizer.vocabulary_size, setup.optimizer, setup.mesh)
+    if setup.source:
+        state = initialize_from(setup.source, setup.run, state, config, tokenizer)
+        # What it began with need not be there when it goes on.
+        checkpoint.save(checkpointer, state, dev_metric=None, metadata=setup.metadata)
+    return state

@@ -1,0 +1,85 @@
+"""What training a recognizer and training a language model do differently."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from asr_jax.config import Config
+from asr_jax.data.manifest import read_manifest
+from asr_jax.data.pipeline import Batches, training_batches
+from asr_jax.data.texts import read_texts, training_text_batches
+from asr_jax.distributed.mesh import local_rows
+from asr_jax.distributed.processes import is_first
+from asr_jax.experiment.corpus import Corpus, ReadDataset
+from asr_jax.experiment.dev_perplexity import dev_perplexity
+from asr_jax.experiment.dev_wer import dev_wer
+from asr_jax.text import Tokenizer
+from asr_jax.training.loop import Evaluate
+
+
+class Task(NamedTuple):
+    read: ReadDataset
+    """Reads data.train and each of data.more_train."""
+    batches: Callable[[Config, Corpus, Tokenizer, Mesh, Path, int], Batches]
+    """Makes the endless stream of a run's batches from a position on."""
+    evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh], Evaluate | None]
+    """Reads data.dev and makes what measures parameters on it; None without a data.dev."""
+    selection_metric: str
+    """The figure of the evaluation by which the best checkpoint is kept."""
+    amount: Callable[[Corpus], str]
+    """Says how much there is to train on."""
+
+
+def task_of(config: Config) -> Task:
+    """What the config's objective trains: a language model or a recognizer."""
+    if config.objective.is_language_model:
+        return Task(read_texts, _text_batches, dev_perplexity, "dev_perplexity", _pieces)
+    return Task(read_manifest, _audio_batches, dev_wer, "dev_wer", _hours)
+
+
+def _audio_batches(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, run: Path, position: int
+) -> Batches:
+    return training_batches(
+        corpus.utterances,
+        corpus.labels,
+        data=config.data,
+        augment=config.augment,
+        sample_rate_hz=config.features.sample_rate_hz,
+        seed=config.train.seed,
+        position=position,
+        separator=tokenizer.separator,
+        corpus_sizes=corpus.sizes,
+        noise=corpus.noise,
+        impulse_responses=corpus.impulse_responses,
+        local_rows=functools.partial(local_rows, mesh),
+        cache_path=run / "epochs.json",
+        write_cache=is_first(),
+    )
+
+
+def _text_batches(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, run: Path, position: int
+) -> Batches:
+    return training_text_batches(
+        corpus.labels,
+        data=config.data,
+        seed=config.train.seed,
+        position=position,
+        corpus_sizes=corpus.sizes,
+        local_rows=functools.partial(local_rows, mesh),
+        cache_path=run / "epochs.json",
+        write_cache=is_first(),
+    )
+
+
+def _hours(corpus: Corpus) -> str:
+    return f"{sum(u.duration_seconds for u in corpus.utterances) / 3600:.2f} hours"
+
+
+def _pieces(corpus: Corpus) -> str:
+    return f"{sum(map(len, corpus.labels))} pieces"

@@ -1,4 +1,4 @@
-"""`asr-jax VERB ...`, the same as `python -m asr_jax VERB ...`."""
+"""`asr-jax COMMAND ...`, the same as `python -m asr_jax COMMAND ...`."""
 
 import difflib
 import importlib
@@ -6,34 +6,55 @@ import sys
 
 from asr_jax.errors import user_message
 
+# The usage of each command, and what it does.
 COMMANDS = {
-    "prepare": "prepare SOURCE OUT [--config CONFIG]",
-    "train": "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
-    "evaluate": "evaluate RUN [--data DATA ...] [--compare RUN|DIR] [--decoder beam]",
-    "transcribe": "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",
-    "export": "export RUN OUT --format params [--checkpoint ...] [--quantize int8]",
-    "fit": "fit CONFIG [--target h200|a100-40|v5e-8 ...] [--largest] [--json]",
+    "prepare": (
+        "prepare SOURCE OUT [--config CONFIG]",
+        "Check recordings and store them as a dataset that training reads fast.",
+    ),
+    "train": (
+        "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
+        "Train a model, resuming from its latest checkpoint if there is one.",
+    ),
+    "evaluate": (
+        "evaluate RUN [--data DATA ...] [--compare RUN|DIR] [--decoder beam]",
+        "Measure the word error rate on datasets and write a report.",
+    ),
+    "transcribe": (
+        "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",
+        "Print the transcripts of recordings.",
+    ),
+    "export": (
+        "export RUN OUT --format params [--checkpoint ...] [--quantize int8]",
+        "Write a trained model to a folder of its own, in a format for other programs.",
+    ),
+    "fit": (
+        "fit CONFIG [--target h200|a100-40|v5e-8 ...] [--largest] [--json]",
+        "Compute the memory and operations of a training step, without the accelerator.",
+    ),
 }
 
 
 def main() -> int:
-    """Runs the verb; what the user can mend is one line on stderr and exit status 2."""
-    verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help"):
-        usage = "\n".join(f"  asr-jax {line}" for line in COMMANDS.values())
-        print(f"Conformer-transducers in JAX.\n\n{usage}\n\nasr-jax VERB --help says more.")
+    """Run the command; an error that its user can fix is one line on stderr and exit status 2."""
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        print("Train and use Conformer-transducer speech recognizers in JAX.\n")
+        for usage, summary in COMMANDS.values():
+            print(f"  asr-jax {usage}\n      {summary}")
+        print("\nRun `asr-jax COMMAND --help` for its options.")
         return 0
-    if verb not in COMMANDS:
-        near = difflib.get_close_matches(verb, COMMANDS, n=1, cutoff=0.0)
-        print(f"asr-jax: no verb {verb!r}; did you mean {near[0]}?", file=sys.stderr)
+    if command not in COMMANDS:
+        [nearest] = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)
+        print(f"asr-jax: unknown command {command!r}; did you mean {nearest}?", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"asr_jax.commands.{verb}").run(arguments)
+        return importlib.import_module(f"asr_jax.commands.{command}").run(arguments)
     except (Exception, KeyboardInterrupt) as error:
-        problem = user_message(error)
-        if problem is None:
+        message = user_message(error)
+        if message is None:
             raise
-        print(f"asr-jax {verb}: {problem}", file=sys.stderr)
+        print(f"asr-jax {command}: {message}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 

@@ -1,7 +1,7 @@
 """Config files: Python files that end in `config = Config(...)`, and the config.json of a run.
 
 A config.json is data: its fields are checked against the types in asr_jax/config.py, and nothing in
-it is ever executed. Every mistake is one line that names the file.
+it is executed. Every mistake is reported in one line that names the file.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from asr_jax.config import Config, flatten
 from asr_jax.errors import UsageError
 
-# Fields that had other names in the config.json files of earlier versions.
-_FORMER_NAMES = {
+# Fields that had other names in earlier versions.
+FORMER_NAMES = {
     "augment.rooms": "augment.impulse_responses",
     "augment.room_probability": "augment.impulse_response_probability",
     "augment.time_mask_share": "augment.time_mask_fraction",
@@ -42,22 +42,22 @@ def load_config(path: Path) -> Config:
         raise UsageError(f"{path}: no such config file{_nearest_file(path)}")
     flat = _json_fields(path) if path.suffix == ".json" else _python_fields(path)
     try:
-        return _config(flat)
+        return _make_config(flat)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Replace the file in one step, so that a full disk does not lose the old one."""
+    """Write config.json atomically: on a full disk the old file survives."""
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(flatten(config), indent=1) + "\n")
     os.replace(partial, path)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the most similar of `names`, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Return "; did you mean NAME?" for the most similar of `names`, or "" if none is similar."""
+    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _shipped(path: Path) -> Path:
@@ -70,15 +70,15 @@ def _shipped(path: Path) -> Path:
     return next((file for file in shipped if file.is_file()), path)
 
 
-def _config(flat: Mapping[str, object]) -> Config:
-    """Return the config that has these values under their dotted names, and defaults elsewhere."""
+def _make_config(flat: Mapping[str, object]) -> Config:
+    """Return the config with these values, by dotted name, and with defaults elsewhere."""
     config, known = Config(), flatten(Config())
     sections: dict[str, dict[str, object]] = {}
     for name, value in flat.items():
-        if name in _FORMER_NAMES:
+        if name in FORMER_NAMES:
             raise UsageError(
-                f"{name} is a field of an earlier version of asr_jax, now {_FORMER_NAMES[name]}: "
-                "runs of that version cannot be read; train again"
+                f"{name}: field of an earlier version of asr_jax, now {FORMER_NAMES[name]}; runs "
+                "of that version cannot be read, train again"
             )
         if name not in known:
             raise UsageError(f"unknown field {name!r}{nearest(name, known)}")
@@ -93,21 +93,20 @@ def _config(flat: Mapping[str, object]) -> Config:
 
 
 def _typed(value: object, annotation: object, name: str) -> object:
-    """Return the value of the field `name` as its annotation says, or raise UsageError."""
-    choices = get_args(annotation)
-    if isinstance(annotation, types.UnionType) and value is None:
+    """Return the field's value as the type of its annotation, or raise UsageError."""
+    optional = isinstance(annotation, types.UnionType)
+    if optional and value is None:
         return None
-    if isinstance(annotation, types.UnionType):
-        (annotation,) = (choice for choice in choices if choice is not type(None))
-    is_choice = get_origin(annotation) is Literal
-    expected = _kind(choices[0]) if is_choice else _EXPECTED[get_origin(annotation) or annotation]
+    if optional:
+        (annotation,) = (option for option in get_args(annotation) if option is not type(None))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    expected = _kind(arguments[0]) if origin is Literal else _EXPECTED[origin or annotation]
     if _kind(value) != expected:
-        or_null = " or null" if type(None) in choices else ""
-        raise UsageError(f"{name} = {value!r}: must be {expected}{or_null}")
-    if is_choice and value not in choices:
-        raise UsageError(f"{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
-    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
-        return _typed_tuple(value, choices, name)
+        raise UsageError(f"{name} = {value!r}: must be {expected}{' or null' if optional else ''}")
+    if origin is Literal and value not in arguments:
+        raise UsageError(f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return _typed_tuple(value, arguments, name)
     if annotation is int and not isinstance(value, int):
         raise UsageError(f"{name} = {value!r}: must be an integer")
     return float(value) if annotation is float and isinstance(value, int) else value
@@ -121,24 +120,24 @@ def _typed_tuple(
     if len(values) != len(annotations):
         raise UsageError(f"{name} = {values!r}: must be a list of {len(annotations)}")
     return tuple(
-        _typed(value, annotation, f"{name}[{place}]")
-        for place, (value, annotation) in enumerate(zip(values, annotations))
+        _typed(value, annotation, f"{name}[{index}]")
+        for index, (value, annotation) in enumerate(zip(values, annotations))
     )
 
 
 def _kind(value: object) -> str:
     """Return the JSON name of the value's type, so that neither "yes" nor 1 passes for true."""
-    kinds = {
+    names = {
         bool: "true or false",
         str: "a string",
         (int, float): "a number",
         (list, tuple): "a list",
         type(None): "null",
     }
-    return next((kind for types, kind in kinds.items() if isinstance(value, types)), "an object")
+    return next((name for type_, name in names.items() if isinstance(value, type_)), "an object")
 
 
-# The JSON name of what a field's annotation accepts.
+# The JSON name of the values that an annotation accepts.
 _EXPECTED: dict[object, str] = {
     bool: "true or false",
     str: "a string",
@@ -172,7 +171,7 @@ def _python_fields(path: Path) -> dict[str, object]:
 
 
 def _line_of(error: Exception, path: Path) -> str:
-    """Return ":LINE", the config file's line at which the error arose, or nothing."""
+    """Return ":LINE", the line of the config file where the error occurred, or ""."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -189,12 +188,10 @@ def _nearest_file(path: Path) -> str:
 
 def _with_nearest_field(error: Exception) -> str:
     message = getattr(error, "msg", str(error)).split("\n")[0] or type(error).__name__
-    unexpected = re.search(
-        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message
-    )
-    if not unexpected:
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if not unknown:
         return message
-    sections = {type(part).__name__: part for part in vars(Config()).values()}
-    owner = sections.get(unexpected[1], Config())
-    names = [field.name for field in dataclasses.fields(owner)]
-    return f"{unexpected[1]} has no field {unexpected[2]!r}{nearest(unexpected[2], names)}"
+    class_name, name = unknown.groups()
+    sections = {type(section).__name__: section for section in vars(Config()).values()}
+    names = [field.name for field in dataclasses.fields(sections.get(class_name, Config()))]
+    return f"{class_name} has no field {name!r}{nearest(name, names)}"

@@ -1,4 +1,4 @@
-"""What a command says of an error that its user can mend."""
+"""The line that a command prints for an error that its user can fix."""
 
 import contextlib
 import errno
@@ -11,18 +11,18 @@ class UsageError(ValueError):
 
 
 def user_message(error: BaseException) -> str | None:
-    """The line to print; None for a bug, whose traceback is to be seen."""
+    """Return the line to print, or None for a bug, whose traceback is shown."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, ValueError) and _raised_here(error):
+    if isinstance(error, ValueError) and _raised_in_package(error):
         return str(error)
     return None
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether our own code raised it: a rule that the user can keep. A library's is our bug."""
+def _raised_in_package(error: BaseException) -> bool:
+    """Return whether this package raised the error; a library's ValueError is a bug of ours."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -31,7 +31,7 @@ def _raised_here(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def name_full_disk(folder: Path) -> Iterator[None]:
-    """An error of a full disk, which does not say where, names `folder`."""
+    """Add `folder` to the error of a full disk, which does not say where it happened."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Config files, their golden copies, and what a user can get wrong about either.
+"""Config files, their golden copies, and the mistakes that users make in either.
 
-`python tests/test_configs.py --update` (asr_jax installed) writes tests/golden/ anew, one JSON file
-per file of configs/; `git diff tests/golden` shows what a changed default does to which experiment.
+`python tests/test_configs.py --update` (asr_jax installed) rewrites tests/golden/, one JSON file
+for each file of configs/. `git diff tests/golden` then shows which experiments a changed default
+affects.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import pytest
 
 from asr_jax.commands.arguments import override
 from asr_jax.config import Config, DataConfig, FeaturesConfig, JointConfig, flatten
-from asr_jax.config_file import load_config, write_config
+from asr_jax.config_file import FORMER_NAMES, load_config, write_config
 from asr_jax.errors import UsageError
 
 TESTS = Path(__file__).resolve().parent
@@ -37,7 +38,7 @@ def test_shipped_config_equals_its_golden_copy_from_any_directory(path, tmp_path
     config = load_config(path)
     write_config(config, tmp_path / "config.json")
     now = json.loads((tmp_path / "config.json").read_text())
-    assert now == json.loads(golden(path).read_text()), f"if that is meant: {UPDATE}"
+    assert now == json.loads(golden(path).read_text()), f"if this is intended: {UPDATE}"
     assert load_config(golden(path)) == config
 
 
@@ -46,14 +47,14 @@ def test_no_golden_copy_outlives_its_config():
 
 
 @by_name
-def test_shipped_docstring_names_its_own_command_and_what_came_of_it(path):
+def test_shipped_docstring_names_its_own_command_and_result(path):
     docstring = path.read_text().split('"""')[1]
     assert f"asr-jax train configs/{path.name}" in docstring
     assert "Not run" in docstring or re.search(r"WER.*\d", docstring)
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.startswith("librispeech")], ids=str)
-def test_librispeech_batches_cost_alike_and_divide_over_eight_devices(path):
+def test_librispeech_batches_are_equally_long_and_divide_over_eight_devices(path):
     data = load_config(path).data
     seconds = [s * n for s, n in zip(data.bucket_seconds, data.bucket_utterances)]
     assert max(seconds) / min(seconds) < 1.2
@@ -100,7 +101,7 @@ def test_config_json_may_name_some_fields_only(tmp_path):
 
 @pytest.fixture(params=["config.py", "config.json"])
 def config_file(request, tmp_path):
-    """Three blocks and nothing else, in either language."""
+    """A config file, Python or JSON, that sets three blocks and nothing else."""
     path = tmp_path / request.param
     path.write_text(
         '{"encoder.layers": 3}'
@@ -136,15 +137,15 @@ def test_a_shipped_config_is_found_by_its_name_unless_a_file_has_that_path(tmp_p
     monkeypatch.chdir(tmp_path)
     shipped = load_config(Path("librispeech_960h_l"))
     assert shipped == load_config(golden(Path("librispeech_960h_l.py")))
-    assert complaint(Path("librispeach_960h_l")).endswith(
+    assert error_message(Path("librispeach_960h_l")).endswith(
         "no such config file; did you mean librispeech_960h_l?"
     )
     (tmp_path / "quickstart").mkdir()
     write_config(Config(), tmp_path / "quickstart/config.json")
-    assert "a run directory; its config is" in complaint(Path("quickstart"))
+    assert "a run directory; its config is" in error_message(Path("quickstart"))
 
 
-def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
+def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
         override(load_config(path), overrides)
     message = str(caught.value)
@@ -196,10 +197,10 @@ def complaint(path: Path, overrides: tuple[str, ...] = ()) -> str:
         (("--encoder.left-chunks", "-1"), ["encoder.left_chunks = -1: must not be negative"]),
     ],
 )
-def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):
+def test_mistake_on_the_command_line_is_reported_in_one_line(overrides, words, tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{}")
-    message = complaint(path, overrides)
+    message = error_message(path, overrides)
     assert all(word in message for word in words), message
 
 
@@ -221,10 +222,10 @@ def test_mistake_on_the_command_line_is_one_line(overrides, words, tmp_path):
         ("", ["not JSON"]),
     ],
 )
-def test_mistake_in_config_json_is_one_line_that_names_the_file(tmp_path, text, words):
+def test_mistake_in_config_json_is_reported_in_one_line_that_names_the_file(tmp_path, text, words):
     path = tmp_path / "config.json"
     path.write_text(text)
-    message = complaint(path)
+    message = error_message(path)
     assert all(word in message for word in [str(path), *words]), message
 
 
@@ -238,46 +239,57 @@ def test_mistake_in_config_json_is_one_line_that_names_the_file(tmp_path, text, 
         ("import no_such_module", ["no_such_module"]),
     ],
 )
-def test_mistake_in_a_py_file_is_one_line_that_names_the_file(tmp_path, line, words):
+def test_mistake_in_a_py_file_is_reported_in_one_line_that_names_the_file(tmp_path, line, words):
     path = tmp_path / "mine.py"
     path.write_text(f"from asr_jax.config import Config, EncoderConfig\n{line}\n")
-    message = complaint(path)
+    message = error_message(path)
     assert all(word in message for word in [str(path), *words]), message
 
 
-def test_typo_in_a_py_file_is_answered_with_the_nearest_field(tmp_path):
-    """In an interpreter of its own: the hook that checks shapes rewords what Python says here."""
+def test_typo_in_a_py_file_is_reported_with_the_nearest_field(tmp_path):
+    """Run in a process of its own, as the hook that checks shapes rewords Python's error."""
+    imports = "from asr_jax.config import Config, EncoderConfig"
     (tmp_path / "field.py").write_text(
-        "from asr_jax.config import *\nconfig = Config(encoder=EncoderConfig(layres=3))\n"
+        f"{imports}\nconfig = Config(encoder=EncoderConfig(layres=3))\n"
     )
-    (tmp_path / "part.py").write_text(
-        "from asr_jax.config import *\nconfig = Config(encodr=EncoderConfig())\n"
-    )
+    (tmp_path / "section.py").write_text(f"{imports}\nconfig = Config(encodr=EncoderConfig())\n")
     script = """
 import sys
 from pathlib import Path
-from asr_jax.config_file import UsageError, load_config
+from asr_jax.config_file import load_config
+from asr_jax.errors import UsageError
 for name in sys.argv[1:]:
     try:
         load_config(Path(name))
     except UsageError as error:
         print(error)
 """
-    paths = [str(tmp_path / "field.py"), str(tmp_path / "part.py")]
-    ran = subprocess.run(
+    paths = [str(tmp_path / "field.py"), str(tmp_path / "section.py")]
+    process = subprocess.run(
         [sys.executable, "-c", script, *paths], cwd=TESTS.parent, capture_output=True, text=True
     )
-    assert ran.stdout.splitlines() == [
+    assert process.stdout.splitlines() == [
         f"{paths[0]}:2: EncoderConfig has no field 'layres'; did you mean layers?",
         f"{paths[1]}:2: Config has no field 'encodr'; did you mean encoder?",
-    ], ran.stderr
+    ], process.stderr
 
 
-def test_missing_file_is_named_with_the_nearest_one(tmp_path):
+def test_missing_file_is_reported_with_the_nearest_one(tmp_path):
     (tmp_path / "quickstart.py").touch()
-    message = complaint(tmp_path / "quikstart.py")
+    message = error_message(tmp_path / "quikstart.py")
     assert "no such config file" in message
     assert f"did you mean {tmp_path / 'quickstart.py'}?" in message
+
+
+def test_config_json_of_an_earlier_version_is_rejected_in_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    new_names = {new: former for former, new in FORMER_NAMES.items()}
+    fields = {new_names.get(name, name): value for name, value in flatten(Config()).items()}
+    path.write_text(json.dumps(fields))
+    assert error_message(path) == (
+        f"{path}: augment.room_probability: field of an earlier version of asr_jax, now "
+        "augment.impulse_response_probability; runs of that version cannot be read, train again"
+    )
 
 
 def test_config_json_is_data_and_never_code(tmp_path, monkeypatch):
@@ -287,14 +299,14 @@ def test_config_json_is_data_and_never_code(tmp_path, monkeypatch):
     path.write_text(json.dumps({"data.train": code}))
     assert load_config(path).data.train == code
     path.write_text(json.dumps({"encoder.layers": code}))
-    complaint(path)
+    error_message(path)
     path.write_text(code)
-    assert "not JSON" in complaint(path)
+    assert "not JSON" in error_message(path)
     assert not (tmp_path / "ran").exists()
 
 
 def update() -> None:
-    """Writes a golden copy of every config, and removes those whose config is gone."""
+    """Write a golden copy of every config, and delete copies whose config is gone."""
     for old in GOLDEN.glob("*.json"):
         old.unlink()
     for path in CONFIGS:

@@ -1,73 +1,74 @@
-"""Who may import whom, and who may touch the world: read off the syntax trees, nothing is run."""
+"""Who may import whom, and who may touch the world outside: read from the syntax trees."""
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "asr_jax"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "asr_jax"
 # Every module of the package under its dotted name without `asr_jax.`, and its syntax tree.
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# What a folder or file may import of the package. An entry names a module or all that is below it;
-# a module matches the longest key that it lies below.
+# What each part of the package, a folder or a file, may import of the package. A name stands for a
+# module and all modules below it. A module belongs to the part with the longest matching name.
 MAY_IMPORT = {
-    "__init__": ["inference.model"],
-    "__main__": ["commands", "errors"],
-    "config": [],
-    "types": [],
-    "audio": [],
-    "text": [],
-    "errors": [],
-    "config_file": ["config", "errors"],
-    "losses": ["losses"],
-    "features": ["config", "features"],
-    "layers": ["layers"],
-    "models": ["config", "layers", "models"],
-    "data": ["audio", "config", "data", "text", "types"],
-    "distributed": ["config", "distributed", "errors"],
-    "training": "config distributed features layers losses models training types".split(),
-    "capacity": "capacity config distributed features layers losses models training types".split(),
-    "decoding": "config decoding distributed features layers losses models text types".split(),
-    "scoring": ["scoring", "types"],
-    "export": ["config", "decoding", "export", "features", "layers", "models", "text", "types"],
+    "__init__": "inference.model",
+    "__main__": "commands errors",
+    "config": "",
+    "types": "",
+    "audio": "",
+    "text": "",
+    "errors": "",
+    "config_file": "config errors",
+    "losses": "losses",
+    "features": "config features",
+    "layers": "layers",
+    "models": "config layers models",
+    "data": "audio config data text types",
+    "distributed": "config distributed errors",
+    "training": "config distributed features layers losses models training types",
+    "capacity": "capacity config distributed features layers losses models training types",
+    "decoding": "config decoding distributed features layers losses models text types",
+    "scoring": "scoring types",
+    "export": "config decoding export features layers models text types",
     "inference": "audio config config_file data decoding distributed errors export features "
-    "inference models text training.checkpoint types".split(),
+    "inference models text training.checkpoint types",
     "experiment": "config config_file data distributed errors experiment features inference layers "
-    "models scoring text training types".split(),
+    "models scoring text training types",
     "commands": "audio capacity commands config config_file data decoding distributed errors "
-    "experiment export features inference layers models scoring text training types".split(),
+    "experiment export features inference layers models scoring text training types",
 }
-# Libraries that a part may import at all; a part not listed may import any.
+# The libraries that a part may import; a part that is not listed may import any.
 LIBRARIES = {
-    "config": [],
-    "types": ["jaxtyping", "numpy"],
-    "losses": ["jax", "jaxtyping", "numpy"],
-    "features": ["jax", "jaxtyping", "numpy"],
-    "layers": ["flax", "jax", "jaxtyping"],
-    "models": ["flax", "jax", "jaxtyping"],
-    "audio": ["jaxtyping", "numpy", "soundfile", "soxr"],
-    "text": ["jaxtyping", "numpy", "sentencepiece"],
-    "data": ["array_record", "grain", "jaxtyping", "numpy", "tensorflow_datasets"],
-    "scoring": ["jaxtyping", "numpy", "rapidfuzz", "whisper_normalizer"],
+    "config": "",
+    "types": "jaxtyping numpy",
+    "losses": "jax jaxtyping numpy",
+    "features": "jax jaxtyping numpy",
+    "layers": "flax jax jaxtyping",
+    "models": "flax jax jaxtyping",
+    "audio": "jaxtyping numpy soundfile soxr",
+    "text": "jaxtyping numpy sentencepiece",
+    "data": "array_record grain jaxtyping numpy tensorflow_datasets",
+    "scoring": "jaxtyping numpy rapidfuzz whisper_normalizer",
 }
-# Pure besides these: they alone may look at the clock, at how they were called, or at files.
-READS_CLOCK = [
-    *("commands", "distributed.processes", "distributed.rendezvous"),
-    *("inference.recognizer", "inference.streaming"),
-    *("training.loop", "training.metrics_log", "training.progress"),
-]
-READS_CALL = ["__main__", "commands", "distributed"]
-OPENS_FILES = [
-    *"audio commands config_file data decoding.hotwords decoding.ngram distributed".split(),
-    *"experiment export inference scoring.comparison scoring.report scoring.report_page".split(),
-    *("text", "training.checkpoint", "training.metrics_log"),
-]
-# Of pathlib's methods those that no other object here has.
+# All other parts are functions of their arguments alone: they do not look at the clock, at the
+# command line and the environment, or at files.
+READS_CLOCK = (
+    "commands distributed.processes distributed.rendezvous inference.recognizer "
+    "inference.streaming training.loop training.metrics_log training.progress"
+)
+READS_CALL = "__main__ commands distributed"
+OPENS_FILES = (
+    "audio commands config_file data decoding.hotwords decoding.ngram distributed experiment "
+    "export inference scoring.comparison scoring.report scoring.report_page text "
+    "training.checkpoint training.metrics_log"
+)
+# The methods of pathlib.Path that no other object in the package has.
 FILE_METHODS = set(
     "exists glob is_dir is_file iterdir mkdir open read_bytes read_text rename rglob rmdir touch "
     "unlink write_bytes write_text".split()
@@ -77,17 +78,17 @@ every_module = pytest.mark.parametrize("module", MODULES)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all imported modules, wherever in the file; of `from a import b`, a.b."""
+    """Yield the dotted names of all imports anywhere in a file; a.b for `from a import b`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+            assert node.level == 0, f"line {node.lineno}: imports must be absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def attributes(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """(object, attribute) of everything written `name.attribute`, or imported `from name`."""
+    """Yield (name, attribute) for every `name.attribute` and `from name import attribute`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield (node.value.id if isinstance(node.value, ast.Name) else "", node.attr)
@@ -95,7 +96,8 @@ def attributes(tree: ast.AST) -> Iterator[tuple[str, str]]:
             yield from ((str(node.module), alias.name) for alias in node.names)
 
 
-def opens_files(tree: ast.AST) -> Iterator[str]:
+def file_accesses(tree: ast.AST) -> Iterator[str]:
+    """Yield every call of open() or of a file method of pathlib.Path, with its line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func
@@ -105,19 +107,19 @@ def opens_files(tree: ast.AST) -> Iterator[str]:
                 yield f"line {node.lineno}: .{called.attr}"
 
 
-def is_below(module: str, names: list[str] | dict) -> bool:
+def is_below(module: str, names: Iterable[str]) -> bool:
     return any(module == name or module.startswith(name + ".") for name in names)
 
 
 def part_of(module: str) -> str:
     parts = [name for name in MAY_IMPORT if is_below(module, [name])]
-    assert parts, f"asr_jax.{module} is in no part of the house that MAY_IMPORT knows"
+    assert parts, f"asr_jax.{module} belongs to no part that MAY_IMPORT lists"
     return max(parts, key=len)
 
 
 @every_module
 def test_module_imports_only_the_parts_it_may(module):
-    allowed = MAY_IMPORT[part_of(module)]
+    allowed = MAY_IMPORT[part_of(module)].split()
     own = [
         name.partition(".")[2] for name in imports(MODULES[module]) if is_below(name, ["asr_jax"])
     ]
@@ -127,39 +129,54 @@ def test_module_imports_only_the_parts_it_may(module):
 @every_module
 def test_module_imports_only_the_libraries_it_may(module):
     if part_of(module) in LIBRARIES:
-        allowed = {"asr_jax", *LIBRARIES[part_of(module)], *sys.stdlib_module_names}
+        libraries = LIBRARIES[part_of(module)].split()
+        allowed = {"asr_jax", *libraries, *sys.stdlib_module_names}
         roots = {name.partition(".")[0] for name in imports(MODULES[module])}
         assert roots <= allowed, f"it imports {roots - allowed}"
 
 
 def test_parts_depend_on_each_other_in_one_direction():
-    """No part can reach itself through others: what is tested above has no cycle in it."""
-    beyond = {
-        part: {part_of(name) for name in allowed} - {part} for part, allowed in MAY_IMPORT.items()
+    """No part can reach itself through other parts: what is allowed above has no cycle."""
+    needs = {
+        part: {part_of(name) for name in names.split()} - {part}
+        for part, names in MAY_IMPORT.items()
     }
-    ready: set[str] = set()
-    while len(ready) < len(beyond):
-        more = {p for p, needs in beyond.items() if p not in ready and ready.issuperset(needs)}
-        assert more, f"a cycle among {sorted(beyond.keys() - ready)}"
-        ready |= more
+    sorted_parts: set[str] = set()
+    while len(sorted_parts) < len(needs):
+        ready = {part for part in needs.keys() - sorted_parts if needs[part] <= sorted_parts}
+        assert ready, f"a cycle among {sorted(needs.keys() - sorted_parts)}"
+        sorted_parts |= ready
+
+
+def test_only_the_entry_point_benchmarks_and_tests_import_commands():
+    users = [part for part, names in MAY_IMPORT.items() if "commands" in names.split()]
+    assert users == ["__main__", "commands"]
+    importers = {
+        folder
+        for folder in ("benchmarks", "configs", "docs", "launch", "samples", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in imports(ast.parse(path.read_text()))
+        if is_below(name, ["asr_jax.commands"])
+    }
+    assert importers == {"benchmarks", "tests"}
 
 
 @every_module
 def test_only_commands_see_arguments_and_environment(module):
-    # sys.stderr, sys.stdlib_module_names and sys.maxsize say nothing of how one was called.
-    looks = {("sys", "argv"), ("os", "environ"), ("os", "getenv"), ("os", "putenv")}
-    assert is_below(module, READS_CALL) or not looks & set(attributes(MODULES[module]))
+    # sys.stderr, sys.stdlib_module_names and sys.maxsize do not depend on the call.
+    call = {("sys", "argv"), ("os", "environ"), ("os", "getenv"), ("os", "putenv")}
+    assert is_below(module, READS_CALL.split()) or not call & set(attributes(MODULES[module]))
 
 
 @every_module
-def test_only_the_loop_and_commands_look_at_the_clock(module):
+def test_only_commands_and_progress_look_at_the_clock(module):
     clocks = {name for name in imports(MODULES[module]) if is_below(name, ["time", "datetime"])}
-    assert is_below(module, READS_CLOCK) or not clocks
+    assert is_below(module, READS_CLOCK.split()) or not clocks
 
 
 @every_module
-def test_only_the_rooms_with_a_door_touch_files(module):
-    assert is_below(module, OPENS_FILES) or list(opens_files(MODULES[module])) == []
+def test_only_parts_that_read_or_write_data_touch_files(module):
+    assert is_below(module, OPENS_FILES.split()) or list(file_accesses(MODULES[module])) == []
 
 
 @pytest.mark.parametrize(
@@ -172,9 +189,9 @@ def test_only_the_rooms_with_a_door_touch_files(module):
         ("from asr_jax import data", lambda t: "asr_jax.data" in imports(t)),
         ("from os import environ", lambda t: ("os", "environ") in attributes(t)),
         ("import sys\nprint(sys.argv[1])", lambda t: ("sys", "argv") in attributes(t)),
-        ("with open('x') as f: pass", lambda t: any(opens_files(t))),
-        ("Path('x').read_text()", lambda t: any(opens_files(t))),
+        ("with open('x') as f: pass", lambda t: any(file_accesses(t))),
+        ("Path('x').read_text()", lambda t: any(file_accesses(t))),
     ],
 )
-def test_the_rules_see_what_breaks_them(source, rule):
+def test_violations_are_detected(source, rule):
     assert rule(ast.parse(source))

@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
     if options.lattices < 0 or (options.lattices and options.processes.processes > 1):
         raise ValueError(f"--lattices {options.lattices}: must be positive, and of one process")
     work = _work(options)
-    with connected_processes(options.processes, verb="evaluate"):
+    with connected_processes(options.processes, command="evaluate"):
         prepare_devices(MeshConfig())
         for one in work:
             with name_full_disk(one["output"]):

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     directory = options.run or beside
     try:
         with (
-            connected_processes(options.processes, verb="train") as processes,
+            connected_processes(options.processes, command="train") as processes,
             name_full_disk(directory),
         ):
             prepare_devices(config.mesh, processes=processes)

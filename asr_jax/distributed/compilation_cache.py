@@ -10,44 +10,45 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from asr_jax.distributed.processes import first_process
 
-LIST = "whole.txt"
+COMPLETE_ENTRIES = "whole.txt"
 
 
 @contextlib.contextmanager
 def persistent_compilation(folder: Path) -> Iterator[Callable[[], None]]:
-    """Keeps what JAX compiles in `folder`, unless JAX was told of a cache of its own already.
+    """Keep what JAX compiles in `folder`, unless JAX was given a cache of its own already.
 
-    JAX does not write its files in one piece, and never again one that exists. So what a killed
-    process may have left half-written goes at the start: all that was not there at the last call of
-    the function that this gives, which says that everything so far is whole.
+    JAX does not write an entry atomically, and never rewrites one that exists. So at startup,
+    delete entries that a killed process may have left truncated: everything not listed by the last
+    `mark_complete()`, the function that this context manager yields.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield lambda: None
         return
-    _forget_what_is_not_whole(folder)
+    _delete_unlisted(folder)
     try:
-        _keep_in(str(folder))
-        yield functools.partial(_write_list, folder)
+        _set_cache(str(folder))
+        yield functools.partial(_list_entries, folder)
     finally:
-        _keep_in(None)
+        _set_cache(None)
 
 
 @first_process
-def _forget_what_is_not_whole(folder: Path) -> None:
+def _delete_unlisted(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    listed = folder / LIST
-    whole = listed.read_text().splitlines() if listed.exists() else []
-    for program in folder.iterdir():
-        if program.name not in (LIST, *whole):
-            program.unlink()
+    path = folder / COMPLETE_ENTRIES
+    complete = path.read_text().splitlines() if path.exists() else []
+    for entry in folder.iterdir():
+        if entry.name not in (COMPLETE_ENTRIES, *complete):
+            entry.unlink()
 
 
 @first_process
-def _write_list(folder: Path) -> None:
-    (folder / LIST).write_text("\n".join(sorted(path.name for path in folder.iterdir())))
+def _list_entries(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / COMPLETE_ENTRIES).write_text("\n".join(names))
 
 
-def _keep_in(folder: str | None) -> None:
+def _set_cache(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
-    # JAX looks at the setting when it first compiles, and never again.
+    # JAX reads the setting only when it first compiles.
     compilation_cache.reset_cache()

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,15 +14,17 @@ from jaxtyping import Int64
 
 from asr_jax.config import MeshConfig
 
-# The axes that share a batch's rows; the third, model, shares the widths of matrices.
+Result = TypeVar("Result")
+Tree = TypeVar("Tree")
+# The axes that split a batch's rows; the third, model, splits the widths of matrices.
 BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
-    """The devices, arranged data x fsdp x model.
+    """Return the devices arranged data x fsdp x model.
 
-    Between slices (of TPUs; of GPUs: hosts, or what NVLink connects) the network is slower. The
-    data axis goes over them, fsdp where data has too few parts, model never.
+    The network is slower between slices (of TPUs; with GPUs, hosts or what NVLink connects). So the
+    data axis crosses slices first, fsdp where data has too few parts, and model never.
     """
     data = config.data
     if data == -1:
@@ -39,19 +41,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
         return jax.make_mesh(shape, names, axis_types=types, devices=devices)
     if len(set(slices.values())) > 1:
         raise ValueError(
-            f"slices (TPU) or hosts (GPU) have {sorted(slices.values())} devices: must be as many "
-            "on all"
+            f"slices (TPU) or hosts (GPU) have {sorted(slices.values())} devices: must be equal"
         )
-    over_data = math.gcd(data, len(slices))
-    over_fsdp = len(slices) // over_data
-    if config.fsdp % over_fsdp:
+    data_slices = math.gcd(data, len(slices))
+    fsdp_slices = len(slices) // data_slices
+    if config.fsdp % fsdp_slices:
         raise ValueError(
-            f"mesh.data x mesh.fsdp = {data} x {config.fsdp}: must divide over the {len(slices)} "
+            f"mesh.data x mesh.fsdp = {data} x {config.fsdp}: must split over the {len(slices)} "
             "slices (TPU) or hosts (GPU), as mesh.model stays inside one"
         )
     arranged = mesh_utils.create_hybrid_device_mesh(
-        (data // over_data, config.fsdp // over_fsdp, config.model),
-        (over_data, over_fsdp, 1),
+        (data // data_slices, config.fsdp // fsdp_slices, config.model),
+        (data_slices, fsdp_slices, 1),
         devices,
         allow_split_physical_axes=True,
     )
@@ -59,7 +60,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
 
 
 def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
-    """Raises unless every micro-batch divides over the devices that share a batch."""
+    """Raise ValueError unless every micro-batch splits evenly over the devices of a batch."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     if utterances % (data * fsdp * accumulate):
         raise ValueError(
@@ -68,10 +69,11 @@ def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
         )
 
 
-def over_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The same function of batches, each device running it on its own rows.
+def over_rows(function: Callable[..., Result], mesh: Mesh) -> Callable[..., Result]:
+    """Return a function of batches that each device runs on its own rows.
 
-    For what the compiler would gather: XLA of JAX 0.10 does so before a Fourier transform.
+    Use it where the compiler would gather the rows, as XLA of JAX 0.10 does before a Fourier
+    transform.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
 
@@ -81,25 +83,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, rows: int) -> Int64[np.ndarray, " R"]:
-    """Which rows of a batch of so many lie on this process's devices, in order."""
+    """Return which of a batch's `rows` are on this process's devices, in order."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
 
 
-def on_devices(batch: Any, mesh: Mesh) -> Any:
-    """Arrays of a batch's `local_rows`, of each process its own, as global arrays."""
+def on_devices(batch: Tree, mesh: Mesh) -> Tree:
+    """Return global arrays, given a tree of arrays that hold this process's `local_rows`."""
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def place(local: np.ndarray) -> jax.Array:
-        here = local_rows(mesh, parts)
-        rows = len(local) // len(here) * parts
-        here = local_rows(mesh, rows)
-        part = lambda index: local[np.searchsorted(here, np.arange(rows)[index[0]])]
-        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
+        rows = len(local) // len(local_rows(mesh, parts)) * parts
+        numbers = local_rows(mesh, rows)
 
-    # JAX takes what a callback gives for a transfer that nobody asked for.
+        def shard(index) -> np.ndarray:
+            return local[np.searchsorted(numbers, np.arange(rows)[index[0]])]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, shard)
+
+    # JAX treats what a callback returns as an implicit transfer.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(place, batch)

@@ -1,6 +1,6 @@
-"""Several processes as one program: how they find each other, agree, and fail together.
+"""Several processes as one program: how they connect, agree, and fail together.
 
-Each runs the same command; one of them, the first, writes the run directory, which all of them can
+Each process runs the same command. The first one writes the run directory, which all of them can
 read. JAX connects them (jax.distributed), on the CPU through Gloo.
 """
 
@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import NoReturn, ParamSpec
 
 import jax
 import numpy as np
@@ -30,21 +29,22 @@ from asr_jax.errors import user_message
 
 P = ParamSpec("P")
 
-# Until all must have come, and until one that says nothing any more counts as lost.
+# Within this time all processes must connect.
 RENDEZVOUS_SECONDS = 300
-SILENCE_SECONDS = 30
+# A process that sends no heartbeat for this long counts as lost.
+HEARTBEAT_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """One process, or where several meet; SLURM, Open MPI and Cloud TPUs say it by themselves."""
+    """How several processes connect; SLURM, Open MPI and Cloud TPUs set it by themselves."""
 
     coordinator: str = ""
-    """HOST:PORT of this machine or another, at which the first process waits for the others."""
+    """HOST:PORT at which process 0 listens, and to which the others connect."""
     processes: int = 1
-    """How many there are, on all hosts."""
+    """Number of processes on all hosts together."""
     process: int = 0
-    """Number of this one, from 0."""
+    """Number of this process, from 0."""
 
     def __post_init__(self) -> None:
         host, _, port = self.coordinator.rpartition(":")
@@ -60,51 +60,38 @@ class Processes:
 
 
 @contextlib.contextmanager
-def connected_processes(options: Processes, *, verb: str) -> Iterator[int]:
-    """Connects this process with the others, before JAX looks for devices; gives their number.
+def connected_processes(options: Processes, *, command: str) -> Iterator[int]:
+    """Connect this process with the others, before JAX looks for devices; yield their number.
 
-    Raises ValueError where they cannot meet. Later an error of one ends all of them: it says what
-    it was and leaves at once, upon which whatever the others wait for fails.
+    Raises ValueError where they cannot connect. Afterwards an error in one process ends all of
+    them: that process reports it and exits at once, and whatever the others wait for then fails.
     """
     count = options.processes if options.coordinator else started_together()
     if count > 1:
-        _connect(options, count=count, verb=verb)
+        _connect(options, count=count, command=command)
     try:
         yield count
         if count > 1:
-            # Who is done early would give up waiting for those who write reports.
+            # A process that is done early would give up waiting for those that write reports.
             multihost_utils.sync_global_devices("done")
     except BaseException as error:
         if count == 1 or isinstance(error, SystemExit):
             raise
-        said = user_message(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            said = f"another process was lost ({str(error).splitlines()[0][:200]})"
-        if said is None:
-            traceback.print_exc()
-        else:
-            print(f"asr-jax {verb}: {here()}: {said}", file=sys.stderr)
-        sys.stderr.flush()
-        if (_index() or options.process) == 0:
-            # What connects them ends with the first, and JAX then aborts who has not left yet.
+        _report(error, command=command)
+        if (_process_index() or options.process) == 0:
+            # The connection ends with process 0, and JAX then aborts processes that still run.
             time.sleep(1)
-        # Leaving in an orderly way would wait for the others.
+        # An orderly exit would wait for the other processes.
         os._exit(2)
 
 
-def here() -> str:
-    """What this process is called in messages."""
-    host = socket.gethostname()
-    return host if _index() is None else f"process {_index()} of {jax.process_count()} ({host})"
-
-
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 def all_gather_text(text: str) -> list[str]:
-    """The text that each process gives, in their order."""
+    """Return the texts of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [text]
     contents = np.frombuffer(text.encode(), np.uint8)
@@ -139,15 +126,15 @@ def first_process(work: Callable[P, object]) -> Callable[P, None]:
 
 
 def code_fingerprint() -> str:
-    """Of the package's own files: a version would say nothing of a checkout, or of changed code."""
+    """Return a digest of the package's files: a version does not distinguish edited checkouts."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def require_same(facts: Mapping[str, Any]) -> None:
-    """Raises ValueError on all processes where a fact is not the same on all."""
+def require_same(facts: Mapping[str, object]) -> None:
+    """Raise ValueError on all processes where a fact differs between them."""
     mine = json.dumps({"host": socket.gethostname(), **facts})
     first, *others = map(json.loads, all_gather_text(mine))
     for number, other in enumerate(others, start=1):
@@ -159,66 +146,58 @@ def require_same(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def preemption_of_any_process(numbers: tuple[int, ...]) -> Callable[[int], str | None]:
-    """A look, at each step, at whether any process was sent one of these signals.
-
-    All processes see it at the same step, on which JAX agrees between them in the background
-    (XLA's preemption service, which listens to SIGTERM).
-    """
-    for number in numbers:
-        if number != signal.SIGTERM:
-            signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    reached = multihost_utils.reached_preemption_sync_point
-    return lambda step: "SIGTERM" if reached(step) else None
-
-
-def _index() -> int | None:
-    """Number of this process; None where it found no devices, whom JAX asks for it."""
+def _process_index() -> int | None:
+    """Return the number of this process, or None where JAX found no devices to ask for it."""
     try:
         return jax.process_index()
     except (RuntimeError, AssertionError):
         return None
 
 
-def _connect(options: Processes, *, count: int, verb: str) -> None:
-    place: dict[str, Any] = {}
+def _report(error: BaseException, *, command: str) -> None:
+    """Print why this process stops: a line, or the traceback of a bug."""
+    message = user_message(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        message = f"another process was lost ({str(error).splitlines()[0][:200]})"
+    if message is None:
+        traceback.print_exc()
+    else:
+        host, index = socket.gethostname(), _process_index()
+        sender = host if index is None else f"process {index} of {jax.process_count()} ({host})"
+        print(f"asr-jax {command}: {sender}: {message}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _connect(options: Processes, *, count: int, command: str) -> None:
+    address = number = index = None
     if options.coordinator:
-        place = {
-            "coordinator_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process,
-        }
-        rendezvous(
-            options.coordinator,
-            process=options.process,
-            processes=options.processes,
-            timeout_seconds=RENDEZVOUS_SECONDS,
-        )
-    where = f"--coordinator {options.coordinator}" if options.coordinator else scheduled_hosts()
-
-    def give_up() -> None:
-        print(
-            f"asr-jax {verb}: {socket.gethostname()}: {where}: the {count} processes did not meet "
-            f"within {RENDEZVOUS_SECONDS} s; do all run, and may their hosts connect to each "
-            "other?",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)  # initialize cannot be interrupted
-
-    # When JAX's own time is up it aborts the process: ours is up before.
-    waiting = threading.Timer(RENDEZVOUS_SECONDS, give_up)
-    waiting.daemon = True
-    waiting.start()
+        address, number, index = options.coordinator, options.processes, options.process
+        rendezvous(address, process=index, processes=number, timeout_seconds=RENDEZVOUS_SECONDS)
+    source = f"--coordinator {address}" if address else scheduled_hosts()
+    problem = f"{source}: the {count} processes did not connect"
+    # JAX aborts the process at its own timeout. This one comes first and prints a line.
+    timer = threading.Timer(RENDEZVOUS_SECONDS, _give_up, (f"asr-jax {command}", problem))
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            **place,
+            address,
+            number,
+            index,
             initialization_timeout=RENDEZVOUS_SECONDS + 60,
-            heartbeat_timeout_seconds=SILENCE_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: the {count} processes did not meet: {str(error).splitlines()[0][:300]}"
-        ) from error
+        raise ValueError(f"{problem}: {str(error).splitlines()[0][:300]}") from error
     finally:
-        waiting.cancel()
+        timer.cancel()
+
+
+def _give_up(program: str, problem: str) -> NoReturn:
+    print(
+        f"{program}: {socket.gethostname()}: {problem} within {RENDEZVOUS_SECONDS} s (are all of "
+        "them running, and can their hosts reach each other?)",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)  # jax.distributed.initialize cannot be interrupted

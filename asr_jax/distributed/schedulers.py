@@ -1,54 +1,68 @@
-"""What started this process beside others, where JAX knows to ask it for their places.
+"""What a scheduler says about the processes that it started together with this one.
 
-SLURM, Open MPI and Kubernetes say it in the environment, a Cloud TPU's machine only when asked.
+SLURM, Open MPI and Kubernetes say it in the environment, a Cloud TPU in its metadata. JAX reads
+both as well.
 """
 
 import os
 import urllib.error
 import urllib.request
+from typing import NamedTuple
 
 METADATA_SECONDS = 20
 
 
+class _CloudTpu(NamedTuple):
+    """Hosts of this machine's Cloud TPU slice, and the number of slices."""
+
+    hosts: list[str]
+    slices: int
+
+
 def started_together() -> int:
-    """How many processes were started together with this one; 1 where nothing says so."""
-    several = lambda name: int(os.environ.get(name) or 1)
+    """Return the number of processes that the scheduler started, 1 without a scheduler."""
     gke_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    tpu_hosts, tpu_slices = _cloud_tpu()
+    tpu = _cloud_tpu()
     return max(
-        # Of a step that srun started; a batch script by itself is one process, whatever was booked.
-        several("SLURM_STEP_NUM_TASKS"),
-        several("OMPI_COMM_WORLD_SIZE"),
-        several("MEGASCALE_NUM_SLICES") * len(gke_hosts),
-        tpu_slices * len(tpu_hosts),
+        # srun sets it for a step. A batch script is one process, however many tasks are booked.
+        _number("SLURM_STEP_NUM_TASKS"),
+        _number("OMPI_COMM_WORLD_SIZE"),
+        _number("MEGASCALE_NUM_SLICES") * len(gke_hosts),
+        tpu.slices * len(tpu.hosts),
     )
 
 
 def scheduled_hosts() -> str:
-    """Where the processes are, as is said; JAX takes the first as coordinator."""
+    """Describe the hosts as the scheduler names them; JAX takes the first as coordinator."""
     names = ("SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri")
-    said = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    tpu_hosts, tpu_slices = _cloud_tpu()
-    if tpu_hosts:
-        said.append(f"{tpu_slices} slice(s), of which this one's hosts are {','.join(tpu_hosts)}")
-    return " ".join(said) or "the scheduler"
+    sources = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    tpu = _cloud_tpu()
+    if tpu.hosts:
+        hosts = ",".join(tpu.hosts)
+        sources.append(f"{tpu.slices} slice(s), of which this one's hosts are {hosts}")
+    return " ".join(sources) or "the scheduler"
 
 
-def _cloud_tpu() -> tuple[list[str], int]:
-    """Hosts of this Cloud TPU slice and the number of slices; ([], 1) on any other machine."""
+def _number(name: str) -> int:
+    return int(os.environ.get(name) or 1)
+
+
+def _cloud_tpu() -> _CloudTpu:
+    """Return this machine's Cloud TPU; on any other machine one without hosts."""
     # JAX sets the first where it finds a TPU, and the second where it finds none.
     if os.environ.get("TPU_ML_PLATFORM") != "JAX" or "TPU_SKIP_MDS_QUERY" in os.environ:
-        return [], 1
-    hosts = _metadata("worker-network-endpoints")
-    # Lines like MEGASCALE_NUM_SLICES: '2'
-    said = dict(line.split(":", 1) for line in _metadata("tpu-env").splitlines() if ":" in line)
-    slices = os.environ.get("MEGASCALE_NUM_SLICES") or said.get("MEGASCALE_NUM_SLICES", "1")
-    # Names, or name:number:address.
-    return [host.split(":")[-1] for host in hosts.split(",") if host], int(slices.strip(" '"))
+        return _CloudTpu([], 1)
+    # Each is a name, or name:number:address.
+    hosts = _metadata("worker-network-endpoints").split(",")
+    # Lines such as MEGASCALE_NUM_SLICES: '2'
+    lines = _metadata("tpu-env").splitlines()
+    settings = dict(line.split(":", 1) for line in lines if ":" in line)
+    slices = os.environ.get("MEGASCALE_NUM_SLICES") or settings.get("MEGASCALE_NUM_SLICES", "1")
+    return _CloudTpu([host.split(":")[-1] for host in hosts if host], int(slices.strip(" '")))
 
 
 def _metadata(key: str) -> str:
-    """Of the instance; empty where there is no such thing, or no metadata."""
+    """Return an attribute of this cloud instance; empty without it, and on other machines."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     request = urllib.request.Request(
         f"http://{server}/computeMetadata/v1/instance/attributes/{key}",

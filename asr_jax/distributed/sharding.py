@@ -1,18 +1,18 @@
-"""How the training state lies on the devices: rules from a parameter's name to the mesh's axes.
+"""How the training state is split over the devices: rules from a parameter's name to mesh axes.
 
 Layers know nothing of this. Parameters, their averages and the optimizer's moments are split over
 fsdp (arXiv 2004.13336) and, for wide matrices, over model. Layers compute with parameters that are
-whole over fsdp (`gather_fsdp`), which shares the rows of a batch as data does.
+gathered over fsdp (`gather_fsdp`), since fsdp splits the rows of a batch as data does.
 """
 
 import re
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
-# The last axes of an array whose path matches; axes before them (layers) are whole.
+# The mesh axes of an array's last axes, by its path; axes before them (layers) are not split.
 _RULES = (
     (r"(expand|query|key|value|position|gated|input|recurrent)/(kernel|up)", ("fsdp", "model")),
     (r"(feedforward/project|attention/out|pointwise)/(kernel|down)", ("model", "fsdp")),
@@ -23,32 +23,38 @@ _RULES = (
 )
 
 
-def state_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """A sharding for every array of a tree, found by its path; small or odd ones are whole."""
+def state_shardings(abstract: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Return a sharding for every array of a tree, by its path.
 
-    def choose(path, leaf) -> NamedSharding:
+    An axis that does not divide evenly is not split.
+    """
+
+    def choose(path: tuple[object, ...], leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-        spec: list[str | None] = [None] * len(leaf.shape)
-        for pattern, axes in _RULES:
-            if re.search(pattern + "$", name) and len(leaf.shape) >= len(axes):
-                start = len(leaf.shape) - len(axes)
-                for i, axis in enumerate(axes, start):
-                    if axis and leaf.shape[i] % mesh.shape[axis] == 0:
-                        spec[i] = axis
-                break
-        return NamedSharding(mesh, P(*spec))
+        return NamedSharding(mesh, _partition_spec(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(choose, abstract)
 
 
-def gather_fsdp(params: Any, mesh: Mesh) -> Any:
-    """The same numbers, whole over fsdp; over model they stay split.
+def _partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    spec: list[str | None] = [None] * len(shape)
+    for pattern, axes in _RULES:
+        if re.search(pattern + "$", name) and len(shape) >= len(axes):
+            for i, axis in enumerate(axes, start=len(shape) - len(axes)):
+                if axis and shape[i] % mesh.shape[axis] == 0:
+                    spec[i] = axis
+            break
+    return P(*spec)
 
-    Left to choose, XLA keeps a layer's parameters split, and sends activations instead.
+
+def gather_fsdp(params: PyTree, mesh: Mesh) -> PyTree:
+    """Return the parameters gathered over fsdp; over model they stay split.
+
+    Left to choose, XLA keeps a layer's parameters split and sends activations instead.
     """
 
-    def whole(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    def gather(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         spec = P(*(None if axis == "fsdp" else axis for axis in sharding.spec))
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree.map(whole, params, state_shardings(params, mesh))
+    return jax.tree.map(gather, params, state_shardings(params, mesh))

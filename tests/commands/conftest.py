@@ -1,13 +1,13 @@
-"""Commands run in this process, and one tiny run that all tests look at."""
+"""Commands run in this process, and one tiny run that all tests share."""
 
 import contextlib
 import functools
 import io
-import os
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import write_manifest, write_tone
+from tiny import signalled, write_manifest, write_tone
 
 from asr_jax.__main__ import main
 from asr_jax.commands import train
@@ -26,10 +26,12 @@ from asr_jax.experiment import dev_wer
 from asr_jax.inference import recognizer
 from asr_jax.models.composition import make_model
 from asr_jax.text import UNKNOWN_ID, Tokenizer
-from asr_jax.training.metrics_log import MetricsLog
 
 CONFIG = """
-from asr_jax.config import *
+from asr_jax.config import (
+    AugmentConfig, CheckpointConfig, Config, DataConfig, EncoderConfig, JointConfig,
+    ObjectiveConfig, OptimizerConfig, PredictorConfig, TokenizerConfig, TrainConfig
+)
 
 config = Config(
     data=DataConfig(bucket_seconds=(1.0,), bucket_labels=(16,), bucket_utterances=(8,)),
@@ -40,7 +42,7 @@ config = Config(
     predictor=PredictorConfig(embedding_width=8, width=16),
     joint=JointConfig(width=16),
     objective=ObjectiveConfig(ctc_weight=0.3),
-    # So little that the random model's babble stays: after four good steps it would be silent.
+    # A tiny rate, so that the model still emits random labels after four steps, not only blanks.
     optimizer=OptimizerConfig(peak_learning_rate=1e-6),
     train=TrainConfig(steps=4, log_every_steps=1, evaluate_every_steps=2),
     checkpoint=CheckpointConfig(every_steps=1),
@@ -58,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run of 4 steps, which SIGTERM stopped after 3 and the same command then ended."""
+    """A run of 4 steps, which SIGTERM stopped after step 3 and the same command then finished."""
 
     config: Path
     data: Path
@@ -69,32 +71,12 @@ class Trained:
     to_the_end: Outcome
 
 
-@pytest.fixture(scope="session")
-def signalled() -> Callable:
-    return _signalled
-
-
-@contextlib.contextmanager
-def _signalled(number: int, *, after_step: int, times: int = 1) -> Iterator[None]:
-    """Sends this process the signal when the step is logged."""
-    write = MetricsLog.write
-
-    def write_and_send(log, step, figures):
-        write(log, step, figures)
-        if step == after_step and "loss" in figures:
-            for _ in range(times):
-                os.kill(os.getpid(), number)
-
-    with mock.patch.object(MetricsLog, "write", write_and_send):
-        yield
-
-
-def reusing_what_is_compiled(make: Callable) -> Callable:
-    """`make`, called once for each model and shape: half of a tiny run's time is compilation."""
+def compiled_once(make: Callable) -> Callable:
+    """Call `make` once for each model and shape: half of a tiny run's time is compilation."""
     made = {}
 
     @functools.wraps(make)
-    def look_up(*arguments, **options):
+    def make_once(*arguments, **options):
         config = next(a for a in arguments if hasattr(a, "encoder"))
         parts = ("augment", "features", "encoder", "predictor", "joint", "objective", "optimizer")
         parts += ("decoding",)
@@ -106,18 +88,18 @@ def reusing_what_is_compiled(make: Callable) -> Callable:
             made[key] = make(*arguments, **options)
         return made[key]
 
-    return look_up
+    return make_once
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
-    """Runs `asr-jax ARGUMENTS ...` here. A traceback that a user would see fails the test."""
+    """Run `asr-jax ARGUMENTS ...` in this process; an error of ours fails the test."""
+    make_recognizer = compiled_once(recognizer.make_recognizer)
     patches = [
-        mock.patch.object(train, "compile_steps", reusing_what_is_compiled(train.compile_steps))
+        mock.patch.object(train, "compile_steps", compiled_once(train.compile_steps)),
+        mock.patch.object(dev_wer, "make_recognizer", make_recognizer),
+        mock.patch.object(recognizer, "make_recognizer", make_recognizer),
     ]
-    make_recognizer = reusing_what_is_compiled(recognizer.make_recognizer)
-    users = (dev_wer, recognizer)
-    patches += [mock.patch.object(module, "make_recognizer", make_recognizer) for module in users]
 
     def run(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()
@@ -152,7 +134,7 @@ def trained(command, tmp_path_factory) -> Trained:
     run = folder / "run"
     where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
     arguments = ("train", config, "--run", run, *where)
-    with _signalled(signal.SIGTERM, after_step=2):
+    with signalled(signal.SIGTERM, after_step=2):
         until_stopped = command(*arguments)
     files = {path.name for path in run.iterdir()}
     return Trained(config, data, arguments, run, until_stopped, files, command(*arguments))
@@ -160,7 +142,7 @@ def trained(command, tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="session")
 def export_trained(trained, command, tmp_path_factory) -> Callable[..., Path]:
-    """Runs `asr-jax export` with these options of the run; returns the folder."""
+    """Export the trained run with these options; return the folder."""
 
     def run(*options: str) -> Path:
         out = tmp_path_factory.mktemp("export") / "model"
@@ -172,9 +154,15 @@ def export_trained(trained, command, tmp_path_factory) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the trained run."""
+    return shutil.copytree(trained.run, tmp_path / "run")
+
+
 @pytest.fixture(scope="session")
 def of_streams(trained, tmp_path_factory) -> Path:
-    """A random model for streams, as `--format params` would write it."""
+    """A random streaming model, in the form that `--format params` writes."""
     from asr_jax.export.params import save_params
 
     folder = tmp_path_factory.mktemp("streams") / "params"
@@ -187,7 +175,7 @@ def of_streams(trained, tmp_path_factory) -> Path:
     (folder / "tokenizer.model").write_bytes(contents)
     model = make_model(config, Tokenizer(contents).vocabulary_size, rngs=nnx.Rngs(0))
     params = jax.device_get(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
-    # So that labels follow each other, and blanks some of them; no unknown, whose name is a piece.
+    # Weights large enough that labels and blanks alternate; never the unknown piece.
     joint = params["joint"]
     joint["encoder_projection"]["kernel"] = 10 * joint["encoder_projection"]["kernel"]
     joint["out"]["kernel"] = 5 * joint["out"]["kernel"]
@@ -199,7 +187,7 @@ def of_streams(trained, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def script_of_docs() -> Callable[[str], str]:
-    """The script of docs/export.md that has these words."""
+    """Return the script of docs/export.md that contains these words."""
     text = (Path(__file__).resolve().parents[2] / "docs/export.md").read_text()
     scripts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return lambda words: next(script for script in scripts if words in script)
@@ -207,7 +195,7 @@ def script_of_docs() -> Callable[[str], str]:
 
 @pytest.fixture
 def error(command) -> Callable[..., str]:
-    """Runs a command that must fail; returns its complaint, which must be one line."""
+    """Run a command that must fail; return its error message, which must be one line."""
 
     def run(*arguments: object) -> str:
         outcome = command(*arguments)

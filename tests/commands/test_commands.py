@@ -42,7 +42,7 @@ def transcripts(data: Path) -> dict[str, str]:
 def test_sigterm_saves_and_the_same_command_goes_on(trained):
     stopped = trained.until_stopped
     assert stopped.status == 128 + signal.SIGTERM
-    assert "SIGTERM: saving, then leaving" in stopped.err
+    assert "SIGTERM: saving a checkpoint before exiting" in stopped.err
     assert stopped.err.splitlines()[-1] == (
         "stopped by SIGTERM; saved. The same command goes on from there."
     )

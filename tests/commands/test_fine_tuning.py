@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from tiny import write_manifest, write_tone
+from tiny import signalled, write_manifest, write_tone
 
 from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config
@@ -30,7 +30,7 @@ def state_at(run, step):
 
 
 @pytest.fixture(scope="module")
-def begun(trained, command, signalled, tmp_path_factory):
+def begun(trained, command, tmp_path_factory):
     """(whole, parted, source): two runs with letters of their own and a frozen encoder."""
     folder = tmp_path_factory.mktemp("finetuning")
     recordings = {f"{n}.wav": text for n, text in enumerate(TRANSCRIPTS)}

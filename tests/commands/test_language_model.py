@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
+from tiny import signalled
 
 from asr_jax.inference.recognizer import open_any_run
 from asr_jax.text import Tokenizer
@@ -84,7 +85,7 @@ def test_perplexity_is_that_of_the_probabilities_written_out(language_model, tex
 
 
 def test_resumed_equals_never_stopped_bit_for_bit(
-    language_model, trained, command, start, signalled, tmp_path
+    language_model, trained, command, start, tmp_path
 ):
     whole, run = language_model[0], tmp_path / "run"
     arguments = [*start, trained.run / "tokenizer.model", "--run", run]

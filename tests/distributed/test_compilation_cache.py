@@ -1,3 +1,5 @@
+"""Compiled programs survive a restart, and truncated ones do not."""
+
 import os
 
 import jax
@@ -8,7 +10,7 @@ from asr_jax.distributed.compilation_cache import persistent_compilation
 
 
 @pytest.fixture(autouse=True)
-def keep_quick_ones_too():
+def keep_programs_that_compile_fast():
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield
@@ -24,7 +26,7 @@ def programs(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*-cache")}
 
 
-def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_written(tmp_path):
+def test_second_start_compiles_nothing_and_deletes_truncated_programs(tmp_path):
     folder = tmp_path / "run/compiled"
     with persistent_compilation(folder) as mark_complete:
         compile_and_run(2)
@@ -38,7 +40,7 @@ def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_writ
         compile_and_run(5)
         new = programs(folder).keys() - kept.keys()
         assert new
-    # As if killed while it wrote these, which JAX by itself would never replace.
+    # As after a process killed while it wrote these, which JAX would never replace.
     for name in new:
         (folder / name).write_bytes(b"half")
 
@@ -48,7 +50,7 @@ def test_second_start_compiles_nothing_and_a_killed_one_leaves_nothing_half_writ
         assert programs(folder).keys() == kept.keys() | new
 
 
-def test_a_cache_that_the_user_chose_is_left_alone(tmp_path):
+def test_cache_that_the_user_chose_is_left_alone(tmp_path):
     chosen = str(tmp_path / "chosen")
     jax.config.update("jax_compilation_cache_dir", chosen)
     try:

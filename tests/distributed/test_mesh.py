@@ -1,4 +1,4 @@
-"""Devices that lie on several slices: which axes go between them."""
+"""Devices on several slices: which mesh axes cross slices."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from asr_jax.distributed.mesh import make_mesh
 
 
 class Device:
-    """As JAX shows a TPU of a slice, or a GPU of a host, here of a platform without topology."""
+    """A device of a slice (TPU) or host (GPU), of a platform without topology."""
 
     platform = device_kind = "cpu"
 
@@ -20,14 +20,14 @@ class Device:
 
 
 def on_slices(slices: int, each: int) -> list[Any]:
-    # Dealt out, so that their order alone would mix them.
+    # Interleaved, so that their order alone would mix the slices.
     return [Device(number, number % slices) for number in range(slices * each)]
 
 
 def slices_along(axis: int, config: MeshConfig, devices: list[Any]) -> int:
     """The most slices that one line of devices along the axis touches."""
-    found = np.vectorize(lambda device: device.slice_index)(make_mesh(config, devices).devices)
-    lines = np.moveaxis(found, axis, -1).reshape(-1, found.shape[axis])
+    indices = np.vectorize(lambda device: device.slice_index)(make_mesh(config, devices).devices)
+    lines = np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis])
     return max(len(set(line)) for line in lines)
 
 
@@ -52,12 +52,12 @@ def test_only_the_outermost_axes_leave_a_slice(slices, each, config, touched):
 
 
 @pytest.mark.parametrize(
-    "devices, config, complaint",
+    "devices, config, message",
     [
-        (on_slices(2, 4), MeshConfig(model=8), "mesh.data x mesh.fsdp = 1 x 1: must divide over"),
+        (on_slices(2, 4), MeshConfig(model=8), "mesh.data x mesh.fsdp = 1 x 1: must split over"),
         (on_slices(2, 4)[:6] + [Device(6, 2)], MeshConfig(), r"have \[1, 3, 3\] devices"),
     ],
 )
-def test_what_does_not_fit_the_slices_is_named(devices, config, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_mesh_that_does_not_fit_the_slices_is_rejected(devices, config, message):
+    with pytest.raises(ValueError, match=message):
         make_mesh(config, devices)

@@ -1,4 +1,4 @@
-"""Several processes train as one does, stop together, and none waits for one that is gone."""
+"""Several processes train as one does, stop together, and never wait for one that was lost."""
 
 import http.server
 import json
@@ -18,32 +18,28 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from tiny import tiny_config
 
+from asr_jax.config_file import write_config
 from asr_jax.distributed import processes, schedulers
 from asr_jax.distributed.processes import Processes, connected_processes
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
-from asr_jax.config import *
-config = Config(
-    data=DataConfig(
-        train="samples/an4/dev", dev="samples/an4/dev",
-        bucket_seconds=(4.0,), bucket_labels=(64,), bucket_utterances=(8,)),
-    augment=AugmentConfig(frequency_mask_bins=8),
-    tokenizer=TokenizerConfig(kind="char"),
-    encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,
-                          subsampling="conv1d", subsampling_channels=16, remat="none"),
-    predictor=PredictorConfig(embedding_width=8, width=8),
-    joint=JointConfig(width=8),
-    # With such an epsilon Adam is gradient descent with momentum: nothing divides by the rounding.
-    optimizer=OptimizerConfig(epsilon=10.0, peak_learning_rate=1.0, warmup_steps=5),
-    train=TrainConfig(steps=50, log_every_steps=1),
-    checkpoint=CheckpointConfig(every_steps=10),
+CONFIG = tiny_config(
+    data={
+        "train": "samples/an4/dev",
+        "dev": "samples/an4/dev",
+        "bucket_seconds": (4.0,),
+        "bucket_labels": (64,),
+    },
+    augment={"frequency_mask_bins": 8},
+    encoder={"attention": "rotary"},
+    # With a large epsilon Adam is gradient descent with momentum, which does not amplify rounding.
+    optimizer={"epsilon": 10.0, "peak_learning_rate": 1.0, "warmup_steps": 5},
+    train={"steps": 50, "log_every_steps": 1},
+    checkpoint={"every_steps": 10},
 )
-"""
-
-
-# As in conftest.py, but for the number of devices: as many as the mesh of a process asks for.
+# Those of conftest.py without its number of devices: each process makes as many as its mesh needs.
 XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
 
 
@@ -55,8 +51,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG)
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    write_config(CONFIG, path)
     return path
 
 
@@ -65,24 +61,24 @@ def start(
     run,
     count,
     *options,
-    of_last=(),
+    last_options=(),
     folders=(ROOT, ROOT, ROOT, ROOT),
     platform="cpu",
     address="127.0.0.1",
     hosts=((), (), (), ()),
 ):
-    """Processes that train together, each on a device of its own, in a folder and on a host."""
-    place = f"{address}:{free_port()}"
-    together = ["--coordinator", place, "--processes", str(count)] if count > 1 else []
+    """Start processes that train together, each on its own device, in its folder, on its host."""
+    coordinator = f"{address}:{free_port()}"
+    together = ["--coordinator", coordinator, "--processes", str(count)] if count > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
     environment |= {"XLA_FLAGS": XLA_FLAGS}
-    # One for all runs: what is compiled for one need not be for the next.
+    # All runs share one cache, so that each program is compiled once.
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
     return [
         subprocess.Popen(
             [*hosts[n], sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]
             + (["--mesh.data", str(count), *together, "--process", str(n)] if together else [])
-            + [*options, *(of_last if n == count - 1 else ())],
+            + [*options, *(last_options if n == count - 1 else ())],
             cwd=folders[n],
             env=environment,
             stderr=subprocess.PIPE,
@@ -93,13 +89,13 @@ def start(
 
 
 def ended(started, *, within_seconds: float | None = None) -> list[tuple[int, str]]:
-    """Exit status and messages of each; they must end one way or another."""
+    """Return the exit status and stderr of each process, once all have ended."""
     try:
         messages = [process.communicate(timeout=within_seconds)[1] for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, said) for process, said in zip(started, messages)]
+    return [(process.returncode, stderr) for process, stderr in zip(started, messages)]
 
 
 def logged(run: Path, name: str) -> dict[int, float]:
@@ -116,9 +112,9 @@ def wait_for_step(run: Path, step: int, started) -> None:
 def params(run: Path, step: int):
     with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
         names = checkpointer.metadata(step).metadata
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), names
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), names
         )
         return checkpointer.load(step, abstract)["params"]
 
@@ -126,15 +122,15 @@ def params(run: Path, step: int):
 @pytest.fixture(scope="module")
 def alone(config, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("alone")
-    [(status, said)] = ended(start(config, run, 1))
-    assert status == 0, said
+    [(status, stderr)] = ended(start(config, run, 1))
+    assert status == 0, stderr
     return run
 
 
 def assert_trained_alike(run: Path, alone: Path) -> None:
-    ours, theirs = logged(run, "loss"), logged(alone, "loss")
-    assert list(ours) == list(theirs) == list(range(1, 51))
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    losses, expected = logged(run, "loss"), logged(alone, "loss")
+    assert list(losses) == list(expected) == list(range(1, 51))
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
     assert logged(run, "dev_wer") == logged(alone, "dev_wer")
 
     def compare(a, b):
@@ -144,14 +140,14 @@ def assert_trained_alike(run: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_four_or_one_go_on(config, alone, tmp_path):
+def test_two_processes_stop_together_and_four_or_one_resume(config, alone, tmp_path):
     run = tmp_path / "run"
     started = start(config, run, 2)
     wait_for_step(run, 20, started)
     started[1].send_signal(signal.SIGTERM)
-    for status, said in ended(started):
-        assert status == 128 + signal.SIGTERM, said
-        assert "stopped by SIGTERM; saved" in said
+    for status, stderr in ended(started):
+        assert status == 128 + signal.SIGTERM, stderr
+        assert "stopped by SIGTERM; saved" in stderr
     step = max(logged(run, "loss"))
     assert 20 <= step < 50
     assert (run / f"checkpoints/{step}").is_dir()
@@ -159,35 +155,35 @@ def test_two_processes_stop_together_and_four_or_one_go_on(config, alone, tmp_pa
     for count in (4, 1):
         copy = tmp_path / f"by-{count}"
         subprocess.run(["cp", "-r", run, copy], check=True)
-        for status, said in ended(start(config, copy, count)):
-            assert status == 0, said
+        for status, stderr in ended(start(config, copy, count)):
+            assert status == 0, stderr
         assert_trained_alike(copy, alone)
 
 
 @pytest.mark.slow
-def test_when_one_is_killed_the_others_end_and_a_restart_goes_on(config, alone, tmp_path):
+def test_when_one_process_is_killed_the_others_end_and_a_restart_resumes(config, alone, tmp_path):
     run = tmp_path / "run"
     started = start(config, run, 2)
     wait_for_step(run, 12, started)
     started[1].kill()
-    (status, said), _ = ended(started, within_seconds=60)
+    (status, stderr), _ = ended(started, within_seconds=60)
     assert status not in (0, None)
-    assert "lost" in said or "unhealthy" in said, said
-    for status, said in ended(start(config, run, 2)):
-        assert status == 0, said
+    assert "lost" in stderr or "unhealthy" in stderr, stderr
+    for status, stderr in ended(start(config, run, 2)):
+        assert status == 0, stderr
     assert_trained_alike(run, alone)
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_or_data_are_named(config, tmp_path):
+def test_processes_with_different_settings_or_data_are_named(config, tmp_path):
     host = socket.gethostname()
     rate = ("--optimizer.peak-learning-rate", "0.5")
-    for status, said in ended(start(config, tmp_path / "a", 2, of_last=rate)):
+    for status, stderr in ended(start(config, tmp_path / "a", 2, last_options=rate)):
         assert status == 2
-        assert f"process 1 ({host}) has optimizer.peak_learning_rate = 0.5" in said
-        assert f"process 0 ({host}) has 1.0: must be the same on all hosts" in said
+        assert f"process 1 ({host}) has optimizer.peak_learning_rate = 0.5" in stderr
+        assert f"process 0 ({host}) has 1.0: must be the same on all hosts" in stderr
 
-    # The same name, under which the second process finds other contents.
+    # A file of one name that has other contents for the second process.
     folders = [tmp_path / "host0", tmp_path / "host1"]
     for number, folder in enumerate(folders):
         folder.mkdir()
@@ -195,13 +191,13 @@ def test_processes_with_other_settings_or_data_are_named(config, tmp_path):
         lines = [json.dumps({"audio_filepath": str(r), "text": "one"}) for r in recordings]
         (folder / "data.jsonl").write_text("\n".join(lines))
     data = ("--data.train", "data.jsonl", "--data.dev", "")
-    for status, said in ended(start(config, tmp_path / "b", 2, *data, folders=folders)):
+    for status, stderr in ended(start(config, tmp_path / "b", 2, *data, folders=folders)):
         assert status == 2
-        assert f"process 1 ({host}) has a fingerprint of data.train = data.jsonl" in said
+        assert f"process 1 ({host}) has a fingerprint of data.train = data.jsonl" in stderr
 
 
 @pytest.mark.slow
-def test_hosts_that_are_not_alike_are_named(config, tmp_path):
+def test_hosts_that_differ_are_named(config, tmp_path):
     host = socket.gethostname()
     code = tmp_path / "code"
     shutil.copytree(ROOT / "asr_jax", code / "asr_jax")
@@ -210,22 +206,22 @@ def test_hosts_that_are_not_alike_are_named(config, tmp_path):
     starts = {
         "has a fingerprint of the code = ": {"folders": (ROOT, code)},
         f"process 1 ({host}) does not see what process 0 ({host}) writes there": {
-            "of_last": ("--run", str(tmp_path / "elsewhere"))
+            "last_options": ("--run", str(tmp_path / "elsewhere"))
         },
-        "process 1 has 2 devices, process 0 has 1: must be as many on all": {
-            "of_last": ("--mesh.data", "4")
+        "process 1 has 2 devices, process 0 has 1: every host must have the same number": {
+            "last_options": ("--mesh.data", "4")
         },
         f"asr-jax train: {host}: JAX_PLATFORMS=cuda: no accelerator found (": {"platform": "cuda"},
     }
-    for complaint, differing in starts.items():
-        for status, said in ended(start(config, tmp_path / "run", 2, **differing)):
-            told = [line for line in said.splitlines() if "Gloo" not in line]
-            assert status == 2 and len(told) == 1 and complaint in told[0], said
+    for message, difference in starts.items():
+        for status, stderr in ended(start(config, tmp_path / "run", 2, **difference)):
+            lines = [line for line in stderr.splitlines() if "Gloo" not in line]
+            assert status == 2 and len(lines) == 1 and message in lines[0], stderr
 
 
 @pytest.fixture(scope="module")
 def two_hosts(tmp_path_factory):
-    """Two network namespaces with a cable between them: what a command begins with on either."""
+    """Two connected network namespaces: the words that run a command on each of these hosts."""
     if os.getuid() != 0 or any(map(lambda tool: shutil.which(tool) is None, ("ip", "unshare"))):
         pytest.skip("network namespaces need root, ip and unshare")
     ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
@@ -238,14 +234,14 @@ def two_hosts(tmp_path_factory):
                 ip("netns", "add", name)
             ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1])
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces may be made here: {error.stderr.decode().strip()}")
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr.decode().strip()}")
         ip("link", "set", names[1], "netns", names[1])
         for number, name in enumerate(names, start=1):
             ip("-n", name, "address", "add", f"10.77.7.{number}/24", "dev", name)
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", name, "up")
-        # A name of its own, a table in which both are, as Gloo asks what its own name is, and an
-        # identity of its own, by which JAX takes what it has for a slice of its own.
+        # Each host has a name, a table of both names, which Gloo looks up, and an identity, so that
+        # JAX treats its devices as a slice.
         begin = (
             'hostname "$0" && mount --bind "$1" /etc/hosts && '
             'mount --bind "$2" /proc/sys/kernel/random/boot_id && shift 2 && exec "$@"'
@@ -263,29 +259,27 @@ def two_hosts(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_hosts_with_addresses_of_their_own_train_as_one_does(
-    config, alone, two_hosts, tmp_path
-):
+def test_two_hosts_with_their_own_addresses_train_as_one_does(config, alone, two_hosts, tmp_path):
     run = tmp_path / "run"
-    for status, said in ended(start(config, run, 2, address="10.77.7.1", hosts=two_hosts)):
-        assert status == 0, said
+    for status, stderr in ended(start(config, run, 2, address="10.77.7.1", hosts=two_hosts)):
+        assert status == 0, stderr
     assert_trained_alike(run, alone)
 
 
 @pytest.mark.slow
 def test_hosts_that_share_no_run_directory_are_named(config, two_hosts, tmp_path):
     (tmp_path / "runs").mkdir()
-    # The same path, where the second host has a disk of its own.
+    # At this path the second host has a disk of its own.
     own_disk = 'mount -t tmpfs none "$0" && exec "$@"'
     hosts = [two_hosts[0], (*two_hosts[1], "sh", "-c", own_disk, str(tmp_path / "runs"))]
     run = tmp_path / "runs/a"
-    for status, said in ended(start(config, run, 2, address="10.77.7.1", hosts=hosts)):
+    for status, stderr in ended(start(config, run, 2, address="10.77.7.1", hosts=hosts)):
         assert status == 2
-        assert "process 1 (host-b) does not see what process 0 (host-a) writes there" in said
+        assert "process 1 (host-b) does not see what process 0 (host-a) writes there" in stderr
 
 
 @pytest.mark.slow
-def test_a_host_that_cannot_reach_the_first_names_its_address(two_hosts):
+def test_host_that_cannot_reach_process_0_names_its_address(two_hosts):
     script = """
 import sys
 from asr_jax.distributed.rendezvous import rendezvous
@@ -295,51 +289,50 @@ except ValueError as error:
     sys.exit(str(error))
 """
 
-    def told(number: int, place: str) -> subprocess.Popen:
+    def start_rendezvous(number: int, coordinator: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [*two_hosts[number], sys.executable, "-c", script, place, str(number)],
+            [*two_hosts[number], sys.executable, "-c", script, coordinator, str(number)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    # Nobody has the third address; the fourth lies in no network of this host.
+    # No host has the third address; the fourth belongs to no network of this host.
     for address, reason in (
         ("10.77.7.3", "(No route to host|timed out)"),
         ("10.88.0.1", "Network is unreachable"),
     ):
-        [(status, said)] = ended([told(1, f"{address}:8476")])
+        [(status, stderr)] = ended([start_rendezvous(1, f"{address}:8476")])
         assert status == 1
         assert re.fullmatch(
-            rf"--coordinator {address}:8476: not reached within 4 s \({reason}\); does process 0 "
-            r"run there, and may this host connect to it\?\n",
-            said,
-        ), said
-    [(status, said)] = ended([told(0, "10.77.7.1:8476")])
-    assert status == 1 and said.endswith(
-        "--coordinator 10.77.7.1:8476: process 1 of 2 did not come within 4 s; of those who came "
-        "the first are 0 (host-a)\n"
-    ), said
+            rf"--coordinator {address}:8476: not reached within 4 s \({reason}\): is process 0 "
+            r"running there, and can this host connect to it\?\n",
+            stderr,
+        ), stderr
+    [(status, stderr)] = ended([start_rendezvous(0, "10.77.7.1:8476")])
+    assert status == 1 and stderr.endswith(
+        "--coordinator 10.77.7.1:8476: process 1 of 2 did not connect within 4 s; the first that "
+        "did: 0 (host-a)\n"
+    ), stderr
 
 
-def test_meeting_that_cannot_be_is_told_with_its_place(monkeypatch):
+def test_failed_rendezvous_is_reported_with_its_address(monkeypatch):
     monkeypatch.setattr(processes, "RENDEZVOUS_SECONDS", 0.1)
-    place = f"127.0.0.1:{free_port()}"
-    nobody = rf"^--coordinator {place}: not reached within 0.1 s \(Connection refused\)"
-    with pytest.raises(ValueError, match=nobody):
-        with connected_processes(
-            Processes(coordinator=place, processes=2, process=1), verb="train"
-        ):
-            raise AssertionError("never here")
+    address = f"127.0.0.1:{free_port()}"
+    options = Processes(coordinator=address, processes=2, process=1)
+    refused = rf"^--coordinator {address}: not reached within 0.1 s \(Connection refused\)"
+    with pytest.raises(ValueError, match=refused):
+        with connected_processes(options, command="train"):
+            raise AssertionError("unreachable")
 
 
 @pytest.mark.slow
-def test_processes_of_a_scheduler_that_do_not_come_are_told_in_a_line():
+def test_missing_processes_of_a_scheduler_are_reported_in_one_line():
     script = """
 from asr_jax.distributed import processes, schedulers
 processes.RENDEZVOUS_SECONDS = 2
-with processes.connected_processes(processes.Processes(), verb="train"):
-    raise AssertionError("never here")
+with processes.connected_processes(processes.Processes(), command="train"):
+    raise AssertionError("unreachable")
 """
     scheduler = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"} | {
         "SLURM_STEP_NUM_TASKS": "2",
@@ -347,21 +340,22 @@ with processes.connected_processes(processes.Processes(), verb="train"):
         "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0",
     }
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **scheduler},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr == (
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == (
         f"asr-jax train: {socket.gethostname()}: SLURM_STEP_NODELIST=localhost: the 2 processes "
-        "did not meet within 2 s; do all run, and may their hosts connect to each other?\n"
+        "did not connect within 2 s (are all of them running, and can their hosts reach each "
+        "other?)\n"
     )
 
 
 @pytest.mark.parametrize(
-    "options, complaint",
+    "options, message",
     [
         ({"coordinator": "host"}, "--coordinator host: must be HOST:PORT"),
         ({"coordinator": "host:0"}, "--coordinator host:0: must be HOST:PORT"),
@@ -372,8 +366,8 @@ with processes.connected_processes(processes.Processes(), verb="train"):
         ),
     ],
 )
-def test_options_that_cannot_be(options, complaint):
-    with pytest.raises(ValueError, match=f"^{complaint}$"):
+def test_invalid_process_options_are_rejected(options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         Processes(**options)
 
 
@@ -381,7 +375,7 @@ def test_options_that_cannot_be(options, complaint):
     "environment, count",
     [
         ({}, 1),
-        # Within a batch script, or an interactive allocation of several tasks: one process.
+        # A batch script, or an interactive allocation of several tasks, is one process.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, 8),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
@@ -389,7 +383,7 @@ def test_options_that_cannot_be(options, complaint):
         ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "MEGASCALE_NUM_SLICES": "2"}, 8),
     ],
 )
-def test_what_schedulers_say(environment, count, monkeypatch):
+def test_number_of_processes_is_read_from_the_scheduler(environment, count, monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
@@ -401,9 +395,9 @@ def test_what_schedulers_say(environment, count, monkeypatch):
 
 @pytest.fixture
 def tpu_hosts():
-    """Two slices of one host each: the environment in which either asks its own metadata."""
+    """Two slices of one host each: the environment of each, which names its metadata server."""
 
-    def of_slice(number: int) -> type[http.server.BaseHTTPRequestHandler]:
+    def handler_of(number: int) -> type[http.server.BaseHTTPRequestHandler]:
         attributes = {
             "agent-worker-number": "0",
             "worker-network-endpoints": f"name:{number}:127.0.0.1",
@@ -413,17 +407,17 @@ def tpu_hosts():
 
         class Answer(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                found = attributes.get(self.path.rpartition("/")[2], "")
-                self.send_response(200 if found else 404)
+                value = attributes.get(self.path.rpartition("/")[2], "")
+                self.send_response(200 if value else 404)
                 self.end_headers()
-                self.wfile.write(found.encode())
+                self.wfile.write(value.encode())
 
             def log_message(self, *_):
                 pass
 
         return Answer
 
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), of_slice(n)) for n in range(2)]
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_of(n)) for n in range(2)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     yield [
@@ -435,26 +429,26 @@ def tpu_hosts():
         server.server_close()
 
 
-def test_a_cloud_tpu_is_asked_for_its_hosts(tpu_hosts, monkeypatch):
+def test_hosts_of_a_cloud_tpu_are_read_from_its_metadata(tpu_hosts, monkeypatch):
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     for name, value in tpu_hosts[1].items():
         monkeypatch.setenv(name, value)
     assert schedulers.started_together() == 2
     assert schedulers.scheduled_hosts() == "2 slice(s), of which this one's hosts are 127.0.0.1"
-    # As JAX does where it finds no TPU.
+    # JAX sets this where it finds no TPU.
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     assert schedulers.started_together() == 1
 
 
 @pytest.mark.slow
-def test_two_cloud_tpu_slices_find_each_other_as_jax_reads_the_same_metadata(tpu_hosts):
+def test_two_cloud_tpu_slices_connect_as_jax_reads_the_same_metadata(tpu_hosts):
     script = """
 import os
-os.environ["JAX_FORCE_TPU_INIT"] = "1"  # what it knows by, that it is on a Cloud TPU
+os.environ["JAX_FORCE_TPU_INIT"] = "1"  # by which JAX recognizes a Cloud TPU
 import jax
 del os.environ["TPU_SKIP_MDS_QUERY"]
 from asr_jax.distributed.processes import Processes, all_gather_text, connected_processes
-with connected_processes(Processes(), verb="train") as count:
+with connected_processes(Processes(), command="train") as count:
     print(count, all_gather_text(f"process {jax.process_index()}"))
 """
     started = [
@@ -468,6 +462,6 @@ with connected_processes(Processes(), verb="train") as count:
         for environment in tpu_hosts
     ]
     for process in started:
-        said, complaint = process.communicate(timeout=300)
-        # After what Gloo says.
-        assert said.endswith("\n2 ['process 0', 'process 1']\n"), complaint
+        stdout, stderr = process.communicate(timeout=300)
+        # Gloo prints before it.
+        assert stdout.endswith("\n2 ['process 0', 'process 1']\n"), stderr

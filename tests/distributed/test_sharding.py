@@ -1,21 +1,12 @@
-"""Splitting over fsdp sends parameters and their gradients, whatever the size of the batch."""
+"""Splitting over fsdp sends parameters and their gradients, never activations."""
 
 import jax
 import numpy as np
 import pytest
+from tiny import tiny_config
 
 from asr_jax.capacity.collectives import collectives
-from asr_jax.config import (
-    AugmentConfig,
-    Config,
-    EncoderConfig,
-    FeaturesConfig,
-    JointConfig,
-    MeshConfig,
-    ObjectiveConfig,
-    PredictorConfig,
-    TrainConfig,
-)
+from asr_jax.config import MeshConfig
 from asr_jax.distributed.mesh import make_mesh
 from asr_jax.models.composition import split_model
 from asr_jax.training.optimizer import make_optimizer
@@ -29,21 +20,14 @@ ROWS, VOCABULARY = 64, 16
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
 def test_weights_are_sent_not_activations(parts):
-    config = Config(
-        augment=AugmentConfig(frequency_mask_bins=4, time_masks=1),
-        features=FeaturesConfig(sample_rate_hz=4000, mel_bins=16),
-        encoder=EncoderConfig(
-            layers=2,
-            width=32,
-            heads=2,
-            kernel_frames=3,
-            subsampling="conv1d",
-            subsampling_channels=32,
-        ),
-        predictor=PredictorConfig(kind="stateless", embedding_width=16, width=32),
-        joint=JointConfig(width=32),
-        objective=ObjectiveConfig(ctc_weight=0.3),
-        train=TrainConfig(accumulate=parts),
+    config = tiny_config(
+        augment={"frequency_mask_bins": 4, "time_masks": 1},
+        features={"sample_rate_hz": 4000, "mel_bins": 16},
+        encoder={"layers": 2, "width": 32, "subsampling_channels": 32, "remat": "layer"},
+        predictor={"embedding_width": 16, "width": 32},
+        joint={"width": 32},
+        objective={"ctc_weight": 0.3},
+        train={"accumulate": parts},
     )
     mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
@@ -66,6 +50,6 @@ def test_weights_are_sent_not_activations(parts):
     # One array of activations, [B, T/4, D], is as large as all parameters.
     assert ROWS * 50 * 32 * 4 > parameters
     total = sum(amount.bytes for amount in sent.values())
-    # Parameters are gathered once, gradients summed once for each part.
+    # Parameters are gathered once; gradients are summed once for each part.
     assert 0.9 < sent["all-gather"].bytes / parameters < 1.1
     assert total / parameters < 1.2 + 1.2 * parts, sent

@@ -135,7 +135,7 @@ def main() -> None:
             said = process.stderr.read() if process.stderr else ""
             if "cannot be read" in said or "Traceback" in said:
                 sys.exit(f"after {phases.total()} kills: {said}")
-            if saved and phase == "taking steps" and f"going on from step {saved} " not in said:
+            if saved and phase == "taking steps" and f"resuming from step {saved} " not in said:
                 sys.exit(f"{run}: {saved} is saved, but it said {said}")
             if phase is not None:
                 phases[phase] += 1

@@ -1,4 +1,4 @@
-"""`asr-jax train CONFIG`: trains, keeps checkpoints, and ends with the WER on data.test."""
+"""`asr-jax train CONFIG`: train with checkpoints, and at the end measure the WER on data.test."""
 
 import dataclasses
 import importlib.util
@@ -33,14 +33,14 @@ from asr_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Trains CONFIG, or goes on with it where RUN already holds a checkpoint."""
+    """Train CONFIG, resuming from RUN's latest checkpoint if there is one."""
 
     run: Path | None = None
-    """Run directory; runs/NAME for configs/NAME.py where not given."""
+    """Run directory; the default is runs/NAME for configs/NAME.py."""
     profile: tuple[int, int] | None = None
-    """First and last step to record a profile of, for TensorBoard, in RUN/tensorboard."""
+    """First and last step to profile for TensorBoard, in RUN/tensorboard."""
     init_from: Path | None = None
-    """Begins with the parameters of this run directory or exported model (docs/finetuning.md)."""
+    """Start with the parameters of this run directory or exported model (docs/finetuning.md)."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
     config: Annotated[Config, tyro.conf.arg(name="")]
 
@@ -48,28 +48,31 @@ class Options:
 def run(arguments: list[str]) -> int:
     path, options = parse_after_config(Options, arguments, program="asr-jax train")
     config = options.config
-    beside = path.parent if path.name == "config.json" else Path("runs") / path.stem
-    directory = options.run or beside
+    default = path.parent if path.name == "config.json" else Path("runs") / path.stem
+    directory = options.run or default
     try:
         with (
             connected_processes(options.processes, command="train") as processes,
             name_full_disk(directory),
         ):
             prepare_devices(config.mesh, processes=processes)
-            reason = _train(config, directory, options)
-            if reason is None and config.data.test:
+            stopping_signal = _train(config, directory, options)
+            if stopping_signal is None and config.data.test:
                 output = default_output(directory, config.data.test)
                 evaluate(directory, config.data.test, checkpoint="best", output=output)
     finally:
         restore_signal_handlers()
-    if reason is not None:
-        print(f"stopped by {reason}; saved. The same command goes on from there.", file=sys.stderr)
-        return 128 + getattr(signal, reason)
+    if stopping_signal is not None:
+        print(
+            f"stopped by {stopping_signal} after saving; run the same command to resume",
+            file=sys.stderr,
+        )
+        return 128 + getattr(signal, stopping_signal)
     return 0
 
 
 def _train(config: Config, run: Path, options: Options) -> str | None:
-    """Trains to the end (None), or until a signal, whose name is returned."""
+    """Train to the end and return None, or until a signal and return its name."""
     _check_options(options)
     stopped_by = listen_for_preemption()
     setup = set_up(config, run, init_from=options.init_from)
@@ -123,7 +126,7 @@ def _check_options(options: Options) -> None:
 
 
 def _marking(evaluate: Evaluate, mark_complete: Callable[[], None]) -> Evaluate:
-    """The same evaluation, whose programs are marked as complete once it has compiled them."""
+    """Return the evaluation, followed by a mark that the programs it compiled are complete."""
 
     def evaluate_and_mark(averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         figures = evaluate(averaged, note=note)
@@ -134,7 +137,10 @@ def _marking(evaluate: Evaluate, mark_complete: Callable[[], None]) -> Evaluate:
 
 
 def _train_with_rollbacks(setup: Setup, session: Session, state: TrainState) -> str | None:
-    """Trains, after a divergence from the last good checkpoint on; `train.rollbacks` times."""
+    """Train, returning to the last good checkpoint at most train.rollbacks times.
+
+    Returns the name of the signal that stopped training, or None.
+    """
     config, progress = session.config, session.progress
     while True:
         batches = readable_batches(
@@ -145,8 +151,8 @@ def _train_with_rollbacks(setup: Setup, session: Session, state: TrainState) -> 
         )
         rollbacks_left = config.train.rollbacks - int(state.rollbacks)
         try:
-            _, reason = train(state, batches, session)
-            return reason or session.stopped_by(config.train.steps)
+            _, stopping_signal = train(state, batches, session)
+            return stopping_signal or session.stopped_by(config.train.steps)
         except TrainingDiverged as diverged:
             if rollbacks_left == 0:
                 raise
@@ -160,8 +166,8 @@ def _rolled_back(
     *,
     note: Callable[[str], None],
 ) -> TrainState:
-    """The state of the last good checkpoint, to go on with the data that was next."""
-    state, going_back = checkpoint.roll_back(checkpointer, abstract)
+    """Return the state of the last good checkpoint, at the data that was next at divergence."""
+    state, rollback = checkpoint.roll_back(checkpointer, abstract)
     if state is None:
         raise diverged
     state = state._replace(
@@ -171,7 +177,7 @@ def _rolled_back(
         ),
     )
     note(
-        f"warning: {diverged}; {going_back}, the learning rate is reduced "
+        f"warning: {diverged}; {rollback}, the learning rate is reduced "
         f"(rollback {int(state.rollbacks)})"
     )
     return state

@@ -1,4 +1,4 @@
-"""The shapes of a config's batches, before there are any."""
+"""The shapes of a config's batches, known before any batch is read."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from asr_jax.types import Batch
 
 
 def batch_shapes(config: Config) -> list[Batch]:
-    """A batch of abstract arrays for every bucket."""
+    """Return a batch of abstract arrays for every bucket."""
     buckets = zip(
         config.data.bucket_seconds, config.data.bucket_labels, config.data.bucket_utterances
     )

@@ -1,4 +1,4 @@
-"""What a run trains on: the utterances that can be used, their labels, and what is added."""
+"""The corpus of a run: utterances to train on, their labels, noise and impulse responses."""
 
 import contextlib
 import hashlib
@@ -23,28 +23,31 @@ from asr_jax.layers.length import subsampled
 from asr_jax.text import Tokenizer
 from asr_jax.types import Skipped, Utterance
 
-# The utterances of a dataset, and what of it cannot be read.
+# Reads a dataset: its utterances, and the recordings that cannot be read.
 ReadDataset = Callable[[str], tuple[list[Utterance], list[Skipped]]]
 
 
 class Corpus(NamedTuple):
+    """Everything that a run's batches are made of."""
+
     utterances: list[Utterance]
     labels: list[np.ndarray]
     skipped: list[Skipped]
     sizes: list[int]
-    """How many of the utterances are of data.train, and of each of data.more_train."""
+    """Numbers of utterances from data.train and from each of data.more_train, in order."""
     noise: list[Utterance]
     impulse_responses: list[Utterance]
     weights: tuple[float, ...]
+    """data.train_weights."""
 
     def fingerprint(self) -> str:
-        """Of all that the plan of batches depends on: another one makes other batches."""
+        """Return a digest of everything that the plan of batches depends on."""
         everything = [*self.utterances, *self.noise, *self.impulse_responses]
         numbers = [len(self.noise), len(self.impulse_responses), *self.sizes, *self.weights]
         digest = hashlib.sha256(repr(numbers).encode())
-        # The id of a file whose name is not UTF-8 has surrogates.
-        digest.update("\n".join(one.id for one in everything).encode(errors="surrogatepass"))
-        digest.update(np.array([one.duration_seconds for one in everything]).data)
+        # The id of a file whose name is not UTF-8 contains surrogates.
+        digest.update("\n".join(u.id for u in everything).encode(errors="surrogatepass"))
+        digest.update(np.array([u.duration_seconds for u in everything]).data)
         digest.update(np.array([len(ids) for ids in self.labels]).data)
         digest.update(np.concatenate(self.labels).data)
         return digest.hexdigest()
@@ -53,11 +56,11 @@ class Corpus(NamedTuple):
 def training_corpus(
     config: Config, run: Path, *, read: ReadDataset = read_manifest
 ) -> tuple[Corpus, Tokenizer]:
-    """What can be trained on of data.train and data.more_train, and the run's tokenizer.
+    """Return the corpus of data.train and data.more_train, and the run's tokenizer.
 
-    Where it has none yet one is trained, or that of tokenizer.model taken, under a name that
-    `keep_tokenizer` makes good: nothing is kept of a start that fails. Of several processes the
-    first does it. `read` reads each dataset.
+    If the run has no tokenizer yet, the first process trains one or copies tokenizer.model. Its
+    file has a temporary name until `keep_tokenizer`, so a start that fails leaves no tokenizer.
+    Each dataset is read with `read`.
     """
     if not config.data.train:
         raise ValueError("data.train is empty: it must name a folder or a manifest")
@@ -101,7 +104,7 @@ def _usable_sizes(
     usable: Sequence[Utterance],
     skipped: Sequence[Skipped],
 ) -> list[int]:
-    """How many utterances of each dataset are usable; ValueError where none of one is."""
+    """Return the number of usable utterances of each dataset; raise ValueError if one is zero."""
     names = [
         f"data.train = {data.train}",
         *(f"data.more_train = {more}" for more in data.more_train),
@@ -112,7 +115,7 @@ def _usable_sizes(
         ids = [utterance.id for utterance in utterances[end - size : end]]
         usable_sizes.append(sum(id in usable_ids for id in ids))
         if usable_sizes[-1] == 0:
-            reasons = {one.id: one.reason for one in skipped}
+            reasons = {utterance.id: utterance.reason for utterance in skipped}
             raise ValueError(
                 f"{name}: none of its {size} utterances can be trained on, the first is "
                 f"{ids[0]}: {reasons[ids[0]]}"
@@ -126,9 +129,9 @@ def usable_utterances(
     tokenizer: Tokenizer,
     labels: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[Utterance], list[np.ndarray], list[Skipped]]:
-    """`select_utterances` by the config's last bucket, encoder and objective.
+    """Select utterances by the config's last bucket, encoder and objective (select_utterances).
 
-    To a language model recordings may be of any length.
+    For a language model, recordings may have any length.
     """
     is_language_model = config.objective.is_language_model
 
@@ -170,29 +173,29 @@ def _recordings(
 def _utterances(
     data: DataConfig, read: ReadDataset
 ) -> tuple[list[Utterance], list[Skipped], list[int]]:
-    """Those of all corpora, one after the other, those left out, and how many are of which.
+    """Return the utterances of all datasets in order, those left out, and the datasets' sizes.
 
-    Ids and speakers of data.more_train are prefixed, so that no two corpora have the same.
+    Ids and speakers of data.more_train are prefixed, so that those of two datasets never coincide.
     """
     utterances, skipped = read(data.train)
     sizes = [len(utterances)]
-    for number, more in enumerate(data.more_train, start=1):
-        found, unreadable = read(more)
+    for number, dataset in enumerate(data.more_train, start=1):
+        more, unreadable = read(dataset)
         utterances += [
             u._replace(id=f"{number}:{u.id}", speaker=u.speaker and f"{number}:{u.speaker}")
-            for u in found
+            for u in more
         ]
-        skipped += [replace(one, id=f"{number}:{one.id}") for one in unreadable]
-        sizes.append(len(found))
+        skipped += [replace(left, id=f"{number}:{left.id}") for left in unreadable]
+        sizes.append(len(more))
     if data.more_train and len({utterance.id for utterance in utterances}) < len(utterances):
         raise ValueError(
-            f"data.train = {data.train}: has ids like 1:ID, as those of data.more_train become"
+            f"data.train = {data.train}: has ids of the form 1:ID, reserved for data.more_train"
         )
     return utterances, skipped, sizes
 
 
 @first_process
 def keep_tokenizer(run: Path) -> None:
-    """Gives a tokenizer that was just trained its name."""
+    """Rename a tokenizer that was just trained to its final name."""
     with contextlib.suppress(FileNotFoundError):
         os.replace(run / "tokenizer.tmp", run / "tokenizer.model")

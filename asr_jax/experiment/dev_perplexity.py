@@ -1,4 +1,4 @@
-"""The perplexity on data.dev while a language model is trained."""
+"""The perplexity on data.dev, measured while a language model is trained."""
 
 import functools
 import math
@@ -25,10 +25,10 @@ from asr_jax.types import Batch
 def dev_perplexity(
     config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
 ) -> Evaluate | None:
-    """Measures dev_perplexity and dev_word_perplexity.
+    """Return a function that measures the perplexity per piece and per word.
 
-    exp(-log P / n) of all texts of data.dev, where n counts pieces, or words, and the end of each
-    text. None without a data.dev. What could not be trained on is left out.
+    It is exp(-log P / n) over all texts of data.dev, where n counts the pieces or words and one end
+    per text. Texts that could not be trained on are left out. Returns None without data.dev.
     """
     if not config.data.dev:
         return None
@@ -63,12 +63,12 @@ def dev_perplexity(
 
 
 def _nats(params: PyTree, batch: Batch, *, graphdef: nnx.GraphDef) -> Float[Array, " B"]:
-    """-log P of every row's text, 0 for padding rows."""
+    """Return -log P of every row's text, 0 for padding rows."""
     model = nnx.merge(graphdef, params)
     losses = text_losses(model, jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths))
     return jnp.where(batch.utterances >= 0, losses, 0)
 
 
 def _perplexity(nats: float, number: int) -> float:
-    # Of random parameters, a word's may be more than a float holds.
+    # With random parameters, a word's perplexity may exceed the range of a float.
     return math.exp(min(nats / number, 700.0))

@@ -1,4 +1,4 @@
-"""The WER on data.dev while training goes on."""
+"""The WER on data.dev, measured while a recognizer is trained."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from asr_jax.types import Skipped, Utterance
 def dev_wer(
     config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
 ) -> Evaluate | None:
-    """Measures dev_wer in percent; None without a data.dev."""
+    """Return a function that measures dev_wer, in percent; None without data.dev."""
     if not config.data.dev:
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
@@ -41,7 +41,7 @@ class _DevWer:
     utterances: Sequence[Utterance]
     recognize: Recognize
     noted: set[str] = field(default_factory=set)
-    """Ids of recordings that turned out not to be readable, each noted once."""
+    """Ids of unreadable recordings that were reported, so that each is reported once."""
 
     def __call__(self, averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         config, utterances = self.config, self.utterances

@@ -1,4 +1,4 @@
-"""`train --init-from RUN`: a run that begins with the parameters of another one."""
+"""`train --init-from RUN`: start a run with the parameters of another run."""
 
 import functools
 import json
@@ -22,14 +22,15 @@ from asr_jax.training.state import TrainState
 from asr_jax.training.transfer import LabelAxes, label_axes, shape_mismatches, transferred
 
 _RECORD = "init_from.json"
-# Fields that change what parameters mean, but no shape.
+# Fields that change the meaning of parameters, but not their shapes.
 _MUST_AGREE = ("encoder.heads", "joint.activation", "decoder.heads")
-_OF_TRAINING = ("dropout", "layer_drop", "remat", "chunk_frames")
+# Fields that affect training only.
+_TRAINING_ONLY = ("dropout", "layer_drop", "remat", "chunk_frames")
 _MOST_LISTED = 12
 
 
 class Record(TypedDict):
-    """What RUN/init_from.json holds."""
+    """The contents of RUN/init_from.json: the source, and what was taken from it or initialized."""
 
     init_from: str
     checkpoint: str
@@ -40,39 +41,39 @@ class Record(TypedDict):
 
 
 class Source(NamedTuple):
-    """The model that a run begins with: NumPy arrays, the same for every process."""
+    """The model with whose parameters a run starts, as NumPy arrays, equal on every process."""
 
     params: PyTree
     axes: LabelAxes
     record: Record
     notes: list[str]
-    """What the user should know."""
+    """Lines for the user."""
 
 
 def read_source(
     source: Path | None, run: Path, config: Config, tokenizer: Tokenizer, abstract_params: PyTree
 ) -> Source | None:
-    """The averaged parameters of the best checkpoint, or those of an exported model.
+    """Return the averaged parameters of a run's best checkpoint, or those of an exported model.
 
-    None without a source, and where the run goes on from a checkpoint of its own. Raises UsageError
-    where it did not begin from there, and, listing what does not fit, where they are of another
-    architecture than the config's.
+    Returns None without a source, and if the run resumes from a checkpoint of its own. Raises
+    UsageError if that run started from another source, or if the parameters do not fit the config's
+    architecture; the message lists the differences.
     """
     if source is None:
         return None
     if has_checkpoints(run, config.checkpoint):
-        _require_begun_from(run, source)
+        _require_started_from(run, source)
         return None
     try:
         opened = open_any_run(source, "best")
     except ValueError as error:
         raise UsageError(f"--init-from {source}: {error}") from error
-    differing = _differing(opened.config, config, abstract_params.keys() & opened.params.keys())
+    differences = _differences(opened.config, config, abstract_params.keys() & opened.params.keys())
     axes = label_axes(opened.config, opened.tokenizer.pieces)
-    _require_fitting(source, opened, config, abstract_params, axes, differing)
+    _require_fitting(source, opened, config, abstract_params, axes, differences)
     record = _record(source, opened, tokenizer, abstract_params)
-    # Of no shape, so that training may get used to them.
-    notes = _notes(record) + [f"warning: {text}" for text in differing.values()]
+    # These differences change no shape: training can adapt to them.
+    notes = _notes(record) + [f"warning: {text}" for text in differences.values()]
     return Source(jax.device_get(opened.params), axes, record, notes)
 
 
@@ -82,16 +83,17 @@ def _require_fitting(
     config: Config,
     abstract_params: PyTree,
     axes: LabelAxes,
-    differing: Mapping[str, str],
+    differences: Mapping[str, str],
 ) -> None:
-    there, here = opened.config.objective, config.objective
-    if there.is_language_model != here.is_language_model:
+    old, new = opened.config.objective, config.objective
+    if old.is_language_model != new.is_language_model:
         raise UsageError(
-            f"--init-from {source}: objective.kind is {there.kind!r} there, {here.kind!r} here"
+            f"--init-from {source}: objective.kind is {old.kind!r} in the source, {new.kind!r} in "
+            "the config"
         )
     wrong = shape_mismatches(abstract_params, opened.params, axes)
-    if wrong or any(name in differing for name in _MUST_AGREE):
-        wrong = [*differing.values(), *wrong]
+    if wrong or any(name in differences for name in _MUST_AGREE):
+        wrong = [*differences.values(), *wrong]
         more = f"; and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""
         raise UsageError(
             f"--init-from {source}: does not fit the config: "
@@ -103,44 +105,47 @@ def _record(
     source: Path, opened: Recognizer, tokenizer: Tokenizer, abstract_params: PyTree
 ) -> Record:
     known = set(opened.tokenizer.pieces)
-    here, there = abstract_params.keys(), opened.params.keys()
+    networks, source_networks = abstract_params.keys(), opened.params.keys()
     return {
         "init_from": str(source),
         "checkpoint": opened.checkpoint,
         "pieces_kept": [piece for piece in tokenizer.pieces if piece in known],
         "pieces_drawn": [piece for piece in tokenizer.pieces if piece not in known],
-        "networks_drawn": sorted(here - there),
-        "networks_left": sorted(there - here),
+        "networks_drawn": sorted(networks - source_networks),
+        "networks_left": sorted(source_networks - networks),
     }
 
 
 def _notes(record: Record) -> list[str]:
     source, kept, drawn = record["init_from"], record["pieces_kept"], record["pieces_drawn"]
     notes = [
-        f"beginning with {source}, {record['checkpoint']}: {len(kept)} of "
-        f"{len(kept) + len(drawn)} pieces are known there"
+        f"starting from {source}, {record['checkpoint']}: {len(kept)} of "
+        f"{len(kept) + len(drawn)} pieces are in its tokenizer"
     ]
     if drawn := record["networks_drawn"]:
-        notes.append(f"drawn anew: {', '.join(drawn)}, which {source} lacks")
+        notes.append(f"initialized randomly: {', '.join(drawn)}, which {source} lacks")
     if left := record["networks_left"]:
-        notes.append(f"left out: {', '.join(left)}, for which the config has no use")
+        notes.append(f"not copied: {', '.join(left)}, which the config's model lacks")
     return notes
 
 
 def initialize_from(
     source: Source, run: Path, state: TrainState, config: Config, tokenizer: Tokenizer
 ) -> TrainState:
-    """The initial state with the source's parameters, lying as before; RUN/init_from.json tells."""
+    """Return the state with the source's parameters and its own shardings.
+
+    The first process writes RUN/init_from.json.
+    """
     axes = label_axes(config, tokenizer.pieces)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
     @functools.partial(jax.jit, out_shardings=shardings, donate_argnums=0)
-    def begin(state: TrainState, given: PyTree) -> TrainState:
+    def replace_params(state: TrainState, given: PyTree) -> TrainState:
         params = transferred(state.params, given, axes, source.axes)
         return state._replace(params=params, averaged=jax.tree.map(jnp.copy, params))
 
     _keep_record(run / _RECORD, source.record)
-    return begin(state, source.params)
+    return replace_params(state, source.params)
 
 
 @first_process
@@ -150,33 +155,33 @@ def _keep_record(path: Path, record: Record) -> None:
     os.replace(partial, path)
 
 
-def _require_begun_from(run: Path, source: Path) -> None:
+def _require_started_from(run: Path, source: Path) -> None:
     path = run / _RECORD
     before = json.loads(path.read_text())["init_from"] if path.exists() else None
     if before != str(source):
-        what = f"from {before}" if before else "with random parameters"
+        start = f"from {before}" if before else "with random parameters"
         raise UsageError(
-            f"--init-from {source}: {run} began {what} and has checkpoints; leave the option out "
-            "to go on, or choose another directory"
+            f"--init-from {source}: {run} started {start} and has checkpoints; omit the option to "
+            "resume it, or choose another directory"
         )
 
 
-def _differing(there: Config, here: Config, networks: Set[str]) -> dict[str, str]:
-    """The fields of features and of the networks that differ, by name, as phrases."""
+def _differences(old: Config, new: Config, networks: Set[str]) -> dict[str, str]:
+    """Return a phrase for every field of features and networks that differs, by name."""
     sections = [
-        (section, getattr(there, section), getattr(here, section))
+        (section, getattr(old, section), getattr(new, section))
         for section in ("features", "encoder", "predictor", "joint", "decoder")
         if section in networks or section == "features"
     ]
     values = {
-        f"{section}.{field.name}": (getattr(old, field.name), getattr(new, field.name))
-        for section, old, new in sections
-        for field in fields(new)
-        if field.name not in _OF_TRAINING
+        f"{section}.{field.name}": (getattr(old_part, field.name), getattr(new_part, field.name))
+        for section, old_part, new_part in sections
+        for field in fields(new_part)
+        if field.name not in _TRAINING_ONLY
     }
-    values["objective.kind"] = (there.objective.kind, here.objective.kind)
+    values["objective.kind"] = (old.objective.kind, new.objective.kind)
     return {
-        name: f"{name} is {old} there, {new} here"
-        for name, (old, new) in values.items()
-        if old != new
+        name: f"{name} is {old_value} in the source, {new_value} in the config"
+        for name, (old_value, new_value) in values.items()
+        if old_value != new_value
     }

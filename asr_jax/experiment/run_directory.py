@@ -1,4 +1,4 @@
-"""The directory of a run: who may go on with it, and with what changed."""
+"""The directory of a run: which config may use it, and which fields may change on resuming."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ from asr_jax.distributed.processes import all_gather_text, first_process
 from asr_jax.errors import UsageError
 from asr_jax.training.checkpoint import Metadata
 
-# Fields that a run may go on with changed: none of them touches what has been learned so far.
+# Fields that may change when a run resumes: none of them affects what was learned so far.
 CHANGEABLE = (
     "checkpoint.every",
     "checkpoint.keep",
@@ -35,17 +35,17 @@ CHANGEABLE = (
     "train.rollbacks",
     "train.wandb_project",
 )
-# Like data.train they may have moved; what is in them, fingerprinted, had better be the same.
+# Like data.train, these folders may move. Their contents are part of the fingerprint.
 CHANGEABLE_FOLDERS = ("augment.noise", "augment.impulse_responses")
 
 
 @first_process
 def claim_run(run: Path, config: Config) -> None:
-    """Makes the run directory, or checks that the one there is of this config."""
+    """Make the run directory, or raise UsageError if it belongs to another config."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
-        # Of a start that failed before it became a run.
+        # A start that failed leaves these files.
         if not all(file.suffix == ".tmp" or file.name == "labels.npz" for file in run.iterdir()):
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
@@ -54,32 +54,31 @@ def claim_run(run: Path, config: Config) -> None:
 
 @first_process
 def keep_config(run: Path, config: Config) -> None:
-    """Writes the config that the run goes on with to RUN/config.json."""
+    """Write RUN/config.json."""
     write_config(config, run / "config.json")
 
 
 def require_shared(run: Path) -> None:
-    """Raises ValueError on all processes where one does not see what the first writes in `run`."""
+    """Raise ValueError on all processes if one does not see what the first writes to `run`."""
     if jax.process_count() == 1:
         return
-    # A name that no file system remembers anything of.
+    # A new name, which no network file system has cached.
     probe = run / f"{all_gather_text(secrets.token_hex(4))[0]}.tmp"
     first_process(probe.touch)()
-    told = [
-        json.loads(one)
-        for one in all_gather_text(json.dumps([socket.gethostname(), probe.exists()]))
-    ]
+    reports = list(
+        map(json.loads, all_gather_text(json.dumps([socket.gethostname(), probe.exists()])))
+    )
     first_process(probe.unlink)()
-    for number, (host, sees) in enumerate(told):
+    for number, (host, sees) in enumerate(reports):
         if not sees:
             raise ValueError(
                 f"--run {run}: process {number} ({host}) does not see what process 0 "
-                f"({told[0][0]}) writes there: must be a folder that all hosts share"
+                f"({reports[0][0]}) writes there: must be a folder that all hosts share"
             )
 
 
 def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: Path) -> None:
-    """Raises UsageError where a field differs that a run cannot go on with changed."""
+    """Raise UsageError if a field differs that must not change when a run resumes."""
     fixed = [
         name
         for name in now
@@ -97,20 +96,20 @@ def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: 
 
 
 def changes(before: Metadata, now: Metadata, run: Path) -> list[str]:
-    """What is not as it was when the checkpoint was saved; config.json may have been edited since.
+    """Return warnings about what changed since the checkpoint was saved.
 
-    Raises UsageError where the run cannot go on so.
+    Raises UsageError if the run cannot resume with the changes. config.json may have been edited.
     """
     _require_same(before.get("config", {}), now["config"], run)
     if before.get("utterances", now["utterances"]) == now["utterances"]:
         return []
     return [
         "the utterances of data.train are not those that this run was trained on so far; "
-        "the current epoch goes on with other batches"
+        "the current epoch continues with other batches"
     ]
 
 
 def run_metadata(config: Config, utterances: str) -> Metadata:
-    """What is kept beside a checkpoint for `changes`: config, and fingerprint of the utterances."""
-    # Tuples as lists, as they come back from a file.
+    """Return what is saved with a checkpoint: config, and fingerprint of the utterances."""
+    # Tuples become lists, as when they are read from a file.
     return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}

@@ -1,4 +1,4 @@
-"""How a run starts: everything is checked, read and agreed on before it is written or compiled."""
+"""How a run starts: everything is checked and read before anything is written or compiled."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ from asr_jax.training.state import TrainState, abstract_state, initial_state
 
 
 class Setup(NamedTuple):
-    """What a run trains with, the same on all processes."""
+    """Everything that a run trains with, equal on all processes."""
 
     config: Config
     run: Path
@@ -48,22 +48,21 @@ class Setup(NamedTuple):
     abstract: TrainState
     """Shapes, dtypes and shardings of the state."""
     source: Source | None
-    """The model that a new run begins with."""
+    """The model with whose parameters a new run starts; None for random parameters."""
     evaluate: Evaluate | None
     metadata: checkpoint.Metadata
 
     def batches(self, position: int) -> Batches:
-        """The endless stream of the run's batches, of which `position` were taken before."""
+        """Return the endless stream of the run's batches that starts after `position` batches."""
         return self.task.batches(
             self.config, self.corpus, self.tokenizer, self.mesh, self.run, position
         )
 
 
 def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
-    """Checks config, devices, data and the run directory, and makes the directory this run's.
+    """Check config, devices, data and run directory, then write config.json and the tokenizer.
 
-    Nothing is written of a start that fails, but files that the next start replaces. Raises
-    ValueError.
+    Raises ValueError. A start that fails leaves only files that the next start replaces.
     """
     require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     mesh = make_mesh(config.mesh, jax.devices())
@@ -81,7 +80,7 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
     source = read_source(init_from, run, config, tokenizer, abstract.params)
     evaluate = task.evaluation(config, graphdef, tokenizer, mesh)
     if config.data.test:
-        read_transcribed(config.data.test, "data.test")  # not after days of training
+        read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
     metadata = run_metadata(config, corpus.fingerprint())
     require_same({f"a fingerprint of data.train = {config.data.train}": metadata["utterances"]})
 
@@ -106,10 +105,10 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
 def restore(
     setup: Setup, checkpointer: ocp.training.Checkpointer
 ) -> tuple[TrainState | None, list[str]]:
-    """The state of the run's newest readable checkpoint, None for a new run, and warnings.
+    """Return the state of the run's newest readable checkpoint, or None, and warnings.
 
-    Raises CheckpointError for a checkpoint that cannot be used, UsageError for one of a run with
-    another config.
+    Raises CheckpointError as `checkpoint.restore` does, and UsageError if the checkpoint was saved
+    with a config whose training cannot be resumed with this one.
     """
     state, warnings = checkpoint.restore(checkpointer, setup.abstract)
     if state is not None:
@@ -125,7 +124,7 @@ def describe(
     *,
     note: Callable[[str], None],
 ) -> None:
-    """Notes what is trained and on what, and lists what is left out."""
+    """Report the model, the data and the warnings, and list the utterances that are left out."""
     corpus, params = setup.corpus, setup.abstract.params
     for warning in warnings:
         note(f"warning: {warning}")
@@ -136,17 +135,17 @@ def describe(
     )
     list_skipped(corpus, setup.run, note=note)
     if state is not None:
-        note(f"going on from step {int(state.step)} of {setup.config.train.steps}")
+        note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")
     for line in setup.source.notes if setup.source else ():
         note(line)
 
 
 def first_state(setup: Setup, checkpointer: ocp.training.Checkpointer) -> TrainState:
-    """A new run's state: random parameters, or the source's, which are then saved."""
+    """Return a new run's state; if it has a source's parameters, save it first."""
     config, tokenizer = setup.config, setup.tokenizer
     state = initial_state(config, tokenizer.vocabulary_size, setup.optimizer, setup.mesh)
     if setup.source:
         state = initialize_from(setup.source, setup.run, state, config, tokenizer)
-        # What it began with need not be there when it goes on.
+        # Resuming must not need the source.
         checkpoint.save(checkpointer, state, dev_metric=None, metadata=setup.metadata)
     return state

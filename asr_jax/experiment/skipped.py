@@ -1,4 +1,4 @@
-"""What is left out of training: counted, told, and listed in RUN/skipped.jsonl."""
+"""Utterances that are left out of training: they are counted and listed in RUN/skipped.jsonl."""
 
 import collections
 import contextlib
@@ -18,17 +18,17 @@ from asr_jax.types import Batch, Skipped
 
 
 def skipped_list(run: Path) -> Path:
-    """Where this process lists what it leaves out: each has a file of its own."""
+    """Return the file in which this process lists what it leaves out."""
     index = jax.process_index()
     return run / (f"skipped-{index}.jsonl" if index else "skipped.jsonl")
 
 
 def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> None:
-    """Lists what the corpus cannot use, and what earlier starts found to be unreadable."""
+    """List the utterances that the corpus leaves out, or that earlier starts could not read."""
     listed = skipped_list(run)
-    # Before a restart, reading them to the end may have shown some to be bad that seem good now.
-    seem_good = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
-    earlier = [skipped for skipped in _listed(listed) if skipped.id in seem_good]
+    # An earlier start may have read a recording to the end and found an error there.
+    usable = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
+    earlier = [skipped for skipped in _listed(listed) if skipped.id in usable]
     unfit = corpus.skipped if jax.process_index() == 0 else []
     listed.write_text(_json_lines([*unfit, *earlier]))
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
@@ -37,12 +37,12 @@ def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> N
 
 
 def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
-    """A line for every kind of reason, on the first process."""
+    """Print a line for every kind of reason, on the first process."""
     if jax.process_index() > 0:
         return
     kinds: dict[str, list[Skipped]] = {}
-    for one in skipped:
-        kinds.setdefault(one.reason.partition(":")[0], []).append(one)
+    for utterance in skipped:
+        kinds.setdefault(utterance.reason.partition(":")[0], []).append(utterance)
     for alike in kinds.values():
         first = f"{alike[0].id}: {alike[0].reason}"
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
@@ -52,15 +52,15 @@ def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
 def readable_batches(
     batches: Batches, config: Config, *, listed: Path, note: Callable[[str], None]
 ) -> Iterator[Batch]:
-    """The batches; a recording that turns out not to be readable is noted and listed at once.
+    """Yield the batches; report and list each recording that cannot be read.
 
-    Raises ValueError when one batch after the other has none that is: a disk is gone.
+    Raises ValueError if several batches in a row have no readable recording: a disk may be gone.
     """
     known = empty = 0
-    before = {skipped.id for skipped in _listed(listed)}
+    listed_ids = {skipped.id for skipped in _listed(listed)}
     for batch in batches:
         failed = batches.failed
-        if unlisted := [skipped for skipped in failed[known:] if skipped.id not in before]:
+        if unlisted := [skipped for skipped in failed[known:] if skipped.id not in listed_ids]:
             with listed.open("a") as file:
                 file.write(_json_lines(unlisted))
         for skipped in failed[known:]:
@@ -70,19 +70,19 @@ def readable_batches(
         if empty == config.train.max_skipped_in_a_row:
             raise ValueError(
                 f"data.train = {config.data.train}: {empty} batches in a row had no recording that "
-                f"can be read, of late {failed[-1].id}: {failed[-1].reason}"
+                f"can be read, most recently {failed[-1].id}: {failed[-1].reason}"
             )
         yield batch
 
 
 def _listed(path: Path) -> list[Skipped]:
     lines = path.read_text().splitlines() if path.exists() else []
-    found = []
+    skipped = []
     for line in lines:
-        with contextlib.suppress(ValueError):  # the half-written last line of a killed process
-            found.append(Skipped(**json.loads(line)))
-    return found
+        with contextlib.suppress(ValueError):  # the incomplete last line of a killed process
+            skipped.append(Skipped(**json.loads(line)))
+    return skipped
 
 
 def _json_lines(skipped: Sequence[Skipped]) -> str:
-    return "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in skipped)
+    return "".join(json.dumps(dataclasses.asdict(utterance)) + "\n" for utterance in skipped)

@@ -1,4 +1,4 @@
-"""What training a recognizer and training a language model do differently."""
+"""The differences between training a recognizer and training a language model."""
 
 import functools
 from collections.abc import Callable
@@ -22,20 +22,22 @@ from asr_jax.training.loop import Evaluate
 
 
 class Task(NamedTuple):
+    """The functions that differ between the two."""
+
     read: ReadDataset
-    """Reads data.train and each of data.more_train."""
+    """Reads a dataset: data.train, or one of data.more_train."""
     batches: Callable[[Config, Corpus, Tokenizer, Mesh, Path, int], Batches]
-    """Makes the endless stream of a run's batches from a position on."""
+    """Returns the endless stream of batches that starts after a number of batches."""
     evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh], Evaluate | None]
-    """Reads data.dev and makes what measures parameters on it; None without a data.dev."""
+    """Reads data.dev and returns the function that measures on it; None without data.dev."""
     selection_metric: str
-    """The figure of the evaluation by which the best checkpoint is kept."""
+    """The figure of the evaluation that selects the best checkpoint."""
     amount: Callable[[Corpus], str]
-    """Says how much there is to train on."""
+    """Returns the amount of training data as text."""
 
 
 def task_of(config: Config) -> Task:
-    """What the config's objective trains: a language model or a recognizer."""
+    """Return the task of config.objective."""
     if config.objective.is_language_model:
         return Task(read_texts, _text_batches, dev_perplexity, "dev_perplexity", _pieces)
     return Task(read_manifest, _audio_batches, dev_wer, "dev_wer", _hours)

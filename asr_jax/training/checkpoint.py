@@ -1,9 +1,9 @@
-"""A run's checkpoints: RUN/checkpoints/STEP, written by Orbax in the background.
+"""A run's checkpoints, which Orbax writes to RUN/checkpoints/STEP in the background.
 
-With `checkpoint.directory` they lie in that folder or bucket instead of RUN.
+With `checkpoint.directory`, they are stored in that folder or bucket instead of RUN.
 
-A checkpoint appears under its name only when all of it is on disk, so a process killed at any
-instant leaves the ones before it whole.
+A checkpoint gets its name only when all of it is on disk, so a process that is killed at any
+instant leaves the earlier checkpoints intact.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from asr_jax.config import CheckpointConfig
 from asr_jax.distributed.processes import first_process
 from asr_jax.training.state import TrainState
 
-# A mean loss is still good up to this many times the lowest one.
+# A checkpoint is good if its mean loss is at most this many times the lowest mean loss.
 GOOD_FACTOR = 1.5
 
 _policies = ocp.training.preservation_policies
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another model; one line."""
+    """A checkpoint is missing, damaged, or belongs to another model; the message is one line."""
 
 
 class Metadata(TypedDict):
-    """What a run saves with its checkpoints, as JSON."""
+    """JSON that a run saves with its checkpoints."""
 
     config: dict[str, object]
     """Every field under its dotted name."""
@@ -47,7 +47,7 @@ class Metadata(TypedDict):
 
 
 class SavedMetadata(Metadata):
-    """With the state's mean losses, which tell later whether a checkpoint was a good one."""
+    """Metadata with the state's mean losses, by which `roll_back` finds a good checkpoint."""
 
     smoothed_loss: float
     lowest_loss: float
@@ -55,11 +55,12 @@ class SavedMetadata(Metadata):
 
 @contextlib.contextmanager
 def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.training.Checkpointer]:
-    """For writing: keeps the newest `config.keep` and the best by what was measured on dev.
+    """Open a run's checkpoints for writing.
 
-    Waits at the end until the last save is on disk.
+    The newest `config.keep` checkpoints are kept, and the best by its figure on dev. On exit, waits
+    until the last save is on disk.
     """
-    # Orbax reports half-written directories that it clears away, and failures by whole tracebacks.
+    # Orbax logs incomplete directories that it deletes, and logs failures with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Orbax's annotations do not fit its own policies.
     policy: Any = _policies.AnyPreservationPolicy(
@@ -79,7 +80,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
     try:
         yield checkpointer
     except CheckpointError:
-        # Closing raises once more what `save` or `finish` has raised.
+        # Closing repeats the error that `save` or `finish` raised.
         with contextlib.suppress(Exception):
             checkpointer.close()
         raise
@@ -95,7 +96,7 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
 
 @first_process
 def require_writable(run: Path, config: CheckpointConfig) -> None:
-    """Raises CheckpointError where no file can be made where checkpoints go: now, not at a save."""
+    """Raise CheckpointError if checkpoints cannot be written to their directory."""
     directory = _directory(run, config)
     probe = directory.parent / "writable.tmp"
     try:
@@ -110,10 +111,9 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
 
 @first_process
 def require_room(run: Path, config: CheckpointConfig, abstract: PyTree) -> None:
-    """Raises CheckpointError where the disk has less left than a checkpoint of `abstract`'s leaves.
+    """Raise CheckpointError if the disk has less space left than a checkpoint of `abstract` takes.
 
-    What a bucket has left is not known, nor what some mounted ones have, which say that they have
-    no size at all.
+    The space left in a bucket is unknown. Some mounted buckets report a total size of zero.
     """
     if "://" in config.directory:
         return
@@ -128,7 +128,7 @@ def require_room(run: Path, config: CheckpointConfig, abstract: PyTree) -> None:
 
 
 def has_checkpoints(run: Path, config: CheckpointConfig) -> bool:
-    """Whether any lies where a run's checkpoints go, be it readable or not."""
+    """Return whether a run has any checkpoint, readable or not."""
     directory = _directory(run, config)
     return directory.exists() and any(path.name.isdigit() for path in directory.iterdir())
 
@@ -140,11 +140,10 @@ def save(
     dev_metric: float | None,
     metadata: Metadata,
 ) -> None:
-    """Starts writing the state; returns once it is copied, so that the next step may overwrite it.
+    """Start writing the state, and return once it is copied, so that a step may overwrite it.
 
-    `dev_metric` was measured on dev; lower is better. `metadata` is JSON, which `saved_metadata`
-    returns together with the state's mean losses. Raises CheckpointError if this save, or the one
-    before it, could not be written.
+    `dev_metric` is the figure measured on dev; lower is better. Raises CheckpointError if this save
+    or the one before it could not be written.
     """
     step = int(state.step)
     means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
@@ -160,7 +159,7 @@ def save(
 
 
 def finish(checkpointer: ocp.training.Checkpointer) -> None:
-    """Returns when everything is on disk; raises CheckpointError where it could not be written."""
+    """Wait until everything is on disk; raise CheckpointError if it could not be written."""
     try:
         checkpointer.wait()
     except Exception as error:
@@ -170,10 +169,11 @@ def finish(checkpointer: ocp.training.Checkpointer) -> None:
 def restore(
     checkpointer: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState | None, list[str]]:
-    """The newest checkpoint that can be read, or None where there are none at all, and warnings.
+    """Return the newest readable checkpoint, or None if there are no checkpoints, and warnings.
 
-    Newer ones, which cannot be read, are moved to RUN/unreadable, never deleted. Raises
-    CheckpointError for one of another model, and where none can be read: nothing is moved then.
+    Newer checkpoints, which cannot be read, are moved to RUN/unreadable and never deleted. Raises
+    CheckpointError for a checkpoint of another model, and if no checkpoint can be read; then none
+    is moved.
     """
     directory = epath.Path(checkpointer.directory)
     unreadable: dict[int, str] = {}
@@ -193,7 +193,7 @@ def restore(
         step, reason = next(iter(unreadable.items()))
         raise CheckpointError(
             f"{directory}: none of its checkpoints {sorted(unreadable)} can be read, {step}: "
-            f"{reason}; they are left as they are, choose another run directory to start anew"
+            f"{reason}; they are left in place, choose another run directory to start over"
         )
     return None, []
 
@@ -201,10 +201,10 @@ def restore(
 def roll_back(
     checkpointer: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState | None, str]:
-    """The newest checkpoint of before a divergence, or None where there is none, and a note.
+    """Return the newest checkpoint from before a divergence, or None, and a note.
 
-    It is one whose mean loss was at most GOOD_FACTOR times the lowest until then. Newer ones are
-    moved to RUN/diverged. Raises CheckpointError where the save under way could not be written.
+    Its mean loss is at most GOOD_FACTOR times the lowest mean loss until then. Newer checkpoints
+    are moved to RUN/diverged. Raises CheckpointError if the save in progress cannot be written.
     """
     finish(checkpointer)
     newer = []
@@ -222,7 +222,7 @@ def roll_back(
 def _set_aside(
     checkpointer: ocp.training.Checkpointer, steps: Iterable[int], folder: str
 ) -> epath.Path:
-    """Moves checkpoints to a folder beside the others, which it returns."""
+    """Move checkpoints to a folder next to the checkpoints' directory, and return the folder."""
     directory = epath.Path(checkpointer.directory)
     aside = directory.parent / folder
     steps = list(steps)
@@ -236,19 +236,19 @@ def _set_aside(
 
 
 def saved_metadata(checkpointer: ocp.training.Checkpointer, step: int) -> SavedMetadata:
-    """What the checkpoint of this step was saved with as `metadata`."""
+    """Return the metadata that was saved with the checkpoint of this step."""
     metadata: PyTree = checkpointer.metadata(step).custom_metadata or {}
     return metadata
 
 
 def _free_name(path: epath.Path) -> epath.Path:
-    """The path, or where it is taken, with the first number that is not."""
+    """Return the path, with the first free number appended if it exists."""
     names = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
 def measured_on_dev(checkpointer: ocp.training.Checkpointer) -> dict[int, float]:
-    """The figure on dev of every checkpoint that was saved with one, by step."""
+    """Return the figures on dev by step, of checkpoints that were saved with one."""
     return {c.step: _only(c.metrics) for c in checkpointer.checkpoints if c.metrics}
 
 
@@ -260,10 +260,10 @@ def _only(metrics: PyTree) -> float:
 def load_averaged(
     run: Path, which: str, abstract_params: PyTree, config: CheckpointConfig
 ) -> tuple[PyTree, str]:
-    """Averaged parameters of the run's checkpoint `which`, and which steps these are.
+    """Return the averaged parameters of the run's checkpoint `which`, and its name with steps.
 
-    which: "best" by the figure on dev (the newest where none was measured), "last", a step, or
-    "average:N", the mean over the newest N.
+    `which` is "best" by the figure on dev (the newest if none was measured), "last", a step, or
+    "average:N", the mean over the newest N checkpoints.
     """
     directory = _directory(run, config)
     if not directory.is_dir():
@@ -276,14 +276,14 @@ def load_averaged(
 
 
 def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
-    # What is raised it reports as well, by whole tracebacks.
+    # gcsfs also logs every error that it raises, with a traceback.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     named = f"checkpoint.directory = {config.directory!r}"
     try:
         directory = epath.Path(config.directory or run.absolute()) / "checkpoints"
         directory.exists()
         return directory
-    except KeyError:  # what epath says of gopher://
+    except KeyError:  # raised by epath for an unknown scheme such as gopher://
         raise CheckpointError(
             f"{named}: must be a folder, or an address such as gs://BUCKET/RUN or s3://BUCKET/RUN"
         ) from None
@@ -292,8 +292,7 @@ def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
             f"{named}: needs a package, pip install gcsfs for gs://, s3fs for s3:// "
             f"({_first_line(error)})"
         ) from error
-    # Of a bucket: no right to it, no way to it.
-    except Exception as error:
+    except Exception as error:  # no permission for a bucket, or no connection to it
         raise CheckpointError(f"{named}: {_first_line(error)}") from error
 
 
@@ -323,13 +322,13 @@ def _load_averaged(
 ) -> PyTree:
     _require_match(checkpointer, step, abstract_params, "averaged")
     try:
-        names = TrainState._fields
-        whole = dict.fromkeys(names, ocp.PLACEHOLDER)
         saved = checkpointer.metadata(step).metadata
-        for name in names:
-            whole[name] = jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name])
-        whole["averaged"] = abstract_params
-        return checkpointer.load(step, whole)["averaged"]
+        abstract = {
+            name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name])
+            for name in TrainState._fields
+        }
+        abstract["averaged"] = abstract_params
+        return checkpointer.load(step, abstract)["averaged"]
     except Exception as error:
         path = epath.Path(checkpointer.directory) / str(step)
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
@@ -338,20 +337,20 @@ def _load_averaged(
 def _require_match(
     checkpointer: ocp.training.Checkpointer, step: int, abstract_params: PyTree, name: str
 ) -> None:
-    """Raises CheckpointError where the saved parameters have other names or shapes.
+    """Raise CheckpointError if the saved parameters have other names or shapes.
 
-    Known before they are loaded: Orbax leaves much behind that complains when a load fails.
+    This is checked before loading, since a failed load leaves objects that print errors later.
     """
     try:
         saved = checkpointer.metadata(step).metadata[name]
     except Exception:
-        return  # damaged, which loading it will tell
+        return  # a damaged checkpoint: loading it raises the error
     saved, expected = _shapes(saved), _shapes(abstract_params)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
             checkpoint = epath.Path(checkpointer.directory) / str(step)
             raise CheckpointError(
-                f"{checkpoint} is of another model than the config's: {path} is "
+                f"{checkpoint} does not fit the config's model: {path} is "
                 f"{saved.get(path, 'missing')}, expected {expected.get(path, 'none')}"
             )
 
@@ -364,15 +363,16 @@ def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def _unwritten(directory: PathLike[str], error: Exception) -> str:
-    others = sys.unraisablehook
+    """Return the message for a failed save, and silence what Python reports about its remains."""
+    previous_hook = sys.unraisablehook
 
-    def report(unraisable) -> None:  # its type has a name in stub files only
-        # Each of the writers that Orbax now abandons complains so when it is collected.
+    def report(unraisable) -> None:  # the argument's type has no name at run time
+        # Python reports this when it collects the writers that Orbax abandons.
         if "Event loop is closed" not in str(unraisable.exc_value):
-            others(unraisable)
+            previous_hook(unraisable)
 
     sys.unraisablehook = report
-    # And so does Python of what they had not begun, at times after the last line of ours.
+    # Python warns about writers that had not started, sometimes after our last line.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     reason = _first_line(error)
     return f"{directory}: a checkpoint could not be written ({reason}); earlier ones are kept"

@@ -1,8 +1,9 @@
-"""Parameters that keep their bits (optimizer.frozen), found by patterns of their names.
+"""Frozen parameters (optimizer.frozen), which patterns of names select and no step changes.
 
-A name is the path with dots, `predictor.embedding.embedding`. Blocks lie stacked along a first
-axis; their names have the block's number: `encoder.blocks.2.attention.query.kernel`. What blocks
-share is frozen where it is for all of them.
+A name is the parameter's path with dots, such as `predictor.embedding.embedding`. The parameters of
+blocks are stacked along their first axis, and their names contain the block's number:
+`encoder.blocks.2.attention.query.kernel`. A parameter that several blocks share is frozen only if
+it is frozen for all of them.
 """
 
 import fnmatch
@@ -18,10 +19,10 @@ _STACK = "blocks"
 
 
 def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
-    """A tree of bool arrays, true where a parameter is frozen, that broadcast with `params`.
+    """Return a tree of bool arrays that broadcast with `params`, true where frozen.
 
-    Patterns are those of a shell: `*` is anything, `?` one character, `[0-3]` one of some. Raises
-    ValueError for one that fits no name, and where nothing would be left to train.
+    Patterns are shell patterns: `*` matches anything, `?` one character, `[0-3]` one of a set.
+    Raises ValueError for a pattern that matches no name, and if every parameter would be frozen.
     """
     depths = _depths(params)
 
@@ -29,7 +30,7 @@ def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
         matched = np.array([_matches(name, patterns) for name in _names(path, depths)])
         if _STACK not in _parts(path):
             return matched.reshape(())
-        # A block whose matrix several blocks share is frozen where it is for all of them.
+        # Row i of a shared parameter belongs to several blocks in sequence.
         chosen = matched.reshape(leaf.shape[0], -1).all(axis=1)
         return chosen.reshape(-1, *[1] * (len(leaf.shape) - 1))
 
@@ -41,7 +42,7 @@ def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
     unused = [p for p in patterns if not any(_matches(name, [p]) for name in names)]
     if unused:
         raise ValueError(
-            f"optimizer.frozen = {min(unused)!r}: fits no parameter; they are named as "
+            f"optimizer.frozen = {min(unused)!r}: matches no parameter; names are like "
             f"{', '.join(_examples(names))}"
         )
     chosen = jax.tree_util.tree_map_with_path(choose, params)
@@ -51,12 +52,12 @@ def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
 
 
 def not_wholly_frozen(params: PyTree, patterns: Sequence[str]) -> PyTree:
-    """A tree of bools: whether any part of a parameter is trained."""
+    """Return a tree of bools: true for parameters of which any part is trained."""
     return jax.tree.map(lambda mask: not mask.all(), frozen_mask(params, patterns))
 
 
 def without_gradients(params: PyTree, frozen: PyTree) -> PyTree:
-    """The same numbers, as constants where they are frozen: nothing goes back beyond these."""
+    """Return `params` with frozen values as constants, through which no gradient flows."""
 
     def constant(leaf: jax.Array, mask: np.ndarray) -> jax.Array:
         if not mask.any():
@@ -68,7 +69,10 @@ def without_gradients(params: PyTree, frozen: PyTree) -> PyTree:
 
 
 def keep_frozen(new: PyTree, old: PyTree, frozen: PyTree) -> PyTree:
-    """`new`, but `old` where frozen: adding zeros is not enough, nor is averaging equals."""
+    """Return `old` where frozen, `new` elsewhere.
+
+    Adding zero or averaging equal values does not preserve every bit; this does.
+    """
 
     def pick(mask: np.ndarray, new: ArrayLike, old: ArrayLike) -> ArrayLike:
         return jnp.where(mask, old, new) if mask.any() else new
@@ -85,7 +89,7 @@ def _parts(path: jax.tree_util.KeyPath) -> list[str]:
 
 
 def _names(path: jax.tree_util.KeyPath, depths: Mapping[tuple[str, ...], int]) -> list[str]:
-    """The names of a parameter: one for each block of a stack."""
+    """Return a parameter's names: one for each block of a stack, otherwise one."""
     parts = _parts(path)
     if _STACK not in parts:
         return [".".join(parts)]
@@ -97,7 +101,10 @@ def _names(path: jax.tree_util.KeyPath, depths: Mapping[tuple[str, ...], int]) -
 
 
 def _depths(params: PyTree) -> dict[tuple[str, ...], int]:
-    """How many blocks every stack has: what blocks share has a shorter axis."""
+    """Return the number of blocks of every stack, by its path.
+
+    Parameters that blocks share have a shorter first axis than the others.
+    """
     depths: dict[tuple[str, ...], int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         parts = _parts(path)
@@ -108,7 +115,7 @@ def _depths(params: PyTree) -> dict[tuple[str, ...], int]:
 
 
 def _examples(names: Sequence[str]) -> list[str]:
-    """A name of every part of the model."""
+    """Return one name for each network of the model."""
     examples: dict[str, str] = {}
     for name in names:
         examples.setdefault(name.partition(".")[0], name)

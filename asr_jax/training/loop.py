@@ -1,8 +1,8 @@
-"""The training loop: batches in, checkpoints and metrics out.
+"""The training loop, which turns batches into checkpoints and metrics.
 
-Order of a start: the caller restores the newest checkpoint or draws parameters; every bucket's
-step is compiled; metrics beyond the restored step are cut off; then steps follow one another,
-and step 0 is no other code than step n.
+A run starts in this order: the caller restores the newest checkpoint or initializes parameters; the
+step is compiled for every bucket; metrics of steps after the restored one are deleted; then the
+loop takes steps, the first by the same code as the last.
 """
 
 import contextlib
@@ -35,22 +35,22 @@ from asr_jax.types import Batch
 
 
 class TrainingDiverged(ValueError):
-    """Losses or gradients that are not finite, step after step, or a mean loss that rises."""
+    """Several steps in a row were not finite, or the mean loss rose far above its lowest value."""
 
     def __init__(self, reason: str, *, step: int, data_position: int):
         super().__init__(reason)
         self.step = step
         self.data_position = data_position
-        """Batches taken until then."""
+        """Batches taken before the divergence was found."""
 
 
-# What may be measured on dev, by its name in metrics.jsonl, and how it is said.
+# Figures measured on data.dev: the name in metrics.jsonl, and the format for people.
 DEV_METRICS = {
     "dev_wer": "WER on dev {:.1f} %",
-    "dev_perplexity": "perplexity on dev {:.2f} by piece",
-    "dev_word_perplexity": "{:.1f} by word",
+    "dev_perplexity": "perplexity on dev {:.2f} per piece",
+    "dev_word_perplexity": "{:.1f} per word",
 }
-# Nats per label; several times as much of less than this is no divergence.
+# Nats per label. A rise is measured from at least this loss: memorized data reaches almost zero.
 NEGLIGIBLE_LOSS = 0.1
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -58,23 +58,23 @@ Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @runtime_checkable
 class Evaluate(Protocol):
-    """Measures averaged parameters on data.dev."""
+    """A function that measures averaged parameters on data.dev."""
 
     def __call__(self, averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
-        """Return figures by their names in DEV_METRICS."""
+        """Return the figures by their names in DEV_METRICS."""
         ...
 
 
 class Steps(NamedTuple):
-    """The training step compiled for every bucket, found by the batch's shape."""
+    """The training step, compiled for every bucket and selected by the batch's shape."""
 
     compiled: dict[tuple[int, ...], Compiled]
     mesh: Mesh
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Of a batch each process gives its own rows (mesh.local_rows)."""
-        whole = on_devices(batch, self.mesh)
-        return self.compiled[_shape(whole)](state, whole)
+        """Take a step; each process passes its own rows of the batch (mesh.local_rows)."""
+        global_batch = on_devices(batch, self.mesh)
+        return self.compiled[_shape(global_batch)](state, global_batch)
 
 
 def _shape(batch: Batch) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ def compile_steps(
     *,
     note: Callable[[str], None],
 ) -> Steps:
-    """Compiles the step for batches of these shapes before the first step is taken."""
+    """Compile the step for batches of these shapes."""
     step = jitted_step(config, graphdef, optimizer, abstract, mesh)
 
     def compile_bucket(batch: Batch) -> Compiled:
@@ -99,14 +99,14 @@ def compile_steps(
         compiled = step.lower(abstract, batch).compile()
         rows, samples, labels = _shape(batch)
         seconds = samples / config.features.sample_rate_hz
-        what = f"utterances x {seconds:.1f} s of audio" if samples else "texts"
+        unit = f"utterances x {seconds:.1f} s of audio" if samples else "texts"
         note(
-            f"compiled the step for {rows} {what}, {labels} labels "
+            f"compiled the step for {rows} {unit}, {labels} labels "
             f"({time.monotonic() - began:.0f} s)"
         )
         return compiled
 
-    # XLA compiles on one core, and does not hold Python's lock.
+    # XLA compiles each program on one core, without holding Python's global lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = dict(zip(map(_shape, shapes), pool.map(compile_bucket, shapes)))
     return Steps(compiled, mesh)
@@ -114,29 +114,29 @@ def compile_steps(
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What stays the same while a run trains, also after a rollback."""
+    """The parts of a run that stay the same while it trains, also after a rollback."""
 
     config: Config
     run: Path
     steps: Steps
     utterance_ids: Sequence[str]
-    """Of the utterances whose indices the batches hold."""
+    """The ids of the utterances to which the indices in batches refer."""
     evaluate: Evaluate | None
     selection_metric: str
-    """The key of DEV_METRICS by which the best checkpoint is kept; lower is better."""
+    """The key of DEV_METRICS that selects the best checkpoint; lower is better."""
     checkpointer: ocp.training.Checkpointer
     metadata: checkpoint.Metadata
     """Saved with every checkpoint."""
     stopped_by: Callable[[int], str | None]
-    """Names the signal that ends training after this step, or nothing."""
+    """Maps a step to the name of the signal that stops training after it, or None."""
     progress: ProgressDisplay
     profile: tuple[int, int] | None = None
-    """The first and the last step to record."""
+    """The first and the last step to profile."""
 
 
 @dataclass
 class Throughput:
-    """Audio trained on and time spent waiting for batches, since a step."""
+    """The audio trained on and the time spent waiting for data after `step`."""
 
     step: int
     began_seconds: float = field(default_factory=time.monotonic)
@@ -159,72 +159,73 @@ class Throughput:
 
 
 class Unread(NamedTuple):
-    """A step whose metrics are not read from the devices yet."""
+    """A step whose metrics have not been read from the devices yet."""
 
     step: int
     metrics: Metrics
     utterances: np.ndarray
-    """Indices of the batch's utterances; -1 is padding."""
+    """Indices of the batch's utterances; -1 for padding."""
 
 
 def train(
     state: TrainState, batches: Iterator[Batch], session: Session
 ) -> tuple[TrainState, str | None]:
-    """Trains until `train.steps`, or until `stopped_by(step)` names a reason, which is returned.
+    """Train until `train.steps`, or until `stopped_by(step)` names a signal.
 
-    The state is saved before this returns. Raises TrainingDiverged, which leaves the checkpoints
-    before it, and checkpoint.CheckpointError.
+    Returns the state, which is saved by then, and the signal's name or None. Raises
+    TrainingDiverged, which keeps the earlier checkpoints, and checkpoint.CheckpointError.
     """
     config, progress, total = session.config, session.progress, session.config.train.steps
     examine = functools.partial(
         check_health, config=config, utterance_ids=session.utterance_ids, progress=progress
     )
     save = functools.partial(checkpoint.save, session.checkpointer, metadata=session.metadata)
-    step, reason, unread = int(state.step), None, None
+    step, stopping_signal, unread = int(state.step), None, None
     best = min(checkpoint.measured_on_dev(session.checkpointer).values(), default=None)
     throughput = Throughput(step)
     progress.begin()
 
-    # Nothing goes to the devices or comes back but what is put and got by name, and when one of the
-    # guests below looks at the state.
-    guests = functools.partial(jax.transfer_guard, "allow")
+    # An implicit transfer between host and devices is an error in the loop itself. Evaluating and
+    # saving may transfer what they need.
+    allow_transfers = functools.partial(jax.transfer_guard, "allow")
     log = MetricsLog(session.run, start=step, project=config.train.wandb_project)
     profile = recorded_steps(session.profile, session.run / "tensorboard", note=progress.note)
     with contextlib.closing(log), profile as record, jax.transfer_guard("disallow"):
-        while step < total and reason is None:
+        while step < total and stopping_signal is None:
             batch = throughput.next_batch(batches)
             with record(step + 1):
                 state, metrics = session.steps(state, batch)
             step += 1
-            # Read one step late, so that the devices are never idle while the host looks.
+            # Metrics are read one step late, so that the devices never wait for the host.
             if unread is not None:
                 throughput.audio_seconds += examine(unread)
             utterances = np.concatenate([batch.utterances, batch.second_utterance])
             unread = Unread(step, metrics, utterances)
-            reason = session.stopped_by(step)
+            stopping_signal = session.stopped_by(step)
 
-            if reason or _is_due(step, config.train.log_every_steps, total):
+            if stopping_signal or _is_due(step, config.train.log_every_steps, total):
                 throughput.audio_seconds += examine(unread)
                 log_step(step, metrics, throughput, session, log, best=best)
                 unread, throughput = None, Throughput(step)
 
             dev_metric = None
-            # Told to stop, it leaves at once; but nobody comes back to evaluate the last step.
-            may_evaluate = reason is None or step == total
+            # A stopped run evaluates after it resumes, but nothing resumes after the last step.
+            may_evaluate = stopping_signal is None or step == total
             if may_evaluate and _is_due(step, config.train.evaluate_every_steps, total):
-                with guests():
+                with allow_transfers():
                     dev_metric = evaluate_step(step, state, session, log)
 
             improved = dev_metric is not None and (best is None or dev_metric < best)
             best = dev_metric if improved else best
-            if improved or reason or _is_due(step, config.checkpoint.every_steps, total):
-                with guests():
+            save_due = _is_due(step, config.checkpoint.every_steps, total)
+            if improved or stopping_signal or save_due:
+                with allow_transfers():
                     save(state, dev_metric=dev_metric)
-            if dev_metric is not None or reason:
+            if dev_metric is not None or stopping_signal:
                 throughput = Throughput(step)
-        with guests():
+        with allow_transfers():
             checkpoint.finish(session.checkpointer)
-    return state, reason
+    return state, stopping_signal
 
 
 def _is_due(step: int, every_steps: int, total: int) -> bool:
@@ -240,7 +241,7 @@ def log_step(
     *,
     best: float | None,
 ) -> None:
-    """Writes a step's figures to the log and shows them, with the best figure on dev so far."""
+    """Log a step's figures, and display them with the best figure on dev so far."""
     rates = throughput.figures(step)
     read = jax.device_get(metrics)._asdict()
     read |= read.pop("auxiliary_losses")
@@ -248,21 +249,21 @@ def log_step(
     for name in ("audio_seconds", "data_position", "lowest_loss"):
         del figures[name]
     log.write(step, figures)
-    on_dev = "" if best is None else DEV_METRICS[session.selection_metric].format(best)
-    session.progress.step(step, status_line(figures, on_dev))
+    dev_figure = "" if best is None else DEV_METRICS[session.selection_metric].format(best)
+    session.progress.step(step, status_line(figures, dev_figure))
 
 
-def status_line(figures: Mapping[str, float], on_dev: str) -> str:
-    """What is shown of a logged step: texts have no audio, so their pace is in steps."""
+def status_line(figures: Mapping[str, float], dev_figure: str) -> str:
+    """Return the figures to display. Without audio, the pace is in steps."""
     pace = f"{figures['audio_seconds_per_second']:.0f} audio s/s"
     if not figures["audio_seconds_per_second"]:
         pace = f"{figures['steps_per_second']:.1f} steps/s"
     waiting = f"waiting {figures['data_wait_fraction']:.1%}"
-    return "  ".join(filter(None, (f"loss {figures['loss']:.3f}", on_dev, pace, waiting)))
+    return "  ".join(filter(None, (f"loss {figures['loss']:.3f}", dev_figure, pace, waiting)))
 
 
 def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLog) -> float | None:
-    """Logs the figures on dev after this step and returns the one that selects checkpoints."""
+    """Measure and log the figures on dev; return the one that selects checkpoints, if any."""
     if session.evaluate is None:
         return None
     figures = session.evaluate(state.averaged, note=session.progress.note)
@@ -275,7 +276,7 @@ def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLo
 def check_health(
     unread: Unread, *, config: Config, utterance_ids: Sequence[str], progress: ProgressDisplay
 ) -> float:
-    """Reports a skipped step, and raises TrainingDiverged. Returns the audio seconds."""
+    """Report a skipped step and raise TrainingDiverged if need be; return the audio seconds."""
     step, metrics, utterances = unread
     metrics = jax.device_get(metrics)
     diverged = functools.partial(
@@ -295,8 +296,8 @@ def check_health(
     mean, lowest = float(metrics.smoothed_loss), float(metrics.lowest_loss)
     if mean > config.train.divergence_factor * max(lowest, NEGLIGIBLE_LOSS):
         raise diverged(
-            f"the mean loss of some hundred steps is {mean:.3g} at step {step}, more than "
-            f"train.divergence_factor = {config.train.divergence_factor:g} times its lowest, "
+            f"the mean loss of about 100 steps is {mean:.3g} at step {step}, more than "
+            f"train.divergence_factor = {config.train.divergence_factor:g} times its lowest value, "
             f"{lowest:.3g}"
         )
     return float(metrics.audio_seconds)

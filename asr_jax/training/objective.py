@@ -1,4 +1,4 @@
-"""What training minimises: the objective's own loss, and others beside it."""
+"""The losses that training minimizes: the objective's own loss and auxiliary losses."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ Losses = dict[str, Float[Array, " B"]]
 
 
 def loss_weights(config: Config) -> dict[str, float]:
-    """The losses that there are, by name, and what each counts for; "loss" is the objective's."""
+    """Return the weights of the losses in use, by name; "loss" is the objective's own."""
     objective = config.objective
-    beside = {
+    auxiliary = {
         "ctc_loss": objective.ctc_weight if objective.kind != "ctc" else 0,
         "intermediate_ctc_loss": objective.intermediate_ctc_weight,
         "consistency_loss": objective.consistency_weight,
     }
-    return {"loss": 1.0} | {name: weight for name, weight in beside.items() if weight}
+    return {"loss": 1.0} | {name: weight for name, weight in auxiliary.items() if weight}
 
 
 def utterance_losses(
@@ -38,17 +38,18 @@ def utterance_losses(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Losses:
-    """The losses of `loss_weights` in nats, one of each per utterance.
+    """Return the losses named by `loss_weights`, in nats per utterance.
 
-    With objective.consistency_weight there are two views of each utterance's features, and those
-    losses that are of one view are the mean over both. A language model looks at labels alone.
+    With objective.consistency_weight, `features` hold two views of each utterance (*views is 2),
+    and every loss that is defined for one view is the mean over both. A language model reads only
+    the labels.
     """
     if isinstance(model, LanguageModel):
         return {"loss": text_losses(model, labels, label_lengths, key=key)}
     objective = config.objective
     target = (feature_lengths, labels, label_lengths)
     if objective.consistency_weight:
-        # Side by side, so that a batch stays spread over the devices as it was.
+        # The views of an utterance become adjacent rows, so that no row changes its device.
         features = features.reshape(-1, *features.shape[2:])
         target = tuple(jnp.repeat(x, 2, axis=0) for x in target)
     feature_lengths, *target = target
@@ -60,7 +61,8 @@ def utterance_losses(
         encoded, lengths = model.encoder(features, feature_lengths, key=keys[0])
     losses = losses_of_encoded(model, encoded, lengths, *target, config=config, key=keys[1])
     if middle is not None:
-        losses["intermediate_ctc_loss"] = ctc_losses(ctc_logits(model, middle), lengths, *target)
+        logits = ctc_logits(model, middle)
+        losses["intermediate_ctc_loss"] = ctc_losses(logits, lengths, *target)
     if objective.consistency_weight:
         losses = {name: jnp.mean(loss.reshape(-1, 2), axis=1) for name, loss in losses.items()}
         losses["consistency_loss"] = consistency_losses(ctc_logits(model, encoded), lengths)
@@ -77,7 +79,7 @@ def losses_of_encoded(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Losses:
-    """Those among them that frames which are encoded already are enough for."""
+    """Return the losses that need only the encoder's output, in nats per utterance."""
     target = (lengths, labels, label_lengths)
     if isinstance(model, CTC):
         return {"loss": ctc_losses(model.ctc_head(encoded), *target)}
@@ -101,7 +103,7 @@ def transducer_losses(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-    """The transducer's loss, TDT's, or HAT's."""
+    """Return the loss of the transducer, TDT or HAT, in nats."""
     joint, objective = model.joint, config.objective
     arguments = (
         joint.encoder_projection(encoded),
@@ -136,12 +138,14 @@ def attention_losses(
     config: Config,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-    """Cross-entropy of the labels and the end after them, in nats: -log P(labels, end | encoded),
-    where the target is not smoothed (arXiv 1512.00567, section 7)."""
+    """Return the cross-entropy of the labels and the end symbol after them, in nats.
+
+    Without label smoothing (arXiv 1512.00567, section 7), this is -log P(labels, end | encoded).
+    """
     labels = _without_padding(labels, label_lengths)
     logits = model.decoder(labels, encoded, lengths, key=key)
-    share = config.objective.label_smoothing
-    return _cross_entropies(logits, labels, label_lengths, label_smoothing=share)
+    smoothing = config.objective.label_smoothing
+    return _cross_entropies(logits, labels, label_lengths, label_smoothing=smoothing)
 
 
 def text_losses(
@@ -151,7 +155,7 @@ def text_losses(
     *,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-    """-log P(labels, end) in nats."""
+    """Return -log P(labels, end) in nats."""
     labels = _without_padding(labels, label_lengths)
     return _cross_entropies(model(labels, key=key), labels, label_lengths)
 
@@ -159,7 +163,7 @@ def text_losses(
 def _without_padding(
     labels: Int[Array, "B U"], label_lengths: Int[Array, " B"]
 ) -> Int[Array, "B U"]:
-    """Not even the numbers of padding labels are to be looked up."""
+    """Return the labels with END_ID as padding, since padding may hold ids without embedding."""
     return jnp.where(frame_mask(label_lengths, labels.shape[1]), labels, END_ID)
 
 
@@ -170,7 +174,10 @@ def _cross_entropies(
     *,
     label_smoothing: float = 0.0,
 ) -> Float[Array, " B"]:
-    """Of the labels and the end after them, sums in nats; padding labels are END_ID."""
+    """Return cross-entropies summed over the labels and the end, in nats.
+
+    Padding labels are END_ID.
+    """
     targets = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=END_ID)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
@@ -181,25 +188,26 @@ def _cross_entropies(
 
 
 def ctc_logits(model: Model, encoded: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    assert model.ctc_head is not None  # Config sees to that
+    assert model.ctc_head is not None  # checked by Config
     return model.ctc_head(encoded)
 
 
 def consistency_losses(
     logits: Float[Array, "B2 T V"], lengths: Int[Array, " B2"]
 ) -> Float[Array, " B"]:
-    """By how much the posteriors of two views differ, in nats, summed over frames: half of
-    D(b || a) + D(a || b), where the first of each is what the second is drawn to and has no
-    gradient (CR-CTC, arXiv 2410.05101, equation 5).
+    """Return the divergence between the CTC posteriors of two views, in nats, summed over frames.
+
+    It is (D(b || a) + D(a || b)) / 2 for the posteriors a and b. The first argument of each D is
+    the target, through which no gradient flows (CR-CTC, arXiv 2410.05101, equation 5).
 
     Args:
-        logits: of CTC, rows 2 i and 2 i + 1 being the views of utterance i.
-        lengths: real frames, the same of both views.
+        logits: CTC logits; rows 2 i and 2 i + 1 are the views of utterance i.
+        lengths: real frames, equal for both views.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     log_p = log_p.reshape(-1, 2, *log_p.shape[1:])
-    other = jax.lax.stop_gradient(log_p[:, ::-1])
-    divergence = jnp.sum(jnp.exp(other) * (other - log_p), axis=-1)
+    target = jax.lax.stop_gradient(log_p[:, ::-1])
+    divergence = jnp.sum(jnp.exp(target) * (target - log_p), axis=-1)
     real = frame_mask(lengths, logits.shape[1]).reshape(divergence.shape)
     return 0.5 * jnp.sum(jnp.where(real, divergence, 0), axis=(1, 2))
 
@@ -210,8 +218,11 @@ def ctc_losses(
     labels: Int[Array, "B U"],
     label_lengths: Int[Array, " B"],
 ) -> Float[Array, " B"]:
-    """-log P(labels), in nats; zero where CTC has no alignment, labels and repeats being more than
-    frames: nothing is learned of such an utterance."""
+    """Return -log P(labels) in nats.
+
+    It is zero for an utterance that CTC cannot align, whose labels and repeats outnumber its
+    frames: nothing is learned from it.
+    """
     label_mask = frame_mask(label_lengths, labels.shape[1])
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & label_mask[:, 1:], axis=1)
     losses = optax.ctc_loss(

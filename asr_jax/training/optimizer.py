@@ -8,12 +8,12 @@ from jaxtyping import PyTree
 from asr_jax.config import OptimizerConfig
 from asr_jax.training.frozen import not_wholly_frozen
 
-# Of the momentum that Muon orthogonalises, and the root mean square of its updates: the paper's.
+# Decay of the momentum that Muon orthogonalizes, and root mean square of its updates, as published.
 _MUON_BETA, _MUON_RMS = 0.95, 0.2
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
-    """Linear rise to the peak, then a cosine down to the final share at the last step."""
+    """Return a linear warm-up to the peak, then a cosine decay to the final ratio at `steps`."""
     warmup_steps = min(config.warmup_steps, steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else config.peak_learning_rate,
@@ -25,9 +25,10 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
 
 
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
-    """Clips the gradients to a global norm and follows the kind's rule along the schedule.
+    """Return the optimizer that config.kind names, with clipping by global norm and the schedule.
 
-    Raises ValueError where config.frozen fits no parameter, or all of them.
+    Its `init` raises ValueError if a pattern of config.frozen matches no parameter, or if the
+    patterns match all parameters.
     """
     rate = learning_rate_schedule(config, steps=steps)
     if config.kind == "adamw":
@@ -47,30 +48,30 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
             weight_decay=config.weight_decay,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
-            muon_weight_dimension_numbers=_orthogonalised,
+            muon_weight_dimension_numbers=_orthogonalized,
             consistent_rms=_MUON_RMS,
         )
     if config.frozen:
-        # What nothing is ever added to needs no moments.
+        # Parameters that never change need no moments.
         rule = optax.masked(rule, lambda params: not_wholly_frozen(params, config.frozen))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
 def _decays(params: PyTree) -> PyTree:
-    """True for matrices and convolutions: names, as stacked biases have two axes as well.
+    """Return a tree of bools: true for parameters that decay, which are matrices and convolutions.
 
-    What a layer adds to a shared matrix is a part of its matrix, the diagonal too: decay draws the
-    layers of a group together.
+    They are selected by name, since stacked biases have two axes as well. A layer's additions to a
+    shared matrix, including the diagonal, decay too: this draws the layers of a group together.
     """
     decaying = ("kernel", "depthwise", "down", "up", "diagonal")
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in decaying, params)
 
 
-def _orthogonalised(params: PyTree) -> PyTree:
-    """The matrix axes of every kernel but the output layers', each stacked layer's by itself.
+def _orthogonalized(params: PyTree) -> PyTree:
+    """Return the matrix axes of every kernel except the output layers'; other leaves are None.
 
-    Low-rank factors are matrices too: an orthogonal update uses all of the few ranks that there
-    are. A diagonal is not: its entries have nothing to do with each other.
+    Each layer of a stack is a matrix of its own. So are low-rank factors: an orthogonal update uses
+    all of their few ranks. A diagonal is not a matrix: its entries are independent.
     """
 
     def axes(
@@ -80,7 +81,7 @@ def _orthogonalised(params: PyTree) -> PyTree:
         is_output = names[-2:-1] in (["out"], ["ctc_head"]) and "blocks" not in names
         if names[-1] not in ("kernel", "down", "up") or is_output:
             return None
-        # A convolution's taps are part of what its matrix reads.
+        # The input of a convolution's matrix includes its taps.
         first = 0 if "subsampling" in names else leaf.ndim - 2
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 

@@ -1,4 +1,4 @@
-"""A profile of a few steps, for TensorBoard's profiler (XProf)."""
+"""Profiles of a few steps for TensorBoard's profiler (XProf)."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,9 +15,10 @@ Record = Callable[[int], AbstractContextManager[object]]
 def recorded_steps(
     steps: tuple[int, int] | None, folder: Path, *, note: Callable[[str], None]
 ) -> Iterator[Record]:
-    """Gives a context for each step's number; what the first to the last of `steps` do is recorded.
+    """Yield a function that maps a step's number to the context in which to take the step.
 
-    The recording is written below `folder`, two steps later or at the end.
+    Profiles the first to the last of `steps` and writes the profile below `folder`, two steps later
+    or at the end. With None, nothing is profiled.
     """
     first, last = steps or (0, -1)
     recorder = _Recorder(first, last, folder, note)
@@ -39,7 +40,7 @@ class _Recorder:
         if not self.recording and self.first <= step <= self.last:
             jax.profiler.start_trace(self.folder)
             self.recording = True
-        # The loop reads a step's figures during the next one: only then it is over on the devices.
+        # The loop reads a step's metrics during the next step: only then are the devices done.
         if step > self.last + 1:
             self.stop()
         return jax.profiler.StepTraceAnnotation("train", step_num=step)

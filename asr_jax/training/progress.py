@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a bar on a terminal, now and then a line elsewhere."""
+"""The progress of a run, displayed as a bar on a terminal and as occasional lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -11,9 +11,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressDisplay:
-    """Shows the step, the figures given with it, and the time left; notes stay above the bar.
+    """A display of the step, its figures and the time left, with notes above the bar.
 
-    Of several processes only the first shows anything, but for what `note_everywhere` is told.
+    Only the first process displays anything, except for `note_everywhere`.
     """
 
     def __init__(self, *, steps: int, start: int):
@@ -45,19 +45,22 @@ class ProgressDisplay:
         self._bar.stop()
 
     def begin(self) -> None:
-        """Starts the clock that the time left is reckoned by."""
+        """Start the clock from which the time left is estimated."""
         self._began = self._last_line = time.monotonic()
         self._bar.reset(self._task, total=self._steps, completed=self._start, figures="")
 
     def note(self, text: str) -> None:
+        """Print a line on the first process."""
         if self._is_first:
             self._console.print(text, markup=False)
 
     def note_everywhere(self, text: str) -> None:
-        where = "" if jax.process_count() == 1 else f"process {jax.process_index()}: "
-        self._console.print(where + text, markup=False)
+        """Print a line on every process that calls this."""
+        prefix = "" if jax.process_count() == 1 else f"process {jax.process_index()}: "
+        self._console.print(prefix + text, markup=False)
 
     def step(self, step: int, figures: str) -> None:
+        """Display a step that was taken."""
         self._bar.update(self._task, completed=step, figures=figures)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:

@@ -1,4 +1,4 @@
-"""Everything that training changes, in one tree."""
+"""The training state: everything that training changes, in one tree."""
 
 import functools
 from typing import NamedTuple
@@ -17,24 +17,25 @@ from asr_jax.models.composition import make_model
 
 class TrainState(NamedTuple):
     step: Int[Array, ""]
-    """Steps taken, skipped ones included."""
+    """Steps taken, including skipped steps."""
     data_position: Int[Array, ""]
-    """Batches consumed since the first step of the run: all there is to know about the data."""
+    """Batches taken since the first step of the run: the whole state of the data."""
     key: Key[Array, ""]
-    """Root of the run's randomness; a step folds its number in."""
+    """The key from which all randomness derives; a step folds in its number."""
     params: PyTree
     averaged: PyTree
-    """Exponential moving average of the parameters, which evaluation uses."""
+    """Exponential moving average of the parameters, used by evaluation."""
     optimizer: optax.OptState
     skipped: Int[Array, ""]
-    """Steps that changed nothing because loss or gradient was not finite."""
+    """Steps that changed nothing because a loss or gradient was not finite."""
     skipped_in_a_row: Int[Array, ""]
+    """Skipped steps since the last step that was not skipped."""
     smoothed_loss: Float[Array, ""]
-    """Mean of the last hundred or so losses, nats per label."""
+    """Moving average of about the last 100 losses, in nats per label."""
     lowest_loss: Float[Array, ""]
-    """Lowest `smoothed_loss` so far."""
+    """The lowest `smoothed_loss` so far."""
     rollbacks: Int[Array, ""]
-    """Times that the run went back to a checkpoint since it diverged."""
+    """Number of times that the run diverged and went back to a checkpoint."""
 
 
 def _initial_state(
@@ -62,7 +63,7 @@ def _initial_state(
 def abstract_state(
     config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings: what a restored checkpoint must match."""
+    """Return the state's shapes, dtypes and shardings, which a restored checkpoint must match."""
     abstract = jax.eval_shape(lambda: _initial_state(config, vocabulary_size, optimizer))
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -74,7 +75,7 @@ def abstract_state(
 def initial_state(
     config: Config, vocabulary_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Random parameters, created where they are to lie."""
+    """Return a new run's state, with random parameters created on their devices."""
     abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(

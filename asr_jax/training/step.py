@@ -1,4 +1,4 @@
-"""One training step: a pure function of state and batch."""
+"""One training step, a pure function of state and batch."""
 
 import functools
 from collections.abc import Callable
@@ -25,16 +25,17 @@ from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
 from asr_jax.types import Batch
 
+# Decay of the moving average `smoothed_loss`.
 _LOSS_DECAY = 0.99
 
 
 class Metrics(NamedTuple):
     loss: Float[Array, ""]
-    """The objective's, nats per label."""
+    """The objective's loss, in nats per label."""
     auxiliary_losses: dict[str, Float[Array, ""]]
-    """Those beside it, by name, likewise."""
+    """The auxiliary losses by name, unweighted, in nats per label."""
     grad_norm: Float[Array, ""]
-    """Before clipping."""
+    """Global norm of the gradients before clipping."""
     learning_rate: Float[Array, ""]
     audio_seconds: Float[Array, ""]
     data_position: Int[Array, ""]
@@ -45,15 +46,18 @@ class Metrics(NamedTuple):
 
 
 def bucket_frames(samples: int, config: Config) -> int:
-    """Feature frames that a batch of this many samples is padded to, after the tempo change."""
+    """Return the number of frames to which features of S = `samples` are padded after tempo."""
     return frame_count(round(samples / config.augment.tempo_range[1]), config.features)
 
 
 def augmented_features(
     batch: Batch, key: jax.Array, *, config: Config, mesh: Mesh
 ) -> tuple[Float[Array, "B *views T F"], Int[Array, " B"]]:
-    """Log-mel features, stretched in time and masked; with objective.consistency_weight two views
-    of each utterance, masked apart. Of texts, which have no audio, no frames."""
+    """Return log-mel features, stretched in time and masked, and their lengths.
+
+    With objective.consistency_weight, there are two views of each utterance, masked independently
+    (*views is 2). Texts, which have no audio, have no frames.
+    """
     rows, samples = batch.samples.shape
     if samples == 0:
         return jnp.zeros((rows, 0, config.features.mel_bins)), jnp.zeros(rows, jnp.int32)
@@ -76,7 +80,8 @@ def augmented_features(
 
     def view(key: jax.Array) -> Float[Array, "B T F"]:
         if config.features.normalization == "none":
-            # A masked bin is to say nothing; of such features zero would be a loud one.
+            # A masked bin must carry no information. Zero is loud in features like these, so
+            # masked bins get the mean.
             real = frame_mask(lengths, features.shape[1])[..., None]
             mean = jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
             return jnp.where(real, mask(features - mean, lengths, key) + mean, 0)
@@ -92,14 +97,14 @@ def cast(params: PyTree, dtype: str) -> PyTree:
 
 
 class _Rows(NamedTuple):
-    """What the losses are computed of: a batch, or a micro-batch."""
+    """The rows of a batch or micro-batch for which losses are computed."""
 
     features: Float[Array, "B *views T F"]
     feature_lengths: Int[Array, " B"]
     labels: Int[Array, "B U"]
     label_lengths: Int[Array, " B"]
     real: Bool[Array, " B"]
-    """False in padding rows."""
+    """False for padding rows."""
 
 
 def batch_gradients(
@@ -111,21 +116,22 @@ def batch_gradients(
     config: Config,
     mesh: Mesh,
 ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
-    """Gradients of the weighted sum of the batch's losses, and these losses, each per label.
+    """Return the gradients of the weighted sum of the batch's losses, and the losses by name.
 
-    Those of frozen parameters are zeros.
+    Both are per label: divided by the number of labels in the batch. Gradients of frozen parameters
+    are zero.
     """
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     dtype, weights = config.train.compute_dtype, loss_weights(config)
-    fixed = frozen_mask(params, config.optimizer.frozen)
+    frozen = frozen_mask(params, config.optimizer.frozen)
 
-    # Gathered once a step, also where its batch is taken in parts.
-    whole = gather_fsdp(cast(params, dtype), mesh)
+    # Gathered once per step, also when the batch is split into micro-batches.
+    gathered = gather_fsdp(cast(params, dtype), mesh)
 
-    def objective(whole, rows, key):
+    def objective(params, rows, key):
         losses = utterance_losses(
-            nnx.merge(graphdef, without_gradients(whole, fixed)),
+            nnx.merge(graphdef, without_gradients(params, frozen)),
             rows.features.astype(dtype),
             rows.feature_lengths,
             rows.labels,
@@ -137,8 +143,8 @@ def batch_gradients(
         return sum(weights[name] * total for name, total in totals.items()), totals
 
     def gradients_of(rows, key):
-        gradients, losses = jax.grad(objective, has_aux=True)(whole, rows, key)
-        # Summed over the devices as they are, before the optimizer takes its part of them.
+        gradients, losses = jax.grad(objective, has_aux=True)(gathered, rows, key)
+        # Gathered, gradients are summed over the devices before the optimizer splits them.
         return cast(gather_fsdp(gradients, mesh), "float32"), losses
 
     rows = _Rows(
@@ -167,8 +173,8 @@ def _accumulated(
     parts: int,
     zeros: PyTree,
 ) -> PyTree:
-    """The sum of what `gradients_of` gives for each of the batch's parts."""
-    # Row i goes to micro-batch i % parts: each stays spread over the devices as the batch was.
+    """Return the sum of `gradients_of` over the micro-batches."""
+    # Row i goes to micro-batch i % parts, so a micro-batch is spread over the devices like a batch.
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
     keys = jax.random.split(key, parts)
 
@@ -188,7 +194,7 @@ def train_step(
     config: Config,
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step; a non-finite loss or gradient changes nothing but the counters."""
+    """Take one step; if a loss or gradient is not finite, change only the counters."""
     key = jax.random.fold_in(state.key, state.step)
     gradients, losses = batch_gradients(
         state.params, batch, key, graphdef=graphdef, config=config, mesh=mesh
@@ -240,16 +246,16 @@ def _updated(
     optimizer: optax.GradientTransformation,
     config: Config,
 ) -> TrainState:
-    """The state with the parameters, average and moments that these gradients lead to."""
+    """Return the state with the parameters, average and moments that the gradients give."""
     updates, moments = optimizer.update(gradients, state.optimizer, state.params)
     updates = jax.tree.map(lambda update: rate_factor * update, updates)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(config.optimizer.ema_decay, _young(taken))
+    decay = jnp.minimum(config.optimizer.ema_decay, _largest_decay(taken))
     averaged = optax.incremental_update(params, state.averaged, 1 - decay)
-    fixed = frozen_mask(params, config.optimizer.frozen)
+    frozen = frozen_mask(params, config.optimizer.frozen)
     return state._replace(
-        params=keep_frozen(params, state.params, fixed),
-        averaged=keep_frozen(averaged, state.averaged, fixed),
+        params=keep_frozen(params, state.params, frozen),
+        averaged=keep_frozen(averaged, state.averaged, frozen),
         optimizer=moments,
     )
 
@@ -257,16 +263,19 @@ def _updated(
 def _loss_means(
     state: TrainState, loss: Float[Array, ""], taken: Int[Array, ""], finite: Bool[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`smoothed_loss` and `lowest_loss` after a step with this loss."""
-    decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, _young(taken)))
+    """Return `smoothed_loss` and `lowest_loss` after a step with this loss."""
+    decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, _largest_decay(taken)))
     smoothed = decay * state.smoothed_loss + (1 - decay) * loss
     smoothed = jnp.where(finite, smoothed, state.smoothed_loss)
     lowest = jnp.where(finite, jnp.minimum(state.lowest_loss, smoothed), state.lowest_loss)
     return smoothed, lowest
 
 
-def _young(taken: Int[Array, ""]) -> Float[Array, ""]:
-    """The most decay of an average after this many steps: it must not remember a random start."""
+def _largest_decay(taken: Int[Array, ""]) -> Float[Array, ""]:
+    """Return the largest decay of an average after `taken` steps.
+
+    The average of a young run must not remember its random initialization.
+    """
     return (1 + taken) / (10 + taken)
 
 
@@ -277,7 +286,10 @@ def jitted_step(
     abstract: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """`train_step` under jit: it takes states that lie as `abstract` says, and gives them up."""
+    """Return `train_step` under jit, for states with the shardings of `abstract`.
+
+    The state that is passed in is donated.
+    """
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(
         functools.partial(

@@ -1,4 +1,4 @@
-"""A model that starts from another's parameters, also where its labels are others."""
+"""Transfer of parameters from one model to another, also between different label sets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,14 @@ from jaxtyping import PyTree
 
 from asr_jax.config import Config
 
+# Maps a parameter's name to its axis of labels and the labels along it.
 LabelAxes = Mapping[str, tuple[int, Sequence[str]]]
 
 
 def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
-    """Of each parameter with an entry for every label: which axis that is, and what stands on it.
+    """Return the label axis of every parameter that has one.
 
-    Durations of TDT follow the labels.
+    TDT's durations follow the labels on the joint network's output axis.
     """
     durations = config.objective.durations if config.objective.kind == "tdt" else ()
     joint = [*pieces, *(f"{frames} frames" for frames in durations)]
@@ -33,15 +34,16 @@ def label_axes(config: Config, pieces: Sequence[str]) -> LabelAxes:
 
 
 def shape_mismatches(fresh: PyTree, given: PyTree, axes: LabelAxes) -> list[str]:
-    """What of `given` has another shape than in `fresh`, or is in one of them alone: phrases.
+    """Return a phrase for every parameter whose shape differs, or that one of the trees lacks.
 
-    `axes` are the label axes of either, and may have any length. A network of which one of both has
-    nothing is no misfit, but the encoder is.
+    `axes` are the label axes of either model; their length may differ. A whole network that one
+    model lacks is not a mismatch, unless it is the encoder.
     """
     new, old = _shapes(fresh, axes), _shapes(given, axes)
+    missing = "missing"
     both = {"encoder"} | {_network(name) for name in new} & {_network(name) for name in old}
     return [
-        f"{name} is {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
+        f"{name} is {old.get(name, missing)} in the source, {new.get(name, missing)} in the config"
         for name in sorted(new.keys() | old.keys())
         if _network(name) in both and old.get(name) != new.get(name)
     ]
@@ -50,10 +52,10 @@ def shape_mismatches(fresh: PyTree, given: PyTree, axes: LabelAxes) -> list[str]
 def transferred(
     fresh: PyTree, given: PyTree, fresh_axes: LabelAxes, given_axes: LabelAxes
 ) -> PyTree:
-    """`fresh` with all that `given` has for it; there are no `shape_mismatches`.
+    """Return `fresh` with the parameters of `given`, which has no `shape_mismatches`.
 
-    Entries of labels that both know go to where they are in `fresh`. Those of other labels, and the
-    networks that `given` lacks, stay as they are in `fresh`.
+    An entry of a label that both models know moves to that label's index in `fresh`. Entries of
+    other labels, and networks that `given` lacks, keep their values in `fresh`.
     """
     old = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
 
@@ -62,16 +64,16 @@ def transferred(
         if name not in old or name not in fresh_axes:
             return old.get(name, leaf)
         axis, labels = fresh_axes[name]
-        place = {label: n for n, label in enumerate(given_axes[name][1])}
-        pairs = [(n, place[label]) for n, label in enumerate(labels) if label in place]
-        to, of = np.array(pairs, int).reshape(-1, 2).T
-        return leaf.at[(slice(None),) * axis + (to,)].set(old[name].take(of, axis))
+        old_index = {label: n for n, label in enumerate(given_axes[name][1])}
+        pairs = [(n, old_index[label]) for n, label in enumerate(labels) if label in old_index]
+        to, source = np.array(pairs, int).reshape(-1, 2).T
+        return leaf.at[(slice(None),) * axis + (to,)].set(old[name].take(source, axis))
 
     return jax.tree_util.tree_map_with_path(take, fresh)
 
 
 def _shapes(tree: PyTree, axes: LabelAxes) -> dict[str, str]:
-    """The shapes of the parameters, by name, as a user is told them: an axis of labels is V."""
+    """Return the parameters' shapes by name, as text with V for an axis of labels."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name, sizes = _name(path), [str(size) for size in leaf.shape]

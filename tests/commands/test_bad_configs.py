@@ -145,5 +145,5 @@ def test_config_of_another_model_than_the_checkpoint_is_rejected(error, trained,
     for arguments in (("train", path), ("evaluate", run, "--data", trained.data)):
         message = error(*arguments)
         assert message.startswith(f"{run / 'checkpoints'}/")
-        assert "is of another model than the config's: encoder/blocks/" in message
+        assert "does not fit the config's model: encoder/blocks/" in message
     assert checkpoint_steps(run) == {"2", "3", "4"}

@@ -168,7 +168,7 @@ def test_steps_that_are_never_finite_end_the_run_at_its_last_good_checkpoint(
     monkeypatch.setattr(tasks, "training_batches", training_batches)
     outcome = command("train", trained.config, *options)
     assert outcome.status == 0, outcome.err
-    assert "going on from step 1 of 4" in outcome.err
+    assert "resuming from step 1 of 4" in outcome.err
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [m["skipped"] for m in map(json.loads, lines) if "loss" in m] == [1] * 4
 
@@ -184,7 +184,7 @@ def test_run_ends_when_no_recording_can_be_read_any_more(error, mixed, tmp_path)
     fields |= {"data.train": str(data), "data.dev": "", "train.max_skipped_in_a_row": 1}
     (run / "config.json").write_text(json.dumps(fields))
     assert error("train", run / "config.json") == (
-        f"data.train = {data}: 1 batches in a row had no recording that can be read, of late "
+        f"data.train = {data}: 1 batches in a row had no recording that can be read, most recently "
         f"{gone}: samples that are not finite: {gone}"
     )
 

@@ -66,7 +66,7 @@ def test_truncated_checkpoint_is_set_aside(command, trained, run):
     assert outcome.status == 0, outcome.err
     assert "warning: checkpoint 4 cannot be read (" in outcome.err
     assert f"and was moved to {run / 'unreadable'}" in outcome.err
-    assert "going on from step 3 of 4" in outcome.err
+    assert "resuming from step 3 of 4" in outcome.err
     assert (run / "unreadable" / "4").is_dir()
     assert checkpoint_steps(run) == {"2", "3", "4"}
     # A second truncated checkpoint of the same step does not replace the first.
@@ -83,7 +83,7 @@ def test_run_whose_checkpoints_are_all_unreadable_does_not_start_over(error, tra
     assert message.startswith(
         f"{run / 'checkpoints'}: none of its checkpoints [2, 3, 4] can be read, 4: "
     )
-    assert message.endswith("they are left as they are, choose another run directory to start anew")
+    assert message.endswith("they are left in place, choose another run directory to start over")
     assert checkpoint_steps(run) == {"2", "3", "4"}
     assert (run / "metrics.jsonl").read_text() == before
     message = error("evaluate", run, "--data", trained.data, "--checkpoint", "last")
@@ -94,7 +94,7 @@ def test_remains_of_a_killed_save_are_deleted(command, run):
     (run / "checkpoints" / "4").rename(run / "checkpoints" / "4.orbax-checkpoint-tmp")
     outcome = command("train", run / "config.json", "--data.test=")
     assert outcome.status == 0, outcome.err
-    assert "going on from step 3 of 4" in outcome.err
+    assert "resuming from step 3 of 4" in outcome.err
     assert checkpoint_steps(run) == {"2", "3", "4"}
 
 
@@ -131,7 +131,7 @@ def test_failed_save_ends_the_run_and_keeps_earlier_checkpoints(command, error, 
     monkeypatch.undo()
     outcome = command("train", run / "config.json", "--data.test=")
     assert outcome.status == 0, outcome.err
-    assert "going on from step 3 of 4" in outcome.err
+    assert "resuming from step 3 of 4" in outcome.err
     assert checkpoint_steps(run) == {"2", "3", "4"}
 
 
@@ -165,7 +165,7 @@ sys.exit(main())
 
     outcome = command(*arguments)
     assert outcome.status == 0, outcome.err
-    assert "going on from step 3 of 4" in outcome.err
+    assert "resuming from step 3 of 4" in outcome.err
     assert checkpoint_steps(run) == {"2", "3", "4"}
 
 

@@ -44,11 +44,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(trained):
     assert stopped.status == 128 + signal.SIGTERM
     assert "SIGTERM: saving a checkpoint before exiting" in stopped.err
     assert stopped.err.splitlines()[-1] == (
-        "stopped by SIGTERM; saved. The same command goes on from there."
+        "stopped by SIGTERM after saving; run the same command to resume"
     )
     assert "evaluation" not in trained.files_when_stopped
     assert trained.to_the_end.status == 0
-    assert "going on from step 3 of 4" in trained.to_the_end.err
+    assert "resuming from step 3 of 4" in trained.to_the_end.err
 
 
 def test_run_directory(trained):

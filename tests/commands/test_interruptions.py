@@ -22,7 +22,7 @@ def test_ctrl_c_saves_a_checkpoint(command, run):
     with signalled(signal.SIGINT, after_step=3):
         outcome = command("train", run / "config.json", "--data.test=", "--train.steps=4")
     assert outcome.status == 128 + signal.SIGINT
-    assert outcome.err.splitlines()[-1].startswith("stopped by SIGINT; saved.")
+    assert outcome.err.splitlines()[-1].startswith("stopped by SIGINT after saving")
     assert "4" in checkpoint_steps(run)
     # After training, signals have their default effect again.
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -70,9 +70,9 @@ def test_process_that_receives_sigterm_saves_and_resumes(trained, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert err.splitlines()[-1].startswith("stopped by SIGTERM; saved.")
+    assert err.splitlines()[-1].startswith("stopped by SIGTERM after saving")
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
     resumed = start(saved + 1)
     _, err = resumed.communicate()
     assert resumed.returncode == 0, err
-    assert f"going on from step {saved} of {saved + 1}" in err
+    assert f"resuming from step {saved} of {saved + 1}" in err

@@ -1,4 +1,4 @@
-"""A language model, trained and fused by the same commands as a recogniser."""
+"""A language model is trained and fused by the same commands as a recognizer."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def saved_state(run, step):
 @pytest.fixture(scope="module")
 def texts(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    # The last can be written by no tokenizer of the recogniser's.
+    # The recognizer's tokenizer cannot encode the last line.
     path.write_text("one six\nzwei drei\n\nnaïve one\ngrößer\n" * 5 + "six five one\nQUARTZ\n")
     return path
 
@@ -55,20 +55,20 @@ def language_model(trained, command, start, tmp_path_factory):
     return run, outcome.err
 
 
-def test_what_a_run_says_and_keeps(language_model):
-    run, said = language_model
-    kept = "one six", "zwei drei", "naïve one", "größer"
-    pieces = 5 * sum(map(len, kept)) + len("six five one")
-    assert f"21 utterances, {pieces} pieces" in said
-    assert "left out: 1 utterances, characters that the tokenizer lacks" in said
+def test_run_reports_and_logs_perplexities(language_model):
+    run, printed = language_model
+    lines = "one six", "zwei drei", "naïve one", "größer"
+    pieces = 5 * sum(map(len, lines)) + len("six five one")
+    assert f"21 utterances, {pieces} pieces" in printed
+    assert "left out: 1 utterances, characters that the tokenizer lacks" in printed
     measured = [line for line in figures(run) if "dev_perplexity" in line]
     assert [line["step"] for line in measured] == [2, 4]
     last = measured[-1]
-    assert f"step 4: perplexity on dev {last['dev_perplexity']:.2f} by piece" in said
+    assert f"step 4: perplexity on dev {last['dev_perplexity']:.2f} per piece" in printed
     assert 1 < last["dev_perplexity"] < last["dev_word_perplexity"]
 
 
-def test_perplexity_is_that_of_the_probabilities_written_out(language_model, texts):
+def test_perplexity_equals_its_definition(language_model, texts):
     run, _ = language_model
     opened = open_any_run(run, "last")
     model, tokenizer = nnx.merge(opened.graphdef, opened.params), opened.tokenizer
@@ -87,45 +87,47 @@ def test_perplexity_is_that_of_the_probabilities_written_out(language_model, tex
 def test_resumed_equals_never_stopped_bit_for_bit(
     language_model, trained, command, start, tmp_path
 ):
-    whole, run = language_model[0], tmp_path / "run"
+    uninterrupted, run = language_model[0], tmp_path / "run"
     arguments = [*start, trained.run / "tokenizer.model", "--run", run]
     with signalled(signal.SIGTERM, after_step=2):
         assert command(*arguments).status == 128 + signal.SIGTERM
     outcome = command(*arguments)
-    assert outcome.status == 0 and "going on from step 3 of 4" in outcome.err
+    assert outcome.status == 0 and "resuming from step 3 of 4" in outcome.err
     bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)),
-        saved_state(whole, 4),
+        saved_state(uninterrupted, 4),
         saved_state(run, 4),
     )
-    losses = [[line["loss"] for line in figures(one) if "loss" in line] for one in (whole, run)]
+    losses = [[line["loss"] for line in figures(r) if "loss" in line] for r in (uninterrupted, run)]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.slow
-def test_it_is_fused_with_a_recogniser(language_model, trained, command, tmp_path):
+def test_fusion_with_a_recognizer(language_model, trained, command, tmp_path):
     def scores(*options):
         audio = sorted(trained.run.parent.glob("*.flac"))
-        said = command(
+        outcome = command(
             "transcribe", trained.run, *audio, "--decoder=beam", "--nbest=1", "--json", *options
         )
-        assert said.status == 0, said.err
-        return [json.loads(line)["nbest"][0]["score"] for line in said.out.splitlines()]
+        assert outcome.status == 0, outcome.err
+        return [json.loads(line)["nbest"][0]["score"] for line in outcome.out.splitlines()]
 
     run, _ = language_model
     plain = scores()
-    # Another program: sums of a few dozen float32 logarithms round in other places.
+    # Another program rounds sums of a few dozen float32 logarithms differently.
     without = scores("--language-model", run, "--language-model-weight=0")
     np.testing.assert_allclose(without, plain, rtol=1e-5)
-    # All that it adds are logarithms of probabilities.
+    # Fusion adds logarithms of probabilities, which are negative.
     fused = scores("--language-model", run, "--language-model-weight=0.5")
     assert all(a < b for a, b in zip(fused, plain))
     less = scores("--source-language-model", run, "--source-language-model-weight=0.5")
     assert all(a > b for a, b in zip(less, plain))
 
 
-def test_what_it_is_not(language_model, trained, error, start, tmp_path):
+def test_language_model_is_rejected_where_a_recognizer_is_needed(
+    language_model, trained, error, start, tmp_path
+):
     run, _ = language_model
     audio = trained.run.parent / "0.flac"
     for arguments in [
@@ -149,11 +151,12 @@ def test_what_it_is_not(language_model, trained, error, start, tmp_path):
     assert error(*fuse, other).startswith(f"{other}: its pieces are not the recogniser's; train")
     begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "new", "--init-from"]
     assert error(*begin, trained.run) == (
-        f"--init-from {trained.run}: objective.kind is 'transducer' there, 'language_model' here"
+        f"--init-from {trained.run}: objective.kind is 'transducer' in the source, "
+        "'language_model' in the config"
     )
 
 
-def test_texts_that_nothing_can_be_learned_from(trained, error, start, tmp_path):
+def test_unusable_texts_are_rejected(trained, error, start, tmp_path):
     path = tmp_path / "some.txt"
     begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "run"]
     path.write_text("\n\n")

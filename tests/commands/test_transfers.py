@@ -1,4 +1,4 @@
-"""The loop moves nothing between host and devices but what it means to."""
+"""The loop makes no implicit transfer between host and devices."""
 
 import jax
 import pytest
@@ -8,12 +8,12 @@ from asr_jax.training import loop
 
 @pytest.fixture
 def train(command, trained, tmp_path):
-    """Trains the tiny run's first steps again."""
+    """Return a function that takes the first steps of the tiny run again."""
     arguments = [tmp_path / "run" if a == trained.run else a for a in trained.arguments]
     return lambda: command(*arguments)
 
 
-def test_a_batch_that_nobody_puts_on_the_devices_ends_training(train, monkeypatch):
+def test_implicit_transfer_of_a_batch_is_an_error(train, monkeypatch):
     def call(steps, state, batch):
         return next(iter(steps.compiled.values()))(state, batch)
 
@@ -22,19 +22,19 @@ def test_a_batch_that_nobody_puts_on_the_devices_ends_training(train, monkeypatc
         train()
 
 
-def test_results_are_got_by_name(train, monkeypatch):
-    """A CPU's arrays are the host's already, and it lets them through: so no guard, but a look."""
-    array, looks = type(jax.numpy.zeros(())), []
+def test_results_are_read_by_explicit_transfers(train, monkeypatch):
+    """On a CPU, arrays are on the host already and the guard never fails: record its settings."""
+    array, settings = type(jax.numpy.zeros(())), []
 
-    def watched(conversion):
-        def look(self, *arguments, **options):
-            looks.append(jax.config.jax_transfer_guard)  # pyright: ignore
+    def recorded(conversion):
+        def convert(self, *arguments, **options):
+            settings.append(jax.config.jax_transfer_guard)  # pyright: ignore
             return conversion(self, *arguments, **options)
 
-        return look
+        return convert
 
     for name in ("__float__", "__int__", "__bool__", "__index__", "item"):
-        monkeypatch.setattr(array, name, watched(getattr(array, name)))
+        monkeypatch.setattr(array, name, recorded(getattr(array, name)))
     assert train().status == 0
-    assert looks
-    assert "disallow" not in looks
+    assert settings
+    assert "disallow" not in settings

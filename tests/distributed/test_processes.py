@@ -147,7 +147,7 @@ def test_two_processes_stop_together_and_four_or_one_resume(config, alone, tmp_p
     started[1].send_signal(signal.SIGTERM)
     for status, stderr in ended(started):
         assert status == 128 + signal.SIGTERM, stderr
-        assert "stopped by SIGTERM; saved" in stderr
+        assert "stopped by SIGTERM after saving" in stderr
     step = max(logged(run, "loss"))
     assert 20 <= step < 50
     assert (run / f"checkpoints/{step}").is_dir()

@@ -1,4 +1,4 @@
-"""What a run trains on, of several corpora, and what is wrong with how they are named."""
+"""The corpus of a run with several datasets, and errors in its settings."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from asr_jax.experiment.corpus import training_corpus
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two corpora whose ids are the same, one that is too long, and a folder of noise."""
+    """Two datasets with equal ids, one that is too long, and a folder of noise."""
     folder = tmp_path_factory.mktemp("corpora")
     for name, seconds in (("a", 0.5), ("b", 0.6), ("long", 3.0)):
         texts = {"1.wav": "one", "2.wav": "two", "3.wav": ""}
@@ -47,7 +47,7 @@ def config_of(folder, *corpora: str, noise: str = "", **data) -> Config:
     )
 
 
-def test_corpora_one_after_the_other_with_ids_of_their_own(folder, tmp_path):
+def test_datasets_are_concatenated_with_distinct_ids(folder, tmp_path):
     config = config_of(folder, "a", "b", noise=str(folder / "noise"), train_weights=(1.0, 0.5))
     corpus, tokenizer = training_corpus(config, tmp_path)
     assert [u.id for u in corpus.utterances] == ["1.wav", "2.wav", "1:1.wav", "1:2.wav"]
@@ -70,7 +70,7 @@ def test_corpora_one_after_the_other_with_ids_of_their_own(folder, tmp_path):
     assert len(prints | {corpus.fingerprint()}) == 4
 
 
-def test_a_corpus_of_which_nothing_can_be_used_is_named(folder, tmp_path):
+def test_dataset_without_usable_utterances_is_named(folder, tmp_path):
     with pytest.raises(ValueError) as error:
         training_corpus(config_of(folder, "a", "long"), tmp_path)
     assert str(error.value) == (
@@ -123,7 +123,7 @@ def test_a_corpus_of_which_nothing_can_be_used_is_named(folder, tmp_path):
         ),
     ],
 )
-def test_settings_that_cannot_be_are_one_line(make, message):
+def test_invalid_settings_are_one_line(make, message):
     with pytest.raises(ValueError) as error:
         make()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -117,8 +117,8 @@ def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(clu
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.5)
     told = said.read_text()
-    assert told.count("stopped by SIGTERM; saved") == 2, told
-    assert "going on from step" in told, told
+    assert told.count("stopped by SIGTERM after saving") == 2, told
+    assert "resuming from step" in told, told
     shown = slurm("scontrol", "show", "job", job)
     assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, told
 

@@ -1,4 +1,4 @@
-"""When a run counts as diverged, and which checkpoint it goes back to."""
+"""When a run has diverged, and to which checkpoint it returns."""
 
 from typing import Any
 
@@ -30,9 +30,9 @@ def examine(mean: float, lowest: float) -> float:
     return check_health(unread, config=CONFIG, utterance_ids=["a"], progress=PROGRESS)
 
 
-def test_a_mean_loss_that_rises_several_times_above_its_lowest_is_a_divergence():
+def test_mean_loss_far_above_its_lowest_value_is_a_divergence():
     assert examine(2.9, 1.0) == examine(1.0, 1.0) == 7
-    # What is learned by heart has losses near zero, and many times that is still nothing.
+    # Memorized data has losses near zero, of which even a large multiple is negligible.
     assert examine(2.9 * NEGLIGIBLE_LOSS, 1e-4) == 7
     with pytest.raises(
         TrainingDiverged, match=r"3.1 at step 10, .*divergence_factor = 3 .* 1$"
@@ -42,37 +42,36 @@ def test_a_mean_loss_that_rises_several_times_above_its_lowest_is_a_divergence()
 
 
 def state(step: int, mean: float, lowest: float) -> TrainState:
-    number = lambda x: jnp.int32(x)
     return TrainState(
-        step=number(step),
-        data_position=number(step),
+        step=jnp.int32(step),
+        data_position=jnp.int32(step),
         key=jax.random.key(0),
         params={"kernel": jnp.full(3, float(step))},
         averaged={"kernel": jnp.zeros(3)},
         optimizer={},
-        skipped=number(0),
-        skipped_in_a_row=number(0),
+        skipped=jnp.int32(0),
+        skipped_in_a_row=jnp.int32(0),
         smoothed_loss=jnp.float32(mean),
         lowest_loss=jnp.float32(lowest),
-        rollbacks=number(0),
+        rollbacks=jnp.int32(0),
     )
 
 
 @pytest.mark.parametrize(
     "means, expected", [((3.0, 1.0, 1.2, 2.0, 4.0), 3), ((3.0, 2.0, 1.0), 3), ((9.0,), None)]
 )
-def test_goes_back_to_the_newest_checkpoint_of_before_the_rise(tmp_path, means, expected):
+def test_roll_back_restores_the_newest_checkpoint_before_the_rise(tmp_path, means, expected):
     with checkpoint.open_checkpoints(tmp_path, CheckpointConfig(keep=9)) as checkpointer:
         for step, mean in enumerate(means, start=1):
             lowest = min((*means[:step], 2.5))
             checkpoint.save(checkpointer, state(step, mean, lowest), dev_metric=None, metadata={})
-        found, note = checkpoint.roll_back(checkpointer, state(0, 0, 0))
+        restored, note = checkpoint.roll_back(checkpointer, state(0, 0, 0))
         left = sorted(c.step for c in checkpointer.checkpoints)
     if expected is None:
-        assert found is None and left == [1]
+        assert restored is None and left == [1]
         return
-    assert found is not None and int(found.step) == expected
-    np.testing.assert_array_equal(found.params["kernel"], np.full(3, float(expected)))
+    assert restored is not None and int(restored.step) == expected
+    np.testing.assert_array_equal(restored.params["kernel"], np.full(3, float(expected)))
     newer = list(range(expected + 1, len(means) + 1))
     assert left == list(range(1, expected + 1))
     moved = tmp_path / "diverged"

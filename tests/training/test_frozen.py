@@ -1,4 +1,4 @@
-"""Frozen parameters: which ones a pattern means, and that they keep their bits."""
+"""Frozen parameters: which of them a pattern selects, and that they keep their bits."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from asr_jax.config import OptimizerConfig
 from asr_jax.training.frozen import frozen_mask, keep_frozen, without_gradients
 from asr_jax.training.optimizer import make_optimizer
 
-# Four blocks, of which two each share a matrix.
+# Four blocks; two blocks each share a matrix.
 PARAMS = {
     "encoder": {
         "blocks": {"own": {"kernel": np.ones((4, 2, 3))}, "shared": {"kernel": np.ones((2, 3, 3))}},
@@ -25,7 +25,7 @@ def chosen(*patterns):
     return [blocks["own"]["kernel"].ravel().tolist(), blocks["shared"]["kernel"].ravel().tolist()]
 
 
-def test_blocks_are_told_by_number_and_what_they_share_is_frozen_with_all_of_them():
+def test_shared_parameters_are_frozen_only_if_all_their_blocks_are():
     assert chosen("encoder.*") == [[True] * 4, [True] * 2]
     assert chosen("encoder.blocks.[0-2].*") == [[True, True, True, False], [True, False]]
     assert chosen("encoder.blocks.2.*", "encoder.blocks.3.shared.*") == [
@@ -36,14 +36,15 @@ def test_blocks_are_told_by_number_and_what_they_share_is_frozen_with_all_of_the
     assert [bool(leaf.all()) for leaf in jax.tree.leaves(mask)] == [True, False, False, False, True]
 
 
-def test_a_pattern_that_fits_nothing_or_everything_is_an_error():
-    with pytest.raises(ValueError, match=r"'encodr.\*': fits no parameter.*encoder.blocks.0.own"):
+def test_pattern_that_matches_nothing_or_everything_is_an_error():
+    named = r"'encodr.\*': matches no parameter.*encoder.blocks.0.own"
+    with pytest.raises(ValueError, match=named):
         frozen_mask(PARAMS, ["encoder.*", "encodr.*"])
     with pytest.raises(ValueError, match="leaves no parameter to train"):
         frozen_mask(PARAMS, ["encoder.*", "ctc_head.*"])
 
 
-def test_no_gradient_reaches_them_and_they_keep_their_bits():
+def test_frozen_parameters_get_no_gradient_and_keep_their_bits():
     mask = frozen_mask(PARAMS, ["encoder.blocks.[01].*", "ctc_head.bias"])
     gradients = jax.grad(
         lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(without_gradients(p, mask)))
@@ -54,15 +55,15 @@ def test_no_gradient_reaches_them_and_they_keep_their_bits():
         PARAMS,
         mask,
     )
-    # A negative zero is lost when a zero is added to it.
+    # Adding zero to negative zero gives positive zero.
     old = jax.tree.map(lambda p: -0.0 * p, PARAMS)
     after = keep_frozen(jax.tree.map(lambda p: p + 0.0, old), old, mask)
-    for leaf, held_here in zip(*map(jax.tree.leaves, (after, mask))):
-        np.testing.assert_array_equal(np.signbit(leaf), np.broadcast_to(held_here, leaf.shape))
+    for leaf, is_frozen in zip(*map(jax.tree.leaves, (after, mask))):
+        np.testing.assert_array_equal(np.signbit(leaf), np.broadcast_to(is_frozen, leaf.shape))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_what_is_frozen_as_a_whole_has_no_moments(kind):
+def test_entirely_frozen_parameters_have_no_moments(kind):
     options = dict(kind=kind, warmup_steps=0, weight_decay=0.5)
     params = jax.tree.map(jnp.asarray, PARAMS)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -74,10 +75,10 @@ def test_what_is_frozen_as_a_whole_has_no_moments(kind):
         gradients = jax.tree.map(lambda p, m: jnp.where(m, 0, p), params, zeros)
         return size(state), optimizer.update(gradients, state, params)[0]
 
-    whole, plain = stepped()
-    part, updates = stepped("encoder.*")
+    full_size, plain = stepped()
+    reduced_size, updates = stepped("encoder.*")
     moments = {"adamw": 2, "muon": 1}[kind]
     fewer = moments * size(params["encoder"]["blocks"]) + 2 * size(params["encoder"]["norm"])
-    assert whole - part == fewer
+    assert full_size - reduced_size == fewer
     assert not any(leaf.any() for leaf in jax.tree.leaves(updates["encoder"]))
     assert updates["ctc_head"]["kernel"].all() and plain["encoder"]["norm"]["bias"].all()

@@ -1,4 +1,4 @@
-"""bfloat16 is the dtype of activations; parameters, their gradients and sums stay float32."""
+"""Activations are bfloat16; parameters, their gradients and sums stay float32."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from asr_jax.training.state import initial_state
 from asr_jax.training.step import batch_gradients, cast
 from asr_jax.types import Batch
 
-# A number of rows that no other axis has.
+# No other axis has this size.
 ROWS, LABELS, VOCABULARY = 11, 5, 7
 CONFIG = Config(
     augment=AugmentConfig(frequency_mask_bins=4, time_masks=1),
@@ -74,14 +74,14 @@ def problem():
 
 
 @pytest.mark.slow
-def test_gradients_of_bfloat16_are_those_of_float32_but_for_rounding(problem):
+def test_bfloat16_gradients_equal_float32_gradients_up_to_rounding(problem):
     gradients, arguments = problem
     exact = jax.jit(gradients("float32"))(*arguments)[0]
     rounded = jax.jit(gradients("bfloat16"))(*arguments)[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
     error = norm(jax.tree.map(jnp.subtract, rounded, exact)) / norm(exact)
-    # 0.011 for two layers: a few dozen roundings on the way, each of at most 2^-9.
+    # 0.011 for two layers: a few dozen roundings, each of at most 2^-9.
     assert 0 < error < 0.02
 
 
@@ -94,23 +94,23 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
-def test_products_that_sum_over_the_batch_end_in_float32(problem):
-    """Else partial sums of devices would be rounded to bfloat16, and added up as such."""
+def test_products_that_sum_over_the_batch_are_float32(problem):
+    """Otherwise devices would round their partial sums to bfloat16 before adding them."""
     gradients, arguments = problem
     traced = jax.make_jaxpr(gradients("bfloat16"))(*arguments)
-    found = []
+    outputs = []
     for equation in equations(traced.jaxpr):
         if equation.primitive.name == "dot_general":
             (summed, _), _ = equation.params["dimension_numbers"]
             if ROWS in [equation.invars[0].aval.shape[axis] for axis in summed]:
-                found.append(equation.outvars[0].aval)
-    assert len(found) > 10
-    assert {x.dtype for x in found} == {jnp.dtype("float32")}, found
+                outputs.append(equation.outvars[0].aval)
+    assert len(outputs) > 10
+    assert {x.dtype for x in outputs} == {jnp.dtype("float32")}, outputs
 
 
 @pytest.mark.parametrize("kind", ["stateless", "lstm", "attention"])
-def test_what_reads_labels_works_in_bfloat16_too(kind):
-    """Else the joint's products, which meet it, would be of float32."""
+def test_label_networks_compute_in_bfloat16(kind):
+    """Otherwise the joint network's products, which combine both inputs, would be float32."""
     config = CONFIG
     if kind == "attention":
         objective = dataclasses.replace(CONFIG.objective, kind="attention")

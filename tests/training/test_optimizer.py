@@ -1,4 +1,4 @@
-"""The schedule at its corners, what weight decay touches, and what Muon does."""
+"""The schedule's corners, the parameters that decay, and Muon's orthogonal updates."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from asr_jax.models.composition import split_model
 from asr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
-def test_schedule_rises_linearly_and_falls_as_a_cosine():
+def test_schedule_rises_linearly_and_decays_as_a_cosine():
     config = OptimizerConfig(peak_learning_rate=2.0, warmup_steps=10, final_learning_rate_ratio=0.1)
     rate = learning_rate_schedule(config, steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 1, 2], rtol=1e-6)
@@ -18,14 +18,14 @@ def test_schedule_rises_linearly_and_falls_as_a_cosine():
     np.testing.assert_allclose([rate(110), rate(500)], [0.2, 0.2], rtol=1e-6)
 
 
-def test_a_run_shorter_than_its_warm_up_still_warms_up():
+def test_run_shorter_than_its_warmup_still_warms_up():
     rate = learning_rate_schedule(OptimizerConfig(warmup_steps=1000), steps=5)
     rates = [float(rate(step)) for step in range(5)]
     assert rates == sorted(rates) and rates[-1] > 0
     assert learning_rate_schedule(OptimizerConfig(warmup_steps=0), steps=1)(0) > 0
 
 
-def test_weight_decay_spares_biases_norms_and_embeddings():
+def test_biases_norms_and_embeddings_do_not_decay():
     encoder = EncoderConfig(
         layers=2, shared_layers=2, residual_rank=2, width=8, heads=2, subsampling_channels=2
     )
@@ -53,7 +53,7 @@ def test_gradients_are_clipped_to_the_norm():
 
 
 @pytest.mark.parametrize("subsampling", [pytest.param("conv1d", marks=pytest.mark.slow), "conv2d"])
-def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(subsampling):
+def test_muon_orthogonalizes_every_inner_matrix_and_adam_updates_the_rest(subsampling):
     encoder = EncoderConfig(
         layers=4,
         shared_layers=2,
@@ -81,26 +81,26 @@ def test_muon_makes_every_inner_matrix_orthogonal_and_leaves_the_rest_to_adam(su
             ["joint", "out"],
             ["ctc_head"],
         ):
-            # Adam's first step has one size everywhere: it looks at the gradient's sign alone.
+            # Adam's first step depends only on the gradient's sign, so its size is uniform.
             size = np.abs(update)
             assert size.min() > 0.99 * size.max() > 0, names
             continue
         for matrix in _matrices(update, path):
             singular = np.linalg.svd(matrix, compute_uv=False) / max(matrix.shape) ** 0.5
-            # The rate times 0.2; five Newton-Schulz iterations come within a third.
+            # The learning rate times 0.2; five Newton-Schulz iterations come within a third.
             np.testing.assert_allclose(singular, 0.5 * 0.2, rtol=0.35, err_msg=str(names))
             orthogonal += 1
     assert orthogonal > (2 + 4 + 4) * 8
 
 
 def _matrices(array, path):
-    """One for every layer where they are stacked; a convolution's taps are rows."""
+    """Return the matrices of an array: one per stacked layer; a convolution's taps are rows."""
     layers = len(array) if "blocks" in [part.key for part in path] else 1
     return np.asarray(array).reshape(layers, -1, array.shape[-1])
 
 
 def _stretched(array, path):
-    """Matrices whose singular values lie between 1 and 10."""
+    """Return the array with singular values evenly spaced from 1 to 10."""
     if path[-1].key not in ("kernel", "down", "up"):
         return jnp.asarray(array)
     u, s, v = np.linalg.svd(_matrices(array, path), full_matrices=False)

@@ -1,4 +1,4 @@
-"""A run that was stopped ends where one never stopped ends."""
+"""A resumed run ends with the same state as a run that was never stopped."""
 
 import json
 import os
@@ -74,44 +74,44 @@ def compile_once(*arguments, **options):
 
 
 def run_training(config: Path, run: Path, monkeypatch, *, stop_after: int | None = None) -> int:
-    """Trains in this process; `stop_after` steps it is told to stop, as by a signal."""
-    looks = iter(range(1, 10**9))
-    told = lambda _: "SIGTERM" if stop_after and next(looks) >= stop_after else None
-    monkeypatch.setattr(train, "listen_for_preemption", lambda: told)
-    # The slow test below compiles anew at every start.
+    """Train in this process; after `stop_after` steps, stop as by a signal."""
+    calls = iter(range(1, 10**9))
+    stopped_by = lambda _: "SIGTERM" if stop_after and next(calls) >= stop_after else None
+    monkeypatch.setattr(train, "listen_for_preemption", lambda: stopped_by)
+    # The slow test below compiles at every start.
     monkeypatch.setattr(train, "compile_steps", compile_once)
     monkeypatch.setattr(sys, "argv", ["asr-jax", "train", str(config), "--run", str(run)])
     return __main__.main()
 
 
 def test_resumed_equals_never_stopped_bit_for_bit(config, tmp_path, monkeypatch):
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    assert run_training(config, whole, monkeypatch) == 0
-    assert run_training(config, parted, monkeypatch, stop_after=4) == 128 + signal.SIGTERM
-    assert run_training(config, parted, monkeypatch, stop_after=6) == 128 + signal.SIGTERM
-    assert run_training(config, parted, monkeypatch) == 0
-    assert_same_bits(saved_state(whole, 14), saved_state(parted, 14))
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    assert run_training(config, uninterrupted, monkeypatch) == 0
+    assert run_training(config, stopped, monkeypatch, stop_after=4) == 128 + signal.SIGTERM
+    assert run_training(config, stopped, monkeypatch, stop_after=6) == 128 + signal.SIGTERM
+    assert run_training(config, stopped, monkeypatch) == 0
+    assert_same_bits(saved_state(uninterrupted, 14), saved_state(stopped, 14))
 
     def losses(run):
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
-    assert losses(whole) == losses(parted)
-    assert [step for step, _ in losses(whole)] == list(range(1, 15))
+    assert losses(uninterrupted) == losses(stopped)
+    assert [step for step, _ in losses(uninterrupted)] == list(range(1, 15))
 
 
-def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
+def test_diverged_run_returns_to_a_checkpoint_and_continues_with_the_next_data(
     config, tmp_path, monkeypatch, capsys
 ):
-    """Batches 7 to 9 hold sound that is not finite; two such steps in a row are a divergence."""
+    """Batches 7 to 9 have samples that are not finite; two such steps in a row are a divergence."""
     real = tasks.training_batches
     taken = []
 
     def batches(*arguments, position, **options):
         taken.append(position)
         numbered = enumerate(real(*arguments, position=position, **options), start=position)
-        of_sound = lambda n, batch: batch.samples * np.nan if 7 <= n <= 9 else batch.samples
-        return Batches((batch._replace(samples=of_sound(n, batch)) for n, batch in numbered), {})
+        samples = lambda n, batch: batch.samples * np.nan if 7 <= n <= 9 else batch.samples
+        return Batches((batch._replace(samples=samples(n, batch)) for n, batch in numbered), {})
 
     monkeypatch.setattr(tasks, "training_batches", batches)
     options = "log_every_steps=1, rollbacks=2, max_skipped_in_a_row=2"
@@ -119,23 +119,23 @@ def test_diverged_run_goes_back_and_on_with_the_data_that_comes_next(
     run = tmp_path / "run"
     assert run_training(config, run, monkeypatch) == 0
 
-    # Seen at the ninth batch, of which none was of use: the second is over after one step.
+    # The divergence is found at the ninth batch. Batch 9 is the first after the rollback.
     assert taken == [0, 9]
-    said = capsys.readouterr().err
-    assert "2 steps in a row, up to step 9" in said and "going back to step 5" in said
+    printed = capsys.readouterr().err
+    assert "2 steps in a row, up to step 9" in printed and "going back to step 5" in printed
     final = saved_state(run, 14)
     assert (int(final["step"]), int(final["data_position"])) == (14, 18)
     assert (int(final["rollbacks"]), int(final["skipped"])) == (1, 1)
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     rates = {line["step"]: line["learning_rate"] for line in lines if "loss" in line}
     assert sorted(rates) == list(range(1, 15))
-    # On the straight rise, after 6 and 4 steps that were taken.
+    # In the linear warm-up, after 6 and 4 steps that were not skipped.
     np.testing.assert_allclose(rates[8] / rates[5], 0.5 * 6 / 4, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path):
-    """SIGKILL at moments that fall into steps and into saves; the last start runs to the end."""
+    """SIGKILL comes at moments during steps and saves; the last start runs to the end."""
     arguments = ["train", str(config), "--checkpoint.every-steps", "1", "--train.steps", "60"]
 
     def start(run):
@@ -150,8 +150,8 @@ def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path)
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["step"] if lines else 0
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole)
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    process = start(uninterrupted)
     _, messages = process.communicate()
     assert process.returncode == 0, messages
 
@@ -170,5 +170,5 @@ def test_killed_at_any_instant_and_resumed_equals_never_killed(config, tmp_path)
     final = start(killed)
     _, messages = final.communicate()
     assert final.returncode == 0, messages
-    assert "going on from step" in messages
-    assert_same_bits(saved_state(whole, 60), saved_state(killed, 60))
+    assert "resuming from step" in messages
+    assert_same_bits(saved_state(uninterrupted, 60), saved_state(killed, 60))

@@ -1,4 +1,4 @@
-"""Laws of the training step: devices, accumulation, padding rows, steps that are skipped."""
+"""Laws of the training step: devices, accumulation, padding rows, skipped steps."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def batch(rows=8, *, seed=0, samples=4800, labels=5):
 
 
 def setup(config, mesh_config, devices, optimizer=SGD):
-    """A state on the devices, and the compiled step and gradients that go with it."""
+    """Return a state on the devices, and the compiled step and gradients for it."""
     mesh = make_mesh(mesh_config, jax.devices()[:devices])
     graphdef, _ = split_model(config, VOCABULARY)
     state = initial_state(config, VOCABULARY, optimizer, mesh)
@@ -81,7 +81,7 @@ def setup(config, mesh_config, devices, optimizer=SGD):
 
 
 def assert_close(a, b, tolerance):
-    """Within the tolerance of an array's largest entry: sums round relative to their terms."""
+    """Compare relative to the largest entry of an array: sums round relative to their terms."""
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(y))),
         a,
@@ -90,7 +90,7 @@ def assert_close(a, b, tolerance):
 
 
 def clipped_gradient(after_one_step):
-    """What the optimizer was given: its momentum, which began with nothing."""
+    """Return the gradient that the optimizer received: its momentum after the first step."""
     return optax.tree.get(after_one_step.optimizer, "trace")
 
 
@@ -107,7 +107,7 @@ def alone():
         pytest.param(MeshConfig(data=2, fsdp=2, model=2), id="data 2 fsdp 2 model 2"),
     ],
 )
-def test_eight_devices_train_as_one_does(alone, mesh_config):
+def test_eight_devices_equal_one(alone, mesh_config):
     state, step, _ = alone
     spread_state, spread_step, _ = setup(CONFIG, mesh_config, 8)
     assert_close(state.params, spread_state.params, 0)
@@ -123,7 +123,7 @@ def test_eight_devices_train_as_one_does(alone, mesh_config):
 
 
 @pytest.mark.slow
-def test_eight_devices_drop_layers_and_compare_views_as_one_does():
+def test_layer_drop_and_two_views_on_eight_devices_equal_one():
     config = dataclasses.replace(
         CONFIG,
         encoder=dataclasses.replace(CONFIG.encoder, layer_drop=0.5),
@@ -162,7 +162,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_batch():
     state, _, gradients = setup(STILL, MeshConfig(), 1)
     _, _, parted_gradients = setup(parted, MeshConfig(), 1)
     key = jax.random.key(0)
-    # Other batch shapes are other kernels with other orders of summation: 1e-5 is out of reach.
+    # Other batch shapes use kernels that sum in another order: 1e-5 is out of reach.
     assert_close(
         gradients(state.params, batch(), key), parted_gradients(state.params, batch(), key), 1e-4
     )
@@ -182,12 +182,12 @@ def test_padding_rows_add_nothing():
     zeros = nonsense._replace(samples=np.nan_to_num(nonsense.samples))
     got = gradients(state.params, nonsense, key)
     assert_close(got, gradients(state.params, zeros, key), 0)
-    # The five alone: other shapes, the same rows and so the same masks; dropout would differ.
+    # A batch of five rows has other shapes but the same rows and masks. Dropout would differ.
     five = jax.tree.map(lambda x: x[:5], real)
     assert_close(got, gradients(state.params, five, key), 1e-5)
 
 
-def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
+def test_step_that_is_not_finite_changes_only_the_counters(alone):
     state, step, _ = alone
     poisoned = batch()
     poisoned.samples[3] = np.inf
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters(alone):
 
 
 @pytest.mark.slow
-def test_masks_of_features_that_are_not_normalised_hold_the_mean():
+def test_masks_of_unnormalized_features_contain_the_mean():
     config = dataclasses.replace(
         CONFIG,
         augment=AugmentConfig(frequency_mask_bins=4, time_masks=2, time_mask_fraction=0.2),
@@ -224,7 +224,7 @@ def test_masks_of_features_that_are_not_normalised_hold_the_mean():
 
 
 def test_every_parameter_has_a_gradient(alone):
-    """One that is always zero is a parameter too many: Adam would blow its rounding up."""
+    """A gradient that is always zero marks a useless parameter, whose rounding Adam amplifies."""
     state, step, _ = alone
     after, _ = step(state, batch())
     for path, gradient in jax.tree_util.tree_leaves_with_path(clipped_gradient(after)):
@@ -244,7 +244,7 @@ def test_bfloat16_activations_keep_parameters_in_float32():
 
 
 def test_average_follows_the_parameters(alone):
-    """After enough steps the average is the moving one that its definition gives."""
+    """The average equals its definition written out."""
     state, step, _ = alone
     averaged = state.params
     for i in range(12):

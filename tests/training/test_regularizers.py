@@ -1,4 +1,4 @@
-"""CTC in the middle and consistency of two views: laws of what they add to the losses."""
+"""Intermediate CTC and the consistency of two views: laws of the losses that they add."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ BOTH = replace(
 )
 
 
-def test_consistency_is_half_of_both_divergences_and_draws_each_view_to_the_other():
+def test_consistency_is_half_the_sum_of_both_divergences():
     logits, lengths = jax.random.normal(jax.random.key(0), (4, 6, VOCABULARY)), [6, 6, 4, 4]
     rubbish = jnp.where(jnp.arange(6)[:, None] < jnp.array(lengths)[:, None, None], logits, 1e30)
     loss = lambda x: consistency_losses(x, jnp.array(lengths))
@@ -53,8 +53,8 @@ def test_consistency_is_half_of_both_divergences_and_draws_each_view_to_the_othe
     assert not np.any(loss(jnp.repeat(logits[:2], 2, axis=0)))
 
 
-def test_losses_of_two_views_are_the_means_of_each_and_what_the_middle_loses():
-    # The first utterance's views are the same.
+def test_losses_of_two_views_are_means_of_both():
+    # The two views of the first utterance are equal.
     views = jax.random.normal(jax.random.key(1), (2, 2, 40, 80))
     views = views.at[0, 1].set(views[0, 0])
     model = make_model(CONFIG, VOCABULARY, rngs=nnx.Rngs(0))
@@ -67,7 +67,7 @@ def test_losses_of_two_views_are_the_means_of_each_and_what_the_middle_loses():
 
     @jax.jit
     def run(views):
-        found = utterance_losses(model, views, lengths, labels, counts, config=BOTH)
+        actual = utterance_losses(model, views, lengths, labels, counts, config=BOTH)
         encoded, middle, frames = model.encoder.with_middle(
             views.reshape(4, *views.shape[2:]), twice(lengths)
         )
@@ -77,18 +77,18 @@ def test_losses_of_two_views_are_the_means_of_each_and_what_the_middle_loses():
             "intermediate_ctc_loss": of(middle).reshape(2, 2).mean(axis=1),
             "consistency_loss": consistency_losses(model.ctc_head(encoded), frames),
         }
-        return found, expected
+        return actual, expected
 
-    found, expected = run(views)
-    assert found.keys() == expected.keys()
-    for name, losses in found.items():
+    actual, expected = run(views)
+    assert actual.keys() == expected.keys()
+    for name, losses in actual.items():
         np.testing.assert_allclose(losses, expected[name], rtol=1e-5, atol=1e-6)
-    assert found["consistency_loss"][0] < 1e-6 < found["consistency_loss"][1]
+    assert actual["consistency_loss"][0] < 1e-6 < actual["consistency_loss"][1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["utterance", "none"])
-def test_views_are_masked_apart_each_as_by_itself(normalization):
+def test_each_view_is_masked_as_a_batch_of_one_view(normalization):
     random = np.random.default_rng(0)
     batch = Batch(
         samples=random.normal(size=(2, 8000)).astype(np.float32),

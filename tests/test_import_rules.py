@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "distributed": "config distributed errors",
     "training": "config distributed features layers losses models training types",
     "capacity": "capacity config distributed features layers losses models training types",
-    "decoding": "config decoding distributed features layers losses models text types",
+    "decoding": "config decoding features layers losses models text types",
     "scoring": "scoring types",
     "export": "config decoding export features layers models text types",
     "inference": "audio config config_file data decoding distributed errors export features "

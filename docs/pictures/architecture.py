@@ -80,7 +80,10 @@ ROOMS = {
 
 def permitted() -> Graph:
     """Return the other rooms that each room may import."""
-    return {room: {part_of(m) for m in may} - {room} for room, may in MAY_IMPORT.items()}
+    return {
+        room: {part_of(name) for name in names.split()} - {room}
+        for room, names in MAY_IMPORT.items()
+    }
 
 
 def imported() -> Graph:
@@ -371,12 +374,13 @@ def draw() -> str:
 def rules() -> str:
     """Return the import rules as a table and three lists, in Markdown."""
 
-    def listed(names: Sequence[str]) -> str:
-        return ", ".join(f"`{name}`" for name in names) or "nothing"
+    def listed(names: str, *, apart_from: str = "") -> str:
+        listed_names = [f"`{name}`" for name in names.split() if name != apart_from]
+        return ", ".join(listed_names) or "nothing"
 
     lines = ["| part | may import of this package | libraries |", "|---|---|---|"]
-    for room, may in MAY_IMPORT.items():
-        own = listed([name for name in may if name != room])
+    for room, names in MAY_IMPORT.items():
+        own = listed(names, apart_from=room)
         libraries = listed(LIBRARIES[room]) if room in LIBRARIES else "any"
         lines.append(f"| `{room}` | {own} | {libraries} |")
     lines += [

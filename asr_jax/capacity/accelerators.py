@@ -4,12 +4,21 @@ Sources: NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM, Google's pages
 and v6e. Rates are peaks in one direction; of memory what JAX gives a program.
 """
 
-import functools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import topologies
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is asked of a `jax.Device`, which type checkers do not know."""
+
+    device_kind: str
+    platform: str
+
+    def memory_stats(self) -> dict[str, int] | None: ...
 
 
 class Accelerator(NamedTuple):
@@ -25,40 +34,22 @@ class Accelerator(NamedTuple):
     """XLA's description of a GPU; empty: a TPU."""
 
 
-def _gpu(
-    kind: str,
-    *,
-    gb: float,
-    tflops: float,
-    gb_per_second: float,
-    link: float,
-    multiprocessors: int,
-    fpus: int,
-    shared_kb: int,
-    l2_mb: int,
-    clock_ghz: float,
-    capability: str,
-) -> Accelerator:
-    shared_per_block = 1024 * (shared_kb - 1)
-    config = f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
- shared_memory_per_block: 49152 shared_memory_per_core: {1024 * shared_kb}
- threads_per_core_limit: 2048 core_count: {multiprocessors} fpus_per_core: {fpus}
- block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
- memory_bandwidth: {gb_per_second * 1e9:.0f} l2_cache_size: {l2_mb * 2**20}
- clock_rate_ghz: {clock_ghz} device_memory_size: {gb * 1e9:.0f}
- shared_memory_per_block_optin: {shared_per_block}
- cuda_compute_capability {{ {capability} }}
- registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
- platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 13 }}
- device_description_str: "{kind}" """
-    # JAX takes three quarters of a GPU's memory unless it is told otherwise.
-    return Accelerator(kind, 0.75 * gb * 1e9, tflops, gb_per_second, link, config)
+class _Architecture(NamedTuple):
+    """What all GPUs of an architecture have alike."""
+
+    tflops: float
+    link_gb_per_second: float
+    multiprocessors: int
+    fpus: int
+    shared_kb: int
+    l2_mb: int
+    clock_ghz: float
+    capability: str
 
 
-_hopper = functools.partial(
-    _gpu,
+_HOPPER = _Architecture(
     tflops=989.0,
-    link=450.0,
+    link_gb_per_second=450.0,
     multiprocessors=132,
     fpus=128,
     shared_kb=228,
@@ -66,10 +57,9 @@ _hopper = functools.partial(
     clock_ghz=1.98,
     capability="major: 9 feature_extension: ACCELERATED_FEATURES",
 )
-_a100 = functools.partial(
-    _gpu,
+_A100 = _Architecture(
     tflops=312.0,
-    link=300.0,
+    link_gb_per_second=300.0,
     multiprocessors=108,
     fpus=64,
     shared_kb=164,
@@ -77,18 +67,37 @@ _a100 = functools.partial(
     clock_ghz=1.41,
     capability="major: 8",
 )
+
+
+def _gpu(kind: str, gpu: _Architecture, *, gb: float, gb_per_second: float) -> Accelerator:
+    config = f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
+ shared_memory_per_block: 49152 shared_memory_per_core: {1024 * gpu.shared_kb}
+ threads_per_core_limit: 2048 core_count: {gpu.multiprocessors} fpus_per_core: {gpu.fpus}
+ block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+ memory_bandwidth: {gb_per_second * 1e9:.0f} l2_cache_size: {gpu.l2_mb * 2**20}
+ clock_rate_ghz: {gpu.clock_ghz} device_memory_size: {gb * 1e9:.0f}
+ shared_memory_per_block_optin: {1024 * (gpu.shared_kb - 1)}
+ cuda_compute_capability {{ {gpu.capability} }}
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 13 }}
+ device_description_str: "{kind}" """
+    # JAX takes three quarters of a GPU's memory unless it is told otherwise.
+    memory_bytes, link = 0.75 * gb * 1e9, gpu.link_gb_per_second
+    return Accelerator(kind, memory_bytes, gpu.tflops, gb_per_second, link, config)
+
+
 ACCELERATORS = {
-    "h100": _hopper("NVIDIA H100 80GB HBM3", gb=85.0, gb_per_second=3352.0),
-    "h200": _hopper("NVIDIA H200", gb=150.0, gb_per_second=4800.0),
-    "a100-40": _a100("NVIDIA A100-SXM4-40GB", gb=42.5, gb_per_second=1555.0),
-    "a100-80": _a100("NVIDIA A100-SXM4-80GB", gb=85.0, gb_per_second=2039.0),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", _HOPPER, gb=85.0, gb_per_second=3352.0),
+    "h200": _gpu("NVIDIA H200", _HOPPER, gb=150.0, gb_per_second=4800.0),
+    "a100-40": _gpu("NVIDIA A100-SXM4-40GB", _A100, gb=42.5, gb_per_second=1555.0),
+    "a100-80": _gpu("NVIDIA A100-SXM4-80GB", _A100, gb=85.0, gb_per_second=2039.0),
     "v5e": Accelerator("TPU v5 lite", 15.75 * 2**30, 197.0, 819.0, 200.0),
     "v6e": Accelerator("TPU v6 lite", 31.25 * 2**30, 918.0, 1640.0, 448.0),
 }
 _SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 
 
-def target_devices(target: str) -> tuple[list[Any], Accelerator]:
+def target_devices(target: str) -> tuple[list[Device], Accelerator]:
     """Devices to compile for, which are not here: `target` is a name above, or NAME-COUNT.
 
     Raises ValueError where there is no such target, or where its compiler is not installed.
@@ -126,6 +135,6 @@ def target_devices(target: str) -> tuple[list[Any], Accelerator]:
     return list(topology.devices), accelerator
 
 
-def accelerator_of(device: Any) -> Accelerator | None:
+def accelerator_of(device: Device) -> Accelerator | None:
     """Published rates of a device that is here."""
     return next((a for a in ACCELERATORS.values() if a.kind == device.device_kind), None)

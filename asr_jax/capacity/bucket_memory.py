@@ -1,23 +1,25 @@
 """Whether a training step fits a device's memory, and how fast it can be at best."""
 
-import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from asr_jax.capacity.accelerators import Accelerator
+from asr_jax.capacity.accelerators import Accelerator, Device
 from asr_jax.capacity.collectives import Collective, collectives
 from asr_jax.capacity.flops import model_flops
 from asr_jax.config import Config
 from asr_jax.distributed.mesh import BATCH
+from asr_jax.models.composition import split_model
 from asr_jax.training.objective import utterance_losses
-from asr_jax.training.state import TrainState
+from asr_jax.training.optimizer import make_optimizer
+from asr_jax.training.state import TrainState, abstract_state
 from asr_jax.training.step import augmented_features, cast, jitted_step
 from asr_jax.types import Batch
 
@@ -47,56 +49,84 @@ class BucketFit(NamedTuple):
     """An estimate: at the accelerator's published rates, which no real step reaches."""
 
 
-def fit_bucket(
-    config: Config,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    mesh: Mesh,
-    shape: Batch,
-    *,
-    seconds: float,
-    vocabulary_size: int,
-    limit_bytes: float,
-    accelerator: Accelerator | None,
-) -> BucketFit:
-    """Compiles the step for batches of this shape."""
+class Target(NamedTuple):
+    """Devices to compile for."""
+
+    devices: list[Device]
+    accelerator: Accelerator | None
+    """Their published rates; None: not known."""
+    limit_bytes: float
+    """What a program may take on each; infinite where that is not known."""
+
+
+class StepSetup(NamedTuple):
+    """What the steps of all buckets share."""
+
+    config: Config
+    vocabulary_size: int
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    mesh: Mesh
+    target: Target
+
+
+def step_setup(config: Config, vocabulary_size: int, mesh: Mesh, target: Target) -> StepSetup:
+    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
+    abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
+    graphdef, _ = split_model(config, vocabulary_size)
+    return StepSetup(config, vocabulary_size, graphdef, optimizer, abstract, mesh, target)
+
+
+def fit_bucket(setup: StepSetup, shape: Batch, *, seconds: float) -> BucketFit:
+    """Compiles the step for batches of this shape, of recordings of up to so many seconds."""
+    config, vocabulary_size, _, _, abstract, mesh, target = setup
     rows, labels = shape.labels.shape
-    # The state after the step lies where the state before it did.
-    state_bytes = _bytes_on_a_device(abstract)
-    kept = _activations_bytes(config, graphdef, abstract.params, mesh, shape)
+    activations = _activations_bytes(setup, shape)
     flops = model_flops(config, vocabulary_size, rows=rows, seconds=seconds, labels=labels)
-    step = jitted_step(config, graphdef, optimizer, abstract, mesh)
-    sent, temporary = {}, None
-    try:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            compiled = step.lower(abstract, shape).compile()
-        sent = collectives(compiled.as_text() or "")
-        analysis = compiled.memory_analysis()
-        assert analysis is not None
-        temporary = analysis.temp_size_in_bytes
-        memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + temporary
-        memory -= analysis.alias_size_in_bytes
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        memory = _memory_asked_for(str(error))
+    compiled = _compile(setup, shape)
+    memory, temporary = compiled.memory_bytes, compiled.temporary_bytes
     return BucketFit(
         seconds=seconds,
         labels=labels,
         utterances=rows,
         parameters_bytes=_bytes_on_a_device((abstract.params, abstract.averaged)),
         optimizer_bytes=_bytes_on_a_device(abstract.optimizer),
-        activations_bytes=kept,
+        activations_bytes=activations,
         temporary_bytes=temporary,
         memory_bytes=memory,
-        limit_bytes=limit_bytes,
-        fits=temporary is not None and (memory or 0) <= limit_bytes,
+        limit_bytes=target.limit_bytes,
+        fits=temporary is not None and (memory or 0) <= target.limit_bytes,
         model_flops=sum(flops.values()) // mesh.size,
-        collectives=sent,
-        least_step_seconds=accelerator
-        and _least_seconds(config, flops, mesh, sent, state_bytes, kept, accelerator),
+        collectives=compiled.collectives,
+        least_step_seconds=_least_seconds(setup, flops, compiled.collectives, activations),
     )
+
+
+class _CompiledStep(NamedTuple):
+    """What the compiler says of a step; it has no temporaries where it found no room for them."""
+
+    memory_bytes: int | None
+    temporary_bytes: int | None
+    collectives: dict[str, Collective]
+
+
+def _compile(setup: StepSetup, shape: Batch) -> _CompiledStep:
+    config, _, graphdef, optimizer, abstract, mesh, _ = setup
+    step = jitted_step(config, graphdef, optimizer, abstract, mesh)
+    try:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            compiled = step.lower(abstract, shape).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _CompiledStep(_memory_asked_for(str(error)), None, {})
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    temporary = analysis.temp_size_in_bytes
+    memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + temporary
+    memory -= analysis.alias_size_in_bytes
+    return _CompiledStep(memory, temporary, collectives(compiled.as_text() or ""))
 
 
 def largest_batch(fit: Callable[[int], BucketFit], *, start: int, unit: int) -> BucketFit:
@@ -109,22 +139,22 @@ def largest_batch(fit: Callable[[int], BucketFit], *, start: int, unit: int) -> 
     tried: dict[int, BucketFit] = {}
     rows = max(unit, start // unit * unit)
     while rows not in tried:
-        found = tried[rows] = fit(rows)
-        if found.fits and (found.memory_bytes or 0) >= 0.85 * found.limit_bytes:
+        bucket = tried[rows] = fit(rows)
+        if bucket.fits and (bucket.memory_bytes or 0) >= 0.85 * bucket.limit_bytes:
             break
         fitting = [0, *(r for r in tried if tried[r].fits)]
         too_many = [r for r in tried if not tried[r].fits]
-        if found.memory_bytes is None:
+        if bucket.memory_bytes is None:
             rows = (max(fitting) + rows) // 2 // unit * unit
         else:
-            rows = _pointed_at(list(tried.values())) // unit * unit
+            rows = _near_the_limit(list(tried.values())) // unit * unit
         rows = max(rows, max(fitting) + unit)
         if too_many:
             rows = max(unit, min(rows, min(too_many) - unit))
     return max(tried.values(), key=lambda f: f.utterances if f.fits else -f.utterances)
 
 
-def _pointed_at(tried: list[BucketFit]) -> int:
+def _near_the_limit(tried: list[BucketFit]) -> int:
     """Where a line through the last two tries, or one and the state, comes near the limit."""
     last = tried[-1]
     state_bytes = last.parameters_bytes + last.optimizer_bytes
@@ -141,41 +171,41 @@ def with_rows(shape: Batch, rows: int) -> Batch:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shape)
 
 
-def _bytes_on_a_device(tree: Any) -> int:
+def _bytes_on_a_device(tree: PyTree) -> int:
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf)
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _itemsize(leaf: Any) -> int:
+def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
     return getattr(leaf.dtype, "itemsize", 4)
 
 
-def _activations_bytes(
-    config: Config, graphdef: nnx.GraphDef, params: Any, mesh: Mesh, shape: Batch
-) -> int:
+def _activations_bytes(setup: StepSetup, shape: Batch) -> int:
     """What the backward pass is given beside the parameters, of one micro-batch on one device."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    features_of = functools.partial(augmented_features, config=config, mesh=mesh)
-    dtype = config.train.compute_dtype
+    config, mesh, dtype = setup.config, setup.mesh, setup.config.train.compute_dtype
 
-    def kept(params, batch, key):
-        features, lengths = features_of(batch, key)
-        losses = lambda params: utterance_losses(
-            nnx.merge(graphdef, cast(params, dtype)),
-            features.astype(dtype),
-            lengths,
-            batch.labels,
-            batch.label_lengths,
-            config=config,
-            key=key,
-        )
+    def residuals(params, batch, key):
+        features, lengths = augmented_features(batch, key, config=config, mesh=mesh)
+
+        def losses(params):
+            return utterance_losses(
+                nnx.merge(setup.graphdef, cast(params, dtype)),
+                features.astype(dtype),
+                lengths,
+                batch.labels,
+                batch.label_lengths,
+                config=config,
+                key=key,
+            )
+
         return jax.vjp(losses, params)[1]
 
     def traced_bytes(rows: int) -> int:
-        residuals = jax.eval_shape(kept, params, with_rows(shape, rows), key)
-        return sum(math.prod(a.shape) * _itemsize(a) for a in jax.tree.leaves(residuals))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        kept = jax.eval_shape(residuals, setup.abstract.params, with_rows(shape, rows), key)
+        return sum(math.prod(a.shape) * _itemsize(a) for a in jax.tree.leaves(kept))
 
     # Parameters are among them: what grows with the batch is not.
     shards = math.prod(mesh.shape[axis] for axis in BATCH[0])
@@ -187,16 +217,11 @@ def _activations_bytes(
 
 
 def _least_seconds(
-    config: Config,
-    flops: dict[str, int],
-    mesh: Mesh,
-    sent: dict[str, Collective],
-    state_bytes: int,
-    kept_bytes: int,
-    accelerator: Accelerator,
+    setup: StepSetup, flops: dict[str, int], sent: dict[str, Collective], activations_bytes: int
 ) -> float | None:
     """The longest of computing, sending, and reading and writing what must lie in memory."""
-    if config.train.compute_dtype != "bfloat16":
+    config, accelerator = setup.config, setup.target.accelerator
+    if accelerator is None or config.train.compute_dtype != "bfloat16":
         return None
     again = {"joint and loss"}  # the loss computes its logits twice
     if config.encoder.remat == "layer":
@@ -206,9 +231,11 @@ def _least_seconds(
     sent_bytes = sum(
         (2 if kind == "all-reduce" else 1) * amount.bytes for kind, amount in sent.items()
     )
-    moved_bytes = 2 * state_bytes + 2 * config.train.accumulate * kept_bytes
+    # The state after the step lies where the state before it did.
+    state_bytes = _bytes_on_a_device(setup.abstract)
+    moved_bytes = 2 * state_bytes + 2 * config.train.accumulate * activations_bytes
     return max(
-        computed / mesh.size / (accelerator.bfloat16_tflops * 1e12),
+        computed / setup.mesh.size / (accelerator.bfloat16_tflops * 1e12),
         sent_bytes / (accelerator.link_gb_per_second * 1e9),
         moved_bytes / (accelerator.memory_gb_per_second * 1e9),
     )

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -24,6 +25,18 @@ class Collective(NamedTuple):
     bytes: int
 
 
+class _Sent(NamedTuple):
+    """A collective as the program has it: the bytes of its results, and how often a step does it.
+
+    channel: of a piece, which it shares with the collective's other pieces; empty if it is whole.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    channel: str = ""
+
+
 def collectives(hlo: str) -> dict[str, Collective]:
     """By kind. A loop whose length only the batch decides counts once.
 
@@ -32,6 +45,23 @@ def collectives(hlo: str) -> dict[str, Collective]:
     collectives into pieces, each fused with what is computed meanwhile, some of them in loops that
     the rest has nothing to do with: pieces share their channel, and count as often as the rarest.
     """
+    counts, sizes = Counter(), Counter()
+    pieces: dict[tuple[str, str, int], int] = {}
+    for sent in _walk(*_computations(hlo), 1):
+        if sent.channel:
+            piece = sent.kind, sent.channel, sent.bytes
+            pieces[piece] = min(sent.times, pieces.get(piece, sent.times))
+        else:
+            counts[sent.kind] += sent.times
+            sizes[sent.kind] += sent.times * sent.bytes
+    for (kind, _, size), times in pieces.items():
+        counts[kind] += times
+        sizes[kind] += times * size
+    return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Return the lines of every computation by its name, and the name of the entry."""
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
@@ -41,48 +71,41 @@ def collectives(hlo: str) -> dict[str, Collective]:
             entry = name if opened[1] else entry
         elif name:
             computations[name].append(line)
+    return computations, entry
 
-    counts, sizes = Counter(), Counter()
-    pieces: dict[tuple[str, str, int], int] = {}
 
-    def trips(line: str) -> int:
-        if known := _TRIPS.search(line):
-            return int(known[1])
-        condition = _CONDITION.search(line)
-        lines = computations.get(condition[1], []) if condition else []
-        constants = {c[1]: int(c[2]) for line in lines if (c := _CONSTANT.search(line))}
-        compared = next((found[1] for line in lines if (found := _LESS.search(line))), "")
-        # Operands may be written with their types.
-        names = [operand.split()[-1].strip("%") for operand in compared.split(", ") if operand]
-        return next((constants[name] for name in names if name in constants), 1)
+def _walk(
+    computations: dict[str, list[str]], name: str, times: int, *, fused: bool = False
+) -> Iterator[_Sent]:
+    """Yield the collectives of a computation that runs so many times, and of all that it calls."""
+    for line in computations.get(name, []):
+        if operation := _OPERATION.search(line):
+            shape, kind, started = operation.groups()
+            # Waited for elsewhere, they name what they were given too; sums not always do.
+            given_too = bool(started) and (kind != "all-reduce" or shape.startswith("(("))
+            channel = _CHANNEL.search(line) if fused else None
+            size = _result_bytes(shape, has_operands=given_too)
+            yield _Sent(kind, size, times, channel[1] if channel else "")
+            continue
+        inner = times * _trips(computations, line)
+        for called in _CALLED.findall(line):
+            yield from _walk(computations, called, inner, fused=" fusion(" in line)
+        for branches in _BRANCHES.findall(line):
+            for branch in branches.split(","):
+                yield from _walk(computations, branch.strip(" %"), inner)
 
-    def walk(name: str, times: int, *, fused: bool = False) -> None:
-        for line in computations.get(name, []):
-            if operation := _OPERATION.search(line):
-                shape, kind, started = operation.groups()
-                # Waited for elsewhere, they name what they were given too; sums not always do.
-                given_too = bool(started) and (kind != "all-reduce" or shape.startswith("(("))
-                size = _result_bytes(shape, has_operands=given_too)
-                channel = _CHANNEL.search(line) if fused else None
-                if channel:
-                    piece = kind, channel[1], size
-                    pieces[piece] = min(times, pieces.get(piece, times))
-                else:
-                    counts[kind] += times
-                    sizes[kind] += times * size
-                continue
-            inner = times * trips(line)
-            for called in _CALLED.findall(line):
-                walk(called, inner, fused=" fusion(" in line)
-            for branches in _BRANCHES.findall(line):
-                for branch in branches.split(","):
-                    walk(branch.strip(" %"), inner)
 
-    walk(entry, 1)
-    for (kind, _, size), times in pieces.items():
-        counts[kind] += times
-        sizes[kind] += times * size
-    return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+def _trips(computations: dict[str, list[str]], line: str) -> int:
+    """Return how often the loop of this line runs; 1 if it is not a loop, or nothing says it."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    lines = computations.get(condition[1], []) if condition else []
+    constants = {c[1]: int(c[2]) for line in lines if (c := _CONSTANT.search(line))}
+    compared = next((less[1] for line in lines if (less := _LESS.search(line))), "")
+    # Operands may be written with their types.
+    names = [operand.split()[-1].strip("%") for operand in compared.split(", ") if operand]
+    return next((constants[name] for name in names if name in constants), 1)
 
 
 def _result_bytes(shape: str, *, has_operands: bool) -> int:

@@ -1,12 +1,32 @@
 """How many operations a training step must do: what its speed on a device is judged by."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.config import Config, chunk_frames
+from asr_jax.config import Config, EncoderConfig, chunk_frames
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import halved, subsampled
+
+
+class Sizes(NamedTuple):
+    """Lengths of the utterances of a batch [rows], and sums of them."""
+
+    feature_frames: np.ndarray
+    frames: np.ndarray
+    """Frames that the encoder returns."""
+    cells: np.ndarray
+    """Label positions, labels + 1."""
+    frame_sum: int
+    cell_sum: int
+    pair_sum: int
+    """Pairs of a frame and a frame that it attends to."""
+
+
+# Operations of a multiplication: it comes with an addition, and is done once forward and once for
+# each of the gradients of parameters and of inputs.
+TRAINED, WITHOUT_INPUT_GRADIENT = 6, 4
 
 
 def model_flops(
@@ -41,86 +61,123 @@ def model_flops(
     Returns:
         Operations by part; their sum is the step's, over all devices together.
     """
-    encoder, predictor, joint = config.encoder, config.predictor, config.joint
+    sizes = _sizes(config, rows, seconds, labels)
     objective = config.objective
-    samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
-    if objective.consistency_weight:
-        samples = np.repeat(samples, 2)
-        labels = np.repeat(np.broadcast_to(labels, rows), 2)
-        rows *= 2
-    given = frame_count(samples, config.features)
-    frames = subsampled(given, encoder.subsampling_factor)
-    cells = np.broadcast_to(labels, rows).astype(int) + 1
-    frame_sum, cell_sum = int(frames.sum()), int(cells.sum())
-    pair_sum = sum(_pairs(int(n), config) for n in frames)
-    width, layers = encoder.width, encoder.layers
-
-    bins, channels = config.features.mel_bins, encoder.subsampling_channels
-    first_taps = 3 * bins if encoder.subsampling == "conv1d" else 9 * halved(bins)
-    first = int(halved(given).sum()) * first_taps * channels
-    others = 0
-    for stride in (4, 8)[: encoder.subsampling_factor // 4]:
-        made = int(subsampled(given, stride).sum())
-        if encoder.subsampling == "conv1d":
-            others += made * 3 * channels * channels
-        else:
-            of_channel = 9 + channels if encoder.subsampling == "separable" else 9 * channels
-            others += made * subsampled(bins, stride) * of_channel * channels
-    last_bins = (
-        1 if encoder.subsampling == "conv1d" else subsampled(bins, encoder.subsampling_factor)
-    )
-    others += frame_sum * last_bins * channels * width
-
-    def matrix(inputs: int, outputs: int) -> int:
-        return inputs * outputs + encoder.residual_rank * (inputs + outputs)
-
-    attention, by_distance = 4 * frame_sum * matrix(width, width) + 2 * pair_sum * width, 0
-    if encoder.attention == "relative":
-        attention += pair_sum * width
-        by_distance = _distances(int(frames.max()), config) * matrix(width, width)
-
-    if predictor.kind == "stateless":
-        predicted = cell_sum * predictor.context * predictor.embedding_width * predictor.width
-    else:
-        predicted = cell_sum * 4 * predictor.width * (predictor.embedding_width + predictor.width)
-
-    inner = encoder.feedforward_factor * width
-    feedforward = matrix(width, inner) + matrix(inner, width)
-    convolution = 0
-    if encoder.kind == "conformer":
-        feedforward *= 2
-        pointwise = matrix(width, 2 * width) + matrix(width, width)
-        convolution = pointwise + encoder.kernel_frames * width
-
-    projections = frame_sum * width + cell_sum * predictor.width
-    columns = vocabulary_size + (len(objective.durations) if objective.kind == "tdt" else 0)
-    lattice = int((frames * cells).sum()) * columns
-    products = {
-        "subsampling": others,
-        "feed-forward": layers * frame_sum * feedforward,
-        "attention": layers * attention,
-        "convolution": layers * frame_sum * convolution,
+    flops = {
+        "subsampling": _subsampling(config, sizes),
+        "feed-forward": _feedforward(config, sizes),
+        "attention": _attention(config, sizes),
+        "convolution": _convolution(config, sizes),
     }
     if objective.kind == "attention":
-        decoder, cells = config.decoder, cells.astype(np.int64)
-        of_cell = (6 + 2 * decoder.feedforward_factor) * decoder.width
-        pairs = 2 * int((cells * (cells + frames)).sum())
-        of_layer = cell_sum * of_cell + 2 * frame_sum * encoder.width + pairs
-        products["decoder"] = decoder.width * (
-            decoder.layers * of_layer + cell_sum * vocabulary_size
-        )
+        flops["decoder"] = _decoder(config, sizes, vocabulary_size)
     elif objective.kind != "ctc":
-        products["predictor"] = predicted
-        products["joint and loss"] = (projections + lattice) * joint.width
+        flops["predictor"] = _predictor(config, sizes)
+        flops["joint and loss"] = _joint(config, sizes, vocabulary_size)
     if objective.has_ctc_head:
-        heads = 1 + (objective.intermediate_ctc_weight > 0)
-        products["ctc"] = heads * frame_sum * width * vocabulary_size
-    # What is read here, features and sinusoids of distances, has no gradient.
-    without_input_gradient = {"subsampling": first, "attention": layers * by_distance}
-    return {
-        part: 6 * count + 4 * without_input_gradient.get(part, 0)
-        for part, count in products.items()
-    }
+        flops["ctc"] = _ctc(config, sizes, vocabulary_size)
+    return flops
+
+
+def _sizes(
+    config: Config,
+    rows: int,
+    seconds: float | Sequence[float] | np.ndarray,
+    labels: int | Sequence[int] | np.ndarray,
+) -> Sizes:
+    samples = np.rint(np.broadcast_to(seconds, rows) * config.features.sample_rate_hz).astype(int)
+    cells = np.broadcast_to(labels, rows).astype(np.int64) + 1
+    if config.objective.consistency_weight:  # two views of every utterance
+        samples, cells = np.repeat(samples, 2), np.repeat(cells, 2)
+    feature_frames = frame_count(samples, config.features)
+    frames = subsampled(feature_frames, config.encoder.subsampling_factor)
+    pair_sum = sum(_pairs(int(n), config) for n in frames)
+    sums = int(frames.sum()), int(cells.sum()), pair_sum
+    return Sizes(feature_frames, frames, cells, *sums)
+
+
+def _subsampling(config: Config, sizes: Sizes) -> int:
+    """Operations of the convolutions, of which the first has features as its inputs, and of the
+    projection to the encoder's width."""
+    encoder, bins = config.encoder, config.features.mel_bins
+    channels, factor = encoder.subsampling_channels, encoder.subsampling_factor
+    is_1d = encoder.subsampling == "conv1d"
+    first_taps = 3 * bins if is_1d else 9 * halved(bins)
+    first = int(halved(sizes.feature_frames).sum()) * first_taps * channels
+    others = sizes.frame_sum * (1 if is_1d else subsampled(bins, factor)) * channels * encoder.width
+    for stride in (4, 8)[: factor // 4]:
+        frames = int(subsampled(sizes.feature_frames, stride).sum())
+        if is_1d:
+            others += frames * 3 * channels * channels
+        else:
+            of_channel = 9 + channels if encoder.subsampling == "separable" else 9 * channels
+            others += frames * subsampled(bins, stride) * of_channel * channels
+    return WITHOUT_INPUT_GRADIENT * first + TRAINED * others
+
+
+def _matrix(encoder: EncoderConfig, inputs: int, outputs: int) -> int:
+    return inputs * outputs + encoder.residual_rank * (inputs + outputs)
+
+
+def _feedforward(config: Config, sizes: Sizes) -> int:
+    encoder = config.encoder
+    inner = encoder.feedforward_factor * encoder.width
+    products = _matrix(encoder, encoder.width, inner) + _matrix(encoder, inner, encoder.width)
+    modules = 2 if encoder.kind == "conformer" else 1
+    return TRAINED * encoder.layers * sizes.frame_sum * modules * products
+
+
+def _attention(config: Config, sizes: Sizes) -> int:
+    """Operations of the attention; in relative attention also of scores by position."""
+    encoder, width = config.encoder, config.encoder.width
+    square = _matrix(encoder, width, width)
+    products, of_distances = 4 * sizes.frame_sum * square + 2 * sizes.pair_sum * width, 0
+    if encoder.attention == "relative":
+        products += sizes.pair_sum * width
+        of_distances = _distances(int(sizes.frames.max()), config) * square  # of sinusoids
+    return encoder.layers * (TRAINED * products + WITHOUT_INPUT_GRADIENT * of_distances)
+
+
+def _convolution(config: Config, sizes: Sizes) -> int:
+    encoder, width = config.encoder, config.encoder.width
+    if encoder.kind != "conformer":
+        return 0
+    pointwise = _matrix(encoder, width, 2 * width) + _matrix(encoder, width, width)
+    products = pointwise + encoder.kernel_frames * width
+    return TRAINED * encoder.layers * sizes.frame_sum * products
+
+
+def _decoder(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
+    """Operations of the decoder that attends to the encoder's frames, and of its output layer."""
+    decoder = config.decoder
+    of_cell = (6 + 2 * decoder.feedforward_factor) * decoder.width
+    pairs = 2 * int((sizes.cells * (sizes.cells + sizes.frames)).sum())
+    of_layer = sizes.cell_sum * of_cell + 2 * sizes.frame_sum * config.encoder.width + pairs
+    products = decoder.layers * of_layer + sizes.cell_sum * vocabulary_size
+    return TRAINED * decoder.width * products
+
+
+def _predictor(config: Config, sizes: Sizes) -> int:
+    predictor = config.predictor
+    if predictor.kind == "stateless":
+        products = predictor.context * predictor.embedding_width * predictor.width
+    else:
+        products = 4 * predictor.width * (predictor.embedding_width + predictor.width)
+    return TRAINED * sizes.cell_sum * products
+
+
+def _joint(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
+    """Operations of the projections to the joint's width, and of its output layer in every cell."""
+    objective = config.objective
+    columns = vocabulary_size + (len(objective.durations) if objective.kind == "tdt" else 0)
+    lattice = int((sizes.frames * sizes.cells).sum()) * columns
+    projections = sizes.frame_sum * config.encoder.width + sizes.cell_sum * config.predictor.width
+    return TRAINED * (projections + lattice) * config.joint.width
+
+
+def _ctc(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
+    heads = 1 + (config.objective.intermediate_ctc_weight > 0)
+    return TRAINED * heads * sizes.frame_sum * config.encoder.width * vocabulary_size
 
 
 def _pairs(frames: int, config: Config) -> int:

@@ -1,28 +1,35 @@
 """`asr-jax fit CONFIG`: whether every bucket's step fits the devices, before anything trains."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
 
-from asr_jax.capacity.accelerators import Accelerator, accelerator_of, target_devices
-from asr_jax.capacity.bucket_memory import BucketFit, fit_bucket, largest_batch, with_rows
+from asr_jax.capacity.accelerators import accelerator_of, target_devices
+from asr_jax.capacity.bucket_memory import (
+    BucketFit,
+    StepSetup,
+    Target,
+    fit_bucket,
+    largest_batch,
+    step_setup,
+    with_rows,
+)
 from asr_jax.commands.arguments import parse_after_config
 from asr_jax.config import Config
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.mesh import check_batch, make_mesh
 from asr_jax.errors import UsageError
 from asr_jax.experiment.batch_shapes import batch_shapes
-from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
-from asr_jax.training.optimizer import make_optimizer
-from asr_jax.training.state import abstract_state
+from asr_jax.types import Batch
 
 # What libtpu would ask a cloud machine, which this need not be.
 _NO_TPU_HERE = {
@@ -55,74 +62,55 @@ def run(arguments: list[str]) -> int:
     _, options = parse_after_config(Options, arguments, program="asr-jax fit")
     if options.config.objective.kind == "language_model":
         raise UsageError("objective.kind = 'language_model': fit is for recognisers")
-    devices, accelerator, limit_bytes = _devices(options.config, options.target)
-    found = _fit(options, devices, accelerator, limit_bytes)
+    target = _target(options.config, options.target)
+    buckets = _fit_buckets(options, target)
     if options.json:
-        print(json.dumps(list(map(_as_json, found)), indent=1))
+        print(json.dumps(list(map(_as_json, buckets)), indent=1))
         return 0
-    _explain(options, devices, limit_bytes, found)
-    return 0 if all(bucket.fits for bucket in found) else 1
+    _explain(options, target, buckets)
+    return 0 if all(bucket.fits for bucket in buckets) else 1
 
 
-def _devices(config: Config, target: str) -> tuple[list[Any], Accelerator | None, float]:
-    """Devices, their published rates, and the bytes that a program may take on each."""
-    if target:
+def _target(config: Config, name: str) -> Target:
+    """The devices of this name; those at hand where it is empty."""
+    if name:
         # Else JAX wants libraries that only running on a GPU takes, and leaves out its compiler.
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     prepare_devices(config.mesh)
-    if target:
+    if name:
         for variable, value in _NO_TPU_HERE.items():
             os.environ.setdefault(variable, value)
-        devices, accelerator = target_devices(target)
-        return devices, accelerator, accelerator.memory_bytes
+        devices, accelerator = target_devices(name)
+        return Target(devices, accelerator, accelerator.memory_bytes)
     devices = jax.devices()
     statistics = devices[0].memory_stats() or {}
     limit = float(statistics.get("bytes_limit", math.inf))
     if devices[0].platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
-    return devices, accelerator_of(devices[0]), limit
+    return Target(devices, accelerator_of(devices[0]), limit)
 
 
-def _fit(
-    options: Options,
-    devices: list[Any],
-    accelerator: Accelerator | None,
-    limit_bytes: float,
-) -> list[BucketFit]:
+def _fit_buckets(options: Options, target: Target) -> list[BucketFit]:
     config = options.config
-    mesh = make_mesh(config.mesh, devices)
-    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    mesh = make_mesh(config.mesh, target.devices)
+    if options.largest and target.limit_bytes == math.inf:
+        raise UsageError(f"--largest: the memory of {target.devices[0].device_kind} is not known")
     if not options.largest:
         for utterances in config.data.bucket_utterances:
             check_batch(utterances, mesh, config.train.accumulate)
-    if options.largest and limit_bytes == math.inf:
-        raise UsageError(f"--largest: the memory of {devices[0].device_kind} is not known")
-    optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
-    vocabulary_size = _vocabulary_size(config)
-    abstract = abstract_state(config, vocabulary_size, optimizer, mesh)
-    graphdef, _ = split_model(config, vocabulary_size)
-    found = []
+    setup = step_setup(config, _vocabulary_size(config), mesh, target)
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    buckets = []
     for shape, seconds in zip(batch_shapes(config), config.data.bucket_seconds):
-
-        def fit(utterances: int, shape=shape, seconds=seconds) -> BucketFit:
-            _note(f"compiling {utterances} utterances of {seconds:g} s ...")
-            return fit_bucket(
-                config,
-                graphdef,
-                optimizer,
-                abstract,
-                mesh,
-                with_rows(shape, utterances),
-                seconds=seconds,
-                vocabulary_size=vocabulary_size,
-                limit_bytes=limit_bytes,
-                accelerator=accelerator,
-            )
-
-        rows = shape.labels.shape[0]
-        found.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
+        fit, rows = functools.partial(_fit_rows, setup, shape, seconds), len(shape.labels)
+        buckets.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
     _note("")
-    return found
+    return buckets
+
+
+def _fit_rows(setup: StepSetup, shape: Batch, seconds: float, utterances: int) -> BucketFit:
+    _note(f"compiling {utterances} utterances of {seconds:g} s ...")
+    return fit_bucket(setup, with_rows(shape, utterances), seconds=seconds)
 
 
 def _vocabulary_size(config: Config) -> int:
@@ -145,36 +133,34 @@ def _note(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _explain(
-    options: Options, devices: list[Any], limit_bytes: float, found: list[BucketFit]
-) -> None:
-    config = options.config
+def _explain(options: Options, target: Target, buckets: list[BucketFit]) -> None:
+    config, (devices, _, limit_bytes) = options.config, target
     limit = "an unknown part" if limit_bytes == math.inf else f"{limit_bytes / 1e9:.1f} GB"
     print(
         f"{len(devices)} x {devices[0].device_kind}, a program may take {limit} of the memory of "
         f"each; {config.train.compute_dtype}, encoder.remat {config.encoder.remat}, "
         f"train.accumulate {config.train.accumulate}\n"
     )
-    print(table(found))
+    print(table(buckets))
     print(
         "\nMemory, TFLOP (of the model, padding included) and sent bytes are of one device, in GB. "
         "Parameters\ninclude their average; activations are kept for the backward pass, a part of "
         "the temporaries. The\nleast time is an estimate at published rates, which no real step "
         "reaches."
     )
-    if options.largest and all(bucket.fits for bucket in found):
-        utterances = " ".join(str(bucket.utterances) for bucket in found)
+    if options.largest and all(bucket.fits for bucket in buckets):
+        utterances = " ".join(str(bucket.utterances) for bucket in buckets)
         print(f"\nThe largest batches that fit: --data.bucket-utterances {utterances}")
-    elif not all(bucket.fits for bucket in found):
+    elif not all(bucket.fits for bucket in buckets):
         print(
             "\nNot every bucket fits. --largest searches batches that do; --train.accumulate takes "
             "a batch in parts;\n--mesh.fsdp splits parameters and optimizer over devices."
         )
 
 
-def table(found: list[BucketFit]) -> str:
+def table(buckets: list[BucketFit]) -> str:
     """In Markdown, a row for each bucket."""
-    rows = [_COLUMNS.split(" | "), *map(_row, found)]
+    rows = [_COLUMNS.split(" | "), *map(_row, buckets)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * (width - 1) + ":" for width in widths])
     padded = ([cell.rjust(width) for cell, width in zip(row, widths)] for row in rows)
@@ -182,7 +168,6 @@ def table(found: list[BucketFit]) -> str:
 
 
 def _row(bucket: BucketFit) -> list[str]:
-    gigabytes = lambda count: "?" if count is None else f"{count / 1e9:.2f}"
     sent = ", ".join(
         f"{amount.count} {kind} {amount.bytes / 1e9:.2f}"
         for kind, amount in bucket.collectives.items()
@@ -192,11 +177,11 @@ def _row(bucket: BucketFit) -> list[str]:
         f"{bucket.seconds:g}",
         str(bucket.labels),
         str(bucket.utterances),
-        gigabytes(bucket.parameters_bytes),
-        gigabytes(bucket.optimizer_bytes),
-        gigabytes(bucket.activations_bytes),
-        gigabytes(bucket.temporary_bytes),
-        gigabytes(bucket.memory_bytes),
+        _gigabytes(bucket.parameters_bytes),
+        _gigabytes(bucket.optimizer_bytes),
+        _gigabytes(bucket.activations_bytes),
+        _gigabytes(bucket.temporary_bytes),
+        _gigabytes(bucket.memory_bytes),
         "yes" if bucket.fits else "no",
         f"{bucket.model_flops / 1e12:.2f}",
         sent or "nothing",
@@ -204,7 +189,11 @@ def _row(bucket: BucketFit) -> list[str]:
     ]
 
 
-def _as_json(bucket: BucketFit) -> dict[str, Any]:
+def _gigabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.2f}"
+
+
+def _as_json(bucket: BucketFit) -> dict[str, object]:
     sent = {kind: amount._asdict() for kind, amount in bucket.collectives.items()}
     limit = None if bucket.limit_bytes == math.inf else bucket.limit_bytes
     return bucket._asdict() | {"collectives": sent, "limit_bytes": limit}

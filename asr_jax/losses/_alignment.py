@@ -70,27 +70,37 @@ def transducer_alignment(
     check_objective(topology, factorization, 0.0)
     joint = as_one_kind(JointArguments(*jax.lax.stop_gradient(joint[:4]), *joint[4:]))
     lengths = joint.encoded_lengths, joint.label_lengths
-    columns = VocabularyLayout(blank_id, kernel.shape[1] - len(durations), factorization)
-    edges = joint_edges(joint, computation, columns)
+    layout = VocabularyLayout(blank_id, kernel.shape[1] - len(durations), factorization)
+    edges = joint_edges(joint, computation, layout)
+    score_all, score_best = _scores(edges, lengths, topology, durations)
+    _, posteriors = _with_derivative(score_all, edges.label)
+    best, taken = _with_derivative(score_best, edges.label)
+    emitted = jnp.isfinite(best)[:, None] & taken.any(1)
+    frames = jnp.where(emitted, taken.argmax(1), -1).astype(jnp.int32)
+    return Alignment(posteriors[:, : encoded.shape[1]], frames, best)
+
+
+def _scores(edges, lengths, topology, durations):
+    """Return two functions of the labels' edges: log P of all alignments, and of the best one."""
+    frames, labels = lengths
+    blank = edges.blank
     if durations:
         duration = jax.nn.log_softmax(edges.rest, -1)
 
-        def score(label, *, plus):
+        def score(plus, label):
             return _durations.log_likelihood(
-                edges.blank, label, duration, *lengths, durations, plus
+                blank, label, duration, frames, labels, durations, plus
             )
 
-        all_of = partial(score, plus=jnp.logaddexp)
-        best_of = partial(score, plus=_lattice.first_largest)
-    else:
-        all_of = lambda label: _lattice.log_likelihood(edges.blank, label, *lengths, topology, 0.0)
-        best_of = lambda label: _lattice.best_alignment(edges.blank, label, *lengths, topology)
+        return partial(score, jnp.logaddexp), partial(score, _lattice.first_largest)
 
-    _, posteriors = _with_derivative(all_of, edges.label)
-    best, taken = _with_derivative(best_of, edges.label)
-    there_is_one = jnp.isfinite(best)[:, None] & taken.any(1)
-    frames = jnp.where(there_is_one, taken.argmax(1), -1).astype(jnp.int32)
-    return Alignment(posteriors[:, : encoded.shape[1]], frames, best)
+    def score_all(label):
+        return _lattice.log_likelihood(blank, label, frames, labels, topology, 0.0)
+
+    def score_best(label):
+        return _lattice.best_alignment(blank, label, frames, labels, topology)
+
+    return score_all, score_best
 
 
 def _with_derivative(score, label):

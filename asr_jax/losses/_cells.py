@@ -37,24 +37,24 @@ class Planes(NamedTuple):
 
 
 def labels_of_cells(
-    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], columns: VocabularyLayout
+    labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], layout: VocabularyLayout
 ) -> Int[Array, "B U1"]:
     """The next label of every cell: 0 where there is none; for a wrong one V, which gives NaN."""
     labels = jnp.pad(labels, ((0, 0), (0, 1)))
     inside = jnp.arange(labels.shape[1]) < label_lengths[:, None]
-    right = (labels >= 0) & (labels < columns.symbols)
-    return jnp.where(inside, jnp.where(right, labels, columns.symbols), 0)
+    right = (labels >= 0) & (labels < layout.symbols)
+    return jnp.where(inside, jnp.where(right, labels, layout.symbols), 0)
 
 
 def select_logits(
-    logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], columns: VocabularyLayout
+    logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], layout: VocabularyLayout
 ) -> Planes:
     """Labels broadcast against the cells; the one behind an utterance's last may be any symbol."""
-    symbols, rest = jnp.split(logits, [columns.symbols], -1)
+    symbols, rest = jnp.split(logits, [layout.symbols], -1)
     labels = jnp.broadcast_to(labels, symbols.shape[:-1])
     label = jnp.take_along_axis(symbols, labels[..., None], -1)[..., 0]
-    normalizer = jax.nn.logsumexp(jnp.where(_normalized(columns), symbols, -jnp.inf), -1)
-    return Planes(normalizer, symbols[..., columns.blank_id], label, rest)
+    normalizer = jax.nn.logsumexp(jnp.where(_normalized(layout), symbols, -jnp.inf), -1)
+    return Planes(normalizer, symbols[..., layout.blank_id], label, rest)
 
 
 def select_logits_vjp(
@@ -62,44 +62,44 @@ def select_logits_vjp(
     labels: Int[Array, "... U1"],
     normalizer: Float32[Array, "... U1"],
     cotangents: Planes,
-    columns: VocabularyLayout,
+    layout: VocabularyLayout,
 ) -> Float32[Array, "... U1 V"]:
     """Return select_logits' vector-Jacobian product, in one pass and without a scatter."""
-    softmax = jnp.exp(logits[..., : columns.symbols] - normalizer[..., None])
-    softmax = jnp.where(_normalized(columns), softmax, 0.0)
-    symbols = jnp.arange(columns.symbols)
+    softmax = jnp.exp(logits[..., : layout.symbols] - normalizer[..., None])
+    softmax = jnp.where(_normalized(layout), softmax, 0.0)
+    symbols = jnp.arange(layout.symbols)
     d_symbols = (
         cotangents.normalizer[..., None] * softmax
-        + jnp.where(symbols == columns.blank_id, cotangents.blank[..., None], 0.0)
+        + jnp.where(symbols == layout.blank_id, cotangents.blank[..., None], 0.0)
         + jnp.where(symbols == labels[..., None], cotangents.label[..., None], 0.0)
     )
     return jnp.concatenate([d_symbols, cotangents.rest], -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("columns",))
+@partial(jax.custom_vjp, nondiff_argnames=("layout",))
 def select_planes(
     logits: Float[Array, "B T U1 V"],
     labels: Int[Array, "B U1"],
     real: Bool[Array, "B T U1"],
-    columns: VocabularyLayout,
+    layout: VocabularyLayout,
 ) -> Planes:
     """select_logits for ready-made 4-D logits of any float type, in float32.
 
     Cells that are not real may hold anything and give anything; their gradient is zero. That is one
     pass over the logits, and a copy of them, less than to clear these cells beforehand.
     """
-    return select_logits(logits.astype(jnp.float32), labels[:, None], columns)
+    return select_logits(logits.astype(jnp.float32), labels[:, None], layout)
 
 
-def _fwd(logits, labels, real, columns):
-    planes = select_logits(logits.astype(jnp.float32), labels[:, None], columns)
+def _fwd(logits, labels, real, layout):
+    planes = select_logits(logits.astype(jnp.float32), labels[:, None], layout)
     return planes, (logits, labels, real, planes.normalizer)
 
 
-def _bwd(columns, residuals, cotangents):
+def _bwd(layout, residuals, cotangents):
     logits, labels, real, normalizer = residuals
     float32 = logits.astype(jnp.float32)
-    gradient = select_logits_vjp(float32, labels[:, None], normalizer, cotangents, columns)
+    gradient = select_logits_vjp(float32, labels[:, None], normalizer, cotangents, layout)
     return jnp.where(real[..., None], gradient, 0.0).astype(logits.dtype), None, None
 
 
@@ -107,16 +107,16 @@ select_planes.defvjp(_fwd, _bwd)
 
 
 def edges(
-    planes: Planes, columns: VocabularyLayout
+    planes: Planes, layout: VocabularyLayout
 ) -> tuple[Float32[Array, "B T U1"], Float32[Array, "B T U"]]:
     """log P(blank) of every cell, and log P(next label) of all cells but the last."""
     label = (planes.label - planes.normalizer)[..., :-1]
-    if columns.factorization == "softmax":
+    if layout.factorization == "softmax":
         return planes.blank - planes.normalizer, label
     return jax.nn.log_sigmoid(planes.blank), label + jax.nn.log_sigmoid(-planes.blank)[..., :-1]
 
 
-def _normalized(columns):
-    if columns.factorization == "softmax":
+def _normalized(layout):
+    if layout.factorization == "softmax":
         return True
-    return jnp.arange(columns.symbols) != columns.blank_id
+    return jnp.arange(layout.symbols) != layout.blank_id

@@ -32,7 +32,7 @@ def check_integer(name, array, *shape) -> None:
 
 
 def check_blank(blank_id, vocabulary: int) -> None:
-    if not 0 <= _whole("blank_id", blank_id) < vocabulary:
+    if not 0 <= _integer("blank_id", blank_id) < vocabulary:
         raise ValueError(f"blank_id = {blank_id}: must lie in 0..{vocabulary - 1}")
 
 
@@ -59,13 +59,13 @@ def check_objective(topology, factorization, fastemit_lambda) -> None:
 def check_durations(durations) -> tuple[int, ...]:
     """The durations as whole numbers."""
     try:
-        whole = tuple(operator.index(d) for d in durations)
+        frames = tuple(operator.index(d) for d in durations)
     except TypeError:
-        whole = ()
-    if min(whole, default=-1) < 0 or len(set(whole)) < len(whole) or not any(whole):
+        frames = ()
+    if min(frames, default=-1) < 0 or len(set(frames)) < len(frames) or not any(frames):
         rule = "must be different whole numbers of frames, one of them positive"
         raise ValueError(f"{durations = }: {rule}")
-    return whole
+    return frames
 
 
 def check_sigma(sigma) -> None:
@@ -77,9 +77,6 @@ def check_joint(
 ) -> None:
     """The arguments of every loss of a joint. The kernel's last columns are for the durations."""
     encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
-    activation, chunk_frames, utterances_per_group, negligible_gradient, implementation = (
-        computation
-    )
     check_float("encoded", encoded, None, None, None)
     batch, _, width = encoded.shape
     check_integer("labels", labels, batch, None)
@@ -96,23 +93,26 @@ def check_joint(
         rule = f"needs a column for each of {len(durations)} durations and for each symbol"
         raise ValueError(f"kernel.shape = {kernel.shape}: {rule}")
     check_blank(blank_id, symbols)
-    _check_choice("activation", activation, get_args(Activation))
-    for name, value in (
-        ("chunk_frames", chunk_frames),
-        ("utterances_per_group", utterances_per_group),
-    ):
-        if value is not None and _whole(name, value) < 1:
-            raise ValueError(f"{name} = {value}: must be positive, or None to choose")
-    _check_finite("negligible_gradient", negligible_gradient)
-    if not negligible_gradient >= 0:
-        raise ValueError(f"{negligible_gradient = }: must not be negative")
-    if implementation is not None:
-        _check_choice("implementation", implementation, get_args(Named))
-    if implementation == "mosaic_gpu":
+    _check_computation(computation)
+    if computation.implementation == "mosaic_gpu":
         dtypes = encoded.dtype, predicted.dtype, kernel.dtype
         reason = "it knows no durations" if durations else None
         if reason := reason or obstacle(dtypes, width, jax.devices()[0]):
-            raise ValueError(f"{implementation = }: {reason}; 'xla' runs everywhere")
+            raise ValueError(f"implementation = 'mosaic_gpu': {reason}; 'xla' runs everywhere")
+
+
+def _check_computation(computation: Computation) -> None:
+    _check_choice("activation", computation.activation, get_args(Activation))
+    for name in ("chunk_frames", "utterances_per_group"):
+        value = getattr(computation, name)
+        if value is not None and _integer(name, value) < 1:
+            raise ValueError(f"{name} = {value}: must be positive, or None to choose")
+    negligible_gradient = computation.negligible_gradient
+    _check_finite("negligible_gradient", negligible_gradient)
+    if not negligible_gradient >= 0:
+        raise ValueError(f"{negligible_gradient = }: must not be negative")
+    if computation.implementation is not None:
+        _check_choice("implementation", computation.implementation, get_args(Named))
 
 
 def _dtype(name, array) -> str:
@@ -121,7 +121,7 @@ def _dtype(name, array) -> str:
     return str(array.dtype)
 
 
-def _whole(name, value) -> int:
+def _integer(name, value) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -7,6 +7,7 @@ been reached on the next ones.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,42 +33,48 @@ def log_likelihood(
     What lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient.
     plus: how two ways to a node join; `first_largest` gives the best alignment instead.
     """
-    batch, frames, cells = blank.shape
+    _, frames, cells = blank.shape
     label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
     edges = [diagonals(*jnp.moveaxis(duration, -1, 0)), *diagonals(blank, label)]
     u, t_end, u_end = jnp.arange(cells), frame_lengths[:, None], label_lengths[:, None]
     possible = (t_end > 0) & (t_end <= frames) & (u_end >= 0) & (u_end < cells)
-
-    @jax.checkpoint
-    def step(reached, edges):
-        number, duration, blank, label = edges
-        t = number - u
-        inside = possible & (t >= 0) & (t < t_end) & (u <= u_end)
-        alpha, *reached = reached
-        reached.append(jnp.full_like(alpha, NEVER))
-
-        def go(steps, edge, allowed):
-            reached[steps - 1] = plus(reached[steps - 1], jnp.where(allowed, alpha + edge, NEVER))
-
-        # A free edge from an utterance's end to the last anti-diagonal of all.
-        go(1, 0.0, possible & (t >= t_end) & (u == u_end))
-        for d, log_prob in zip(durations, duration):
-            if d > 0:
-                go(d, blank + log_prob, inside & (t + d <= t_end))
-            moved = jnp.pad((alpha + label + log_prob)[:, :-1], ((0, 0), (1, 0)))
-            came = jnp.roll(inside & (u < u_end) & (t + d < t_end), 1, -1)
-            reached[d] = plus(reached[d], jnp.where(came, moved, NEVER))
-        # What has been reached is kept near 0, where float32 is finest: see _lattice.
-        top = jax.lax.stop_gradient(reached[0].max(-1, keepdims=True))
-        shift = jnp.where(top > NEVER / 2, top, 0.0)
-        return tuple(x - shift for x in reached), shift[:, 0]
-
     start = jnp.where(possible & (u == 0), 0.0, NEVER) + jnp.zeros_like(blank[:, 0])
     never = jnp.full_like(start, NEVER)
     numbers = jnp.arange(frames + cells - 1)
+    step = jax.checkpoint(partial(_step, (u, possible, t_end, u_end), durations, plus))
     (last, *_), shifts = jax.lax.scan(
         step, (start, *[never] * (max(durations) + 1)), (numbers, *edges)
     )
     total = jnp.where(u == u_end, last, 0.0).sum(-1) + shifts.sum(0)
     never = ~possible[:, 0] | (total <= NEVER / 2)  # NaN is not: it stays NaN
     return jnp.where(never, -jnp.inf, total)
+
+
+def _step(ends, durations, plus, reached, edges):
+    """Advance by one anti-diagonal, as the body of a scan.
+
+    ends: label positions; which utterances are possible; their last frames and labels.
+    reached: log-probabilities [B, U1] of reaching this anti-diagonal and each of the next ones.
+    """
+    u, possible, t_end, u_end = ends
+    number, duration, blank, label = edges
+    alpha, *reached = reached
+    reached.append(jnp.full_like(alpha, NEVER))
+    t = number - u
+    inside = possible & (t >= 0) & (t < t_end) & (u <= u_end)
+
+    def by_blank(before, log_prob, allowed):
+        return plus(before, jnp.where(allowed, alpha + log_prob, NEVER))
+
+    # A free edge from an utterance's end to the last anti-diagonal of all.
+    reached[0] = by_blank(reached[0], 0.0, possible & (t >= t_end) & (u == u_end))
+    for d, log_prob in zip(durations, duration):
+        if d > 0:
+            reached[d - 1] = by_blank(reached[d - 1], blank + log_prob, inside & (t + d <= t_end))
+        moved = jnp.pad((alpha + label + log_prob)[:, :-1], ((0, 0), (1, 0)))
+        came = jnp.roll(inside & (u < u_end) & (t + d < t_end), 1, -1)
+        reached[d] = plus(reached[d], jnp.where(came, moved, NEVER))
+    # What has been reached is kept near 0, where float32 is finest: see _lattice.
+    top = jax.lax.stop_gradient(reached[0].max(-1, keepdims=True))
+    shift = jnp.where(top > NEVER / 2, top, 0.0)
+    return tuple(x - shift for x in reached), shift[:, 0]

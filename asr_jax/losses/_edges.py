@@ -9,7 +9,7 @@ from jaxtyping import Array, Float32
 from asr_jax.losses._arguments import Computation, Implementation, JointArguments
 from asr_jax.losses._cells import Planes, VocabularyLayout, edges, labels_of_cells, select_planes
 from asr_jax.losses._checks import as_int32
-from asr_jax.losses._groups import choose_size, in_groups
+from asr_jax.losses._groups import Grouping, choose_size, loss_in_groups
 from asr_jax.losses._joint import ACTIVATIONS, TilePlan, joint_planes
 from asr_jax.losses._sharding import batch_shards, vary_alike
 from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
@@ -23,58 +23,73 @@ class Edges(NamedTuple):
     rest: Float32[Array, "B T U1 X"]
 
 
-def joint_edges(
-    joint: JointArguments, computation: Computation, columns: VocabularyLayout
-) -> Edges:
+def joint_edges(joint: JointArguments, computation: Computation, layout: VocabularyLayout) -> Edges:
     """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
-    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
-    batch, frames, _ = encoded.shape
-    cells = predicted.shape[1]
-    bias = jnp.zeros_like(kernel[0]) if bias is None else bias
-    u = jnp.arange(cells)
-    real_frames = jnp.arange(frames) < encoded_lengths[:, None]
-    real_cells = u <= label_lengths[:, None]
-    encoded = jnp.where(real_frames[..., None], encoded, 0)
-    predicted = jnp.where(real_cells[..., None], predicted, 0)
-    labels = labels_of_cells(labels, label_lengths, columns)
-    activation, implementation = computation.activation, computation.implementation
-    if not _in_tiles(joint, computation):
-        hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
-        hidden = ACTIVATIONS[activation](hidden)
-        logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
-        real = real_frames[:, :, None] & real_cells[:, None]
-        planes = select_planes(logits, labels, real, columns)
+    frames, cells = joint.encoded.shape[1], joint.predicted.shape[1]
+    real_frames = jnp.arange(frames) < joint.encoded_lengths[:, None]
+    real_cells = jnp.arange(cells) <= joint.label_lengths[:, None]
+    joint = joint._replace(
+        encoded=jnp.where(real_frames[..., None], joint.encoded, 0),
+        predicted=jnp.where(real_cells[..., None], joint.predicted, 0),
+        bias=jnp.zeros_like(joint.kernel[0]) if joint.bias is None else joint.bias,
+        labels=labels_of_cells(joint.labels, joint.label_lengths, layout),
+    )
+    if _in_tiles(joint, computation):
+        planes = _planes_in_tiles(joint, computation, layout)
     else:
-        possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
-        possible &= (label_lengths >= 0) & (label_lengths < cells)
-        lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
-        shards, chunk_frames = batch_shards(joint, computation), computation.chunk_frames
-        if implementation == "mosaic_gpu":
-            tile = choose_kernel_tile(batch, frames, cells, kernel.shape[1], chunk_frames)
-        else:
-            shape = batch, frames, cells, *kernel.shape
-            size = encoded.dtype.itemsize
-            tile = choose_tile(*shape, itemsize=size, shards=shards, chunk_frames=chunk_frames)
-        name = "mosaic_gpu" if implementation == "mosaic_gpu" else "xla"
-        negligible = computation.negligible_gradient
-        options = TilePlan(columns, activation, tile, shards, name, negligible)
-        planes = joint_planes(encoded, predicted, kernel, bias, labels, *lengths, options)
-    planes: Planes = planes  # pyright: ignore[reportAssignmentType]
-    return Edges(*edges(planes, columns), planes.rest)
+        real = real_frames[:, :, None] & real_cells[:, None]
+        planes = _planes_in_4d(joint, computation, layout, real)
+    return Edges(*edges(planes, layout), planes.rest)
+
+
+def _planes_in_4d(joint, computation, layout, real) -> Planes:
+    encoded, predicted, kernel, bias, labels, *_ = joint
+    hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
+    hidden = ACTIVATIONS[computation.activation](hidden)
+    logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
+    return select_planes(logits, labels, real, layout)
+
+
+def _planes_in_tiles(joint, computation, layout) -> Planes:
+    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
+    (batch, frames, width), cells, vocabulary = encoded.shape, predicted.shape[1], len(bias)
+    possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
+    possible &= (label_lengths >= 0) & (label_lengths < cells)
+    lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
+    shards, chunk_frames = batch_shards(joint, computation), computation.chunk_frames
+    implementation = "mosaic_gpu" if computation.implementation == "mosaic_gpu" else "xla"
+    if implementation == "mosaic_gpu":
+        tile = choose_kernel_tile(batch, frames, cells, vocabulary, chunk_frames)
+    else:
+        tile = choose_tile(
+            *(batch, frames, cells, width, vocabulary),
+            itemsize=encoded.dtype.itemsize,
+            shards=shards,
+            chunk_frames=chunk_frames,
+        )
+    plan = TilePlan(
+        layout,
+        computation.activation,
+        tile,
+        shards,
+        implementation,
+        computation.negligible_gradient,
+    )
+    return joint_planes(encoded, predicted, kernel, bias, labels, *lengths, plan)
 
 
 def joint_loss(
     log_likelihood: Callable[..., Float32[Array, " B"]],
     joint: JointArguments,
     computation: Computation,
-    columns: VocabularyLayout,
+    layout: VocabularyLayout,
 ) -> Float32[Array, " B"]:
     """-log_likelihood(edges, encoded_lengths, label_lengths), for large batches in groups."""
     joint = as_one_kind(joint)
     floats, weights, integers = joint[:2], joint[2:4], joint[4:]
 
     def loss(floats, weights, integers):
-        edges = joint_edges(JointArguments(*floats, *weights, *integers), computation, columns)
+        edges = joint_edges(JointArguments(*floats, *weights, *integers), computation, layout)
         return -log_likelihood(edges, *integers[1:])
 
     if not _in_tiles(joint, computation):
@@ -85,14 +100,14 @@ def joint_loss(
     size = choose_size(batch // shards, frames, joint.predicted.shape[1], at_most)
     if size * shards == batch:
         return loss(floats, weights, integers)
-    return in_groups(loss, floats, weights, integers, shards=shards, size=size)
+    return loss_in_groups(floats, weights, integers, Grouping(loss, shards, size))
 
 
 def as_one_kind(joint: JointArguments) -> JointArguments:
     """With int32 lengths and labels, at least one frame, and all varying over the same devices."""
-    frames, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
+    encoded, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
     integers = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
-    return JointArguments(*vary_alike(frames, *joint[1:4], *integers))
+    return vary_alike(JointArguments(encoded, *joint[1:4], *integers))
 
 
 def at_least_one_frame(frames, lengths):

@@ -7,16 +7,30 @@ differ, which is seldom, it is computed again.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import Array, Float32, PyTree, Shaped
 
 from asr_jax.losses._first_order import first_order_only
 
 MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
 # JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.
 STACKS_AS_FLOAT32 = jax.__version_info__ < (0, 11)
+
+
+class Grouping(NamedTuple):
+    """Groups of `size` utterances from each of the batch's shards, and the loss of a group.
+
+    loss(floats, weights, integers): floats and integers have a leading batch axis; weights are what
+    all utterances share.
+    """
+
+    loss: Callable[..., Float32[Array, " B"]]
+    shards: int
+    size: int
 
 
 def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int:
@@ -29,80 +43,113 @@ def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int
     )
 
 
-def in_groups(
-    loss: Callable[..., Float32[Array, " B"]],
-    floats: PyTree[Array],
-    weights: PyTree[Array],
-    integers: PyTree[Array],
-    *,
-    shards: int,
-    size: int,
+@partial(jax.custom_vjp, nondiff_argnames=("grouping",))
+def loss_in_groups(
+    floats: PyTree[Array], weights: PyTree[Array], integers: PyTree[Array], grouping: Grouping
 ) -> Float32[Array, " B"]:
-    """loss(floats, weights, integers), `size` utterances of each of the batch's shards at a time.
+    """grouping.loss(floats, weights, integers), one group at a time."""
+    dtypes = _dtypes(floats)
 
-    floats and integers have a leading batch axis; weights are what all utterances share.
-    """
-    batch = len(jax.tree.leaves(integers)[0])
-    dtypes = jax.tree.map(lambda x: x.dtype, floats)
-    values = lambda bits: jax.tree.map(_view, bits, dtypes)
+    def loss_of_group(group):
+        bits, integers = group
+        return grouping.loss(_values(bits, dtypes), weights, integers)
 
-    def apart(x):
-        x = x.reshape(shards, batch // shards // size, size, *x.shape[1:])
+    return merge_groups(
+        jax.lax.map(loss_of_group, split_groups((_bits(floats), integers), grouping)), grouping
+    )
+
+
+def split_groups(
+    arrays: PyTree[Shaped[Array, "B ..."]], grouping: Grouping
+) -> PyTree[Shaped[Array, "G N ..."]]:
+    """Return the G groups of a batch, N utterances each, the same number from every shard."""
+    _, shards, size = grouping
+
+    def split(x):
+        x = x.reshape(shards, len(x) // shards // size, size, *x.shape[1:])
         x = jnp.moveaxis(x, 1, 0)
         return x.reshape(len(x), shards * size, *x.shape[3:])
 
-    def together(x):
+    return jax.tree.map(split, arrays)
+
+
+def merge_groups(
+    arrays: PyTree[Shaped[Array, "G N ..."]], grouping: Grouping
+) -> PyTree[Shaped[Array, "B ..."]]:
+    """Return the batch that `split_groups` has split."""
+    _, shards, size = grouping
+
+    def merge(x):
         x = x.reshape(len(x), shards, size, *x.shape[2:])
-        return jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[3:])
+        return jnp.moveaxis(x, 0, 1).reshape(len(x) * shards * size, *x.shape[3:])
 
-    @jax.custom_vjp
-    def losses(floats, weights, integers):
-        one = lambda group: loss(values(group[0]), weights, group[1])
-        return together(jax.lax.map(one, jax.tree.map(apart, (_bits(floats), integers))))
+    return jax.tree.map(merge, arrays)
 
-    def with_gradients(floats, weights, integers, cotangents):
-        def one(sums, group):
-            floats, integers, cotangents = group
-            losses, pull = jax.vjp(lambda *x: loss(*x, integers), values(floats), weights)
-            d_floats, d_weights = pull(cotangents)
-            return jax.tree.map(jnp.add, sums, d_weights), (losses, _bits(d_floats))
 
-        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
-        groups = jax.tree.map(apart, (_bits(floats), integers, cotangents))
-        d_weights, of_each = jax.lax.scan(one, zeros, groups)
-        losses, d_floats = jax.tree.map(together, of_each)
-        return d_weights, losses, values(d_floats)
+def _fwd(floats, weights, integers, grouping):
+    batch = len(jax.tree.leaves(integers)[0])
+    ones = jnp.ones_like(jax.tree.leaves(floats)[0], jnp.float32, shape=(batch,))
+    losses, *gradients = _with_gradients(floats, weights, integers, ones, grouping)
+    return losses, (floats, weights, integers, losses, *gradients)
 
-    def fwd(floats, weights, integers):
-        ones = jnp.ones_like(jax.tree.leaves(floats)[0], jnp.float32, shape=(batch,))
-        d_weights, losses, d_floats = with_gradients(floats, weights, integers, ones)
-        return losses, (floats, weights, integers, losses, d_floats, d_weights)
 
-    def bwd(residuals, cotangents):
-        floats, weights, integers, losses, d_floats, d_weights = residuals
-        finite = jnp.isfinite(losses)  # the others have no gradient
-        low = jnp.where(finite, cotangents, jnp.inf).min()
-        high = jnp.where(finite, cotangents, -jnp.inf).max()
-        scaled = lambda: jax.tree.map(lambda d: jnp.where(finite.any(), high, 0.0) * d, d_weights)
-        again = lambda: with_gradients(floats, weights, integers, cotangents)[0]
-        d_weights = jax.lax.cond(low < high, again, scaled)
-        # Without an alignment there is no gradient, even where the cotangent is infinite.
-        taken = jnp.where(losses == jnp.inf, 0, cotangents)
-        spread = lambda d: taken.reshape(-1, *[1] * (d.ndim - 1))
-        of_each = lambda d: (spread(d) * d).astype(d.dtype)
-        cast = lambda d, x: d.astype(x.dtype)
-        gradients = jax.tree.map(of_each, d_floats), jax.tree.map(cast, d_weights, weights)
-        # With floats, as what was stacked as bits seems to depend on nothing.
-        return *first_order_only((*gradients, floats))[:2], None
+def _bwd(grouping, residuals, cotangents):
+    floats, weights, integers, losses, d_floats, d_weights = residuals
+    finite = jnp.isfinite(losses)  # the others have no gradient
+    low = jnp.where(finite, cotangents, jnp.inf).min()
+    high = jnp.where(finite, cotangents, -jnp.inf).max()
 
-    losses.defvjp(fwd, bwd)
-    return losses(floats, weights, integers)
+    def scaled():
+        return jax.tree.map(lambda d: jnp.where(finite.any(), high, 0.0) * d, d_weights)
+
+    def computed_again():
+        return _with_gradients(floats, weights, integers, cotangents, grouping)[2]
+
+    d_weights = jax.lax.cond(low < high, computed_again, scaled)
+    d_weights = jax.tree.map(lambda d, x: d.astype(x.dtype), d_weights, weights)
+    # Without an alignment there is no gradient, even where the cotangent is infinite.
+    taken = jnp.where(losses == jnp.inf, 0, cotangents)
+    d_floats = jax.tree.map(
+        lambda d: (taken.reshape(-1, *[1] * (d.ndim - 1)) * d).astype(d.dtype), d_floats
+    )
+    # With floats, as what was stacked as bits seems to depend on nothing.
+    return *first_order_only((d_floats, d_weights, floats))[:2], None
+
+
+loss_in_groups.defvjp(_fwd, _bwd)
+
+
+def _with_gradients(floats, weights, integers, cotangents, grouping):
+    """Return losses, and the cotangents of floats and, in float32, of weights."""
+    dtypes = _dtypes(floats)
+
+    def add_group(d_weights, group):
+        bits, integers, cotangents = group
+        loss = lambda floats, weights: grouping.loss(floats, weights, integers)
+        losses, pull = jax.vjp(loss, _values(bits, dtypes), weights)
+        d_floats, more = pull(cotangents)
+        return jax.tree.map(jnp.add, d_weights, more), (losses, _bits(d_floats))
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), weights)
+    groups = split_groups((_bits(floats), integers, cotangents), grouping)
+    d_weights, of_groups = jax.lax.scan(add_group, zeros, groups)
+    losses, d_floats = merge_groups(of_groups, grouping)
+    return losses, _values(d_floats, dtypes), d_weights
+
+
+def _dtypes(floats):
+    return jax.tree.map(lambda x: x.dtype, floats)
 
 
 def _bits(floats):
     """As they are best stacked: see STACKS_AS_FLOAT32."""
-    dtype = lambda x: f"uint{8 * x.dtype.itemsize}" if STACKS_AS_FLOAT32 else x.dtype
-    return jax.tree.map(lambda x: _view(x, dtype(x)), floats)
+    if not STACKS_AS_FLOAT32:
+        return floats
+    return jax.tree.map(lambda x: _view(x, f"uint{8 * x.dtype.itemsize}"), floats)
+
+
+def _values(bits, dtypes):
+    return jax.tree.map(_view, bits, dtypes)
 
 
 def _view(x, dtype):

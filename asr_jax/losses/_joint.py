@@ -2,8 +2,10 @@
 
 logits = activation(encoded + predicted) @ kernel + bias has V numbers in each of B * T * (U + 1)
 cells, of which a loss needs few: the logsumexp, the blank's and the next label's. Loops over tiles
-of existing cells compute those, and the backward pass makes each tile's logits once more, so that
-no more than a step's tiles of them ever exist.
+of existing cells compute those. The backward pass computes each tile's logits a second time, so
+that the logits of more than one step's tiles never exist at once.
+
+Axes: S shards of the batch, N tiles listed or blocks in each, G tiles of a step, `rows` cells.
 """
 
 from functools import partial
@@ -11,12 +13,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from asr_jax.losses._cells import Planes, VocabularyLayout, select_logits, select_logits_vjp
 from asr_jax.losses._first_order import first_order_only
 from asr_jax.losses._tiles import (
     Tile,
+    Tiles,
     from_blocks,
     list_tiles,
     pack,
@@ -36,7 +39,7 @@ class TilePlan(NamedTuple):
         "mosaic_gpu" know of one only.
     """
 
-    columns: VocabularyLayout
+    layout: VocabularyLayout
     activation: Activation
     tile: Tile
     shards: int
@@ -44,7 +47,41 @@ class TilePlan(NamedTuple):
     negligible_gradient: float
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("options",))
+class Blocks(NamedTuple):
+    """Frames, and label positions with their labels, in blocks as long as a tile's sides."""
+
+    encoded: Float[Array, "S N frames D"]
+    predicted: Float[Array, "S N cells D"]
+    labels: Int[Array, "S N cells"]
+
+
+class StepTiles(NamedTuple):
+    """The tiles of one backward step: numbers of the blocks that meet in them, and their arrays."""
+
+    encoded_block: Int[Array, "S G"]
+    predicted_block: Int[Array, "S G"]
+    blocks: Blocks
+    normalizer: Float32[Array, "S G rows"]
+    cotangents: Planes
+
+
+class TileRows(NamedTuple):
+    """Hidden states of a step's cells, and the gradients of their logits."""
+
+    hidden: Float[Array, "S rows D"]
+    d_logits: Float[Array, "S rows V"]
+
+
+class GradientSums(NamedTuple):
+    """Gradients summed over the tiles so far, those of encoded and predicted in blocks."""
+
+    encoded: Float32[Array, "S N frames D"]
+    predicted: Float32[Array, "S N cells D"]
+    kernel: Float32[Array, "S D V"]
+    bias: Float32[Array, "S V"]
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("plan",))
 def joint_planes(
     encoded: Float[Array, "B T D"],
     predicted: Float[Array, "B U1 D"],
@@ -53,7 +90,7 @@ def joint_planes(
     labels: Int[Array, "B U1"],
     frame_lengths: Int[Array, " B"],
     cell_lengths: Int[Array, " B"],
-    options: TilePlan,
+    plan: TilePlan,
 ) -> Planes:
     """The planes of activation(encoded + predicted) @ kernel + bias.
 
@@ -61,158 +98,182 @@ def joint_planes(
     and accumulate in float32.
     """
     arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
-    return _fwd(*arrays, options)[0]
+    return _fwd(*arrays, plan)[0]
 
 
-def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, options):
-    blocks = _blocks(encoded, predicted, labels, options)
-    tiles, steps = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
-    if options.implementation == "mosaic_gpu":
-        packed = _by_kernel().planes(blocks, tiles, kernel, bias, options)
-    else:
-        packed = _packed_planes(blocks, tiles, steps, kernel, bias, options)
-    batch = encoded.shape[0] // options.shards, encoded.shape[1], predicted.shape[1]
-    merge = lambda plane, tiles: unpack(plane, tiles, options.tile, *batch)
-    planes = jax.tree.map(lambda x: _unshard(jax.vmap(merge)(x, tiles)), packed)
+def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, plan):
+    blocks = _cut_blocks(encoded, predicted, labels, plan)
+    tiles = _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan)
+    planes_of = tile_planes
+    if plan.implementation == "mosaic_gpu":
+        from asr_jax.losses import _joint_kernel  # imports Pallas
+
+        planes_of = _joint_kernel.tile_planes
+    packed = planes_of(blocks, tiles, kernel, bias, plan)
+    batch, frames, cells = len(encoded) // plan.shards, encoded.shape[1], predicted.shape[1]
+    unpacked = jax.vmap(partial(unpack, tile=plan.tile, batch=batch, frames=frames, cells=cells))
+    planes = jax.tree.map(lambda x: _merge_shards(unpacked(x, tiles)), packed)
     arrays = encoded, predicted, kernel, bias
     return planes, (arrays, labels, frame_lengths, cell_lengths, packed.normalizer)
 
 
-def _packed_planes(blocks, tiles, steps, kernel, bias, options):
-    """Planes [shards, N, rows] in the order of the tiles."""
-    shards, room = tiles.plane_block.shape
-    rows = options.tile.frames * options.tile.cells
-    plane = jnp.zeros_like(blocks[0], jnp.float32, shape=(shards, room, rows))
-    rest = jnp.zeros((kernel.shape[1] - options.columns.symbols,), jnp.float32)
-    planes = Planes(plane, plane, plane, plane[..., None] + rest)
-
-    def body(step, planes):
-        def one(encoded, predicted, labels):
-            hidden = _hidden(encoded, predicted, kernel, options)
-            planes = select_logits(
-                _logits(hidden, kernel, bias), _rows(labels, options), options.columns
-            )
-            return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
-
-        found = jax.vmap(one)(*_meet(blocks, *_slice(tiles[:2], step, options)))
-        put = jax.lax.dynamic_update_slice_in_dim
-        place = step * options.tile.per_step
-        return jax.tree.map(lambda plane, x: put(plane, x, place, 1), planes, found)
-
-    return jax.lax.fori_loop(0, steps, body, planes)
-
-
-def _bwd(options, residuals, cotangents):
-    arrays, labels, frame_lengths, cell_lengths, normalizers = residuals
+def _bwd(plan, residuals, cotangents):
+    arrays, labels, frame_lengths, cell_lengths, normalizer = residuals
     encoded, predicted, kernel, bias = arrays
-    blocks = _blocks(encoded, predicted, labels, options)
-    tiles, _ = _tiles(encoded, predicted, frame_lengths, cell_lengths, options)
-    split = lambda plane, tiles: pack(plane, tiles, options.tile)
-    packed = jax.tree.map(lambda x: jax.vmap(split)(_shard(x, options.shards), tiles), cotangents)
-    limits = _negligible(cotangents, tiles, encoded.shape[1], options)
+    blocks = _cut_blocks(encoded, predicted, labels, plan)
+    tiles = _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan)
+    pack_shards = jax.vmap(partial(pack, tile=plan.tile))
+    packed = jax.tree.map(lambda x: pack_shards(_split_shards(x, plan.shards), tiles), cotangents)
+    limits = _negligible_cotangents(cotangents, tiles, encoded.shape[1], plan)
     order, counts = jax.vmap(with_cotangents)(packed, limits)
-    steps = -(-counts.max() // options.tile.per_step)
-    if options.implementation == "mosaic_gpu":
-        kernel, bias = _by_kernel().pad_vocabulary(kernel, bias)
+    if plan.implementation == "mosaic_gpu":
+        from asr_jax.losses import _joint_kernel  # imports Pallas
 
-    def rows(encoded, predicted, labels, given):
-        """Hidden states and gradients of logits of a shard's tiles."""
-        hidden = _hidden(encoded, predicted, kernel, options)
-        normalizer, cotangents = jax.tree.map(_unshard, given)
-        logits, labels = _logits(hidden, kernel, bias), _rows(labels, options)
-        return hidden, select_logits_vjp(logits, labels, normalizer, cotangents, options.columns)
+        kernel, bias = _joint_kernel.pad_vocabulary(kernel, bias)
+        rows_of = partial(_joint_kernel.tile_gradient_rows, blocks, kernel, bias, plan)
+    else:
+        rows_of = jax.vmap(partial(tile_gradient_rows, kernel, bias, plan))
+    add = jax.vmap(partial(add_tiles, kernel, plan))
 
-    def add(sums, encoded, predicted, index, found):
-        """The sums with a shard's tiles added, in float32."""
-        d_encoded, d_predicted, d_kernel, d_bias = sums
-        (encoded_block, predicted_block), (hidden, d_logits) = index, found
-        d_bias += d_logits.sum(0, dtype=jnp.float32)
-        d_logits = d_logits.astype(hidden.dtype)
-        d_kernel += _dot("nd,nv->dv", hidden, d_logits)
-        slope = _slope(encoded, predicted, options)
-        d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
-        d_encoded = _add_blocks(d_encoded, encoded_block, d_sum.sum(2))
-        d_predicted = _add_blocks(d_predicted, predicted_block, d_sum.sum(1))
-        return d_encoded, d_predicted, d_kernel, d_bias
+    def add_step(step, sums):
+        chosen = _slice_step(order, step, plan)
+        (encoded_block, predicted_block), kept = _take((tiles[:2], (normalizer, packed)), chosen)
+        met = _take_blocks(blocks, encoded_block, predicted_block)
+        step_tiles = StepTiles(encoded_block, predicted_block, met, *kept)
+        return add(sums, step_tiles, rows_of(step_tiles))
 
-    def body(step, sums):
-        chosen = _slice(order, step, options)
-        index, given = _take((tiles[:2], (normalizers, packed)), chosen)
-        encoded, predicted, labels = _meet(blocks, *index)
-        if options.implementation == "mosaic_gpu":
-            found = _by_kernel().gradient_rows(blocks, index, kernel, bias, given, options)
-        else:
-            found = jax.vmap(rows)(encoded, predicted, labels, given)
-        return jax.vmap(add)(sums, encoded, predicted, index, found)
-
-    zeros = lambda *shape: jnp.zeros_like(encoded, jnp.float32, shape=(options.shards, *shape))
-    sums = *(zeros(*x.shape[1:]) for x in blocks[:2]), zeros(*kernel.shape), zeros(*bias.shape)
-    d_encoded, d_predicted, d_kernel, d_bias = jax.lax.fori_loop(0, steps, body, sums)
-    join = lambda x, rows: from_blocks(_unshard(x), *rows.shape[:2])
-    symbols = arrays[3].shape[0]
-    d_output = d_kernel.sum(0)[:, :symbols], d_bias.sum(0)[:symbols]
-    grads = join(d_encoded, encoded), join(d_predicted, predicted), *d_output
-    return (
-        *first_order_only(tuple(g.astype(x.dtype) for g, x in zip(grads, arrays))),
-        None,
-        None,
-        None,
-    )
+    zeros = partial(jnp.zeros_like, encoded, jnp.float32)
+    shapes = *(x.shape[1:] for x in blocks[:2]), kernel.shape, bias.shape
+    sums = GradientSums(*(zeros(shape=(plan.shards, *shape)) for shape in shapes))
+    sums = jax.lax.fori_loop(0, _steps(counts, plan), add_step, sums)
+    gradients = _whole_gradients(sums, arrays)
+    gradients = tuple(d.astype(x.dtype) for d, x in zip(gradients, arrays))
+    return *first_order_only(gradients), None, None, None
 
 
 joint_planes.defvjp(_fwd, _bwd)
 
 
-def _blocks(encoded, predicted, labels, options):
-    """Of each shard, in blocks of a tile's size: [shards, blocks, size, ...]."""
-    block = lambda x, size: jax.vmap(partial(to_blocks, size=size))(_shard(x, options.shards))
-    frames, cells, _ = options.tile
-    return block(encoded, frames), block(predicted, cells), block(labels, cells)
+def tile_planes(
+    blocks: Blocks,
+    tiles: Tiles,
+    kernel: Float[Array, "D V"],
+    bias: Float[Array, " V"],
+    plan: TilePlan,
+) -> Planes:
+    """Return the planes [S, N, rows] of all tiles, a step's tiles at a time."""
+    shards, room = tiles.plane_block.shape
+    plane_shape = shards, room, plan.tile.frames * plan.tile.cells
+    plane = jnp.zeros_like(blocks.encoded, jnp.float32, shape=plane_shape)
+    rest = jnp.zeros((kernel.shape[1] - plan.layout.symbols,), jnp.float32)
+    planes_of = jax.vmap(partial(_planes_of_blocks, kernel, bias, plan))
+
+    def compute_step(step, planes):
+        index = _slice_step(tiles[:2], step, plan)
+        computed = planes_of(_take_blocks(blocks, *index))
+        put, start = jax.lax.dynamic_update_slice_in_dim, step * plan.tile.per_step
+        return jax.tree.map(lambda plane, x: put(plane, x, start, 1), planes, computed)
+
+    planes = Planes(plane, plane, plane, plane[..., None] + rest)
+    return jax.lax.fori_loop(0, _steps(tiles.count, plan), compute_step, planes)
 
 
-def _tiles(encoded, predicted, frame_lengths, cell_lengths, options):
-    """The tiles of each shard, and the steps that the shard with the most of them takes."""
-    padded = dict(frames=encoded.shape[1], cells=predicted.shape[1], tile=options.tile)
-    lengths = (_shard(x, options.shards) for x in (frame_lengths, cell_lengths))
-    tiles = jax.vmap(partial(list_tiles, **padded))(*lengths)
-    return tiles, -(-tiles.count.max() // options.tile.per_step)
+def _planes_of_blocks(kernel, bias, plan, blocks):
+    """Return the planes [G, rows] of one shard's tiles, given the blocks that meet in each."""
+    hidden = _hidden(blocks, kernel, plan)
+    labels = _labels_of_rows(blocks.labels, plan)
+    planes = select_logits(_logits(hidden, kernel, bias), labels, plan.layout)
+    rows = plan.tile.frames * plan.tile.cells
+    return jax.tree.map(lambda x: x.reshape(len(x) // rows, rows, *x.shape[1:]), planes)
 
 
-def _negligible(cotangents, tiles, frames, options):
+def tile_gradient_rows(
+    kernel: Float[Array, "D V"], bias: Float[Array, " V"], plan: TilePlan, tiles: StepTiles
+) -> TileRows:
+    """Return the hidden states and the gradients of logits of one shard's tiles."""
+    hidden = _hidden(tiles.blocks, kernel, plan)
+    normalizer, cotangents = jax.tree.map(_merge_shards, (tiles.normalizer, tiles.cotangents))
+    logits, labels = _logits(hidden, kernel, bias), _labels_of_rows(tiles.blocks.labels, plan)
+    d_logits = select_logits_vjp(logits, labels, normalizer, cotangents, plan.layout)
+    return TileRows(hidden, d_logits)
+
+
+def add_tiles(
+    kernel: Float[Array, "D V"],
+    plan: TilePlan,
+    sums: GradientSums,
+    tiles: StepTiles,
+    rows: TileRows,
+) -> GradientSums:
+    """Return the sums of one shard with its tiles added."""
+    d_bias = sums.bias + rows.d_logits.sum(0, dtype=jnp.float32)
+    d_logits = rows.d_logits.astype(rows.hidden.dtype)
+    d_kernel = sums.kernel + _dot("nd,nv->dv", rows.hidden, d_logits)
+    slope = _slope(tiles.blocks, plan)
+    d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
+    d_encoded = _add_blocks(sums.encoded, tiles.encoded_block, d_sum.sum(2))
+    d_predicted = _add_blocks(sums.predicted, tiles.predicted_block, d_sum.sum(1))
+    return GradientSums(d_encoded, d_predicted, d_kernel, d_bias)
+
+
+def _whole_gradients(sums, arrays):
+    """Return the gradients of encoded, predicted, kernel and bias, without their padding."""
+    encoded, predicted, _, bias = arrays
+    return (
+        from_blocks(_merge_shards(sums.encoded), *encoded.shape[:2]),
+        from_blocks(_merge_shards(sums.predicted), *predicted.shape[:2]),
+        sums.kernel.sum(0)[:, : len(bias)],
+        sums.bias.sum(0)[: len(bias)],
+    )
+
+
+def _cut_blocks(encoded, predicted, labels, plan):
+    frames, cells, _ = plan.tile
+    sizes = zip((encoded, predicted, labels), (frames, cells, cells))
+    return Blocks(
+        *(jax.vmap(partial(to_blocks, size=n))(_split_shards(x, plan.shards)) for x, n in sizes)
+    )
+
+
+def _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan):
+    """Return the tiles of each shard."""
+    padded = partial(list_tiles, frames=encoded.shape[1], cells=predicted.shape[1], tile=plan.tile)
+    return jax.vmap(padded)(*(_split_shards(x, plan.shards) for x in (frame_lengths, cell_lengths)))
+
+
+def _steps(counts, plan):
+    """Return how many steps the shard with the most tiles takes."""
+    return -(-counts.max() // plan.tile.per_step)
+
+
+def _negligible_cotangents(cotangents, tiles, frames, plan):
     """Which cotangents of each tile count as none: [shards, N].
 
     They are a share of the utterance's largest one, which is its first cell's: all alignments
     begin there.
     """
-    if options.negligible_gradient == 0:
+    if plan.negligible_gradient == 0:
         return jnp.zeros_like(tiles.encoded_block, jnp.float32)
     largest = [jnp.abs(x).max(range(1, x.ndim)) for x in cotangents if x.size]
-    limit = options.negligible_gradient * jnp.stack(largest).max(0)
-    limit = _shard(jnp.where(jnp.isfinite(limit), limit, 0), options.shards)
-    across = -(-frames // options.tile.frames)
+    limit = plan.negligible_gradient * jnp.stack(largest).max(0)
+    limit = _split_shards(jnp.where(jnp.isfinite(limit), limit, 0), plan.shards)
+    across = -(-frames // plan.tile.frames)
     return _take(limit, tiles.encoded_block // across)
 
 
-def _shard(x, shards):
+def _split_shards(x, shards):
     return x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
 
 
-def _unshard(x):
+def _merge_shards(x):
     """[shards, n, ...], or anything else of two leading axes, to one."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def _meet(blocks, encoded_block, predicted_block):
-    """Blocks of encoded, predicted and labels that meet in these tiles: [shards, tiles, ...]."""
-    encoded, predicted_and_labels = blocks[0], blocks[1:]
-    return _take(encoded, encoded_block), *_take(predicted_and_labels, predicted_block)
-
-
-def _by_kernel():
-    """Pallas is imported where it is used: the rest of the losses runs without it."""
-    from asr_jax.losses import _joint_kernel
-
-    return _joint_kernel
+def _take_blocks(blocks, encoded_block, predicted_block):
+    """Return the blocks that meet in tiles [S, G], [S, G, ...]."""
+    predicted_and_labels = _take(blocks[1:], predicted_block)
+    return Blocks(_take(blocks.encoded, encoded_block), *predicted_and_labels)
 
 
 def _take(arrays, index):
@@ -220,32 +281,33 @@ def _take(arrays, index):
     return jax.tree.map(lambda x: jax.vmap(lambda x, index: x[index])(x, index), arrays)
 
 
-def _slice(arrays, step, options):
+def _slice_step(arrays, step, plan):
     """A step's part of arrays [shards, N, ...]."""
-    take = partial(jax.lax.dynamic_slice_in_dim, slice_size=options.tile.per_step, axis=1)
-    return jax.tree.map(lambda x: take(x, step * options.tile.per_step), arrays)
+    take = partial(jax.lax.dynamic_slice_in_dim, slice_size=plan.tile.per_step, axis=1)
+    return jax.tree.map(lambda x: take(x, step * plan.tile.per_step), arrays)
 
 
-def _sum(encoded, predicted):
-    """[tiles, frames, D] and [tiles, cells, D] to [tiles, frames, cells, D]."""
+def _sum(blocks):
+    """[G, frames, D] and [G, cells, D] to [G, frames, cells, D]."""
+    encoded, predicted, _ = blocks
     return encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
 
 
-def _hidden(encoded, predicted, kernel, options):
-    dtype = jnp.result_type(encoded, predicted, kernel)
-    hidden = ACTIVATIONS[options.activation](_sum(encoded, predicted)).astype(dtype)
+def _hidden(blocks, kernel, plan):
+    dtype = jnp.result_type(blocks.encoded, blocks.predicted, kernel)
+    hidden = ACTIVATIONS[plan.activation](_sum(blocks)).astype(dtype)
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _rows(cells, options):
-    """[tiles, cells] to one number for every frame and cell of them: [rows]."""
-    tiles, count = cells.shape
-    return jnp.broadcast_to(cells[:, None], (tiles, options.tile.frames, count)).reshape(-1)
+def _slope(blocks, plan):
+    before = _sum(blocks)
+    return 1 - jnp.tanh(before) ** 2 if plan.activation == "tanh" else before > 0
 
 
-def _slope(encoded, predicted, options):
-    before = _sum(encoded, predicted)
-    return 1 - jnp.tanh(before) ** 2 if options.activation == "tanh" else before > 0
+def _labels_of_rows(labels, plan):
+    """[G, cells] to one label for every frame and cell of them: [rows]."""
+    tiles, cells = labels.shape
+    return jnp.broadcast_to(labels[:, None], (tiles, plan.tile.frames, cells)).reshape(-1)
 
 
 def _logits(hidden, kernel, bias):

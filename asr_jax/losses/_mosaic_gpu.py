@@ -13,7 +13,9 @@ Imports Pallas: import this module only where `_mosaic_gpu_support.obstacle` fin
 # pyright: reportAbstractUsage=false, reportCallIssue=false
 
 import math
+from collections import namedtuple
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +50,32 @@ def pad_vocabulary(kernel, bias):
     return jnp.pad(kernel, ((0, 0), (0, missing))), bias
 
 
+class JointOperands(NamedTuple):
+    """The joint's arrays as its kernels take them.
+
+    encoded: T a multiple of 64; finite, padding included.
+    predicted: finite.
+    kernel: padded, with its bias, by `pad_vocabulary`; D a multiple of 64, at most 640.
+    labels: the label after each position, in the vocabulary even where there is none.
+    """
+
+    encoded: BFloat16[Array, "B T D"]
+    predicted: BFloat16[Array, "B U1 D"]
+    kernel: BFloat16[Array, "D V"]
+    bias: Float32[Array, " V"]
+    labels: Int32[Array, "B U1"]
+
+
+class CellPlanes(NamedTuple):
+    """Of each cell's logits, the logsumexp, the blank's and the next label's."""
+
+    normalizer: Float32[Array, "N 64"]
+    blank: Float32[Array, "N 64"]
+    label: Float32[Array, "N 64"]
+
+
 def joint_forward(
-    encoded: BFloat16[Array, "B T D"],
-    predicted: BFloat16[Array, "B U1 D"],
-    kernel: BFloat16[Array, "D V"],
-    bias: Float32[Array, " V"],
-    labels: Int32[Array, "B U1"],
+    joint: JointOperands,
     tiles: Int32[Array, "N 3"],
     count: Int32[Array, ""],
     *,
@@ -61,48 +83,33 @@ def joint_forward(
     activation: str,
     normalize_blank: bool,
     interpret=False,
-) -> tuple[Float32[Array, "N 64"], Float32[Array, "N 64"], Float32[Array, "N 64"]]:
-    """Of each cell's logits, the logsumexp, the blank's and the next label's.
+) -> CellPlanes:
+    """The planes of logits = activation(encoded[b, t0 + row] + predicted[b, u]) @ kernel + bias.
 
-    logits = activation(encoded[b, t0 + row] + predicted[b, u]) @ kernel + bias for row 0..63 of the
-    tile (b, t0, u).
+    Here row is 0..63 of the tile (b, t0, u).
 
     Args:
-        encoded: T a multiple of 64; finite, padding included.
-        predicted: finite.
-        kernel: padded, with its bias, by `pad_vocabulary`; D a multiple of 64, at most 640.
-        labels: the label after each position, in the vocabulary even where there is none.
         tiles: rows (b, t0, u), t0 a multiple of 64; N even. All of them exist.
         count: how many tiles are computed. What the results hold beyond them is arbitrary.
         normalize_blank: whether the logsumexp includes the blank (HAT's does not).
         interpret: `plgpu.InterpretGPUParams` to run on a CPU.
     """
+    encoded, predicted, kernel, bias, labels = joint
     body = partial(_forward_body, blank_id=blank_id, activation=activation)
     plane = jax.ShapeDtypeStruct((len(tiles), ROWS), jnp.float32)
     call = _two_tiles_a_block("joint_forward", body, (plane,) * 3, tiles, kernel, interpret)
-    return call(
-        encoded,
-        predicted,
-        kernel,
-        bias,
-        _normalized_bias(bias, blank_id, normalize_blank),
-        labels,
-        tiles,
-        count.reshape(1),
+    normalized_bias = _normalized_bias(bias, blank_id, normalize_blank)
+    planes = call(
+        encoded, predicted, kernel, bias, normalized_bias, labels, tiles, count.reshape(1)
     )
+    return CellPlanes(*planes)
 
 
 def joint_gradient_rows(
-    encoded: BFloat16[Array, "B T D"],
-    predicted: BFloat16[Array, "B U1 D"],
-    kernel: BFloat16[Array, "D V"],
-    bias: Float32[Array, " V"],
-    labels: Int32[Array, "B U1"],
+    joint: JointOperands,
     tiles: Int32[Array, "G 3"],
     normalizer: Float32[Array, "G 64"],
-    d_normalizer: Float32[Array, "G 64"],
-    d_blank: Float32[Array, "G 64"],
-    d_label: Float32[Array, "G 64"],
+    cotangents: CellPlanes,
     *,
     blank_id: int,
     activation: str,
@@ -111,29 +118,21 @@ def joint_gradient_rows(
 ) -> tuple[BFloat16[Array, "rows V"], BFloat16[Array, "rows D"]]:
     """The gradient with respect to the logits of 64 G cells, and the cells' hidden rows.
 
-    d_logits = d_normalizer * softmax + d_blank at the blank + d_label at the label, where softmax =
-    exp(logits - normalizer) with the logits computed once more; both add up where the label is the
-    blank. Row 64 i + r belongs to row r of tile i. A row without a cotangent is exactly zero
-    whatever its normalizer. Arguments as in `joint_forward`; d_* are the cotangents of its results.
+    d_logits = cotangents.normalizer * softmax + cotangents.blank at the blank + cotangents.label at
+    the label, where softmax = exp(logits - normalizer) with the logits computed once more; both add
+    up where the label is the blank. Row 64 i + r belongs to row r of tile i. A row without a
+    cotangent is exactly zero whatever its normalizer. Arguments as in `joint_forward`.
     """
+    encoded, predicted, kernel, bias, labels = joint
     body = partial(_gradient_body, blank_id=blank_id, activation=activation)
     width, vocabulary = kernel.shape
     rows = lambda columns: jax.ShapeDtypeStruct((ROWS * len(tiles), columns), jnp.bfloat16)
     results, staged = (rows(vocabulary), rows(width)), (TILES, ROWS, DEPTH)
     name = "joint_gradient_rows"
     call = _two_tiles_a_block(name, body, results, tiles, kernel, interpret, staged)
-    return call(
-        encoded,
-        predicted,
-        kernel,
-        _normalized_bias(bias, blank_id, normalize_blank),
-        labels,
-        tiles,
-        normalizer * LOG2E,
-        d_normalizer,
-        d_blank,
-        d_label,
-    )
+    normalized_bias = _normalized_bias(bias, blank_id, normalize_blank)
+    arrays = encoded, predicted, kernel, normalized_bias, labels, tiles
+    return call(*arrays, normalizer * LOG2E, *cotangents)
 
 
 def _normalized_bias(bias, blank_id, normalize_blank):
@@ -179,54 +178,48 @@ def _two_tiles_a_block(name, body, results, tiles, kernel, interpret, *staged):
     )
 
 
-def _forward_body(
-    encoded,
-    predicted,
-    kernel,
-    bias,
-    normalized_bias,
-    labels,
-    tiles,
-    count,
-    normalizer,
-    blank,
-    label,
-    hidden,
-    pieces,
-    arrived,
-    full,
-    free,
-    *,
-    blank_id,
-    activation,
-):
+# What the bodies are given: inputs, results, and the scratch memory of `_two_tiles_a_block`.
+ForwardRefs = namedtuple(
+    "ForwardRefs",
+    "encoded predicted kernel bias normalized_bias labels tiles count normalizer blank label "
+    "hidden pieces arrived full free",
+)
+GradientRefs = namedtuple(
+    "GradientRefs",
+    "encoded predicted kernel normalized_bias labels tiles normalizer d_normalizer d_blank d_label "
+    "d_logits hidden_rows hidden pieces arrived full free staged",
+)
+
+
+def _forward_body(*given, blank_id, activation):
+    refs = ForwardRefs(*given)
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
-    live = TILES * block < count[0]
+    live = TILES * block < refs.count[0]
 
     @pl.when(live & (warpgroup == TILES))
     def _():
         plgpu.set_max_registers(24, action="decrease")
-        _stream(kernel, pieces, full, free)
+        _stream(refs)
 
     @pl.when(live & (warpgroup < TILES))
     def _():
         plgpu.set_max_registers(240, action="increase")
         tile = TILES * block + warpgroup
-        b, t0, u = (tiles[tile, axis] for axis in range(3))
-        hidden_tile = hidden.at[warpgroup]
-        _activate(encoded, predicted, hidden_tile, arrived.at[warpgroup], b, t0, u, activation)
+        b, t0, u = (refs.tiles[tile, axis] for axis in range(3))
+        hidden = refs.hidden.at[warpgroup]
+        _activate(refs, hidden, warpgroup, b, t0, u, activation)
 
         def more_symbols(v, carry):
             largest, total = carry
-            row = _bias_row(normalized_bias, v)
-            product = _product(hidden_tile, pieces, full, free, v)
+            row = _bias_row(refs.normalized_bias, v)
+            product = _product(refs, hidden, v)
             for part, values in _halves(product, v):
-                for plane, symbol in ((blank, blank_id), (label, labels[b, u])):
+                for plane, symbol in ((refs.blank, blank_id), (refs.label, refs.labels[b, u])):
 
                     @pl.when(symbol // DEPTH == part)
                     def _():
                         chosen = jnp.where(_column(symbol), values, 0.0).sum(axis=1)
-                        plane[tile] = chosen + bias[symbol]
+                        plane[tile] = chosen + refs.bias[symbol]
 
             logits = product * LOG2E + _along_rows(row)
             larger = jnp.maximum(largest, logits.max(axis=1))
@@ -234,62 +227,40 @@ def _forward_body(
             return larger, total * jnp.exp2(largest - larger) + terms.sum(axis=1)
 
         start = (_constant(NOTHING), _constant(0.0))
-        steps = kernel.shape[1] // SYMBOLS
+        steps = refs.kernel.shape[1] // SYMBOLS
         largest, total = lax.fori_loop(0, steps, more_symbols, start)
-        normalizer[tile] = (largest + jnp.log2(total)) * (1 / LOG2E)
+        refs.normalizer[tile] = (largest + jnp.log2(total)) * (1 / LOG2E)
 
 
-def _gradient_body(
-    encoded,
-    predicted,
-    kernel,
-    normalized_bias,
-    labels,
-    tiles,
-    normalizer,
-    d_normalizer,
-    d_blank,
-    d_label,
-    d_logits,
-    hidden_rows,
-    hidden,
-    pieces,
-    arrived,
-    full,
-    free,
-    staged,
-    *,
-    blank_id,
-    activation,
-):
+def _gradient_body(*given, blank_id, activation):
+    refs = GradientRefs(*given)
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
 
     @pl.when(warpgroup == TILES)
     def _():
         plgpu.set_max_registers(24, action="decrease")
-        _stream(kernel, pieces, full, free)
+        _stream(refs)
 
     @pl.when(warpgroup < TILES)
     def _():
         plgpu.set_max_registers(240, action="increase")
         tile = TILES * block + warpgroup
         rows = pl.ds(pl.multiple_of(tile * ROWS, ROWS), ROWS)
-        b, t0, u = (tiles[tile, axis] for axis in range(3))
-        symbol = labels[b, u]
-        hidden_tile = hidden.at[warpgroup]
-        _activate(encoded, predicted, hidden_tile, arrived.at[warpgroup], b, t0, u, activation)
-        plgpu.copy_smem_to_gmem(hidden_tile, hidden_rows.at[rows])
+        b, t0, u = (refs.tiles[tile, axis] for axis in range(3))
+        symbol = refs.labels[b, u]
+        hidden = refs.hidden.at[warpgroup]
+        _activate(refs, hidden, warpgroup, b, t0, u, activation)
+        plgpu.copy_smem_to_gmem(hidden, refs.hidden_rows.at[rows])
 
         load = lambda plane: plgpu.load(plane.at[tile], layout=BY_ROW, optimized=False)
-        scale, at_blank, at_label = load(d_normalizer), load(d_blank), load(d_label)
+        scale, at_blank, at_label = map(load, (refs.d_normalizer, refs.d_blank, refs.d_label))
         # 0 * exp2(garbage) could be 0 * inf.
-        shift = jnp.where(scale == 0.0, -NOTHING, load(normalizer))
+        shift = jnp.where(scale == 0.0, -NOTHING, load(refs.normalizer))
 
-        @pl.loop(0, kernel.shape[1] // SYMBOLS)
+        @pl.loop(0, refs.kernel.shape[1] // SYMBOLS)
         def _(v):
-            row = _bias_row(normalized_bias, v)
-            product = _product(hidden_tile, pieces, full, free, v)
-            logits = product * LOG2E + _along_rows(row)
+            row = _bias_row(refs.normalized_bias, v)
+            logits = _product(refs, hidden, v) * LOG2E + _along_rows(row)
             for part, values in _halves(logits, v):
                 gradient = jnp.exp2(values - _along_columns(shift, DEPTH))
                 gradient *= _along_columns(scale, DEPTH)
@@ -297,16 +268,17 @@ def _gradient_body(
                     added = lambda x: jnp.where(_column(chosen), x + _along_columns(more, DEPTH), x)
                     gradient = lax.cond(chosen // DEPTH == part, added, lambda x: x, gradient)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                staged[warpgroup] = gradient.astype(jnp.bfloat16)
+                refs.staged[warpgroup] = gradient.astype(jnp.bfloat16)
                 plgpu.commit_smem()
                 columns = pl.ds(pl.multiple_of(part * DEPTH, DEPTH), DEPTH)
-                plgpu.copy_smem_to_gmem(staged.at[warpgroup], d_logits.at[rows, columns])
+                plgpu.copy_smem_to_gmem(refs.staged.at[warpgroup], refs.d_logits.at[rows, columns])
 
         plgpu.wait_smem_to_gmem(0)
 
 
-def _stream(kernel, pieces, full, free):
+def _stream(refs):
     """Brings the kernel to shared memory piece by piece, down 128 columns and on to the next."""
+    kernel, pieces, full, free = refs.kernel, refs.pieces, refs.full, refs.free
     slots, depths = pieces.shape[0], kernel.shape[0] // DEPTH
     count = depths * (kernel.shape[1] // SYMBOLS)
 
@@ -326,13 +298,13 @@ def _stream(kernel, pieces, full, free):
         plgpu.barrier_wait(free.at[slot])
 
 
-def _activate(encoded, predicted, hidden, arrived, b, t0, u, activation):
+def _activate(refs, hidden, warpgroup, b, t0, u, activation):
     """activation(encoded + predicted) of a tile in shared memory, where matrix products read it."""
-    frames = pl.ds(pl.multiple_of(t0, ROWS), ROWS)
-    plgpu.copy_gmem_to_smem(encoded.at[b, frames], hidden, arrived)
+    frames, arrived = pl.ds(pl.multiple_of(t0, ROWS), ROWS), refs.arrived.at[warpgroup]
+    plgpu.copy_gmem_to_smem(refs.encoded.at[b, frames], hidden, arrived)
     parts = [pl.ds(start, DEPTH) for start in range(0, hidden.shape[1], DEPTH)]
     # On their way together, and while the frames are.
-    row = [_load_columns(predicted.at[b, u, columns]) for columns in parts]
+    row = [_load_columns(refs.predicted.at[b, u, columns]) for columns in parts]
     plgpu.barrier_wait(arrived)
     for columns, part in zip(parts, row):
         frame = plgpu.load(hidden.at[:, columns], layout=LAYOUT).astype(jnp.float32)
@@ -341,8 +313,9 @@ def _activate(encoded, predicted, hidden, arrived, b, t0, u, activation):
     plgpu.commit_smem()
 
 
-def _product(hidden, pieces, full, free, v):
+def _product(refs, hidden, v):
     """hidden @ kernel [64, 128] for the v-th 128 symbols."""
+    pieces, full, free = refs.pieces, refs.full, refs.free
     slots, depths = pieces.shape[0], hidden.shape[1] // DEPTH
     # A static slot saves a quarter of the loop's instructions.
     slot = lambda k: k % slots if depths % slots == 0 else lax.rem(v * depths + k, slots)

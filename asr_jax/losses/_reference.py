@@ -86,15 +86,15 @@ class Objective(NamedTuple):
     def alignments(self, frames: int, labels: int) -> Iterator[list[Edge]]:
         """All paths from (0, 0) to (frames, labels)."""
 
-        def go_on(t, u):
+        def paths_from(t, u):
             if (t, u) == (frames, labels):
                 yield []
             elif t < frames:
                 for edge in self.edges(t, u, frames, labels):
-                    for rest in go_on(t + edge.frames, u + edge.is_label):
+                    for rest in paths_from(t + edge.frames, u + edge.is_label):
                         yield [edge, *rest]
 
-        return go_on(0, 0)
+        return paths_from(0, 0)
 
     def log_probability(self, logits: np.ndarray, labels: np.ndarray, edge: Edge) -> float:
         """Of one edge, from all logits [T, U+1, V] of the utterance."""
@@ -121,19 +121,23 @@ class Objective(NamedTuple):
         def total(t, u):
             if t == frames:
                 return 0.0 if u == cells - 1 else -np.inf
-            ways = [
+            scores = [
                 self.log_probability(logits, labels, e) + total(t + e.frames, u + e.is_label)
                 for e in self.edges(t, u, frames, cells - 1)
             ]
-            return np.logaddexp.reduce(ways) if ways else -np.inf
+            return np.logaddexp.reduce(scores) if scores else -np.inf
 
         return -total(0, 0)
 
-    def scored_alignments(self, logits: np.ndarray, labels: np.ndarray) -> list:
+    def scored_alignments(
+        self, logits: np.ndarray, labels: np.ndarray
+    ) -> list[tuple[float, list[Edge]]]:
         """(log-probability, edges) of every alignment: the definition, for tiny lattices."""
         frames, cells = logits.shape[:2]
-        score = lambda path: sum(self.log_probability(logits, labels, edge) for edge in path)
-        return [(score(path), path) for path in self.alignments(frames, cells - 1)]
+        return [
+            (sum(self.log_probability(logits, labels, edge) for edge in path), path)
+            for path in self.alignments(frames, cells - 1)
+        ]
 
 
 def enumerated_loss(logits: np.ndarray, labels: np.ndarray, blank_id: int = 0) -> float:

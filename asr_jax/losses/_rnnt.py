@@ -63,14 +63,14 @@ def rnnt_loss(
     check_objective(topology, factorization, fastemit_lambda)
     logits, logit_lengths = at_least_one_frame(logits, logit_lengths)
     integers = as_int32(labels, logit_lengths, label_lengths)
-    logits, labels, logit_lengths, label_lengths = vary_alike(logits, *integers)
+    logits, labels, logit_lengths, label_lengths = vary_alike((logits, *integers))
     frames = logits.shape[1]
-    columns = VocabularyLayout(blank_id, vocabulary, factorization)
+    layout = VocabularyLayout(blank_id, vocabulary, factorization)
     u = jnp.arange(cells)
     real_frames = jnp.arange(frames)[:, None] < logit_lengths[:, None, None]
     real = real_frames & (u <= label_lengths[:, None, None])
-    labels = labels_of_cells(labels, label_lengths, columns)
-    planes: Planes = select_planes(logits, labels, real, columns)  # pyright: ignore[reportAssignmentType]
-    blank, label = edges(planes, columns)
+    labels = labels_of_cells(labels, label_lengths, layout)
+    planes: Planes = select_planes(logits, labels, real, layout)  # pyright: ignore[reportAssignmentType]
+    blank, label = edges(planes, layout)
     lengths = logit_lengths, label_lengths
     return -log_likelihood(blank, label, *lengths, topology, fastemit_lambda)  # pyright: ignore[reportOperatorIssue]

@@ -1,15 +1,18 @@
 """Over which devices a batch of utterances is spread."""
 
 from math import gcd, prod
-from typing import Any
+from typing import TypeVar
 
 import jax
+
+Arrays = TypeVar("Arrays", bound=tuple)
 
 
 def batch_shards(joint, computation):
     """Parts of the batch within which utterances are packed. The kernels know of one."""
-    one = computation.implementation == "mosaic_gpu"
-    return 1 if one else gcd(len(joint.encoded), devices())
+    if computation.implementation == "mosaic_gpu":
+        return 1
+    return gcd(len(joint.encoded), devices())
 
 
 def devices() -> int:
@@ -25,17 +28,17 @@ def devices() -> int:
     return prod(mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes)
 
 
-def vary_alike(*arrays: Any) -> tuple[Any, ...]:
-    """Under shard_map: let all arrays vary over the axes that one of them varies over.
+def vary_alike(arrays: Arrays) -> Arrays:
+    """Under shard_map: let all arrays of a tuple vary over the axes that one of them varies over.
 
     Loops carry sums of all of them; and the sum over devices that the kernel's gradient needs is
     then that of this cast.
     """
     varying = lambda x: jax.typeof(x).manual_axis_type.varying
-    axes = frozenset().union(*(varying(x) for x in arrays if x is not None))
+    axes = frozenset().union(*map(varying, jax.tree.leaves(arrays)))
 
     def cast(x):
-        missing = () if x is None else tuple(axes - varying(x))
+        missing = tuple(axes - varying(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return tuple(map(cast, arrays))
+    return jax.tree.map(cast, arrays)

@@ -1,6 +1,7 @@
 """The token-and-duration transducer's loss."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from jaxtyping import Array, Float, Float32, Integer
@@ -60,11 +61,11 @@ def tdt_loss(
         activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
     check_joint(joint, computation, blank_id=blank_id, durations=durations)
+    layout = VocabularyLayout(blank_id, kernel.shape[1] - len(durations))
+    return joint_loss(partial(_score, durations, sigma), joint, computation, layout)
 
-    def score(edges, frame_lengths, label_lengths):
-        duration = jax.nn.log_softmax(edges.rest, -1)
-        blank, label = edges.blank - sigma, edges.label - sigma
-        return log_likelihood(blank, label, duration, frame_lengths, label_lengths, durations)
 
-    columns = VocabularyLayout(blank_id, kernel.shape[1] - len(durations))
-    return joint_loss(score, joint, computation, columns)
+def _score(durations, sigma, edges, frame_lengths, label_lengths):
+    duration = jax.nn.log_softmax(edges.rest, -1)
+    blank, label = edges.blank - sigma, edges.label - sigma
+    return log_likelihood(blank, label, duration, frame_lengths, label_lengths, durations)

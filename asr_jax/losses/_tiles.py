@@ -127,9 +127,12 @@ def with_cotangents(
     that is nearly everywhere. Such tiles add nothing to any gradient. A tile has one if any of its
     cotangents is larger than its `negligible`, or NaN.
     """
-    limit = lambda x: negligible.reshape(-1, *[1] * (x.ndim - 1))
-    some = lambda x: jnp.any(~(jnp.abs(x) <= limit(x)), axis=range(1, x.ndim))
-    given = jnp.stack([some(x) for x in jax.tree.leaves(packed) if x.size]).any(0)
+
+    def matters(x):
+        limit = negligible.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.any(~(jnp.abs(x) <= limit), axis=range(1, x.ndim))
+
+    given = jnp.stack([matters(x) for x in jax.tree.leaves(packed) if x.size]).any(0)
     return jnp.argsort(~given, stable=True), given.sum()
 
 

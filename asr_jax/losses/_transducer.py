@@ -1,5 +1,7 @@
 """The transducer's joint network and loss in one."""
 
+from functools import partial
+
 from jaxtyping import Array, Float, Float32, Integer
 
 from asr_jax.losses._arguments import Computation, Implementation, JointArguments
@@ -80,12 +82,16 @@ def transducer_loss(
     computation = Computation(
         activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
     )
+    return _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda)
+
+
+def _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda):
     check_joint(joint, computation, blank_id=blank_id)
     check_objective(topology, factorization, fastemit_lambda)
-    objective = topology, fastemit_lambda, lattice_walker(implementation)
+    objective = topology, fastemit_lambda, lattice_walker(computation.implementation)
+    layout = VocabularyLayout(blank_id, joint.kernel.shape[1], factorization)
+    return joint_loss(partial(_score, objective), joint, computation, layout)
 
-    def score(edges, *lengths):
-        return log_likelihood(edges.blank, edges.label, *lengths, *objective)
 
-    columns = VocabularyLayout(blank_id, kernel.shape[1], factorization)
-    return joint_loss(score, joint, computation, columns)  # pyright: ignore[reportArgumentType]
+def _score(objective, edges, *lengths) -> Float32[Array, " B"]:
+    return log_likelihood(edges.blank, edges.label, *lengths, *objective)  # pyright: ignore[reportReturnType]

@@ -70,8 +70,9 @@ def joint(request):
     act = {"tanh": jnp.tanh, "relu": jax.nn.relu}[options["activation"]]
     hidden = act(total).astype(jnp.bfloat16)
     logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32) + bias
-    arrays = encoded, predicted, *_mosaic_gpu.pad_vocabulary(kernel, bias), labels
-    return arrays, options, hidden, logits
+    output = _mosaic_gpu.pad_vocabulary(kernel, bias)
+    operands = _mosaic_gpu.JointOperands(encoded, predicted, *output, labels)
+    return operands, options, hidden, logits
 
 
 def of_logits(logits, labels, options):
@@ -85,25 +86,25 @@ def of_logits(logits, labels, options):
 
 
 def test_the_forward_kernel_reduces_the_logits(joint, no_races):
-    arrays, options, _, logits = joint
+    operands, options, _, logits = joint
     count = jnp.int32(LIVE)
-    got = _mosaic_gpu.joint_forward(*arrays, TILES, count, **options, interpret=INTERPRET)
-    for mine, want in zip(got, of_logits(logits, arrays[-1], options)):
+    got = _mosaic_gpu.joint_forward(operands, TILES, count, **options, interpret=INTERPRET)
+    for mine, want in zip(got, of_logits(logits, operands.labels, options)):
         np.testing.assert_allclose(mine[:LIVE], want[:LIVE], atol=3e-6)
         # The interpreter's memory begins as NaN: nothing ran here.
         assert np.isnan(mine[LIVE + 1 :]).all()
 
 
 def test_the_gradient_kernel_is_the_forward_kernels_transpose(joint, no_races):
-    arrays, options, hidden, logits = joint
-    (normalizer, *_), pull = jax.vjp(lambda x: of_logits(x, arrays[-1], options), logits)
+    operands, options, hidden, logits = joint
+    (normalizer, *_), pull = jax.vjp(lambda x: of_logits(x, operands.labels, options), logits)
     cotangents = np.random.default_rng(1).normal(size=(3, *normalizer.shape)).astype(np.float32)
     cotangents[:, 1, 5] = cotangents[:, 2] = 0.0
     (want,) = pull(tuple(map(jnp.asarray, cotangents)))
     garbage = normalizer.at[1, 5].set(-1e6).at[2].set(-1e30)
-    planes = map(jnp.asarray, (garbage, *cotangents))
+    cotangents = _mosaic_gpu.CellPlanes(*map(jnp.asarray, cotangents))
     got, rows = _mosaic_gpu.joint_gradient_rows(
-        *arrays, TILES, *planes, **options, interpret=INTERPRET
+        operands, TILES, garbage, cotangents, **options, interpret=INTERPRET
     )
     got = np.asarray(got, np.float32).reshape(*normalizer.shape, -1)
     symbols = logits.shape[-1]
@@ -172,14 +173,17 @@ def test_the_loss_by_kernels_is_that_of_tiles(problem, interpreted, factorizatio
 
 def test_shapes_that_the_kernels_do_not_take():
     zeros = lambda dtype, *shape: jnp.zeros(shape, dtype)
-    arrays = [zeros(jnp.bfloat16, 1, 64, 64), zeros(jnp.bfloat16, 1, 1, 64)]
-    output = lambda symbols: [zeros(jnp.bfloat16, 64, symbols), zeros(jnp.float32, symbols)]
-    labels, tiles, count = zeros(jnp.int32, 1, 1), zeros(jnp.int32, 3, 3), zeros(jnp.int32)
+    operands = lambda symbols: _mosaic_gpu.JointOperands(
+        *(zeros(jnp.bfloat16, 1, 64, 64), zeros(jnp.bfloat16, 1, 1, 64)),
+        *(zeros(jnp.bfloat16, 64, symbols), zeros(jnp.float32, symbols)),
+        zeros(jnp.int32, 1, 1),
+    )
+    tiles, count = zeros(jnp.int32, 3, 3), zeros(jnp.int32)
     options = dict(blank_id=0, activation="tanh", normalize_blank=True)
     with pytest.raises(ValueError, match="3 tiles: must be a multiple of 2"):
-        _mosaic_gpu.joint_forward(*arrays, *output(128), labels, tiles, count, **options)
+        _mosaic_gpu.joint_forward(operands(128), tiles, count, **options)
     with pytest.raises(ValueError, match="vocabulary = 100: must be a multiple of 128"):
-        _mosaic_gpu.joint_forward(*arrays, *output(100), labels, tiles[:2], count, **options)
+        _mosaic_gpu.joint_forward(operands(100), tiles[:2], count, **options)
 
 
 def test_what_stands_in_the_way():
@@ -227,9 +231,11 @@ def shapes_of_joint(width):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_joint_compiles_for_hopper_without_spills(compile_for, width, activation):
     options = dict(blank_id=0, activation=activation, normalize_blank=True)
+    operands = lambda arrays: _mosaic_gpu.JointOperands(*arrays[:5])
+    cotangents = lambda arrays: _mosaic_gpu.CellPlanes(*arrays[7:])
     tiles = BATCH * CELLS * FRAMES // 64
     temporaries = compile_for(
-        lambda *arrays: _mosaic_gpu.joint_forward(*arrays, **options),
+        lambda *arrays: _mosaic_gpu.joint_forward(operands(arrays), *arrays[5:], **options),
         *shapes_of_joint(width),
         ((tiles, 3), jnp.int32),
         ((), jnp.int32),
@@ -237,7 +243,9 @@ def test_the_joint_compiles_for_hopper_without_spills(compile_for, width, activa
     assert temporaries < 2**14
     tiles = 4 * 132
     temporaries = compile_for(
-        lambda *arrays: _mosaic_gpu.joint_gradient_rows(*arrays, **options),
+        lambda *arrays: _mosaic_gpu.joint_gradient_rows(
+            operands(arrays), *arrays[5:7], cotangents(arrays), **options
+        ),
         *shapes_of_joint(width),
         ((tiles, 3), jnp.int32),
         *[((tiles, 64), jnp.float32)] * 4,

@@ -1,5 +1,6 @@
 """`asr-jax evaluate RUN --data DATA ...`: recognises DATA and counts the errors."""
 
+import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSING, Fusing, described, fused
 from asr_jax.inference.label_posteriors import label_posteriors, require_lattice
 from asr_jax.inference.recognizer import (
+    Recognizer,
     beam_size,
     open_run,
     recognize_utterances,
@@ -26,6 +28,7 @@ from asr_jax.inference.recognizer import (
     with_decoding,
 )
 from asr_jax.scoring.comparison import is_evaluation, read_baseline
+from asr_jax.scoring.evaluation import Evaluation, Figures
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import write_evaluation
 from asr_jax.scoring.report_page import comparison_lines
@@ -64,68 +67,96 @@ class Options:
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
+@dataclass(frozen=True)
+class Job:
+    """The evaluation of one dataset."""
+
+    options: Options
+    data: str
+
+    @property
+    def output(self) -> Path:
+        """Folder of the report."""
+        output = self.options.output
+        if output is None:
+            return default_output(self.options.run, self.data)
+        return output / name_of(self.data) if self._is_one_of_several else output
+
+    @property
+    def baseline(self) -> Path | None:
+        """Folder of the evaluation to compare with."""
+        compare = self.options.compare
+        if compare is None:
+            return None
+        if _is_run(compare):
+            return default_output(compare, self.data)
+        return compare / name_of(self.data) if self._is_one_of_several else compare
+
+    @property
+    def _is_one_of_several(self) -> bool:
+        return len(self.options.data) > 1
+
+
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
     normalizer(options.normalize)  # says what is missing before the work, not after
     if options.lattices < 0 or (options.lattices and options.processes.processes > 1):
         raise ValueError(f"--lattices {options.lattices}: must be positive, and of one process")
-    work = _work(options)
+    listed = jobs(options)
     with connected_processes(options.processes, command="evaluate"):
         prepare_devices(MeshConfig())
-        for one in work:
-            with name_full_disk(one["output"]):
-                evaluate(**one)
+        for job in listed:
+            with name_full_disk(job.output):
+                evaluate(job)
     return 0
 
 
-def _work(options: Options) -> list[dict]:
-    """Arguments of `evaluate`, for the runs and DATA that are asked for, in order."""
+def jobs(options: Options) -> list[Job]:
+    """Return the evaluations that are asked for, in order; a run to compare with comes first.
+
+    Raises ValueError for datasets and folders that do not exist, and for evaluations that would
+    overwrite each other.
+    """
     require_run(options.run)
-    data = options.data
-    if not data:
-        data = tuple(filter(None, [load_config(options.run / "config.json").data.test]))
-        if not data:
-            raise ValueError("--data: name what to recognise, the run has no data.test")
-    if "" in data:
+    options = dataclasses.replace(options, data=options.data or _test_data(options.run))
+    if "" in options.data:
         raise ValueError("--data: must not be empty")
-    for one in data:
-        require_exists(one)
+    for data in options.data:
+        require_exists(data)
     if options.output:
         require_folder(options.output, "--output")
-    how = dict(
-        checkpoint=options.checkpoint,
-        chunk_ms=options.chunk_ms,
-        window_seconds=options.window_seconds,
-        beam=beam_size(options.decoder, options.beam),
-        fusing=options.fusing,
-        normalize=options.normalize,
-        lattices=options.lattices,
-    )
-    baseline, work = options.compare, []
-    for one in data:
-        output = options.output or default_output(options.run, one)
-        if options.output and len(data) > 1:
-            output /= name_of(one)
-        other = None
-        if baseline and (baseline / "config.json").is_file():
-            other = default_output(baseline, one)
-            work.append(dict(run=baseline, data=one, output=other) | how)
-        elif baseline:
-            other = baseline / name_of(one) if len(data) > 1 else baseline
-            if not is_evaluation(other):
-                raise ValueError(
-                    f"--compare {baseline}: must be a run or an evaluation, with a config.json or "
-                    f"a hypotheses.jsonl in {other}"
-                )
-        if other and other.resolve() == output.resolve():
+    beam_size(options.decoder, options.beam)  # raises ValueError
+    listed = []
+    for job in (Job(options, data) for data in options.data):
+        compare, baseline = options.compare, job.baseline
+        if compare and _is_run(compare):
+            of_baseline = dataclasses.replace(options, run=compare, output=None, compare=None)
+            listed.append(Job(of_baseline, job.data))
+        elif baseline and not is_evaluation(baseline):
             raise ValueError(
-                f"--compare {baseline}: this evaluation would replace {other}; say --output"
+                f"--compare {compare}: must be a run or an evaluation, with a config.json or "
+                f"a hypotheses.jsonl in {baseline}"
             )
-        work.append(dict(run=options.run, data=one, output=output, compare=other) | how)
-    outputs = [one["output"].resolve() for one in work]
+        if baseline and baseline.resolve() == job.output.resolve():
+            raise ValueError(
+                f"--compare {compare}: this evaluation would replace {baseline}; say --output"
+            )
+        listed.append(job)
+    outputs = [job.output.resolve() for job in listed]
     if doubled := [path for path in outputs if outputs.count(path) > 1]:
         raise ValueError(f"--data: two of them would be written to {doubled[0]}")
-    return work
+    return listed
+
+
+def _test_data(run: Path) -> tuple[str, ...]:
+    data = load_config(run / "config.json").data.test
+    if not data:
+        raise ValueError("--data: name what to recognise, the run has no data.test")
+    return (data,)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def default_output(run: Path, data: str) -> Path:
@@ -139,74 +170,87 @@ def name_of(data: str) -> str:
     return "-".join(parts) or "all"
 
 
-def evaluate(
-    run: Path,
-    data: str,
-    *,
-    checkpoint: str,
-    output: Path,
-    chunk_ms: float | None = None,
-    window_seconds: float | None = None,
-    beam: int | None = None,
-    fusing: Fusing = NO_FUSING,
-    normalize: Convention = "none",
-    compare: Path | None = None,
-    lattices: int = 0,
-) -> None:
-    """Writes the evaluation and prints its summary, and what could not be read."""
-    utterances, unreadable = read_transcribed(data, "--data")
+def evaluate_run(run: Path, data: str) -> None:
+    """Evaluate a run on one dataset with its own decoding options."""
+    evaluate(Job(Options(run=run), data))
+
+
+def evaluate(job: Job) -> None:
+    """Write the evaluation, and print its summary and what could not be read."""
+    options, normalize = job.options, normalizer(job.options.normalize)
+    utterances, unreadable = read_transcribed(job.data, "--data")
     baseline = None
-    if compare and is_first():  # which wrote it, where `compare` was evaluated just now
-        baseline = read_baseline(compare, utterances, normalizer(normalize))
-    recognizer = with_decoding(
-        open_run(run, checkpoint), chunk_ms=chunk_ms, window_seconds=window_seconds, beam=beam
-    )
-    recognizer = fused(recognizer, fusing)
-    decoding = recognizer.config.decoding
-    if lattices:
-        require_lattice(recognizer.config)
+    if job.baseline and is_first():  # which wrote it, where the baseline was evaluated just now
+        baseline = read_baseline(job.baseline, utterances, normalize)
+    recognizer = _open_recognizer(options)
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
-    not_recognised = unreadable + recognition.failed
-    for skipped in not_recognised:
+    not_recognized = unreadable + recognition.failed
+    for skipped in not_recognized:
         print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
-    scored = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
-    if not any(u.text for u, _ in scored):
-        raise ValueError(f"--data {data}: none of its recordings that have a text can be read")
-    figures = write_evaluation(
-        output,
-        utterances=[utterance for utterance, _ in scored],
-        hypotheses=[transcript for _, transcript in scored],
-        title=f"{run.resolve().name} on {data}",
-        facts={
-            "run": str(run),
-            "data": data,
-            "checkpoint": recognizer.checkpoint,
-            "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
-            "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
-            "texts": "as they stand" if normalize == "none" else f"normalised, {normalize}",
-            "left out": str(len(not_recognised)),
-        }
-        | described(fusing),
+    recognized = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
+    if not any(utterance.text for utterance, _ in recognized):
+        raise ValueError(f"--data {job.data}: none of its recordings that have a text can be read")
+    evaluation = Evaluation(
+        title=f"{options.run.resolve().name} on {job.data}",
+        utterances=[utterance for utterance, _ in recognized],
+        transcripts=[transcript for _, transcript in recognized],
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,
-        recording_of=recording_bytes,
-        not_recognised=not_recognised,
-        normalize=normalizer(normalize),
+        facts=_facts(job, recognizer, not_recognized=len(not_recognized)),
+        not_recognized=not_recognized,
+        normalize=normalize,
         baseline=baseline,
-        lattices=lattices,
+    )
+    figures = write_evaluation(
+        job.output,
+        evaluation,
+        recording_of=recording_bytes,
+        lattices=options.lattices,
         posteriors_of=functools.partial(label_posteriors, recognizer),
     )
+    _print_summary(job, figures)
+
+
+def _open_recognizer(options: Options) -> Recognizer:
+    recognizer = with_decoding(
+        open_run(options.run, options.checkpoint),
+        chunk_ms=options.chunk_ms,
+        window_seconds=options.window_seconds,
+        beam=beam_size(options.decoder, options.beam),
+    )
+    recognizer = fused(recognizer, options.fusing)
+    if options.lattices:
+        require_lattice(recognizer.config)
+    return recognizer
+
+
+def _facts(job: Job, recognizer: Recognizer, *, not_recognized: int) -> dict[str, str]:
+    """Return what the report lists about the run."""
+    decoding, normalize = recognizer.config.decoding, job.options.normalize
+    return {
+        "run": str(job.options.run),
+        "data": job.data,
+        "checkpoint": recognizer.checkpoint,
+        "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
+        "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
+        "texts": "as they stand" if normalize == "none" else f"normalised, {normalize}",
+        "left out": str(not_recognized),
+        **described(job.options.fusing),
+    }
+
+
+def _print_summary(job: Job, figures: Figures) -> None:
     low, high = figures["wer_95_percent_interval"]
     wer = "no words"  # Normalised, none may be left.
     if figures["wer"] is not None:
         wer = f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
     print(
-        f"WER on {data}: {wer} of "
+        f"WER on {job.data}: {wer} of "
         f"{figures['reference_words']} words in {figures['utterances']} recordings; "
-        f"{output / 'report.html'}"
+        f"{job.output / 'report.html'}"
     )
-    if baseline:
-        print(f"compared with {baseline.name}:")
+    if "comparison" in figures:
+        print(f"compared with {figures['comparison']['with']}:")
         print("".join(f"  {line}\n" for line in comparison_lines(figures["comparison"])), end="")

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.commands.arguments import parse_after_config
-from asr_jax.commands.evaluate import default_output, evaluate
+from asr_jax.commands.evaluate import evaluate_run
 from asr_jax.config import Config
 from asr_jax.distributed.compilation_cache import persistent_compilation
 from asr_jax.distributed.devices import prepare_devices
@@ -58,8 +58,7 @@ def run(arguments: list[str]) -> int:
             prepare_devices(config.mesh, processes=processes)
             stopping_signal = _train(config, directory, options)
             if stopping_signal is None and config.data.test:
-                output = default_output(directory, config.data.test)
-                evaluate(directory, config.data.test, checkpoint="best", output=output)
+                evaluate_run(directory, config.data.test)
     finally:
         restore_signal_handlers()
     if stopping_signal is not None:

@@ -12,12 +12,13 @@ import tyro
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse, require_folder
 from asr_jax.commands.transcribe_stream import MICROPHONE, STDIN, stream_source, streaming
-from asr_jax.config import MeshConfig
+from asr_jax.config import Config, MeshConfig
 from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSING, Fusing, fused
 from asr_jax.inference.recognizer import (
+    Recognizer,
     beam_size,
     open_run,
     recognize_utterances,
@@ -65,88 +66,96 @@ class Options:
 
 
 def run(arguments: list[str]) -> int:
-    """Exit status 1 where some recording could not be read; the others are printed all the same."""
+    """Return 1 where some recording could not be read; the others are printed all the same."""
     options = parse(Options, arguments, program="asr-jax transcribe")
     _check(options)
-    if options.stream:
-        prepare_devices(MeshConfig())
-        recognizer = with_decoding(
-            open_run(options.run, options.checkpoint),
-            beam=beam_size(options.decoder, options.beam),
-            chunk_ms=options.chunk_ms,
-        )
-        recognizer = streaming(recognizer)
-        status = 0
-        for source in options.audio:
-            try:
-                stream_source(source, recognizer, as_json=options.json)
-            except AudioError as error:
-                print(f"asr-jax transcribe: {error}", file=sys.stderr)
-                status = 1
-        return status
-    problems = []
-    utterances = []
+    return _transcribe_stream(options) if options.stream else _transcribe_files(options)
+
+
+def _transcribe_stream(options: Options) -> int:
+    prepare_devices(MeshConfig())
+    recognizer = streaming(_open_recognizer(options))
+    status = 0
+    for source in options.audio:
+        try:
+            stream_source(source, recognizer, as_json=options.json)
+        except AudioError as error:
+            _print_problem(str(error))
+            status = 1
+    return status
+
+
+def _transcribe_files(options: Options) -> int:
+    utterances, problems = [], []
     for number, path in enumerate(options.audio):
         try:
-            seconds = audio_duration_seconds(path)
-            utterances.append(Utterance(str(number), path, "", seconds))
+            utterances.append(Utterance(str(number), path, "", audio_duration_seconds(path)))
         except AudioError as error:
             problems.append(str(error))
     if utterances:
         prepare_devices(MeshConfig())
-        recognizer = with_decoding(
-            open_run(options.run, options.checkpoint),
-            beam=beam_size(options.decoder, options.beam),
-            chunk_ms=options.chunk_ms,
-            window_seconds=options.window_seconds,
-        )
-        recognizer = fused(recognizer, options.fusing)
-        if options.nbest > (kept := recognizer.config.decoding.beam):
-            raise ValueError(
-                f"--nbest {options.nbest}: the search keeps {kept or 1}; say --decoder beam, and "
-                "with --beam how many"
-            )
-        for utterance in utterances if options.nbest > 1 else ():
-            if len(windows_of(utterance, recognizer.config)) > 1:
-                raise ValueError(
-                    f"--nbest {options.nbest}: {utterance.audio} is recognised in windows, which "
-                    "are joined to one text; say --window-seconds 0, or --nbest 1"
-                )
+        recognizer = fused(_open_recognizer(options), options.fusing)
+        _check_nbest(options.nbest, utterances, recognizer.config)
         recognition = recognize_utterances(recognizer, utterances)
+        for utterance, hypotheses in zip(utterances, recognition.hypotheses):
+            if hypotheses is not None:
+                _write(utterance, hypotheses, options)
         problems += [skipped.reason for skipped in recognition.failed]
-        for utterance, found in zip(utterances, recognition.hypotheses):
-            if found is not None:
-                _write(utterance, found, options)
     for problem in problems:
-        print(f"asr-jax transcribe: {problem}", file=sys.stderr)
+        _print_problem(problem)
     return 1 if problems else 0
 
 
+def _print_problem(problem: str) -> None:
+    print(f"asr-jax transcribe: {problem}", file=sys.stderr)
+
+
+def _open_recognizer(options: Options) -> Recognizer:
+    return with_decoding(
+        open_run(options.run, options.checkpoint),
+        beam=beam_size(options.decoder, options.beam),
+        chunk_ms=options.chunk_ms,
+        window_seconds=options.window_seconds,
+    )
+
+
 def _check(options: Options) -> None:
+    """Raise ValueError for options that do not go together."""
     if not options.audio:
         raise ValueError("AUDIO: name at least one recording")
     live = [path for path in options.audio if str(path) in (STDIN, MICROPHONE)]
     if live and not options.stream:
         raise ValueError(f"AUDIO {live[0]}: needs --stream")
-    if options.stream and (
-        options.nbest or options.timestamps or options.output or options.format != "text"
-    ):
+    if options.stream:
+        _check_stream(options)
+    _check_form(options)
+    _check_output(options)
+
+
+def _check_stream(options: Options) -> None:
+    if options.nbest or options.timestamps or options.output or options.format != "text":
         raise ValueError("--stream: prints text, or with --json words with times; no other form")
-    if options.stream and options.window_seconds is not None:
+    if options.window_seconds is not None:
         raise ValueError(f"--window-seconds {options.window_seconds}: --stream has no windows")
-    if options.stream and options.fusing.asked_for:
+    if options.fusing.asked_for:
         raise ValueError(f"{options.fusing.asked_for}: is of a beam search, --stream is greedy")
+
+
+def _check_form(options: Options) -> None:
     if options.nbest < 0:
         raise ValueError(f"--nbest {options.nbest}: must be positive")
     if options.nbest and not options.json and (options.timestamps or options.format != "text"):
         raise ValueError("--nbest: is of plain text and of --json")
     if options.format != "text" and (options.json or options.timestamps):
-        other = "--json" if options.json else "--timestamps"
-        raise ValueError(f"{other}: is of --format text, not of {options.format}")
+        option = "--json" if options.json else "--timestamps"
+        raise ValueError(f"{option}: is of --format text, not of {options.format}")
+
+
+def _check_output(options: Options) -> None:
     stem, number = Counter(path.stem for path in options.audio).most_common(1)[0]
     if number > 1 and (options.output or options.format == "ctm"):
-        which = f"--output {options.output}" if options.output else "--format ctm"
-        raise ValueError(f"{which}: {number} recordings are named {stem}")
+        option = f"--output {options.output}" if options.output else "--format ctm"
+        raise ValueError(f"{option}: {number} recordings are named {stem}")
     if options.output:
         require_folder(options.output, "--output")
     elif options.format in ("srt", "vtt") and len(options.audio) > 1:
@@ -155,8 +164,23 @@ def _check(options: Options) -> None:
         )
 
 
-def _write(utterance: Utterance, found: list[Transcript], options: Options) -> None:
-    text = as_text(utterance, found, options)
+def _check_nbest(nbest: int, utterances: list[Utterance], config: Config) -> None:
+    """Raise ValueError where the search keeps fewer hypotheses or merges those of windows."""
+    if nbest > (beam := config.decoding.beam):
+        raise ValueError(
+            f"--nbest {nbest}: the search keeps {beam or 1}; say --decoder beam, and "
+            "with --beam how many"
+        )
+    for utterance in utterances if nbest > 1 else ():
+        if len(windows_of(utterance, config)) > 1:
+            raise ValueError(
+                f"--nbest {nbest}: {utterance.audio} is recognised in windows, which "
+                "are joined to one text; say --window-seconds 0, or --nbest 1"
+            )
+
+
+def _write(utterance: Utterance, hypotheses: list[Transcript], options: Options) -> None:
+    text = as_text(utterance, hypotheses, options)
     if options.output is None:
         print(text, end="")
         return
@@ -166,39 +190,51 @@ def _write(utterance: Utterance, found: list[Transcript], options: Options) -> N
         (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
 
 
-def as_text(utterance: Utterance, found: list[Transcript], options: Options) -> str:
-    """What is printed of one recording, of which so many hypotheses were found, the best first."""
-    path, words = str(utterance.audio), found[0].words
+def as_text(utterance: Utterance, hypotheses: list[Transcript], options: Options) -> str:
+    """Return what is printed of one recording; its hypotheses come best first."""
+    best = hypotheses[0]
     match options.format:
         case "ctm":
-            return ctm(words, utterance.audio.stem)
+            return ctm(best.words, utterance.audio.stem)
         case "srt":
-            return srt(words)
+            return srt(best.words)
         case "vtt":
-            return vtt(words)
-    # Of label sequences that spell the same text the best one.
-    best_of: dict[str, Transcript] = {}
-    for one in found:
-        best_of.setdefault(one.text, one)
-    nbest = list(best_of.values())[: options.nbest]
+            return vtt(best.words)
+    nbest = _different_texts(hypotheses)[: options.nbest]
     if options.json:
-        fields = {"audio_filepath": path, "duration": utterance.duration_seconds}
-        fields |= _fields(found[0], options.timestamps)
-        if nbest:
-            fields["nbest"] = [
-                {"score": one.score} | _fields(one, options.timestamps) for one in nbest
-            ]
-        return json.dumps(fields, ensure_ascii=False) + "\n"
+        return _as_json(utterance, best, nbest, timestamps=options.timestamps)
     if options.timestamps:
         return "".join(
-            f"{path}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t{w.confidence:.4f}\n"
-            for w in words
+            f"{utterance.audio}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t"
+            f"{w.confidence:.4f}\n"
+            for w in best.words
         )
     if nbest:
-        return "".join(f"{path}\t{one.score:.4f}\t{one.text}\n" for one in nbest)
-    return f"{path}\t{found[0].text}\n"
+        return "".join(f"{utterance.audio}\t{t.score:.4f}\t{t.text}\n" for t in nbest)
+    return f"{utterance.audio}\t{best.text}\n"
 
 
-def _fields(transcript: Transcript, timestamps: bool) -> dict:
+def _different_texts(hypotheses: list[Transcript]) -> list[Transcript]:
+    """Return the best hypothesis of each text, which several label sequences may spell."""
+    best_of: dict[str, Transcript] = {}
+    for transcript in hypotheses:
+        best_of.setdefault(transcript.text, transcript)
+    return list(best_of.values())
+
+
+def _as_json(
+    utterance: Utterance, best: Transcript, nbest: list[Transcript], *, timestamps: bool
+) -> str:
+    fields = {
+        "audio_filepath": str(utterance.audio),
+        "duration": utterance.duration_seconds,
+        **_fields(best, timestamps),
+    }
+    if nbest:
+        fields["nbest"] = [{"score": t.score, **_fields(t, timestamps)} for t in nbest]
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def _fields(transcript: Transcript, timestamps: bool) -> dict[str, object]:
     words = {"words": [asdict(word) for word in transcript.words]} if timestamps else {}
-    return {"text": transcript.text} | words
+    return {"text": transcript.text, **words}

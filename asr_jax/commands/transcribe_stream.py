@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,44 +12,51 @@ from asr_jax.audio import read_audio_blocks
 from asr_jax.decoding.stream import cannot_stream
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding
-from asr_jax.inference.streaming import recognize_stream
+from asr_jax.inference.streaming import StreamUpdate, recognize_stream
+from asr_jax.types import Word
 
 STDIN, MICROPHONE = "-", "microphone"
 
 
 def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> None:
-    """Prints a line for every chunk that adds something, then the text, and latencies to stderr."""
+    """Print a line for every chunk that adds something, then the text, and latencies to stderr."""
     words, latencies, seconds, partial = [], [], 0.0, ""
-    for heard in recognize_stream(recognizer, _pieces(source, recognizer)):
-        changed = heard.final or heard.partial != partial
-        partial = heard.partial
-        words += heard.final
-        latencies.append(1000 * heard.latency_seconds)
-        seconds = heard.seconds
-        if not changed:
-            continue
-        if as_json:
-            fields = {"seconds": heard.seconds, "latency_ms": round(latencies[-1], 1)}
-            fields |= {"final": [asdict(word) for word in heard.final], "partial": heard.partial}
-            print(json.dumps(fields, ensure_ascii=False), flush=True)
-        else:
-            final = " ".join(word.text for word in heard.final)
-            print(
-                f"{heard.seconds:.2f}\t{latencies[-1]:.0f} ms\t{final}\t{heard.partial}", flush=True
-            )
-    text = " ".join(word.text for word in words)
+    for update in recognize_stream(recognizer, _pieces(source, recognizer)):
+        if update.final or update.partial != partial:
+            print(_update_line(update, as_json=as_json), flush=True)
+        partial, seconds = update.partial, update.seconds
+        words += update.final
+        latencies.append(1000 * update.latency_seconds)
+    text = _joined(words)
     if as_json:
         fields = {"audio_filepath": str(source), "duration": seconds, "text": text}
         print(json.dumps(fields, ensure_ascii=False), flush=True)
     else:
         print(f"{source}\t{text}", flush=True)
     if latencies:
-        middle, most = np.quantile(latencies, [0.5, 0.95])
+        median, percentile_95 = np.quantile(latencies, [0.5, 0.95])
         print(
             f"{len(latencies)} chunks of {recognizer.config.decoding.chunk_ms:g} ms; from the end "
-            f"of one to its words {middle:.0f} ms, 95 of 100 within {most:.0f} ms",
+            f"of one to its words {median:.0f} ms, 95 of 100 within {percentile_95:.0f} ms",
             file=sys.stderr,
         )
+
+
+def _update_line(update: StreamUpdate, *, as_json: bool) -> str:
+    latency_ms = 1000 * update.latency_seconds
+    if as_json:
+        fields = {
+            "seconds": update.seconds,
+            "latency_ms": round(latency_ms, 1),
+            "final": [asdict(word) for word in update.final],
+            "partial": update.partial,
+        }
+        return json.dumps(fields, ensure_ascii=False)
+    return f"{update.seconds:.2f}\t{latency_ms:.0f} ms\t{_joined(update.final)}\t{update.partial}"
+
+
+def _joined(words: Sequence[Word]) -> str:
+    return " ".join(word.text for word in words)
 
 
 def streaming(recognizer: Recognizer) -> Recognizer:

@@ -6,7 +6,6 @@ chunks of a stream, for sherpa-onnx's online recogniser.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,32 +31,35 @@ def order(labels: list[str]) -> list[str]:
     return labels
 
 
-def write(folder: Path, config: Config, params: Any, vocabulary: int) -> None:
-    """Writes encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
-    width, joint = config.joint.width, params["joint"]
+def write(folder: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
+    """Write encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
+    write_encoder = _write_streaming_encoder if config.decoding.chunk_ms else _write_encoder
+    write_encoder(folder / "encoder.onnx", config, params)
+    _write_decoder(folder / "decoder.onnx", config, params, vocabulary)
+    _write_joiner(folder / "joiner.onnx", config, params, vocabulary)
 
-    if config.decoding.chunk_ms:
-        _write_streaming_encoder(folder / "encoder.onnx", config, params)
-    else:
-        _write_encoder(folder / "encoder.onnx", config, params)
 
+def _write_decoder(path: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
     context = config.predictor.context
     g = Graph()
     labels = g.input("y", np.int64, ("N", context))
     predicted = layers.stateless_predictor(g, params["predictor"], labels)
-    predicted = layers.linear(g, joint["predictor_projection"], predicted)
-    g.output("decoder_out", predicted, np.float32, ("N", width))
-    g.save(folder / "decoder.onnx", {"vocab_size": vocabulary, "context_size": context})
+    predicted = layers.linear(g, params["joint"]["predictor_projection"], predicted)
+    g.output("decoder_out", predicted, np.float32, ("N", config.joint.width))
+    g.save(path, {"vocab_size": vocabulary, "context_size": context})
 
+
+def _write_joiner(path: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
+    width = config.joint.width
     g = Graph()
     encoded = g.input("encoder_out", np.float32, ("N", width))
     predicted = g.input("decoder_out", np.float32, ("N", width))
-    logits = layers.joint(g, config, joint, encoded, predicted)
+    logits = layers.joint(g, config, params["joint"], encoded, predicted)
     g.output("logit", logits, np.float32, ("N", vocabulary))
-    g.save(folder / "joiner.onnx", {"joiner_dim": width})
+    g.save(path, {"joiner_dim": width})
 
 
-def _write_encoder(path: Path, config: Config, params: Any) -> None:
+def _write_encoder(path: Path, config: Config, params: layers.Params) -> None:
     g = Graph()
     x = g.input("x", np.float32, ("N", "T", config.features.mel_bins))
     lengths = g.input("x_lens", np.int64, ("N",))
@@ -67,68 +69,29 @@ def _write_encoder(path: Path, config: Config, params: Any) -> None:
     encoded = layers.linear(g, params["joint"]["encoder_projection"], encoded)
     g.output("encoder_out", encoded, np.float32, ("N", "T2", config.joint.width))
     g.output("encoder_out_lens", lengths, np.int64, ("N",))
-    # What icefall calls its transducers; only when no --model-type is given is it looked at.
+    # icefall's name for its transducers, which sherpa-onnx reads only without --model-type.
     g.save(path, {"model_type": "conformer"})
 
 
-def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
-    """A chunk's encoder, whose state is in the two arrays of caches that sherpa-onnx keeps.
-
-    cached_attn [layers, 2 L, N, D]: keys, then values. cached_conv [layers + 1, K - 1, N, D]: what
-    convolutions see; of the layer that is too many, the last features, one number after the other.
-    """
+def _write_streaming_encoder(path: Path, config: Config, params: layers.Params) -> None:
+    """Write the encoder of one chunk, whose state is in the two caches that sherpa-onnx keeps."""
     sizes, chunks = config.encoder, layers.Chunks.of(config)
     factor, bins = sizes.subsampling_factor, config.features.mel_bins
-    last = factor * bins
-    rows = max(chunks.tail, -(-last // sizes.width))
     features = chunks.frames * factor
-
     g = Graph()
     x = g.input("x", np.float32, ("N", features, bins))
-    kept = g.input(
-        "cached_attn", np.float32, (sizes.layers + 1, 2 * chunks.cache_frames, "N", sizes.width)
-    )
-    tails = g.input("cached_conv", np.float32, (sizes.layers + 1, rows, "N", sizes.width))
+    shapes = _cache_shapes(config)
+    caches = [g.input(f"cached_{name}", np.float32, shape) for name, shape in shapes.items()]
     processed = g.input("processed_lens", np.int64, ("N",))
-    kept, tails = (g("Transpose", cache, perm=[0, 2, 1, 3]) for cache in (kept, tails))
-
-    def of_layer(cache: Value, layer: int) -> Value:
-        return g("Squeeze", layers.cut(g, cache, layer, layer + 1, 0), [0])
-
-    tail = layers.cut(g, g("Reshape", of_layer(tails, sizes.layers), [0, -1]), 0, last, 1)
-    before = []
-    for layer in range(sizes.layers):
-        key, value = g.split("Split", 2, of_layer(kept, layer), axis=1)
-        gated = layers.cut(g, of_layer(tails, layer), rows - chunks.tail, rows, 1)
-        before.append({"key": key, "value": value, "gated": gated})
-    # Counted in features there.
+    tail, before = _unpacked_caches(g, config, *caches)
+    # processed_lens counts features.
     seen = g("Div", processed, np.array(factor))
-    encoded, tail, after = layers.encoder_step(
-        g, config, params["encoder"], x, seen, g("Reshape", tail, [0, factor, bins]), before
-    )
+    tail = g("Reshape", tail, [0, factor, bins])
+    encoded, tail, after = layers.encoder_step(g, config, params["encoder"], x, seen, tail, before)
     encoded = layers.linear(g, params["joint"]["encoder_projection"], encoded)
     g.output("encoder_out", encoded, np.float32, ("N", chunks.frames, config.joint.width))
-
-    def all_layers(values: list[Value]) -> Value:
-        return g(
-            "Transpose",
-            g("Concat", *(g("Unsqueeze", v, [0]) for v in values), axis=0),
-            perm=[0, 2, 1, 3],
-        )
-
-    kept = [g("Concat", state["key"], state["value"], axis=1) for state in after]
-    # Of the layer that is too many, anything.
-    kept.append(kept[0])
-    filled = [0, rows - chunks.tail, 0, 0, 0, 0]
-    tails = [g("Pad", state["gated"], filled) for state in after]
-    tail = g("Pad", g("Reshape", tail, [0, -1]), [0, 0, 0, rows * sizes.width - last])
-    tails.append(g("Reshape", tail, [0, rows, sizes.width]))
-    for name, values, frames in (
-        ("new_cached_attn", kept, 2 * chunks.cache_frames),
-        ("new_cached_conv", tails, rows),
-    ):
-        shape = (sizes.layers + 1, frames, "N", sizes.width)
-        g.output(name, all_layers(values), np.float32, shape)
+    for (name, shape), values in zip(shapes.items(), _packed_caches(g, config, tail, after)):
+        g.output(f"new_cached_{name}", _stacked(g, values), np.float32, shape)
     about = {
         "model_type": "conformer",
         "num_encoder_layers": sizes.layers + 1,
@@ -137,8 +100,76 @@ def _write_streaming_encoder(path: Path, config: Config, params: Any) -> None:
         "left_context": 2 * chunks.cache_frames,
         "encoder_dim": sizes.width,
         "pad_length": 0,
-        "cnn_module_kernel": rows + 1,
+        "cnn_module_kernel": _cache_rows(config) + 1,
         "right_context": 0,
         "chunk_size": chunks.frames,
     }
     g.save(path, about)
+
+
+def _cache_rows(config: Config) -> int:
+    """Return the rows of a layer of cached_conv: the frames of a convolution or last features."""
+    return max(layers.Chunks.of(config).tail, -(-_last_features(config) // config.encoder.width))
+
+
+def _last_features(config: Config) -> int:
+    """Return how many numbers the features before a chunk are."""
+    return config.encoder.subsampling_factor * config.features.mel_bins
+
+
+def _cache_shapes(config: Config) -> dict[str, tuple[int | str, ...]]:
+    """Return the shapes of both caches, whose layers are one more than the encoder's.
+
+    attn [layers + 1, 2 L, N, D] holds each layer's keys, then its values. conv
+    [layers + 1, rows, N, D] holds the frames that each layer's convolution sees; its additional
+    layer holds the last features, flattened.
+    """
+    number, width = config.encoder.layers + 1, config.encoder.width
+    return {
+        "attn": (number, 2 * layers.Chunks.of(config).cache_frames, "N", width),
+        "conv": (number, _cache_rows(config), "N", width),
+    }
+
+
+def _unpacked_caches(
+    g: Graph, config: Config, attention: Value, convolution: Value
+) -> tuple[Value, list[dict[str, Value]]]:
+    """Return the last features, flattened, and every layer's cache as in `layers.encoder_step`."""
+    rows, frames = _cache_rows(config), layers.Chunks.of(config).tail
+    attention, convolution = (
+        g("Transpose", cache, perm=[0, 2, 1, 3]) for cache in (attention, convolution)
+    )
+
+    def of_layer(cache: Value, layer: int) -> Value:
+        return g("Squeeze", layers.cut(g, cache, layer, layer + 1, 0), [0])
+
+    tail = g("Reshape", of_layer(convolution, config.encoder.layers), [0, -1])
+    tail = layers.cut(g, tail, 0, _last_features(config), 1)
+    caches = []
+    for layer in range(config.encoder.layers):
+        key, value = g.split("Split", 2, of_layer(attention, layer), axis=1)
+        gated = layers.cut(g, of_layer(convolution, layer), rows - frames, rows, 1)
+        caches.append({"key": key, "value": value, "gated": gated})
+    return tail, caches
+
+
+def _packed_caches(
+    g: Graph, config: Config, tail: Value, caches: list[dict[str, Value]]
+) -> tuple[list[Value], list[Value]]:
+    """Return both caches, layer by layer: the inverse of `_unpacked_caches`."""
+    rows, width = _cache_rows(config), config.encoder.width
+    attention = [g("Concat", cache["key"], cache["value"], axis=1) for cache in caches]
+    # The additional layer of this cache may hold anything.
+    attention.append(attention[0])
+    padding = [0, rows - layers.Chunks.of(config).tail, 0, 0, 0, 0]
+    convolution = [g("Pad", cache["gated"], padding) for cache in caches]
+    padding = [0, 0, 0, rows * width - _last_features(config)]
+    tail = g("Pad", g("Reshape", tail, [0, -1]), padding)
+    convolution.append(g("Reshape", tail, [0, rows, width]))
+    return attention, convolution
+
+
+def _stacked(g: Graph, values: list[Value]) -> Value:
+    """Return [layers, K, N, D] from every layer's [N, K, D]."""
+    stacked = g("Concat", *(g("Unsqueeze", value, [0]) for value in values), axis=0)
+    return g("Transpose", stacked, perm=[0, 2, 1, 3])

@@ -1,7 +1,7 @@
 """The model card: README.md of an exported directory."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 from asr_jax.config import Config
 
@@ -19,6 +19,17 @@ class ExportCheck(NamedTuple):
     """Transcripts that are the same, letter for letter."""
 
 
+class Evaluation(TypedDict):
+    """The entries of wer.json that the card shows."""
+
+    wer: float
+    """Percent."""
+    wer_95_percent_interval: list[float]
+    reference_words: int
+    utterances: int
+    facts: Mapping[str, str]
+
+
 def model_card(
     name: str,
     config: Config,
@@ -27,7 +38,7 @@ def model_card(
     checkpoint: str,
     form: str,
     checks: dict[str, ExportCheck],
-    evaluations: Sequence[dict[str, Any]],
+    evaluations: Sequence[Evaluation],
     use: str,
 ) -> str:
     """Markdown.
@@ -75,17 +86,17 @@ def model_card(
     return "\n".join(parts)
 
 
-def _evaluations(evaluations: Sequence[dict[str, Any]]) -> str:
+def _evaluations(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "The run was not evaluated.\n"
     rows = []
-    for figures in evaluations:
-        facts = figures["facts"]
-        low, high = figures["wer_95_percent_interval"]
+    for evaluation in evaluations:
+        facts = evaluation["facts"]
+        low, high = evaluation["wer_95_percent_interval"]
         rows.append(
             [
-                *(facts["data"], f"{figures['wer']:.2f}", f"{low:.2f} to {high:.2f}"),
-                *(str(figures["reference_words"]), str(figures["utterances"])),
+                *(facts["data"], f"{evaluation['wer']:.2f}", f"{low:.2f} to {high:.2f}"),
+                *(str(evaluation["reference_words"]), str(evaluation["utterances"])),
                 *(facts["checkpoint"], facts["decoder"]),
             ]
         )

@@ -6,7 +6,6 @@ need). Times are those of `subsampling_factor`. Of TDT a duration is its place i
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +25,18 @@ def order(labels: list[str]) -> list[str]:
     return [*labels[1:], "<blk>"]
 
 
-def write(folder: Path, config: Config, params: Any, vocabulary: int) -> None:
-    """Writes encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
-    width, joint, predictor = config.joint.width, params["joint"], params["predictor"]
-    is_lstm, is_tdt = config.predictor.kind == "lstm", config.objective.kind == "tdt"
-    state_width = config.predictor.width if is_lstm else config.predictor.context
+def write(folder: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
+    """Write encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
+    _write_encoder(folder / "encoder.onnx", config, params, vocabulary)
+    _write_decoder(folder / "decoder.onnx", config, params, vocabulary)
+    _write_joiner(folder / "joiner.onnx", config, params["joint"], vocabulary)
 
+
+def _state_width(config: Config) -> int:
+    return config.predictor.width if config.predictor.kind == "lstm" else config.predictor.context
+
+
+def _write_encoder(path: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
     g = Graph()
     x = g.input("audio_signal", np.float32, ("N", config.features.mel_bins, "T"))
     lengths = g.input("length", np.int64, ("N",))
@@ -39,54 +44,59 @@ def write(folder: Path, config: Config, params: Any, vocabulary: int) -> None:
     if config.features.normalization == "utterance":
         x = layers.normalized(g, x, lengths)
     encoded, lengths = layers.encoder(g, config, params["encoder"], x, lengths)
-    encoded = layers.linear(g, joint["encoder_projection"], encoded)
+    encoded = layers.linear(g, params["joint"]["encoder_projection"], encoded)
     encoded = g("Transpose", encoded, perm=[0, 2, 1])
-    g.output("outputs", encoded, np.float32, ("N", width, "T2"))
+    g.output("outputs", encoded, np.float32, ("N", config.joint.width, "T2"))
     g.output("encoded_lengths", lengths, np.int64, ("N",))
     about = {
         "model_type": "EncDecRNNTBPEModel",
         "vocab_size": vocabulary - 1,
         "subsampling_factor": config.encoder.subsampling_factor,
         "pred_rnn_layers": 1,
-        "pred_hidden": state_width,
-        # What there is of it is in the graph.
+        "pred_hidden": _state_width(config),
+        # The graph itself normalizes the features.
         "normalize_type": "NA",
         "feat_dim": config.features.mel_bins,
-        # Where it looks for "tdt".
+        # sherpa-onnx looks for "tdt" here.
         "url": f"asr_jax {config.objective.kind}",
     }
-    g.save(folder / "encoder.onnx", about)
+    g.save(path, about)
 
+
+def _write_decoder(path: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
+    predictor, width, state_width = params["predictor"], config.joint.width, _state_width(config)
     g = Graph()
     targets = g.input("targets", np.int32, ("N", 1))
     target_lengths = g.input("target_length", np.int32, ("N",))
     states = [g.input(name, np.float32, (1, "N", state_width)) for name in ("state", "state_2")]
-    # Their label 0 is our 1, their last one our blank.
+    # Label 0 of the layout is the model's label 1, its last label the model's blank.
     label = g("Mod", g("Add", g("Cast", targets, to=7), np.array(1)), np.array(vocabulary))
-    if is_lstm:
-        before = [g("Squeeze", state, [0]) for state in states]
-        predicted, *after = layers.lstm_step(g, predictor, g("Squeeze", label, [1]), *before)
-        states = [g("Unsqueeze", state, [0]) for state in after]
+    if config.predictor.kind == "lstm":
+        hidden, cell = (g("Squeeze", state, [0]) for state in states)
+        predicted, *states = layers.lstm_step(g, predictor, g("Squeeze", label, [1]), hidden, cell)
+        states = [g("Unsqueeze", state, [0]) for state in states]
     else:
         predicted, states[0] = _stateless_step(g, predictor, label, states[0])
-    predicted = layers.linear(g, joint["predictor_projection"], predicted)
+    predicted = layers.linear(g, params["joint"]["predictor_projection"], predicted)
     g.output("outputs", g("Unsqueeze", predicted, [2]), np.float32, ("N", width, 1))
     g.output("prednet_lengths", target_lengths, np.int32, ("N",))
     for name, state in zip(("next_state", "next_state_2"), states):
         g.output(name, state, np.float32, (1, "N", state_width))
-    g.save(folder / "decoder.onnx", {})
+    g.save(path, {})
 
+
+def _write_joiner(path: Path, config: Config, joint: layers.Params, vocabulary: int) -> None:
     g = Graph()
-    sides = [
-        g("Squeeze", g.input(name, np.float32, ("N", width, 1)), [2])
+    encoded, predicted = (
+        g("Squeeze", g.input(name, np.float32, ("N", config.joint.width, 1)), [2])
         for name in ("encoder_outputs", "decoder_outputs")
-    ]
-    logits = layers.joint(g, config, _blank_last(joint, vocabulary), *sides)
-    if is_tdt:
+    )
+    logits = layers.joint(g, config, _blank_last(joint, vocabulary), encoded, predicted)
+    if config.objective.kind == "tdt":
         logits = _blanks_last_for_frames(g, logits, vocabulary)
     outputs = joint["out"]["bias"].size
     g.output("outputs", g("Unsqueeze", logits, [1, 2]), np.float32, ("N", 1, 1, outputs))
-    g.save(folder / "joiner.onnx", {})
+    g.save(path, {})
 
 
 def _stateless_step(g: Graph, p: layers.Params, label: Value, state: Value) -> tuple[Value, Value]:

@@ -1,9 +1,8 @@
 """An ONNX graph, built node by node: values are names, and a layer is a function of them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
@@ -18,16 +17,17 @@ IR_VERSION = 8
 Value = str
 # What is no value is a constant: floats are float32, whole numbers int64.
 Operand = Value | np.ndarray | float | Sequence[int]
+Attribute = int | float | Sequence[int]
 
 
 class Graph:
     """Nodes in the order in which they were added; equal constants are stored once."""
 
     def __init__(self) -> None:
-        self._nodes: list[Any] = []
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
-        self._constants: dict[bytes, Any] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._constants: dict[bytes, onnx.TensorProto] = {}
 
     def input(self, name: str, dtype: type, shape: Sequence[int | str]) -> Value:
         """Axes that are named may have any size."""
@@ -38,12 +38,12 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(_described(name, dtype, shape))
 
-    def __call__(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
+    def __call__(self, operator: str, *operands: Operand, **attributes: Attribute) -> Value:
         """The result of a node with one."""
         return self.split(operator, 1, *operands, **attributes)[0]
 
     def split(
-        self, operator: str, results: int, *operands: Operand, **attributes: Any
+        self, operator: str, results: int, *operands: Operand, **attributes: Attribute
     ) -> list[Value]:
         """The results of a node with several."""
         names = [f"{operator}_{len(self._nodes)}_{i}" for i in range(results)]
@@ -51,7 +51,7 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
 
-    def save(self, path: Path, metadata: dict[str, Any]) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str | int]) -> None:
         """Writes the graph when ONNX's checker finds that shapes and types fit."""
         graph = helper.make_graph(
             self._nodes, path.stem, self._inputs, self._outputs, list(self._constants.values())
@@ -76,6 +76,6 @@ class Graph:
         return self._constants[key].name
 
 
-def _described(name: str, dtype: type, shape: Sequence[int | str]) -> Any:
+def _described(name: str, dtype: type, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_value_info(name, kind, shape)

@@ -6,18 +6,19 @@ change none within, as in JAX.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from asr_jax.config import Config, chunk_frames
 from asr_jax.export.onnx_graph import Graph, Value
 from asr_jax.features.logmel import VARIANCE_FLOOR
 from asr_jax.layers import attention
 
-Params = dict[str, Any]
+Params = dict[str, PyTree[np.ndarray]]
 # flax's, under the square root.
 _NORM_EPSILON = 1e-6
 
@@ -34,8 +35,8 @@ def cut(g: Graph, x: Value, start: int, end: int | Value, axis: int) -> Value:
 
 def count(g: Graph, start: Value | int, end: Value, step: int = 1) -> Value:
     """[N] int64: start, start + step, ..., before end; of values of shape [1]."""
-    scalar = lambda x: g("Squeeze", x, [0]) if isinstance(x, Value) else np.array(x)
-    return g("Range", scalar(start), scalar(end), np.array(step))
+    first = g("Squeeze", start, [0]) if isinstance(start, Value) else np.array(start)
+    return g("Range", first, g("Squeeze", end, [0]), np.array(step))
 
 
 def frame_mask(g: Graph, lengths: Value, frames: Value) -> Value:
@@ -107,7 +108,9 @@ class Past:
         return x
 
 
-def subsampling(g: Graph, config: Config, p: Params, x: Value, real: Any) -> Value:
+def subsampling(
+    g: Graph, config: Config, p: Params, x: Value, real: Callable[[int, Value], Value]
+) -> Value:
     """[B, T, F] to [B, T2, D]; real(stride, frames) masks the frames [B, T] after a stride."""
     over_time_alone = config.encoder.subsampling == "conv1d"
 
@@ -139,11 +142,11 @@ def _taps(g: Graph, p: Params, x: Value) -> Value:
 
 def _convolution_2d(g: Graph, p: Params, x: Value) -> Value:
     """A layer of layers.subsampling.Subsampling2D, of [B, C, T, F]."""
-    over = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+    halving = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
     if "depthwise" not in p:
-        return g("Conv", x, p["kernel"].transpose(3, 2, 0, 1), p["bias"], **over)
+        return g("Conv", x, p["kernel"].transpose(3, 2, 0, 1), p["bias"], **halving)
     depthwise = p["depthwise"].transpose(2, 0, 1)[:, None]
-    x = g("Conv", x, depthwise, group=len(depthwise), **over)
+    x = g("Conv", x, depthwise, group=len(depthwise), **halving)
     pointwise = p["pointwise"]
     return g("Conv", x, pointwise["kernel"].T[:, :, None, None], pointwise["bias"])
 
@@ -217,6 +220,8 @@ def _projected(
 
 
 Tables = tuple[Value | np.ndarray, Value | np.ndarray]
+# attend(p, x, past=None): an attention layer with all that its blocks share.
+Attend = Callable[..., Value]
 
 
 def rotary_tables(g: Graph, head_width: int, frames: Value) -> Tables:
@@ -308,20 +313,20 @@ def conformer_block(
     config: Config,
     p: Params,
     x: Value,
-    attend: Any,
+    attend: Attend,
     mask: Value | None,
     past: Past | None = None,
 ) -> Value:
     half = lambda y: g("Mul", y, 0.5)
     x = g("Add", x, half(feedforward(g, p["first_feedforward"], x)))
-    x = g("Add", x, attend(p["attention"], x))
+    x = g("Add", x, attend(p["attention"], x, past=past))
     x = g("Add", x, convolution(g, config, p["convolution"], x, mask, past))
     x = g("Add", x, half(feedforward(g, p["second_feedforward"], x)))
     return layer_norm(g, p["norm"], x)
 
 
 def transformer_block(
-    g: Graph, config: Config, p: Params, x: Value, attend: Any, mask: Value
+    g: Graph, config: Config, p: Params, x: Value, attend: Attend, mask: Value
 ) -> Value:
     x = g("Add", x, attend(p["attention"], x))
     return g("Add", x, feedforward(g, p["feedforward"], x))
@@ -330,25 +335,28 @@ def transformer_block(
 def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tuple[Value, Value]:
     """models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B]."""
     sizes = config.encoder
-    at = lambda stride: subsampled(g, lengths, stride)
-    real = lambda stride, frames: frame_mask(g, at(stride), frames)
+
+    def real(stride: int, frames: Value) -> Value:
+        return frame_mask(g, subsampled(g, lengths, stride), frames)
+
     x = subsampling(g, config, p["subsampling"], x, real)
-    lengths = at(sizes.subsampling_factor)
+    encoded_lengths = subsampled(g, lengths, sizes.subsampling_factor)
     frames = size(g, x, 1)
-    mask = frame_mask(g, lengths, frames)
+    mask = frame_mask(g, encoded_lengths, frames)
     hidden = visibility(g, config, mask, frames)
     if sizes.attention == "rotary":
         tables = rotary_tables(g, sizes.width // sizes.heads, frames)
-        attend = lambda p, x: rotary_attention(g, config, p, x, (tables, tables), hidden)
+        attend = functools.partial(rotary_attention, g, config, tables=(tables, tables))
     else:
         positions = relative_positions(g, sizes.width, frames)
-        attend = lambda p, x: relative_attention(g, config, p, x, positions, hidden)
+        attend = functools.partial(relative_attention, g, config, positions=positions)
+    attend = functools.partial(attend, hidden=hidden)
     block = {"conformer": conformer_block, "transformer": transformer_block}[sizes.kind]
     for layer in range(sizes.layers):
         x = block(g, config, layer_params(config, p["blocks"], layer), x, attend, mask)
     if "norm" in p:
         x = layer_norm(g, p["norm"], x)
-    return g("Where", g("Unsqueeze", mask, [2]), x, 0.0), lengths
+    return g("Where", g("Unsqueeze", mask, [2]), x, 0.0), encoded_lengths
 
 
 class Chunks(NamedTuple):
@@ -401,21 +409,20 @@ def encoder_step(
     if sizes.attention == "rotary":
         rates = _rotary_rates(sizes.width // sizes.heads)
         angles = (np.arange(keys, dtype=np.float32)[:, None] * rates)[:, None]
-        tables = lambda angles: (np.cos(angles), np.sin(angles))
-        both = tables(angles[chunks.cache_frames :]), tables(angles)
-        attend = lambda past: lambda p, x: rotary_attention(g, config, p, x, both, hidden, past)
+        cos, sin = np.cos(angles), np.sin(angles)
+        tables = (cos[chunks.cache_frames :], sin[chunks.cache_frames :]), (cos, sin)
+        attend = functools.partial(rotary_attention, g, config, tables=tables)
     else:
         positions = np.asarray(attention.relative_positions(keys, sizes.width))[None]
         positions = g("Identity", positions[:, : chunks.frames + keys])
-        attend = lambda past: (
-            lambda p, x: relative_attention(g, config, p, x, positions, hidden, past)
-        )
-    rows = {"key": chunks.cache_frames, "value": chunks.cache_frames, "gated": chunks.tail}
+        attend = functools.partial(relative_attention, g, config, positions=positions)
+    attend = functools.partial(attend, hidden=hidden)
+    frames = {"key": chunks.cache_frames, "value": chunks.cache_frames, "gated": chunks.tail}
     after = []
     for layer in range(sizes.layers):
-        past = Past(g, before[layer], rows)
+        past = Past(g, before[layer], frames)
         layer_p = layer_params(config, p["blocks"], layer)
-        x = conformer_block(g, config, layer_p, x, attend(past), None, past)
+        x = conformer_block(g, config, layer_p, x, attend, None, past)
         after.append(past.after)
     return x, tail, after
 
@@ -446,8 +453,8 @@ def lstm_step(
     embedded = g("Gather", p["embedding"]["embedding"], labels)
     gates = g("Add", linear(g, p["input"], embedded), linear(g, p["recurrent"], hidden))
     i, f, c, o = g.split("Split", 4, gates, axis=1)
-    kept = g("Mul", g("Sigmoid", g("Add", f, 1.0)), cell)
-    cell = g("Add", kept, g("Mul", g("Sigmoid", i), g("Tanh", c)))
+    remembered = g("Mul", g("Sigmoid", g("Add", f, 1.0)), cell)
+    cell = g("Add", remembered, g("Mul", g("Sigmoid", i), g("Tanh", c)))
     hidden = g("Mul", g("Sigmoid", o), g("Tanh", cell))
     return hidden, hidden, cell
 

@@ -9,12 +9,13 @@ output channel (a label, of an embedding): the largest magnitude in it, over 127
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors  # pyright: ignore[reportMissingImports]
+from jaxtyping import PyTree
 from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
 
 from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
@@ -27,7 +28,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def save_params(
-    path: Path, params: Any, *, dtype: Dtype, int8: bool, about: dict[str, str]
+    path: Path, params: PyTree, *, dtype: Dtype, int8: bool, about: dict[str, str]
 ) -> None:
     """Writes a tree of float arrays. `about` goes into the file's metadata."""
     tensors = {}
@@ -51,7 +52,7 @@ def read_about(path: Path) -> dict[str, str]:
     return about
 
 
-def load_params(path: Path, abstract: Any) -> tuple[Any, dict[str, str]]:
+def load_params(path: Path, abstract: PyTree) -> tuple[PyTree, dict[str, str]]:
     """The tree as float32 with the abstract one's structure, and the metadata.
 
     Raises ArtifactError unless names and shapes are those of `abstract`.
@@ -89,10 +90,10 @@ def _summed_axis(name: str, shape: tuple[int, ...]) -> int | None:
     return axis
 
 
-def named(tree: Any) -> dict[str, Any]:
+def named(tree: PyTree) -> dict[str, PyTree]:
     """The leaves of a tree of dicts under their paths, joined by dots."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _name(path: Any) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")

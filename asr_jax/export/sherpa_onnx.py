@@ -9,10 +9,11 @@ sherpa-onnx computes the features, and searches, by the layout: icefall_layout.p
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from asr_jax.config import Config, FeaturesConfig
 from asr_jax.export import icefall_layout, nemo_layout
+from asr_jax.export.onnx_layers import Params
 from asr_jax.text import Tokenizer
 
 PARTS = ("encoder", "decoder", "joiner")
@@ -92,7 +93,7 @@ def max_symbols_per_frame(config: Config) -> int:
     return nemo_layout.MAX_SYMBOLS_PER_FRAME[config.objective.kind]
 
 
-def write(folder: Path, config: Config, params: Any, tokenizer: Tokenizer) -> None:
+def write(folder: Path, config: Config, params: Params, tokenizer: Tokenizer) -> None:
     """Writes the files, in float32.
 
     Args:

@@ -32,13 +32,14 @@ about.json has the sizes, which config.json says in milliseconds.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export
+from jaxtyping import PyTree
 
 from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.hypotheses import Hypotheses
@@ -61,12 +62,17 @@ SUFFIX = ".stablehlo"
 PARAMS = "params.npz"
 ABOUT_FILE = "about.json"
 
+Params = dict[str, np.ndarray]
+"""Parameters by path, the first argument of every program."""
+
 
 class Program(NamedTuple):
-    call: Callable[..., Any]
-    """Of parameters and arguments."""
-    arguments: tuple[Any, ...]
-    """Their shapes, in which sizes may be symbols; without those of the parameters."""
+    """A function of parameters and arguments, and the shapes of its arguments."""
+
+    call: Callable[..., PyTree]
+    """call(params, *arguments)."""
+    arguments: tuple[PyTree[jax.ShapeDtypeStruct], ...]
+    """Shapes of the arguments without the parameters; a size may be a symbol."""
 
 
 def frame_samples(config: Config) -> int:
@@ -74,14 +80,12 @@ def frame_samples(config: Config) -> int:
     return hop_samples(config.features) * config.encoder.subsampling_factor
 
 
-def flat(params: Any) -> dict[str, np.ndarray]:
+def flat(params: PyTree) -> Params:
     """The programs' first argument."""
     return {name: np.asarray(value) for name, value in named(params).items()}
 
 
-def write(
-    folder: Path, programs: dict[str, Program], params: dict[str, np.ndarray], config: Config
-) -> None:
+def write(folder: Path, programs: dict[str, Program], params: Params, config: Config) -> None:
     """NAME.stablehlo of every program, params.npz, and about.json: what wrote them, and how many
     samples make an encoded frame and, of streams, a chunk and a hop."""
     sizes = {
@@ -100,7 +104,7 @@ def write(
         (folder / (name + SUFFIX)).write_bytes(exported.serialize())
 
 
-def load(folder: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, np.ndarray]]:
+def load(folder: Path) -> tuple[dict[str, Callable[..., PyTree]], Params]:
     """What `write` wrote: programs by their names, and parameters.
 
     Raises ArtifactError where this package, or this JAX, reads other versions.
@@ -124,113 +128,120 @@ def load(folder: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, np.ndar
         return programs, dict(file)
 
 
-def programs(graphdef: nnx.GraphDef, params: Any, config: Config) -> dict[str, Program]:
-    """Those of a model, by name."""
-    model_of = lambda params: nnx.merge(graphdef, _nested(params))
-    b, t = export.symbolic_shape("b, t")
-    found = _of_recordings(model_of, config, b, t)
+def programs(graphdef: nnx.GraphDef, params: PyTree, config: Config) -> dict[str, Program]:
+    """Return the programs of a model by name."""
+    found = _recording_programs(graphdef, config)
     if "joint" in params:
-        found |= _of_a_search(model_of, flat(params), config, b)
+        found |= _search_programs(graphdef, flat(params), config)
     if config.decoding.chunk_ms and not cannot_stream(config):
-        found |= _of_streams(model_of, flat(params), config, b)
+        found |= _stream_programs(graphdef, flat(params), config)
     return found
 
 
-def _of_recordings(
-    model_of: Callable[[Any], Any], config: Config, b: Any, t: Any
-) -> dict[str, Program]:
+def _recording_programs(graphdef: nnx.GraphDef, config: Config) -> dict[str, Program]:
     def encoded(model, samples, sample_lengths):
         features, lengths = log_mel(samples, sample_lengths, config.features)
         chunk = chunk_frames(config.decoding.chunk_ms, config)
         return model.encoder(features, lengths, chunk_frames=chunk)
 
     def recognize(params, samples, sample_lengths):
-        model = model_of(params)
+        model = nnx.merge(graphdef, _nested(params))
         found = search(model, *encoded(model, samples, sample_lengths), config=config.decoding)
-        return _labels(found)
+        return _best_labels(found)
 
     def encode(params, samples, sample_lengths):
-        model = model_of(params)
+        model = nnx.merge(graphdef, _nested(params))
         frames, lengths = encoded(model, samples, sample_lengths)
         if isinstance(model, Transducer):
             frames = model.joint.encoder_projection(frames)
         return frames, lengths
 
+    b, t = export.symbolic_shape("b, t")
     audio = (_floats(b, t * frame_samples(config)), _integers(b))
     return {"recognize": Program(recognize, audio), "encode": Program(encode, audio)}
 
 
-def _of_a_search(
-    model_of: Callable[[Any], Any], params: Any, config: Config, b: Any
-) -> dict[str, Program]:
+def _search_programs(graphdef: nnx.GraphDef, params: Params, config: Config) -> dict[str, Program]:
     def with_prediction(model, state):
         return state, model.joint.predictor_projection(model.predictor.output(state))
 
     def start(params, lengths):
-        model = model_of(params)
+        model = _transducer(graphdef, params)
         return with_prediction(model, model.predictor.start(lengths.shape[0]))
 
     def step(params, state, labels):
-        model = model_of(params)
+        model = _transducer(graphdef, params)
         return with_prediction(model, model.predictor.step(state, labels))
 
     def join(params, encoded, predicted):
-        return tuple(model_of(params).joint.scores(encoded, predicted))
+        return tuple(_transducer(graphdef, params).joint.scores(encoded, predicted))
 
-    side = _floats(b, config.joint.width)
+    (b,) = export.symbolic_shape("b")
+    projected = _floats(b, config.joint.width)
     state, _ = jax.eval_shape(start, params, _integers(b))
     return {
         "start": Program(start, (_integers(b),)),
         "step": Program(step, (state, _integers(b))),
-        "join": Program(join, (side, side)),
+        "join": Program(join, (projected, projected)),
     }
 
 
-def _of_streams(
-    model_of: Callable[[Any], Any], params: Any, config: Config, b: Any
-) -> dict[str, Program]:
+def _stream_programs(graphdef: nnx.GraphDef, params: Params, config: Config) -> dict[str, Program]:
     def start(params, lengths):
-        return start_stream(model_of(params), lengths.shape[0], config=config)
+        return start_stream(_transducer(graphdef, params), lengths.shape[0], config=config)
 
-    # Whoever runs the programs has none of our classes: there a state is a dict.
+    # A program's caller has none of this package's classes: its state is a dict.
+    (b,) = export.symbolic_shape("b")
     state, treedef = jax.tree.flatten(jax.eval_shape(start, params, _integers(b)))
     names = [*named(treedef.unflatten(state))]
-    of_dict = lambda state: treedef.unflatten([state[name] for name in names])
+
+    def stream_state(state):
+        return treedef.unflatten([state[name] for name in names])
+
+    def start_dict(params, lengths):
+        return named(start(params, lengths))
 
     def recognize_chunk(params, state, *samples):
-        after, found = stream_step(model_of(params), of_dict(state), *samples, config=config)
-        return named(after), *_labels(found)
+        model = _transducer(graphdef, params)
+        after, found = stream_step(model, stream_state(state), *samples, config=config)
+        return named(after), *_best_labels(found)
 
-    def encode_chunk_(params, state, *samples):
-        model, before = model_of(params), of_dict(state)
+    def encode_chunk_dict(params, state, *samples):
+        model, before = _transducer(graphdef, params), stream_state(state)
         encoder, frames, lengths = encode_chunk(model, before.encoder, *samples, config=config)
         after = named(before._replace(encoder=encoder))
         return after, model.joint.encoder_projection(frames), lengths
 
     chunk = (dict(zip(names, state)), _floats(b, chunk_samples(config)), _integers(b))
     return {
-        "start_stream": Program(lambda *given: named(start(*given)), (_integers(b),)),
+        "start_stream": Program(start_dict, (_integers(b),)),
         "recognize_chunk": Program(recognize_chunk, chunk),
-        "encode_chunk": Program(encode_chunk_, chunk),
+        "encode_chunk": Program(encode_chunk_dict, chunk),
     }
 
 
-def _labels(found: Hypotheses) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the best of every row: labels [B, N], counts [B], frames [B, N]."""
+def _transducer(graphdef: nnx.GraphDef, params: dict[str, jax.Array]) -> Transducer:
+    model = nnx.merge(graphdef, _nested(params))
+    assert isinstance(model, Transducer)
+    return model
+
+
+def _best_labels(found: Hypotheses) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return labels [B, N], counts [B] and frames [B, N] of every row's best hypothesis."""
     return found.labels[:, 0], found.counts[:, 0], found.frames[:, 0]
 
 
-def _floats(*shape: Any) -> jax.ShapeDtypeStruct:
+def _floats(*shape: object) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _integers(*shape: Any) -> jax.ShapeDtypeStruct:
+def _integers(*shape: object) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def _nested(params: dict[str, Any]) -> dict[str, Any]:
-    """The tree whose leaves are named by their paths."""
-    tree: dict[str, Any] = {}
+def _nested(params: dict[str, jax.Array]) -> PyTree:
+    """Return the tree whose leaves are named by their paths."""
+    tree: PyTree = {}
     for name, value in params.items():
         *path, last = name.split(".")
         inner = tree

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from asr_jax.scoring.report import Baseline
+from asr_jax.scoring.evaluation import Baseline
 from asr_jax.types import Utterance
 
 

@@ -1,10 +1,8 @@
-"""The three files that an evaluation leaves: hypotheses.jsonl, wer.json and report.html."""
+"""The three files of an evaluation: hypotheses.jsonl, wer.json and report.html."""
 
 import base64
 import json
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +10,22 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from asr_jax.scoring import wer
+from asr_jax.scoring.evaluation import (
+    Evaluation,
+    Figures,
+    Scores,
+    mean_confidence,
+    score,
+    wer_figures,
+)
 from asr_jax.scoring.report_page import render_page
-from asr_jax.scoring.significance import compare
 from asr_jax.scoring.wer import Edit, ErrorCounts
-from asr_jax.types import LabelPosterior, Skipped, Transcript, Utterance
+from asr_jax.types import LabelPosterior, Transcript, Utterance
 
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
 
-# A member of a tar has no file name: what a browser can play is told by its first bytes.
+# A member of a tar archive has no file name, so the first bytes tell what a browser can play.
 _MIME_TYPES = {
     b"fLaC": "audio/flac",
     b"OggS": "audio/ogg",
@@ -30,240 +35,100 @@ _MIME_TYPES = {
     b"\xff\xf3": "audio/mpeg",
 }
 
+RecordingOf = Callable[[Utterance, int], bytes | None]
+"""Returns the stored bytes of an utterance's whole recording; None if it has more bytes than the
+second argument or cannot be read."""
 
-# Percent, where bands of confidence begin: most words are recognised with near certainty.
-_CONFIDENCES = (0, 50, 70, 80, 90, 95, 98)
+Posteriors = Mapping[str, Sequence[LabelPosterior]]
+"""Posteriors of the labels of a reference, by utterance id."""
 
 
-class Baseline(NamedTuple):
-    """Another recogniser's texts of the same recordings."""
+class Recordings(NamedTuple):
+    """Recordings that the page holds."""
 
-    name: str
-    hypotheses: Mapping[str, str]
-    """By the utterance's id."""
+    uris: list[str]
+    """data: URIs."""
+    indices: dict[Hashable, int | None]
+    """Index of the URI by recording; None for a recording that the page does not hold."""
 
 
 def write_evaluation(
     output: Path,
+    evaluation: Evaluation,
     *,
-    utterances: Sequence[Utterance],
-    hypotheses: Sequence[Transcript],
-    title: str,
-    facts: dict[str, str],
-    audio_seconds: float,
-    wall_seconds: float,
-    recording_of: Callable[[Utterance, int], bytes | None] | None,
-    not_recognised: Sequence[Skipped] = (),
-    normalize: Callable[[str], str] = str,
-    baseline: Baseline | None = None,
+    recording_of: RecordingOf | None = None,
     lattices: int = 0,
-    posteriors_of: Callable[[Sequence[Utterance]], Mapping[str, list[LabelPosterior]]] = (
-        lambda utterances: {}
-    ),
-) -> dict:
-    """Scores hypotheses against the utterances' texts and writes three files into `output`.
+    posteriors_of: Callable[[Sequence[Utterance]], Posteriors] | None = None,
+) -> Figures:
+    """Score an evaluation, write its three files into `output`, and return the figures.
 
-    hypotheses.jsonl  {"id", "reference", "hypothesis", "words"}, a line per utterance, in their
-                      order, texts not normalised; words as in types.Word
+    hypotheses.jsonl  {"id", "reference", "hypothesis", "words"}, a line per utterance, in order;
+                      texts are not normalized, words are as in types.Word
     report.html       one page that needs no network: figures, charts, confusions, every utterance
-    wer.json          the figures; written last, so that where it is, the others are complete
-
-    In wer.json "wer", "wer_95_percent_interval", "cer", "sentence_error_rate", "wer_by_speaker"
-    (of utterances that name one), "wer_by_duration" and "wer_by_confidence" (the mean of an
-    utterance's words) are percent: 12.3 is 12.3 %. "rtfx" is seconds of audio recognised per
-    second of wall clock. "comparison" with the baseline covers the utterances that both have;
-    the ids of the others are "only_here" and "only_there". A rate over no reference words is null.
+    wer.json          the figures; written last, so that the other files are complete if it exists
 
     Args:
-        output: folder, made if missing; files of the same names are replaced, each at once.
-        utterances: what was recognised; `text` is the reference.
-        hypotheses: one for each utterance.
-        title: heading of the page, such as the name of the data.
-        facts: what the page lists about the run (checkpoint, decoder, device); kept in wer.json.
-        audio_seconds: audio recognised.
-        wall_seconds: how long that took.
-        recording_of: gives the whole recording of an utterance as it is stored, or None where it
-            has more bytes than the number given or cannot be read. With it the recordings are put
-            into the page, up to EMBEDDED_AUDIO_BYTES, those with the most errors first; the page
-            knows the way from `output` to the others that are files of their own.
-        not_recognised: utterances without a hypothesis, which do not count; kept in wer.json.
-        normalize: brings a text into the form in which it is scored.
-        baseline: what to compare with.
-        lattices: of so many utterances, those with the most errors, the page shows
-        posteriors_of: when the labels of their references come, by id, as this says.
+        output: folder, made if missing; files of the same names are replaced atomically.
+        recording_of: makes the page hold recordings, up to EMBEDDED_AUDIO_BYTES, those with the
+            most errors first; the page has the path from `output` to other recordings that are
+            files of their own.
+        lattices: number of worst utterances to plot.
+        posteriors_of: their label posteriors, by utterance id.
 
-    Returns:
-        What wer.json holds.
-
-    Raises:
-        ValueError: no utterances, another number of hypotheses, wall_seconds not positive, or
-            nothing that the baseline has too.
+    Raises ValueError for a baseline without any of the utterances.
     """
-    if not utterances:
-        raise ValueError("utterances = []: nothing to score, needs at least one")
-    if len(hypotheses) != len(utterances):
-        raise ValueError(
-            f"len(hypotheses) = {len(hypotheses)}: must equal len(utterances) = {len(utterances)}"
-        )
-    if wall_seconds <= 0:
-        raise ValueError(f"wall_seconds = {wall_seconds!r}: must be positive")
-
-    pairs = [(normalize(u.text), normalize(h.text)) for u, h in zip(utterances, hypotheses)]
-    alignments = [wer.align(said.split(), heard.split()) for said, heard in pairs]
-    counts = [wer.count_word_errors(*pair) for pair in pairs]
-    speakers = wer.counts_by([u.speaker for u in utterances], counts)
-    speakers.pop("", None)
-    figures = _figures(pairs, counts, audio_seconds, wall_seconds)
-    durations = _by_duration(utterances, counts)
-    confidences = _by_confidence(hypotheses, counts)
-    for name, groups in (
-        ("speaker", dict(sorted(speakers.items()))),
-        ("duration", durations),
-        ("confidence", confidences),
-    ):
-        figures[f"wer_by_{name}"] = {key: _percent(c.rate) for key, c in groups.items()}
-    if baseline:
-        figures["comparison"] = _comparison(utterances, pairs, counts, baseline, normalize)
-    figures["not_recognised"] = [asdict(skipped) for skipped in not_recognised]
-    figures["facts"] = facts
-
-    worst = sorted(range(len(utterances)), key=lambda n: -counts[n].errors)
-    audio_uris, audio_of = (
-        _embedded_audio([utterances[n] for n in worst], recording_of) if recording_of else ([], {})
-    )
-    posteriors = posteriors_of([utterances[n] for n in worst[:lattices]]) if lattices else {}
-    rows = []
-    for n, (utterance, heard) in enumerate(zip(utterances, hypotheses)):
-        row = _row(utterance, alignments[n], counts[n]) | _timed(heard, pairs[n][1])
-        row["audio"] = audio_of.get(_recording(utterance))
-        if recording_of and row["audio"] is None and utterance.within is None:
-            row["file"] = quote(os.path.relpath(utterance.audio, output))
-        if baseline and utterance.id in baseline.hypotheses:
-            row["other"] = normalize(baseline.hypotheses[utterance.id])
-            others = wer.count_word_errors(pairs[n][0], str(row["other"]))
-            row["gain"] = others.errors - counts[n].errors
-        if utterance.id in posteriors:
-            row["lattice"] = [_lattice_row(label) for label in posteriors[utterance.id]]
-        rows.append(row)
+    scores = score(evaluation)
+    figures = wer_figures(evaluation, scores)
+    worst = [evaluation.utterances[n] for n in scores.worst_first]
+    recordings = embed_recordings(worst, recording_of) if recording_of else None
+    posteriors = posteriors_of(worst[:lattices]) if posteriors_of and lattices else {}
     page = render_page(
-        title=title,
-        figures=figures,
-        speakers=speakers,
-        durations=durations,
-        confidences=confidences,
-        confusions=Counter(
-            (edit.reference, edit.hypothesis)
-            for columns in alignments
-            for edit in columns
-            if edit.op != "equal"
-        ),
-        rows=rows,
-        audio_uris=audio_uris,
-        audio_wanted=recording_of is not None,
+        evaluation.title,
+        figures,
+        scores,
+        rows=_rows(evaluation, scores, recordings, posteriors, output),
+        recordings=recordings.uris if recordings else None,
     )
-
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "hypotheses.jsonl", _lines(utterances, hypotheses))
+    _write(output / "hypotheses.jsonl", _hypotheses(evaluation))
     _write(output / "report.html", page)
     _write(output / "wer.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
     return figures
 
 
-def _figures(
-    pairs: Sequence[tuple[str, str]],
-    counts: list[ErrorCounts],
-    audio_seconds: float,
-    wall_seconds: float,
-) -> dict:
-    corpus = wer.total(counts)
-    characters = wer.total(wer.count_character_errors(*pair) for pair in pairs)
-    low, high = wer.bootstrap_interval(counts, seed=0)
-    return {
-        "wer": _percent(corpus.rate),
-        "wer_95_percent_interval": [_percent(low), _percent(high)],
-        "substitutions": corpus.substitutions,
-        "deletions": corpus.deletions,
-        "insertions": corpus.insertions,
-        "reference_words": corpus.reference_words,
-        "utterances": len(pairs),
-        "cer": _percent(characters.rate),
-        "sentence_error_rate": _percent(wer.sentence_error_rate(counts)),
-        "audio_seconds": audio_seconds,
-        "wall_seconds": wall_seconds,
-        "rtfx": audio_seconds / wall_seconds,
-    }
+def _rows(
+    evaluation: Evaluation,
+    scores: Scores,
+    recordings: Recordings | None,
+    posteriors: Posteriors,
+    output: Path,
+) -> list[dict[str, object]]:
+    """Return the utterances as the page's script reads them."""
+    rows = []
+    for n, utterance in enumerate(evaluation.utterances):
+        reference, hypothesis = scores.texts[n]
+        row = _aligned(utterance, scores.alignments[n], scores.counts[n])
+        row |= _timed(evaluation.transcripts[n], hypothesis)
+        row["audio"] = recordings.indices.get(_recording(utterance)) if recordings else None
+        if recordings and row["audio"] is None and utterance.within is None:
+            row["file"] = quote(os.path.relpath(utterance.audio, output))
+        if evaluation.baseline and utterance.id in evaluation.baseline.hypotheses:
+            baseline = evaluation.normalize(evaluation.baseline.hypotheses[utterance.id])
+            baseline_errors = wer.count_word_errors(reference, baseline).errors
+            row |= {"other": baseline, "gain": baseline_errors - scores.counts[n].errors}
+        if utterance.id in posteriors:
+            row["lattice"] = [_lattice_row(label) for label in posteriors[utterance.id]]
+        rows.append(row)
+    return rows
 
 
-def _percent(rate: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(rate) else 100 * rate
-
-
-def _by_duration(
-    utterances: Sequence[Utterance], counts: list[ErrorCounts]
-) -> dict[str, ErrorCounts]:
-    """Counts per octave of duration, the shortest first."""
-    octaves = [math.ceil(math.log2(max(u.duration_seconds, 1.0))) for u in utterances]
-    groups = wer.counts_by([str(octave) for octave in octaves], counts)
-    return {
-        f"{2 ** (octave - 1)} to {2**octave} s" if octave else "up to 1 s": groups[str(octave)]
-        for octave in sorted(set(octaves))
-    }
-
-
-def _by_confidence(
-    hypotheses: Sequence[Transcript], counts: list[ErrorCounts]
-) -> dict[str, ErrorCounts]:
-    """Counts per band of the words' mean confidence, the surest first."""
-
-    def band(heard: Transcript) -> str:
-        if not heard.words:
-            return "nothing heard"
-        mean = 100 * sum(word.confidence for word in heard.words) / len(heard.words)
-        return next(name for low, name in bands.items() if mean >= low)
-
-    ends = [*_CONFIDENCES, 100]
-    bands = {low: f"{low} to {high} %" for low, high in zip(ends[-2::-1], ends[:0:-1])}
-    groups = wer.counts_by([band(heard) for heard in hypotheses], counts)
-    return {name: groups[name] for name in (*bands.values(), "nothing heard") if name in groups}
-
-
-def _comparison(
-    utterances: Sequence[Utterance],
-    pairs: Sequence[tuple[str, str]],
-    counts: list[ErrorCounts],
-    baseline: Baseline,
-    normalize: Callable[[str], str],
-) -> dict:
-    both = [n for n, utterance in enumerate(utterances) if utterance.id in baseline.hypotheses]
-    if not both:
-        raise ValueError(f"{baseline.name}: recognised none of the {len(utterances)} utterances")
-    others = [
-        wer.count_word_errors(pairs[n][0], normalize(baseline.hypotheses[utterances[n].id]))
-        for n in both
-    ]
-    found = compare([counts[n] for n in both], others, seed=0)
-    here = {utterance.id for utterance in utterances}
-    return {
-        "with": baseline.name,
-        "utterances": len(both),
-        "wer": _percent(found.rate),
-        "other_wer": _percent(found.other_rate),
-        "difference": _percent(found.difference),
-        "difference_95_percent_interval": [_percent(found.low), _percent(found.high)],
-        "p_value": None if math.isnan(found.p_value) else found.p_value,
-        "better": found.better,
-        "worse": found.worse,
-        "only_here": sorted(here - baseline.hypotheses.keys()),
-        "only_there": sorted(baseline.hypotheses.keys() - here),
-    }
-
-
-def _row(utterance: Utterance, columns: list[Edit], counts: ErrorCounts) -> dict[str, object]:
-    """An utterance as the page's script reads it: `text` has runs of right words as strings, and
-    errors as [reference, hypothesis], one of them null for a deletion or an insertion."""
+def _aligned(
+    utterance: Utterance, alignment: Sequence[Edit], counts: ErrorCounts
+) -> dict[str, object]:
+    """Return an utterance with its alignment: in `text`, runs of correct words are strings, and
+    errors are [reference, hypothesis], one of them null for a deletion or an insertion."""
     text: list[str | list[str | None]] = []
-    for op, reference, hypothesis in columns:
+    for op, reference, hypothesis in alignment:
         if op != "equal":
             text.append([reference, hypothesis])
         elif text and isinstance(text[-1], str):
@@ -281,69 +146,69 @@ def _row(utterance: Utterance, columns: list[Edit], counts: ErrorCounts) -> dict
     }
 
 
-def _timed(heard: Transcript, normalized: str) -> dict[str, object]:
-    """The words' mean confidence in percent, and of every word start and end in ms, confidence in
-    percent; their texts too where they are not those of the normalised transcript."""
-    words = heard.words
-    sure = round(100 * sum(w.confidence for w in words) / len(words), 1) if words else None
+def _timed(transcript: Transcript, normalized: str) -> dict[str, object]:
+    """Return the words' mean confidence in percent, and start in ms, end in ms and confidence in
+    percent of every word; also the words where they differ from the normalized transcript."""
+    confidence = mean_confidence(transcript)
     numbers = [
         round(number)
-        for w in words
-        for number in (1000 * w.start_seconds, 1000 * w.end_seconds, 100 * w.confidence)
+        for word in transcript.words
+        for number in (1000 * word.start_seconds, 1000 * word.end_seconds, 100 * word.confidence)
     ]
-    texts = [word.text for word in words]
-    timed: dict[str, object] = {"sure": sure, "times": numbers}
-    return timed if texts == normalized.split() else timed | {"heard": texts}
+    words = [word.text for word in transcript.words]
+    return {
+        "sure": None if confidence is None else round(confidence, 1),
+        "times": numbers,
+        **({} if words == normalized.split() else {"heard": words}),
+    }
 
 
 def _lattice_row(label: LabelPosterior) -> list[object]:
-    """Piece, first frame's start and a frame's length in ms, and probabilities in percent."""
+    """Return piece, start of the first frame and length of a frame in ms, and probabilities in
+    percent."""
     times = (round(1000 * seconds) for seconds in (label.start_seconds, label.frame_seconds))
     return [label.piece, *times, [round(100 * p) for p in label.probabilities]]
 
 
 def _recording(utterance: Utterance) -> Hashable:
-    """Equal for the stretches of one recording."""
+    """Return a key that is equal for all segments of one recording."""
     return utterance.audio, utterance.within
 
 
-def _embedded_audio(
-    utterances: Sequence[Utterance],
-    recording_of: Callable[[Utterance, int], bytes | None],
-) -> tuple[list[str], dict[Hashable, int | None]]:
-    """data: URIs, and which of them each recording is. The first utterances are worth hearing
-    most; what cannot be played or no longer fits is left out."""
+def embed_recordings(utterances: Sequence[Utterance], recording_of: RecordingOf) -> Recordings:
+    """Embed the recordings of the first utterances that a browser can play and that fit."""
     uris: list[str] = []
-    index: dict[Hashable, int | None] = {}
+    indices: dict[Hashable, int | None] = {}
     budget_bytes = EMBEDDED_AUDIO_BYTES
     for utterance in utterances:
         recording = _recording(utterance)
-        if recording in index:
+        if recording in indices:
             continue
         stored = recording_of(utterance, budget_bytes) or b""
         mime_type = next((_MIME_TYPES[m] for m in _MIME_TYPES if stored.startswith(m)), None)
-        index[recording] = len(uris) if mime_type else None
+        indices[recording] = len(uris) if mime_type else None
         if mime_type:
             budget_bytes -= len(stored)
             uris.append(f"data:{mime_type};base64,{base64.b64encode(stored).decode()}")
-    return uris, index
+    return Recordings(uris, indices)
 
 
-def _lines(utterances: Sequence[Utterance], hypotheses: Sequence[Transcript]) -> str:
+def _hypotheses(evaluation: Evaluation) -> str:
+    """Return the contents of hypotheses.jsonl."""
     lines = (
         {
             "id": utterance.id,
             "reference": utterance.text,
-            "hypothesis": hypothesis.text,
-            "words": [asdict(word) for word in hypothesis.words],
+            "hypothesis": transcript.text,
+            "words": [asdict(word) for word in transcript.words],
         }
-        for utterance, hypothesis in zip(utterances, hypotheses)
+        for utterance, transcript in zip(evaluation.utterances, evaluation.transcripts)
     )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _write(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of it."""
+    """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

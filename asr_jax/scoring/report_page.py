@@ -6,43 +6,36 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from asr_jax.scoring.evaluation import ComparisonFigures, Figures, Scores
 from asr_jax.scoring.wer import ErrorCounts
 
 _LONGEST_CHART = 12
 _LONGEST_LIST = 10
+# Pixels.
+_BAR_HEIGHT = 26
 
 
 def render_page(
-    *,
     title: str,
-    figures: Mapping,
-    speakers: Mapping[str, ErrorCounts],
-    durations: Mapping[str, ErrorCounts],
-    confidences: Mapping[str, ErrorCounts],
-    confusions: Counter[tuple[str | None, str | None]],
-    rows: Sequence[Mapping],
-    audio_uris: Sequence[str],
-    audio_wanted: bool,
+    figures: Figures,
+    scores: Scores,
+    *,
+    rows: Sequence[Mapping[str, object]],
+    recordings: Sequence[str] | None,
 ) -> str:
-    """HTML of the whole report; `figures` is what wer.json holds, `rows` the table's content.
+    """Return the HTML of report.html.
 
     Rows travel as JSON and are drawn by the page's script as the reader scrolls. "<" cannot
     occur in that JSON, so no transcript can end the element that carries it.
+
+    Args:
+        rows: the table of utterances, as report.js reads it.
+        recordings: data: URIs of embedded recordings; None if recordings were not asked for.
     """
-    worst = sorted(speakers.items(), key=lambda item: -_rate(item[1]))[:_LONGEST_CHART]
-    shown = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
-    charts = _chart("WER by speaker", dict(worst), shown) if speakers else ""
-    charts += _chart("WER by duration", durations)
-    charts += _chart("WER by confidence", confidences)
-    hours = figures["audio_seconds"] / 3600
-    amount = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
-    subtitle = f"{figures['utterances']:,} utterances · {amount} of audio" + (
-        f" · {len(speakers):,} speakers" if speakers else ""
-    )
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     audio = "\n".join(
         f'<script type="text/plain" id="audio-{i}">{uri}</script>'
-        for i, uri in enumerate(audio_uris)
+        for i, uri in enumerate(recordings or ())
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -54,49 +47,61 @@ def render_page(
  media-src 'self' data: file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
 <title>{escape(title)}: {_number(figures["wer"])} % WER</title>
-<style>{_beside("report.css")}</style>
+<style>{_read("report.css")}</style>
 </head>
 <body>
 <main>
-<header><h1>{escape(title)}</h1><p>{subtitle}</p></header>
+<header><h1>{escape(title)}</h1><p>{_subtitle(figures, scores)}</p></header>
 {_headline(figures)}
 {_comparison(figures)}
 {_facts(figures["facts"])}
-<div class="pair">{charts}</div>
-{_confusion_lists(confusions)}
-{_table(rows, audio_wanted, "comparison" in figures)}
+<div class="pair">{_charts(scores)}</div>
+{_confusion_lists(scores)}
+{_table(rows, recordings is not None, "comparison" in figures)}
 </main>
 <script type="application/json" id="rows">{data}</script>
 {audio}
-<script>{_beside("report.js")}</script>
+<script>{_read("report.js")}</script>
 </body>
 </html>
 """
 
 
-def _beside(name: str) -> str:
+def _read(name: str) -> str:
     return files("asr_jax.scoring").joinpath(name).read_text(encoding="utf-8")
+
+
+def _subtitle(figures: Figures, scores: Scores) -> str:
+    hours = figures["audio_seconds"] / 3600
+    amount = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
+    speakers = f" · {len(scores.by_speaker):,} speakers" if scores.by_speaker else ""
+    return f"{figures['utterances']:,} utterances · {amount} of audio{speakers}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _rate(counts: ErrorCounts) -> float:
-    return counts.rate if counts.reference_words else 0.0
+def _css_class(kind: str) -> str:
+    """Return sub, del or ins for a kind of error."""
+    return kind[:3].lower()
 
 
-def _headline(figures: Mapping) -> str:
+def _headline(figures: Figures) -> str:
     low, high = figures["wer_95_percent_interval"]
     words = figures["reference_words"]
-    edits = ("substitutions", "deletions", "insertions")
+    counts = {
+        "Substitutions": figures["substitutions"],
+        "Deletions": figures["deletions"],
+        "Insertions": figures["insertions"],
+    }
     tiles = [
         (
-            f'<i class="{edit[:3]}"></i>{edit.title()}',
-            f"{figures[edit]:,}",
-            f"{100 * figures[edit] / words:.2f} % of words" if words else "",
+            f'<i class="{_css_class(kind)}"></i>{kind}',
+            f"{count:,}",
+            f"{100 * count / words:.2f} % of words" if words else "",
         )
-        for edit in edits
+        for kind, count in counts.items()
     ]
     tiles += [
         ("Character error rate", f"{_number(figures['cer'])} <small>%</small>", "spaces included"),
@@ -119,7 +124,7 @@ def _headline(figures: Mapping) -> str:
 </dl></section>"""
 
 
-def comparison_lines(comparison: Mapping) -> list[str]:
+def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     """What wer.json's "comparison" says, in words."""
     difference = comparison["difference"]
     low, high = comparison["difference_95_percent_interval"]
@@ -130,12 +135,12 @@ def comparison_lines(comparison: Mapping) -> list[str]:
         verdict = f"{'lower' if difference < 0 else 'higher'} by more than chance"
     else:
         verdict = "may be chance"
-    utterances, better, worse = (comparison[name] for name in ("utterances", "better", "worse"))
     lines = [
         f"WER {_number(comparison['wer'])} % against {_number(comparison['other_wer'])} %: "
         f"{_signed(difference)}, 95 % interval {_signed(low)} to {_signed(high)}",
         f"matched pairs: p = {'–' if p_value is None else f'{p_value:.2g}'}, {verdict}",
-        f"{utterances:,} utterances: {better:,} with fewer errors, {worse:,} with more",
+        f"{comparison['utterances']:,} utterances: {comparison['better']:,} with fewer errors, "
+        f"{comparison['worse']:,} with more",
     ]
     for where, ids in (("here", comparison["only_here"]), ("there", comparison["only_there"])):
         if ids:
@@ -150,7 +155,7 @@ def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
 
 
-def _comparison(figures: Mapping) -> str:
+def _comparison(figures: Figures) -> str:
     if "comparison" not in figures:
         return ""
     items = "".join(f"<p>{escape(line)}</p>" for line in comparison_lines(figures["comparison"]))
@@ -167,62 +172,93 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{items}</dl>' if facts else ""
 
 
-def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> str:
-    """Horizontal bars as long as each group's WER, divided into its three kinds of errors.
-
-    Places are percentages of the drawing, so that it fits any width and its letters stay the same.
-    """
-    height = 26
-    longest = max(map(_rate, groups.values())) or 1.0
-    bars = []
-    for i, (label, counts) in enumerate(groups.items()):
-        y, x = i * height, 32.0
-        short = label if len(label) <= 12 else f"{label[:11]}…"
-        bars.append(
-            f"<g><title>{escape(label)}: {counts.errors:,} errors in {counts.reference_words:,}"
-            f' words</title><text x="0" y="{y + 17}">{escape(short)}</text>'
-        )
-        for kind in ("substitutions", "deletions", "insertions"):
-            if counts.reference_words:
-                width = 26 * getattr(counts, kind) / counts.reference_words / longest
-                bars.append(
-                    f'<rect class="{kind[:3]}" x="{x:.2f}%" y="{y + 5}" width="{width:.2f}%"'
-                    f' height="{height - 10}"/>'
-                )
-                x += width
-        percent = _number(100 * counts.rate if counts.reference_words else None, 1)
-        bars.append(
-            f'<text class="value" x="{x:.2f}%" dx="8" y="{y + 17}">{percent} %</text>'
-            f'<text class="words" x="100%" y="{y + 17}">{counts.reference_words:,}</text></g>'
-        )
+def _charts(scores: Scores) -> str:
+    speakers = sorted(scores.by_speaker.items(), key=lambda item: -_rate(item[1]))
+    worst = dict(speakers[:_LONGEST_CHART])
+    note = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
     return (
-        f"<section><h2>{heading} <small>{note}with words</small></h2>"
-        f'<svg role="img" aria-label="{heading}"'
-        f' width="100%" height="{len(groups) * height}">{"".join(bars)}</svg></section>'
+        (_chart("WER by speaker", worst, note) if worst else "")
+        + _chart("WER by duration", scores.by_duration)
+        + _chart("WER by confidence", scores.by_confidence)
     )
 
 
-def _confusion_lists(confusions: Counter[tuple[str | None, str | None]]) -> str:
-    """The commonest errors of each kind. A click shows the utterances that have them."""
+def _rate(counts: ErrorCounts) -> float:
+    return counts.rate if counts.reference_words else 0.0
+
+
+def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> str:
+    """Return horizontal bars as long as each group's WER, divided into its three kinds of errors.
+
+    Positions are percentages of the drawing, so that it fits any width at the same font size.
+    """
+    longest = max(map(_rate, groups.values())) or 1.0
+    bars = [
+        _bar(label, counts, top=i * _BAR_HEIGHT, longest=longest)
+        for i, (label, counts) in enumerate(groups.items())
+    ]
+    return (
+        f"<section><h2>{heading} <small>{note}with words</small></h2>"
+        f'<svg role="img" aria-label="{heading}"'
+        f' width="100%" height="{len(groups) * _BAR_HEIGHT}">{"".join(bars)}</svg></section>'
+    )
+
+
+def _bar(label: str, counts: ErrorCounts, *, top: int, longest: float) -> str:
+    """Return one bar of a chart whose longest bar is of the rate `longest`."""
+    short = label if len(label) <= 12 else f"{label[:11]}…"
+    parts = [
+        f"<g><title>{escape(label)}: {counts.errors:,} errors in {counts.reference_words:,}"
+        f' words</title><text x="0" y="{top + 17}">{escape(short)}</text>'
+    ]
+    left = 32.0
+    if counts.reference_words:
+        for kind in ("substitutions", "deletions", "insertions"):
+            width = 26 * getattr(counts, kind) / counts.reference_words / longest
+            parts.append(
+                f'<rect class="{_css_class(kind)}" x="{left:.2f}%" y="{top + 5}"'
+                f' width="{width:.2f}%" height="{_BAR_HEIGHT - 10}"/>'
+            )
+            left += width
+    percent = _number(100 * counts.rate if counts.reference_words else None, 1)
+    parts.append(
+        f'<text class="value" x="{left:.2f}%" dx="8" y="{top + 17}">{percent} %</text>'
+        f'<text class="words" x="100%" y="{top + 17}">{counts.reference_words:,}</text></g>'
+    )
+    return "".join(parts)
+
+
+def _confusion_lists(scores: Scores) -> str:
+    """Return the most frequent errors of each kind. A click shows the utterances that have them."""
+    confusions = Counter(
+        (edit.reference, edit.hypothesis)
+        for alignment in scores.alignments
+        for edit in alignment
+        if edit.op != "equal"
+    )
     items: dict[str, list[str]] = {"Substitutions": [], "Deletions": [], "Insertions": []}
-    for (said, heard), count in confusions.most_common():
-        kind = "Insertions" if said is None else "Deletions" if heard is None else "Substitutions"
-        before, after = escape(said or "∅"), escape(heard or "∅")
+    for (reference, hypothesis), count in confusions.most_common():
+        kind = (
+            "Insertions"
+            if reference is None
+            else ("Deletions" if hypothesis is None else "Substitutions")
+        )
+        before, after = escape(reference or "∅"), escape(hypothesis or "∅")
         items[kind].append(
             f'<li><button type="button" data-find="{before}→{after}">{before} → {after}</button>'
             f"<b>{count:,}</b></li>"
         )
     lists = "".join(
-        f'<section><h2><i class="{kind[:3].lower()}"></i>{kind}'
-        f" <small>{len(found):,} different</small></h2>"
-        + (f"<ol>{''.join(found[:_LONGEST_LIST])}</ol>" if found else "<p>None.</p>")
+        f'<section><h2><i class="{_css_class(kind)}"></i>{kind}'
+        f" <small>{len(of_kind):,} different</small></h2>"
+        + (f"<ol>{''.join(of_kind[:_LONGEST_LIST])}</ol>" if of_kind else "<p>None.</p>")
         + "</section>"
-        for kind, found in items.items()
+        for kind, of_kind in items.items()
     )
     return f'<div class="triple">{lists}</div>'
 
 
-def _table(rows: Sequence[Mapping], audio_wanted: bool, compared: bool) -> str:
+def _table(rows: Sequence[Mapping[str, object]], audio_wanted: bool, compared: bool) -> str:
     with_audio = sum(row["audio"] is not None for row in rows)
     note = ""
     if audio_wanted and with_audio < len(rows):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
+from asr_jax.scoring.evaluation import Baseline, Evaluation, Figures
 from asr_jax.types import LabelPosterior, Member, Skipped, Transcript, Utterance, Word
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
@@ -55,20 +56,28 @@ def utterance(
     return Utterance(name, audio, text, float(seconds), speaker)
 
 
+def make_evaluation(**changes) -> Evaluation:
+    rest = dict(title="test", facts={}, audio_seconds=30.0, wall_seconds=2.0)
+    return Evaluation(**(rest | changes))
+
+
 def evaluate(
-    output: Path, pairs, *, recording_of=None, facts=None, title="test", **options
-) -> dict:
+    output: Path,
+    pairs,
+    *,
+    recording_of=None,
+    lattices=0,
+    posteriors_of=None,
+    **changes,
+) -> Figures:
     utterances, hypotheses = zip(*pairs)
+    transcripts = [Transcript(text, WORDS, 0.0) for text in hypotheses]
     return report.write_evaluation(
         output,
-        utterances=list(utterances),
-        hypotheses=[Transcript(text, WORDS, 0.0) for text in hypotheses],
-        title=title,
-        facts=facts or {},
-        audio_seconds=30.0,
-        wall_seconds=2.0,
+        make_evaluation(utterances=utterances, transcripts=transcripts, **changes),
         recording_of=recording_of,
-        **options,
+        lattices=lattices,
+        posteriors_of=posteriors_of,
     )
 
 
@@ -86,7 +95,7 @@ PAIRS = [
 
 def test_figures_are_percent_and_agree_with_the_files(tmp_path):
     lost = [Skipped("u5", "truncated")]
-    figures = evaluate(tmp_path, PAIRS, facts={"decoder": "greedy"}, not_recognised=lost)
+    figures = evaluate(tmp_path, PAIRS, facts={"decoder": "greedy"}, not_recognized=lost)
     assert figures == json.loads((tmp_path / "wer.json").read_text())
     # By hand: cat/hat, +there; Größe/größe, -zählt; over 4 + 1 + 3 words, in 2 of 4 utterances.
     assert figures["wer"] == 50.0
@@ -115,7 +124,7 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
 
 
 def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
-    baseline = report.Baseline("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
+    baseline = Baseline("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
     figures = evaluate(tmp_path, PAIRS, normalize=str.lower, baseline=baseline)
     # Größe is right now.
     assert (figures["substitutions"], figures["deletions"], figures["insertions"]) == (1, 1, 1)
@@ -126,23 +135,16 @@ def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
     shown = " ".join(page_of(tmp_path).words)
     assert "Compared with other" in shown and "WER 40.00 % against 20.00 %: +20.00" in shown
     with pytest.raises(ValueError, match=r"^other: recognised none of the 4 utterances$"):
-        evaluate(tmp_path, PAIRS, baseline=report.Baseline("other", {"v": "x"}))
+        evaluate(tmp_path, PAIRS, baseline=Baseline("other", {"v": "x"}))
 
 
 def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
     words = [Word("a", 0.0, 1.0, p) for p in (1.0, 0.99, 0.4)]
     heard = [Transcript("a", (words[0],), 0.0), Transcript("a b", tuple(words[1:]), 0.0)]
     heard.append(Transcript("", (), 0.0))
-    figures = report.write_evaluation(
-        tmp_path,
-        utterances=[utterance(f"u{n}", "a") for n in range(3)],
-        hypotheses=heard,
-        title="test",
-        facts={},
-        audio_seconds=1.0,
-        wall_seconds=1.0,
-        recording_of=None,
-    )
+    utterances = [utterance(f"u{n}", "a") for n in range(3)]
+    evaluation = make_evaluation(utterances=utterances, transcripts=heard)
+    figures = report.write_evaluation(tmp_path, evaluation)
     assert figures["wer_by_confidence"] == {
         **{"98 to 100 %": 0.0, "50 to 70 %": 100.0, "nothing heard": 100.0}
     }
@@ -162,7 +164,7 @@ def test_a_row_knows_what_a_click_shows(tmp_path):
         tmp_path / "out",
         rows,
         recording_of=lambda utterance, at_most_bytes: None,
-        baseline=report.Baseline("other", {"u0": "yes"}),
+        baseline=Baseline("other", {"u0": "yes"}),
         lattices=2,
         posteriors_of=posteriors_of,
     )
@@ -331,21 +333,13 @@ def test_a_second_evaluation_replaces_the_first_and_leaves_nothing_else(tmp_path
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"utterances": [], "hypotheses": []}, r"^utterances = \[\]: "),
-        ({"hypotheses": [HEARD, HEARD]}, r"^len\(hypotheses\) = 2: .* = 1$"),
+        ({"utterances": [], "transcripts": []}, r"^utterances = \[\]: "),
+        ({"transcripts": [HEARD, HEARD]}, r"^len\(transcripts\) = 2: .* = 1$"),
         ({"wall_seconds": 0.0}, r"^wall_seconds = 0\.0: must be positive$"),
     ],
 )
 def test_it_refuses_before_it_writes(tmp_path, change, message):
-    arguments = dict(
-        utterances=[utterance("u", "a")],
-        hypotheses=[HEARD],
-        title="test",
-        facts={},
-        audio_seconds=1.0,
-        wall_seconds=1.0,
-        recording_of=None,
-    )
+    pair = dict(utterances=[utterance("u", "a")], transcripts=[HEARD])
     with pytest.raises(ValueError, match=message):
-        report.write_evaluation(tmp_path / "out", **(arguments | change))
+        report.write_evaluation(tmp_path / "out", make_evaluation(**(pair | change)))
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from asr_jax.scoring import report
+from asr_jax.scoring.evaluation import Evaluation
 from asr_jax.types import LabelPosterior, Transcript, Utterance, Word
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -79,14 +80,17 @@ def test_in_a_browser(tmp_path):
     words = (Word("one", 0.5, 0.6, 0.9), Word("x", 1.0, 1.1, 0.25))
     heard[77] = Transcript("one x", words, 0.0)
     label = LabelPosterior("one", 0.5, 0.04, (1.0, 1.0))
-    report.write_evaluation(
-        tmp_path / "out",
-        utterances=utterances,
-        hypotheses=heard,
+    evaluation = Evaluation(
         title="ten thousand",
-        facts={},
+        utterances=utterances,
+        transcripts=heard,
         audio_seconds=1.0,
         wall_seconds=1.0,
+        facts={},
+    )
+    report.write_evaluation(
+        tmp_path / "out",
+        evaluation,
         recording_of=lambda utterance, at_most_bytes: flac,
         lattices=1,
         posteriors_of=lambda utterances: {one.id: [label] for one in utterances},

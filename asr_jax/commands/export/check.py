@@ -22,10 +22,15 @@ class ReferenceTranscripts(NamedTuple):
     texts: list[str]
 
     def compare(self, texts: Sequence[str]) -> ExportCheck:
+        """Return how other transcripts of the recordings compare with the run's."""
         references = [utterance.text for utterance in self.utterances]
-        percent = lambda texts: 100 * word_error_rate(references, texts)
-        equal = sum(a == b for a, b in zip(self.texts, texts, strict=True))
-        return ExportCheck(self.data, len(texts), percent(self.texts), percent(texts), equal)
+        return ExportCheck(
+            data=self.data,
+            recordings=len(texts),
+            wer_before=100 * word_error_rate(references, self.texts),
+            wer_after=100 * word_error_rate(references, texts),
+            equal=sum(a == b for a, b in zip(self.texts, texts, strict=True)),
+        )
 
     def recordings(self, *, sample_rate_hz: int) -> list[np.ndarray]:
         """Their samples."""
@@ -34,29 +39,20 @@ class ReferenceTranscripts(NamedTuple):
 
 def recognize_reference(recognizer: Recognizer, data: str, most: int) -> ReferenceTranscripts:
     """At most so many recordings that can be read, and the run's transcripts."""
-    named = recognizer.config.data
-    name, data = next(
-        (
-            (name, value)
-            for name, value in [
-                ("--data", data),
-                ("data.test", named.test),
-                ("data.dev", named.dev),
-            ]
-            if value
-        ),
-        ("", ""),
-    )
-    if not data:
+    config = recognizer.config.data
+    sources = {"--data": data, "data.test": config.test, "data.dev": config.dev}
+    given = [(name, value) for name, value in sources.items() if value]
+    if not given:
         raise UsageError("the run has neither data.test nor data.dev: say what to try on, --data")
+    name, data = given[0]
     utterances, _ = read_transcribed(data, name)
     number = min(most, len(utterances))
     chosen = [utterances[k * len(utterances) // number] for k in range(number)]
     texts = recognize_utterances(recognizer, chosen).texts
-    read = [(u, text) for u, text in zip(chosen, texts) if text is not None]
-    if not read:
+    recognized = [(u, text) for u, text in zip(chosen, texts) if text is not None]
+    if not recognized:
         raise UsageError(f"{name} = {data}: none of its recordings can be read")
-    return ReferenceTranscripts(data, *map(list, zip(*read)))
+    return ReferenceTranscripts(data, *map(list, zip(*recognized)))
 
 
 def require_equal(check: ExportCheck, where: str, *, share: float = 1.0) -> None:

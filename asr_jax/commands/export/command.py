@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -18,7 +18,7 @@ from asr_jax.config import MeshConfig
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.sharding import state_shardings
 from asr_jax.errors import UsageError, name_full_disk
-from asr_jax.export.model_card import model_card
+from asr_jax.export.model_card import Evaluation, model_card
 from asr_jax.inference.recognizer import Recognizer, open_run, with_decoding
 from asr_jax.models.composition import split_model
 from asr_jax.models.encoder import fold_shared_layers
@@ -54,12 +54,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax export")
-    if options.recordings < 1:
-        raise UsageError(f"--recordings {options.recordings}: must be positive")
-    if options.out.name in ("", ".."):
-        raise UsageError(f"{options.out}: say the name of a folder to make")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out}: is there already and not empty; choose another folder")
+    _check(options)
     # Imported when asked for: not everyone has their packages.
     if options.format == "params":
         require_packages("safetensors")
@@ -72,25 +67,25 @@ def run(arguments: list[str]) -> int:
         from asr_jax.commands.export import write_sherpa_onnx as form
     prepare_devices(MeshConfig())
     int8 = options.quantize == "int8"
-    of_run = open_run(options.run, options.checkpoint)
-    of_run = with_decoding(of_run, chunk_ms=options.chunk_ms)
-    recognizer = form.prepared(of_run, dtype=options.dtype, int8=int8)
-    unfolded, recognizer = recognizer, folded(recognizer) if options.fold else recognizer
-    reference = recognize_reference(unfolded, options.data, options.recordings)
+    recognizer = open_run(options.run, options.checkpoint)
+    recognizer = with_decoding(recognizer, chunk_ms=options.chunk_ms)
+    recognizer = form.prepared(recognizer, dtype=options.dtype, int8=int8)
+    exported = folded(recognizer) if options.fold else recognizer
+    reference = recognize_reference(recognizer, options.data, options.recordings)
     with name_full_disk(options.out):
         partial = options.out.with_name(options.out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        checks = form.write(partial, recognizer, reference, dtype=options.dtype, int8=int8)
+        checks = form.write(partial, exported, reference, dtype=options.dtype, int8=int8)
         card = model_card(
             options.run.resolve().name,
-            recognizer.config,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(recognizer.params)),
-            checkpoint=recognizer.checkpoint,
+            exported.config,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(exported.params)),
+            checkpoint=exported.checkpoint,
             form=", ".join([form.FORM, " and ".join(checks)] + ["folded"] * options.fold),
             checks=checks,
-            evaluations=list(read_evaluations(options.run)),
-            use=form.usage(options.out.name, recognizer.config),
+            evaluations=read_evaluations(options.run),
+            use=form.usage(options.out.name, exported.config),
         )
         (partial / "README.md").write_text(card)
         os.replace(partial, options.out)
@@ -100,6 +95,15 @@ def run(arguments: list[str]) -> int:
             f"run's; WER {check.wer_after:.2f} %, the run's {check.wer_before:.2f} %"
         )
     return 0
+
+
+def _check(options: Options) -> None:
+    if options.recordings < 1:
+        raise UsageError(f"--recordings {options.recordings}: must be positive")
+    if options.out.name in ("", ".."):
+        raise UsageError(f"{options.out}: say the name of a folder to make")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UsageError(f"{options.out}: is there already and not empty; choose another folder")
 
 
 def folded(recognizer: Recognizer) -> Recognizer:
@@ -121,14 +125,14 @@ def require_packages(*names: str, extra: str = "") -> None:
             raise UsageError(f"--format needs the package {name}: pip install {what}")
 
 
-def read_evaluations(run: Path) -> list[dict[str, Any]]:
+def read_evaluations(run: Path) -> list[Evaluation]:
     """What the run's evaluations found; one that cannot be read is left out, and said."""
-    found = []
+    evaluations = []
     for path in sorted(run.glob("evaluation/*/wer.json")):
         try:
-            figures = json.loads(path.read_text())
-            if figures["wer"] is not None:
-                found.append(figures)
+            evaluation = json.loads(path.read_text())
+            if evaluation["wer"] is not None:
+                evaluations.append(evaluation)
         except (ValueError, KeyError, TypeError) as error:
             print(f"{path}: left out of the card: {error}", file=sys.stderr)
-    return found
+    return evaluations

@@ -14,7 +14,7 @@ from asr_jax.config import Config
 from asr_jax.errors import UsageError
 from asr_jax.export import sherpa_onnx
 from asr_jax.export.model_card import ExportCheck
-from asr_jax.export.onnx_check import compare, open_runtime
+from asr_jax.export.onnx_check import OnnxCheck, compare, open_runtime
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances, with_decoding
 from asr_jax.types import InMemory
@@ -86,30 +86,20 @@ def write(
     sherpa_onnx.write(folder, config, jax.device_get(recognizer.params), recognizer.tokenizer)
     if int8:
         sherpa_onnx.quantize(folder)
-    vocabulary = recognizer.tokenizer.vocabulary_size
     installed = importlib.util.find_spec("sherpa_onnx") is not None
     if not installed:
         print("sherpa-onnx is not installed: tried with onnxruntime alone", file=sys.stderr)
     recordings = reference.recordings(sample_rate_hz=config.features.sample_rate_hz)
     checks = {}
     for variant, suffix in [("float32", ""), *([("int8", ".int8")] if int8 else [])]:
-        runtime = open_runtime(folder, config, suffix=suffix, vocabulary=vocabulary)
-        found = compare(
-            runtime,
-            *(recognizer.graphdef, recognizer.params, config, recordings),
-            vocabulary=vocabulary,
-        )
-        check = reference.compare([recognizer.tokenizer.decode(ids) for ids in found.labels])
+        onnx_check = _run_by_onnxruntime(folder, suffix, recognizer, recordings)
+        check = reference.compare([recognizer.tokenizer.decode(ids) for ids in onnx_check.labels])
         print(
-            f"{variant}: encoder output within {found.encoded:.1e}, logits within "
-            f"{found.logits:.1e} of the largest"
+            f"{variant}: encoder output within {onnx_check.encoded:.1e}, logits within "
+            f"{onnx_check.logits:.1e} of the largest"
         )
         if variant == "float32":
-            if max(found.encoded, found.logits) > _LARGEST_DIFFERENCE:
-                raise ValueError(
-                    f"{folder}: what onnxruntime computes differs from the model by "
-                    f"{found.encoded:.1e} (encoder) and {found.logits:.1e} (logits) of the largest"
-                )
+            _require_close(onnx_check, folder)
             require_equal(check, f"{folder}, in onnxruntime")
         if installed:
             check = reference.compare(transcripts(folder, suffix, recordings, config))
@@ -117,6 +107,25 @@ def write(
                 require_equal(check, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
         checks[variant] = check
     return checks
+
+
+def _run_by_onnxruntime(
+    folder: Path, suffix: str, recognizer: Recognizer, recordings: Sequence[np.ndarray]
+) -> OnnxCheck:
+    """Run the files with that suffix and compare them with the model."""
+    config, vocabulary = recognizer.config, recognizer.tokenizer.vocabulary_size
+    runtime = open_runtime(folder, config, suffix=suffix, vocabulary=vocabulary)
+    model = (recognizer.graphdef, recognizer.params, config)
+    return compare(runtime, *model, recordings, vocabulary=vocabulary)
+
+
+def _require_close(check: OnnxCheck, folder: Path) -> None:
+    """Raise ValueError where onnxruntime's numbers are not the model's."""
+    if max(check.encoded, check.logits) > _LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"{folder}: what onnxruntime computes differs from the model by "
+            f"{check.encoded:.1e} (encoder) and {check.logits:.1e} (logits) of the largest"
+        )
 
 
 def transcripts(

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
-from asr_jax.commands.transcribe_stream import recognize_stream
 from asr_jax.config import Config
 from asr_jax.config_file import write_config
 from asr_jax.decoding.stream import chunk_samples
@@ -18,6 +18,7 @@ from asr_jax.export.difference import relative_difference
 from asr_jax.export.model_card import ExportCheck
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding
+from asr_jax.inference.streaming import recognize_stream
 from asr_jax.text import collapse_white_space
 
 # The same operations, compiled for other shapes: sums may be taken in another order.
@@ -74,7 +75,8 @@ def write(
     labels = recognized(written["recognize"], params, recordings, config)
     checks = {"float32": reference.compare([recognizer.tokenizer.decode(ids) for ids in labels])}
     if "recognize_chunk" in written:
-        in_process = reference._replace(texts=[_of_stream(recognizer, one) for one in recordings])
+        texts = [_streamed_text(recognizer, samples) for samples in recordings]
+        in_process = reference._replace(texts=texts)
         labels = recognized_as_streams(written, params, recordings, config)
         texts = [collapse_white_space(recognizer.tokenizer.decode(ids)) for ids in labels]
         checks["float32 chunk by chunk"] = in_process.compare(texts)
@@ -83,79 +85,102 @@ def write(
     return checks
 
 
-def _of_stream(recognizer: Recognizer, samples: np.ndarray) -> str:
-    """What `asr-jax transcribe --stream` finds."""
-    heard = recognize_stream(recognizer, [samples])
-    return " ".join(word.text for one in heard for word in one.final)
+def _streamed_text(recognizer: Recognizer, samples: np.ndarray) -> str:
+    """Return what `asr-jax transcribe --stream` prints in the end."""
+    updates = recognize_stream(recognizer, [samples])
+    return " ".join(word.text for update in updates for word in update.final)
+
+
+class Call(NamedTuple):
+    """A program's call and what the model returns for it."""
+
+    program: str
+    arguments: tuple[PyTree, ...]
+    outputs: PyTree
 
 
 def compare(
     programs: dict[str, stablehlo.Program],
-    written: dict[str, Callable[..., Any]],
-    params: dict[str, np.ndarray],
+    written: dict[str, Callable[..., PyTree]],
+    params: stablehlo.Params,
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> dict[str, float]:
-    """How far what was written is from the functions that it was written of, by name: the largest
-    difference of the outputs, as a share of the largest of these."""
-    samples, lengths = padded(recordings[:_BATCH], config)
-    differences = {}
-
-    def run(name: str, *arguments: Any) -> Any:
-        expected = jax.device_get(jax.jit(programs[name].call)(params, *arguments))
-        found = jax.device_get(written[name](params, *arguments))
-        pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
+    """Return how far each written program is from the function that it was written from: the
+    largest difference of an output, as a fraction of that output's largest magnitude."""
+    differences: dict[str, float] = {}
+    for call in _calls(programs, params, recordings[:_BATCH], config):
+        outputs = jax.device_get(written[call.program](params, *call.arguments))
+        pairs = zip(*map(jax.tree.leaves, (outputs, call.outputs)), strict=True)
         largest = max(relative_difference(*pair) for pair in pairs)
-        differences[name] = max(largest, differences.get(name, 0))
-        return expected
-
-    encoded, _ = run("encode", samples, lengths)
-    if "join" in programs:
-        state, _ = run("start", lengths)
-        _, predicted = run("step", state, np.ones_like(lengths))
-        run("join", encoded[:, 0], predicted)
-    if "recognize_chunk" in programs:
-        state = run("start_stream", lengths)
-        for chunk in chunks(recordings[:_BATCH], config):
-            run("encode_chunk", state, *chunk)
-            state, *_ = run("recognize_chunk", state, *chunk)
+        differences[call.program] = max(largest, differences.get(call.program, 0.0))
     return differences
 
 
+def _calls(
+    programs: dict[str, stablehlo.Program],
+    params: stablehlo.Params,
+    recordings: Sequence[np.ndarray],
+    config: Config,
+) -> Iterator[Call]:
+    """Yield calls of all programs but `recognize`, as a search and a stream make them."""
+
+    def call(name: str, *arguments: PyTree) -> Call:
+        outputs = jax.jit(programs[name].call)(params, *arguments)
+        return Call(name, arguments, jax.device_get(outputs))
+
+    samples, lengths = padded(recordings, config)
+    encode = call("encode", samples, lengths)
+    yield encode
+    if "join" in programs:
+        start = call("start", lengths)
+        step = call("step", start.outputs[0], np.ones_like(lengths))
+        join = call("join", encode.outputs[0][:, 0], step.outputs[1])
+        yield from (start, step, join)
+    if "recognize_chunk" in programs:
+        start = call("start_stream", lengths)
+        yield start
+        state = start.outputs
+        for chunk in chunks(recordings, config):
+            recognize_chunk = call("recognize_chunk", state, *chunk)
+            yield from (call("encode_chunk", state, *chunk), recognize_chunk)
+            state = recognize_chunk.outputs[0]
+
+
 def recognized(
-    recognize: Callable[..., Any],
-    params: dict[str, np.ndarray],
+    recognize: Callable[..., PyTree],
+    params: stablehlo.Params,
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> list[list[int]]:
-    """The labels of every recording, of which some are recognised at a time."""
-    found = []
+    """Return the labels of every recording; batches of them are recognized at a time."""
+    labels_of_all = []
     for first in range(0, len(recordings), _BATCH):
         samples, lengths = padded(recordings[first : first + _BATCH], config)
         labels, counts, _ = jax.device_get(recognize(params, samples, lengths))
-        found += [row[:count].tolist() for row, count in zip(labels, counts)]
-    return found
+        labels_of_all += [row[:count].tolist() for row, count in zip(labels, counts)]
+    return labels_of_all
 
 
 def recognized_as_streams(
-    written: dict[str, Callable[..., Any]],
-    params: dict[str, np.ndarray],
+    written: dict[str, Callable[..., PyTree]],
+    params: stablehlo.Params,
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> list[list[int]]:
-    """The same chunk by chunk, streams side by side."""
-    found = []
+    """Return the labels of every recording, recognized chunk by chunk."""
+    labels_of_all = []
     for first in range(0, len(recordings), _BATCH):
-        of_batch = recordings[first : first + _BATCH]
-        state = written["start_stream"](params, np.zeros(len(of_batch), np.int32))
-        rows = [[] for _ in of_batch]
-        for chunk in chunks(of_batch, config):
+        batch = recordings[first : first + _BATCH]
+        state = written["start_stream"](params, np.zeros(len(batch), np.int32))
+        rows = [[] for _ in batch]
+        for chunk in chunks(batch, config):
             state, *emitted = written["recognize_chunk"](params, state, *chunk)
             labels, counts, _ = jax.device_get(emitted)
-            for row, of_row, count in zip(rows, labels, counts):
-                row += of_row[:count].tolist()
-        found += rows
-    return found
+            for row, chunk_labels, count in zip(rows, labels, counts):
+                row += chunk_labels[:count].tolist()
+        labels_of_all += rows
+    return labels_of_all
 
 
 def chunks(
@@ -164,18 +189,17 @@ def chunks(
     """What `recognize_chunk` is given, one after the other: samples [B, S] and their lengths."""
     size, hop = chunk_samples(config), hop_samples(config.features)
     samples, lengths = padded(recordings, config)
-    # A hop before the stream, and what may be wanted behind it.
+    # A hop before the stream, and the rest of its last chunk.
     samples = np.pad(samples, ((0, 0), (hop, size)))
     for start in range(0, lengths.max(), size - 2 * hop):
-        here = np.clip(lengths + hop - start, 0, size)
-        yield samples[:, start : start + size], here
+        yield samples[:, start : start + size], np.clip(lengths + hop - start, 0, size)
 
 
 def padded(recordings: Sequence[np.ndarray], config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Samples [B, S] and their lengths, S being a whole number of encoded frames."""
     lengths = np.array([*map(len, recordings)], np.int32)
-    whole = stablehlo.frame_samples(config)
-    samples = np.zeros((len(recordings), -(-lengths.max() // whole) * whole), np.float32)
+    frame = stablehlo.frame_samples(config)
+    samples = np.zeros((len(recordings), -(-lengths.max() // frame) * frame), np.float32)
     for row, recording in zip(samples, recordings):
         row[: len(recording)] = recording
     return samples, lengths

@@ -1,0 +1,253 @@
+"""An evaluation: references, transcripts, and the figures of wer.json that follow from them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, NotRequired, TypedDict
+
+from asr_jax.scoring import wer
+from asr_jax.scoring.significance import compare
+from asr_jax.scoring.wer import Edit, ErrorCounts
+from asr_jax.types import Skipped, Transcript, Utterance
+
+# Lower edges in percent; most words are recognized with near certainty.
+_CONFIDENCE_EDGES = (0, 50, 70, 80, 90, 95, 98)
+
+
+class Baseline(NamedTuple):
+    """Another recognizer's transcripts of the same recordings."""
+
+    name: str
+    hypotheses: Mapping[str, str]
+    """Texts by utterance id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Utterances of a dataset and the transcripts that a recognizer made of them.
+
+    Raises ValueError without utterances, for another number of transcripts than utterances, and
+    unless `wall_seconds` is positive.
+    """
+
+    title: str
+    """Heading of the report, such as the name of the dataset."""
+    utterances: Sequence[Utterance]
+    """Utterances that were recognized; `text` is the reference."""
+    transcripts: Sequence[Transcript]
+    """One transcript for each utterance."""
+    audio_seconds: float
+    """Seconds of audio recognized."""
+    wall_seconds: float
+    """Seconds of wall clock that recognition took."""
+    facts: Mapping[str, str]
+    """Checkpoint, decoder and other facts of the run that the report lists."""
+    not_recognized: Sequence[Skipped] = ()
+    """Utterances without a transcript, which do not count."""
+    normalize: Callable[[str], str] = str
+    """Function that brings a text into the form in which it is scored."""
+    baseline: Baseline | None = None
+    """Transcripts to compare with."""
+
+    def __post_init__(self) -> None:
+        utterances, transcripts = len(self.utterances), len(self.transcripts)
+        if not utterances:
+            raise ValueError("utterances = []: nothing to score, needs at least one")
+        if transcripts != utterances:
+            raise ValueError(
+                f"len(transcripts) = {transcripts}: must equal len(utterances) = {utterances}"
+            )
+        if self.wall_seconds <= 0:
+            raise ValueError(f"wall_seconds = {self.wall_seconds!r}: must be positive")
+
+
+class Scores(NamedTuple):
+    """Errors of an evaluation, per utterance and per group of utterances."""
+
+    texts: list[tuple[str, str]]
+    """Normalized reference and hypothesis of each utterance."""
+    alignments: list[list[Edit]]
+    """Alignment of each utterance's words."""
+    counts: list[ErrorCounts]
+    """Errors of each utterance."""
+    by_speaker: dict[str, ErrorCounts]
+    """Errors of each speaker, in order of appearance; utterances without a speaker do not count."""
+    by_duration: dict[str, ErrorCounts]
+    """Errors per octave of duration, the shortest first."""
+    by_confidence: dict[str, ErrorCounts]
+    """Errors per band of the words' mean confidence, the highest first."""
+
+    @property
+    def worst_first(self) -> list[int]:
+        """Indices of the utterances, those with the most errors first."""
+        return sorted(range(len(self.counts)), key=lambda n: -self.counts[n].errors)
+
+
+ComparisonFigures = TypedDict(
+    "ComparisonFigures",
+    {
+        "with": str,
+        "utterances": int,
+        "wer": float | None,
+        "other_wer": float | None,
+        "difference": float | None,
+        "difference_95_percent_interval": list[float | None],
+        "p_value": float | None,
+        "better": int,
+        "worse": int,
+        "only_here": list[str],
+        "only_there": list[str],
+    },
+)
+"""Figures of the utterances that an evaluation and its baseline share.
+
+"only_here" and "only_there" are the ids of the other utterances."""
+
+
+class Figures(TypedDict):
+    """Contents of wer.json. Rates are percent: 12.3 is 12.3 %; None without reference words."""
+
+    wer: float | None
+    wer_95_percent_interval: list[float | None]
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+    utterances: int
+    cer: float | None
+    sentence_error_rate: float | None
+    audio_seconds: float
+    wall_seconds: float
+    rtfx: float
+    """Seconds of audio recognized per second of wall clock."""
+    wer_by_speaker: dict[str, float | None]
+    wer_by_duration: dict[str, float | None]
+    wer_by_confidence: dict[str, float | None]
+    comparison: NotRequired[ComparisonFigures]
+    not_recognised: list[dict[str, str]]
+    facts: dict[str, str]
+
+
+class _Compared(TypedDict, total=False):
+    """The entry of wer.json that only a baseline gives."""
+
+    comparison: ComparisonFigures
+
+
+def score(evaluation: Evaluation) -> Scores:
+    """Align every transcript with its reference and count the errors."""
+    utterances, transcripts = evaluation.utterances, evaluation.transcripts
+    normalize = evaluation.normalize
+    texts = [(normalize(u.text), normalize(t.text)) for u, t in zip(utterances, transcripts)]
+    counts = [wer.count_word_errors(*pair) for pair in texts]
+    by_speaker = wer.counts_by([utterance.speaker for utterance in utterances], counts)
+    by_speaker.pop("", None)
+    return Scores(
+        texts=texts,
+        alignments=[wer.align(*map(str.split, pair)) for pair in texts],
+        counts=counts,
+        by_speaker=by_speaker,
+        by_duration=_by_duration(utterances, counts),
+        by_confidence=_by_confidence(transcripts, counts),
+    )
+
+
+def wer_figures(evaluation: Evaluation, scores: Scores) -> Figures:
+    """Return the contents of wer.json.
+
+    Raises ValueError for a baseline without any of the utterances.
+    """
+    corpus = wer.total(scores.counts)
+    characters = wer.total(wer.count_character_errors(*pair) for pair in scores.texts)
+    interval = wer.bootstrap_interval(scores.counts, seed=0)
+    compared: _Compared = {}
+    if evaluation.baseline:
+        compared = {"comparison": _comparison(evaluation, evaluation.baseline, scores)}
+    return {
+        "wer": _percent(corpus.rate),
+        "wer_95_percent_interval": [*map(_percent, interval)],
+        "substitutions": corpus.substitutions,
+        "deletions": corpus.deletions,
+        "insertions": corpus.insertions,
+        "reference_words": corpus.reference_words,
+        "utterances": len(scores.texts),
+        "cer": _percent(characters.rate),
+        "sentence_error_rate": _percent(wer.sentence_error_rate(scores.counts)),
+        "audio_seconds": evaluation.audio_seconds,
+        "wall_seconds": evaluation.wall_seconds,
+        "rtfx": evaluation.audio_seconds / evaluation.wall_seconds,
+        "wer_by_speaker": _rates(dict(sorted(scores.by_speaker.items()))),
+        "wer_by_duration": _rates(scores.by_duration),
+        "wer_by_confidence": _rates(scores.by_confidence),
+        **compared,
+        "not_recognised": [asdict(skipped) for skipped in evaluation.not_recognized],
+        "facts": dict(evaluation.facts),
+    }
+
+
+def _percent(rate: float) -> float | None:
+    """Return a fraction in percent; None for nan, which JSON lacks."""
+    return None if math.isnan(rate) else 100 * rate
+
+
+def _rates(groups: Mapping[str, ErrorCounts]) -> dict[str, float | None]:
+    return {name: _percent(counts.rate) for name, counts in groups.items()}
+
+
+def _by_duration(
+    utterances: Sequence[Utterance], counts: list[ErrorCounts]
+) -> dict[str, ErrorCounts]:
+    octaves = [math.ceil(math.log2(max(u.duration_seconds, 1.0))) for u in utterances]
+    groups = wer.counts_by([str(octave) for octave in octaves], counts)
+    return {
+        f"{2 ** (octave - 1)} to {2**octave} s" if octave else "up to 1 s": groups[str(octave)]
+        for octave in sorted(set(octaves))
+    }
+
+
+def _by_confidence(
+    transcripts: Sequence[Transcript], counts: list[ErrorCounts]
+) -> dict[str, ErrorCounts]:
+    edges = [*_CONFIDENCE_EDGES, 100]
+    bands = {low: f"{low} to {high} %" for low, high in zip(edges[-2::-1], edges[:0:-1])}
+
+    def band(transcript: Transcript) -> str:
+        confidence = mean_confidence(transcript)
+        if confidence is None:
+            return "nothing heard"
+        return next(name for low, name in bands.items() if confidence >= low)
+
+    groups = wer.counts_by([band(transcript) for transcript in transcripts], counts)
+    return {name: groups[name] for name in (*bands.values(), "nothing heard") if name in groups}
+
+
+def mean_confidence(transcript: Transcript) -> float | None:
+    """Return the mean confidence of the words, in percent; None without words."""
+    if not transcript.words:
+        return None
+    return 100 * sum(word.confidence for word in transcript.words) / len(transcript.words)
+
+
+def _comparison(evaluation: Evaluation, baseline: Baseline, scores: Scores) -> ComparisonFigures:
+    ids = [utterance.id for utterance in evaluation.utterances]
+    shared = [n for n, id in enumerate(ids) if id in baseline.hypotheses]
+    if not shared:
+        raise ValueError(f"{baseline.name}: recognised none of the {len(ids)} utterances")
+    baseline_counts = [
+        wer.count_word_errors(scores.texts[n][0], evaluation.normalize(baseline.hypotheses[ids[n]]))
+        for n in shared
+    ]
+    comparison = compare([scores.counts[n] for n in shared], baseline_counts, seed=0)
+    return {
+        "with": baseline.name,
+        "utterances": len(shared),
+        "wer": _percent(comparison.rate),
+        "other_wer": _percent(comparison.other_rate),
+        "difference": _percent(comparison.difference),
+        "difference_95_percent_interval": [_percent(comparison.low), _percent(comparison.high)],
+        "p_value": None if math.isnan(comparison.p_value) else comparison.p_value,
+        "better": comparison.better,
+        "worse": comparison.worse,
+        "only_here": sorted(set(ids) - baseline.hypotheses.keys()),
+        "only_there": sorted(baseline.hypotheses.keys() - set(ids)),
+    }

@@ -1,4 +1,4 @@
-"""Recordings in, mono float32 samples out."""
+"""Reading of recordings as mono float32 samples, and changes of rate, speed and format."""
 
 import io
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ import soundfile
 import soxr
 from jaxtyping import Float32, Int16
 
-# Six days at 16 kHz: a header that says more is damaged.
+# Six days at 16 kHz: a header that states more is damaged.
 MOST_FRAMES = 2**33
-# libsndfile gives a FLAC file written to a pipe, whose header has no length, 2^63 - 1 frames.
-LONGEST_FRAMES = 2**40
+# libsndfile reports 2^63 - 1 frames for a FLAC file written to a pipe, whose header has no length.
+UNKNOWN_FRAMES = 2**40
 
 
 class AudioError(ValueError):
-    """A recording that cannot be used: its path and the `reason`, in one line."""
+    """An error of a recording that cannot be used: its path and the `reason`, in one line."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -27,10 +27,11 @@ class AudioError(ValueError):
 
 @contextmanager
 def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[soundfile.SoundFile]:
+    """Open a recording, and raise AudioError for whatever is wrong with it in this context."""
     path = Path(path)
     part = io.BytesIO(contents) if isinstance(contents, bytes) else contents
     try:
-        # libsndfile's own words for these two are "System error" and "Format not recognised".
+        # libsndfile would report these two as "System error" and "Format not recognised".
         if part is None and not path.is_file():
             raise AudioError(path, "no such file")
         if (path.stat().st_size if part is None else part.seek(0, io.SEEK_END)) == 0:
@@ -46,10 +47,10 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[sou
         with opened as sound:
             if sound.frames == 0:
                 raise AudioError(path, "no samples")
-            if sound.frames > LONGEST_FRAMES:
-                raise AudioError(path, "the header does not say how long it is")
+            if sound.frames > UNKNOWN_FRAMES:
+                raise AudioError(path, "the header does not state the length")
             if sound.frames > MOST_FRAMES:
-                raise AudioError(path, f"damaged, of {sound.frames} samples by its header")
+                raise AudioError(path, f"damaged, its header states {sound.frames} samples")
             yield sound
     except soundfile.LibsndfileError as error:
         raise AudioError(path, error.error_string.removeprefix("Error : ") or "corrupt") from error
@@ -58,9 +59,9 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[sou
 
 
 def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | None = None) -> float:
-    """Length of a recording by its header, in seconds. Raises AudioError.
+    """Read the duration of a recording, in seconds, from its header. Raises AudioError.
 
-    `contents` are the recording's bytes, or a file of them, where it is not the whole file `path`.
+    `contents` are the recording's bytes, or a file of them, if it is not the whole file `path`.
     """
     with _opened(path, contents) as sound:
         return sound.frames / sound.samplerate
@@ -75,20 +76,20 @@ def read_audio(
     channel: int | None = None,
     contents: bytes | BinaryIO | None = None,
 ) -> Float32[np.ndarray, " S"]:
-    """Reads a recording, or the stretch of it from `offset_seconds` for `duration_seconds`.
+    """Read a recording, or its segment from `offset_seconds` for `duration_seconds`.
 
-    Whatever libsndfile reads (FLAC, WAV, Ogg Vorbis and Opus, MP3). Of several channels one is
-    `channel`, from 0, or all are averaged; other rates are resampled to `sample_rate_hz`. A stretch
-    that reaches beyond the end stops there; what lies before it is not decoded.
-    `contents` are the recording's bytes, or a file of them, where it is not the whole file `path`,
-    which errors name.
+    Every format of libsndfile can be read (FLAC, WAV, Ogg Vorbis and Opus, MP3). Only `channel`,
+    counted from 0, is read, or all channels are averaged. Other rates are resampled to
+    `sample_rate_hz`. A segment that extends beyond the end stops there; the audio before it is not
+    decoded. `contents` are the recording's bytes, or a file of them, if it is not the whole file
+    `path`; errors name `path` in any case.
 
-    Returns samples in -1..1 (resampling may overshoot by a little).
-    Raises AudioError for a file that is missing, empty, corrupt or truncated, for a stretch
-    without samples, a channel that is not there and for samples that are not finite.
+    Returns samples in -1..1 (resampling may overshoot slightly).
+    Raises AudioError for a file that is missing, empty, corrupt or truncated, for a segment
+    without samples, for a missing channel and for samples that are not finite.
     """
     with _opened(path, contents) as sound:
-        start, end = _stretch(path, sound, offset_seconds, duration_seconds, channel)
+        start, end = _segment_bounds(path, sound, offset_seconds, duration_seconds, channel)
         rate_hz = sound.samplerate
         sound.seek(start)
         channels = sound.read(end - start, dtype="float32", always_2d=True)
@@ -98,16 +99,17 @@ def read_audio(
     if rate_hz != sample_rate_hz:
         samples = _resample(samples, rate_hz / sample_rate_hz)
         if len(samples) == 0:
-            raise AudioError(path, f"no samples at {sample_rate_hz} Hz, {end - start} at its own")
+            own = f"{end - start} at its own rate"
+            raise AudioError(path, f"no samples at {sample_rate_hz} Hz, {own}")
     return samples
 
 
 def read_audio_blocks(
     path: str | Path, *, sample_rate_hz: int
 ) -> Iterator[Float32[np.ndarray, " S"]]:
-    """The same of a whole recording, about a second at a time: together they are its samples.
+    """Read a recording in blocks of about a second, which together are the samples of read_audio.
 
-    Raises what read_audio does, but only where it comes to what is wrong.
+    Raises the errors of read_audio, but only when reading reaches the problem.
     """
     with _opened(path, None) as sound:
         rate_hz, frames, read = sound.samplerate, sound.frames, 0
@@ -124,20 +126,24 @@ def read_audio_blocks(
 
 
 def _mixed(path: str | Path, channels: np.ndarray, channel: int | None) -> np.ndarray:
+    """Return one of the channels, or their mean. Raises AudioError if it is not finite."""
     samples = channels.mean(axis=1) if channel is None else channels[:, channel]
     if not np.isfinite(samples).all():
         raise AudioError(path, "samples that are not finite")
     return samples
 
 
-def _stretch(
+def _segment_bounds(
     path: str | Path,
     sound: soundfile.SoundFile,
     offset_seconds: float,
     duration_seconds: float | None,
     channel: int | None,
 ) -> tuple[int, int]:
-    """First sample and the one behind the last, of a stretch and channel that are there."""
+    """Return the first sample of a segment and the end after its last one.
+
+    Raises AudioError if the segment or the channel does not exist.
+    """
     rate_hz, end = sound.samplerate, sound.frames
     start = round(offset_seconds * rate_hz)
     if duration_seconds is not None:
@@ -161,15 +167,15 @@ def as_flac(
     channel: int | None = None,
     contents: bytes | None = None,
 ) -> bytes:
-    """A stretch of a recording as FLAC, at its own rate, of all its channels or one.
+    """Return a segment of a recording as FLAC, at its own rate, with all its channels or one.
 
-    Loses nothing of recordings of 16 or 24 bits; others are rounded to 24. Arguments and errors are
-    those of read_audio.
+    This is exact for recordings of 16 or 24 bits; others are rounded to 24 bits. Arguments and
+    errors are as in read_audio.
     """
     with _opened(path, contents) as sound:
-        start, end = _stretch(path, sound, offset_seconds, duration_seconds, channel)
+        start, end = _segment_bounds(path, sound, offset_seconds, duration_seconds, channel)
         sound.seek(start)
-        # Of floats libsndfile makes integers that are not scaled; of integers floats that are.
+        # libsndfile does not scale floats that it converts to integers.
         dtype = "float64" if sound.subtype in ("FLOAT", "DOUBLE") else "int32"
         samples = sound.read(end - start, dtype=dtype, always_2d=True)
         rate_hz, bits = sound.samplerate, 16 if sound.subtype == "PCM_16" else 24
@@ -192,7 +198,7 @@ def as_flac(
 
 
 def as_wav(samples: Int16[np.ndarray, " S"] | Float32[np.ndarray, " S"], rate_hz: int) -> bytes:
-    """The samples, as exactly as they are, as a recording of one channel."""
+    """Return the samples, unchanged, as a WAV file of one channel."""
     wav = io.BytesIO()
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     soundfile.write(wav, samples, rate_hz, format="WAV", subtype=subtype)
@@ -200,10 +206,10 @@ def as_wav(samples: Int16[np.ndarray, " S"] | Float32[np.ndarray, " S"], rate_hz
 
 
 def change_speed(samples: Float32[np.ndarray, " S"], speed: float) -> Float32[np.ndarray, " S2"]:
-    """Plays `samples` at `speed` times the speed: above 1 is shorter and higher.
+    """Return `samples` played at `speed` times the speed: above 1 is shorter and higher.
 
     Tempo and pitch change together (Ko et al., "Audio augmentation for speech recognition",
-    Interspeech 2015). Returns about S / speed samples; speed 1 returns the same ones.
+    Interspeech 2015). The result has about S / speed samples; speed 1 changes nothing.
     """
     return samples if speed == 1 else _resample(samples, speed)
 

@@ -1,4 +1,4 @@
-"""What flows from room to room on the host, and the letters of array axes.
+"""Types that modules exchange on the host, and the letters of array axes.
 
 B batch, S samples, T frames (of the tensor at hand), F mel bins, U labels, D width, H heads,
 K kernel, V vocabulary.
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32
 
 
 class Member(NamedTuple):
-    """A recording that is a stretch of a larger file's bytes, such as a member of a tar archive."""
+    """A recording that is a range of a larger file's bytes, such as a member of a tar archive."""
 
     offset_bytes: int
     size_bytes: int
@@ -26,14 +26,14 @@ class Record(NamedTuple):
 
 
 class InMemory(NamedTuple):
-    """A recording that is in no file: its bytes, as a file would have them."""
+    """A recording in memory: the bytes of an audio file."""
 
     contents: bytes
 
 
-# A frozen dataclass takes more than twice as long to make, of 281,241 (docs/benchmarks.md).
+# Creating 281,241 frozen dataclasses takes more than twice as long (docs/benchmarks.md).
 class Utterance(NamedTuple):
-    """One transcribed stretch of a recording, as a manifest names it."""
+    """A transcribed segment of a recording, as a manifest lists it."""
 
     id: str
     audio: Path
@@ -42,13 +42,13 @@ class Utterance(NamedTuple):
     speaker: str = ""
     offset_seconds: float = 0.0
     within: Member | Record | InMemory | None = None
-    """Where in the file `audio` the recording lies; None: it is the file."""
+    """The place of the recording in the file `audio`; None if it is the whole file."""
     channel: int | None = None
-    """Channel of the recording, from 0; None: the mean of all."""
+    """Channel of the recording, from 0; None for the mean of all."""
 
     @property
     def place(self) -> str:
-        """Where the recording lies, for messages."""
+        """The location of the recording, for messages."""
         match self.within:
             case Member(offset_bytes):
                 return f"{self.audio} from byte {offset_bytes} on"
@@ -60,7 +60,7 @@ class Utterance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An utterance that was left out, and why."""
+    """An utterance that was left out, and the reason."""
 
     id: str
     reason: str
@@ -68,43 +68,44 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word that was recognised."""
+    """A recognized word."""
 
     text: str
     start_seconds: float
-    """From the utterance's start on: where the frame of the word's first label begins."""
+    """Start of the frame of the word's first label, from the utterance's start."""
     end_seconds: float
-    """Where the frame of its last label ends."""
+    """End of the frame of the word's last label."""
     confidence: float
-    """Probability of its labels, given the audio and what was recognised before, in 0..1."""
+    """Probability of the word's labels, given the audio and the labels before them, in 0..1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was recognised in an utterance."""
+    """The recognized text of an utterance."""
 
     text: str
     words: tuple[Word, ...]
-    """Those that white space separates in the text."""
+    """The words of the text, which white space separates."""
     score: float
-    """What the search ranks by, in nats."""
+    """The score that the search ranks hypotheses by, in nats."""
 
 
 class LabelPosterior(NamedTuple):
-    """When a label of an utterance comes, given the audio and all the labels."""
+    """Posterior of the time of one label of an utterance, given the audio and all labels."""
 
     piece: str
     start_seconds: float
-    """Of the first frame below."""
+    """Start of the first frame in `probabilities`."""
     frame_seconds: float
+    """Duration of a frame."""
     probabilities: tuple[float, ...]
-    """That it comes at this frame, of consecutive ones."""
+    """Probability that the label is emitted at each of several consecutive frames."""
 
 
 class Batch(NamedTuple):
     """Utterances padded to one of the bucket's static shapes, as NumPy arrays.
 
-    Rows beyond the last utterance have `utterances` -1, no samples and no labels. Padding is zero.
+    Padding rows have `utterances` -1, no samples and no labels. Padding is zero.
     """
 
     samples: Float32[np.ndarray, "B S"]
@@ -113,7 +114,7 @@ class Batch(NamedTuple):
     labels: Int32[np.ndarray, "B U"]
     label_lengths: Int32[np.ndarray, " B"]
     tempo: Float32[np.ndarray, " B"]
-    """Factor by which the features are to be shortened in time; 1 leaves them alone."""
+    """Factor by which the features are to be shortened in time; 1 does not change them."""
     utterances: Int32[np.ndarray, " B"]
     """Index of the (first) utterance in the manifest, -1 for a padding row."""
     second_utterance: Int32[np.ndarray, " B"]

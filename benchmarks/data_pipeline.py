@@ -14,10 +14,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -29,14 +28,16 @@ from asr_jax.audio import change_speed, read_audio
 from asr_jax.commands.arguments import override
 from asr_jax.config import AugmentConfig, Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.config_file import load_config
-from asr_jax.data.augment import add_noise, add_reverberation, read_stretch, read_untranscribed
+from asr_jax.data.augment import add_noise, add_reverberation, read_segment, read_untranscribed
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import training_batches, training_plan
+from asr_jax.data.plan import TrainingPlan
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.prepared import FORMAT
-from asr_jax.experiment.corpus import Corpus, training_corpus, usable_utterances
+from asr_jax.experiment.corpus import training_corpus, usable_utterances
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -56,7 +57,7 @@ def best_seconds(work: Callable[[], object]) -> tuple[float, float]:
     return min(walls), min(processor)
 
 
-def as_flac(utterances: list[Utterance], folder: Path) -> list[Utterance]:
+def as_flac(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
     found = []
     for n, utterance in enumerate(utterances):
         samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
@@ -98,36 +99,32 @@ def reading(
                 samples = change_speed(samples, speed)
             if effects:
                 samples = add_reverberation(samples, response)
-                stretch = read_stretch(
+                segment = read_segment(
                     noise[0],
                     read,
                     start_seconds=speed,
                     samples=len(samples),
                     sample_rate_hz=RATE_HZ,
                 )
-                add_noise(samples, stretch, snr_db=10.0)
+                add_noise(samples, segment, snr_db=10.0)
 
-    def batches(augment: AugmentConfig, **options: Any) -> None:
-        labels = corpus.labels
-        kwargs: dict[str, Any] = {
-            "data": replace(config.data, cache_gib=0.0),
-            "augment": augment,
-            "seed": 0,
-        }
-        stream = training_batches(utterances, labels, sample_rate_hz=RATE_HZ, **kwargs, **options)
-        plan = training_plan(utterances, labels, **kwargs)
+    def batches(corpus: Corpus, augment: AugmentConfig) -> None:
+        data = replace(config.data, cache_gib=0.0)
+        plan = training_plan(corpus, data=data, augment=augment, seed=0)
+        stream = training_batches(corpus, Epochs(plan), data=data, sample_rate_hz=RATE_HZ)
         for _ in range(plan.number_of_batches(0)):
             next(stream)
 
+    bare = corpus._replace(sizes=(), weights=(), noise=(), impulse_responses=())
     plain = replace(config.augment, join_probability=0.0)
     certain = replace(plain, noise_probability=1.0, impulse_response_probability=1.0)
     parts = {
         "decode": lambda: prepare(faster=False, effects=False),
         "+ speed": lambda: prepare(faster=True, effects=False),
         "+ room, noise": lambda: prepare(faster=True, effects=True),
-        "training_batches": lambda: batches(plain),
+        "training_batches": lambda: batches(bare, plain),
         "training_batches with room and noise": lambda: batches(
-            certain, noise=noise, impulse_responses=impulse_responses
+            bare._replace(noise=noise, impulse_responses=impulse_responses), certain
         ),
     }
     figures = {}
@@ -180,7 +177,9 @@ def planning(folder: Path) -> dict:
     tokenizer = Tokenizer.train(
         transcripts[:10_000], kind="unigram", vocabulary_size=VOCABULARY, path=folder / "model"
     )
-    options: dict[str, Any] = {"data": config.data, "augment": config.augment, "seed": 0}
+
+    def plan_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> TrainingPlan:
+        return training_plan(corpus, data=config.data, augment=augment, seed=0)
 
     def start() -> tuple[dict[str, float], Corpus]:
         parts: dict[str, float] = {}
@@ -196,10 +195,10 @@ def planning(folder: Path) -> dict:
         done("labels")
         kept, labels, skipped = usable_utterances(config, utterances, tokenizer, labels)
         done("selection")
-        corpus = Corpus(kept, labels, skipped, [len(kept)], [], [], ())
+        corpus = Corpus(kept, labels, skipped, [len(kept)])
         corpus.fingerprint()
         done("fingerprint")
-        training_plan(kept, labels, **options).batches(0)
+        plan_of(corpus).batches(0)
         done("plan")
         parts["all"] = sum(parts.values())
         parts["all, processor"] = time.process_time() - began_work
@@ -215,12 +214,15 @@ def planning(folder: Path) -> dict:
         text = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in figures[name].items())
         print(f"{name:14s} {text}")
 
-    kept, labels = corpus.utterances, corpus.labels
-    recorded = [one._replace(audio=folder / "12s.flac", within=None) for one in kept]
+    recording = folder / "12s.flac"
+    recorded = corpus._replace(
+        utterances=[u._replace(audio=recording, within=None) for u in corpus.utterances]
+    )
     eighth = lambda rows: np.arange(rows // 8)
     began = time.perf_counter()
+    epochs = Epochs(plan_of(recorded))
     stream = training_batches(
-        recorded, labels, sample_rate_hz=RATE_HZ, local_rows=eighth, **options
+        recorded, epochs, data=config.data, sample_rate_hz=RATE_HZ, local_rows=eighth
     )
     first = len(next(stream).samples)
     figures["planned, and a first batch read"] = {f"{first} rows": time.perf_counter() - began}
@@ -230,8 +232,7 @@ def planning(folder: Path) -> dict:
         ("speed alone", config.augment),
         ("speed, tempo, joins", AugmentConfig(tempo_range=(0.9, 1.1), join_probability=0.1)),
     ):
-        options["augment"] = augment
-        plan = training_plan(kept, labels, **options)
+        plan = plan_of(corpus, augment)
         number = plan.number_of_batches(0)
         for epoch in (1, 50):
             for state in ("counted", "kept"):
@@ -242,7 +243,7 @@ def planning(folder: Path) -> dict:
                 print(f"position in epoch {epoch} ({name}), {state}: {seconds:.3f} s")
             (folder / "epochs.json").unlink()
     characters = float(np.mean([len(text) for text in transcripts]))
-    return {"utterances": len(kept), "characters": characters, "seconds": figures}
+    return {"utterances": len(corpus.utterances), "characters": characters, "seconds": figures}
 
 
 def main() -> None:

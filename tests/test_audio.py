@@ -124,7 +124,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
         ("not finite", folder / "infinite.wav"),
         ("truncated, [0-9]+ of 60000 samples", folder / "damaged.ogg"),
         ("corrupt|truncated|sync", folder / "half.flac"),
-        ("does not say how long", folder / "streamed.flac"),
+        ("does not state the length", folder / "streamed.flac"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Noise, rooms and gain on the samples of an utterance, in NumPy: what the plan drew, done."""
+"""Noise, reverberation and gain for the samples of an utterance, in NumPy."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +13,14 @@ from asr_jax.data.recordings import recording_seconds
 from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES, files_below
 from asr_jax.types import Skipped, Utterance
 
-# Mean power, -160 dB of full scale: what is left of such noise is rounding, not to be made loud.
+# Mean power, -160 dB of full scale. Quieter noise is mostly rounding, and is not made louder.
 SILENT_POWER = 1e-16
 
 
 def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Skipped]]:
-    """Every recording below `folder`, which the user calls `name`, and those that are unreadable.
+    """Read every recording below `folder`; return those that can be read, and those that cannot.
 
-    Raises ValueError where there is none.
+    `name` is the config field that names the folder. Raises ValueError if no recording can be read.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{name} = {folder}: no such folder")
@@ -37,8 +37,8 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         listed = list(pool.map(measured, paths))
-    recordings = [one for one in listed if isinstance(one, Utterance)]
-    skipped = [one for one in listed if isinstance(one, Skipped)]
+    recordings = [item for item in listed if isinstance(item, Utterance)]
+    skipped = [item for item in listed if isinstance(item, Skipped)]
     if not recordings:
         raise ValueError(
             f"{name} = {folder}: none of its {len(skipped)} recordings can be read, "
@@ -47,7 +47,7 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
     return recordings, skipped
 
 
-def read_stretch(
+def read_segment(
     recording: Utterance,
     read: Callable[[Utterance], Float32[np.ndarray, " _"]],
     *,
@@ -55,25 +55,25 @@ def read_stretch(
     samples: int,
     sample_rate_hz: int,
 ) -> Float32[np.ndarray, " S"]:
-    """S = `samples` of a recording from `start_seconds` on, from its beginning again at its end.
+    """Return S = `samples` of a recording from `start_seconds` on, repeating it when it ends.
 
-    No more of it than that is decoded. `read` gives an utterance's samples.
+    If it need not be repeated, only this segment is decoded. `read` returns an utterance's samples.
     """
     seconds = samples / sample_rate_hz
     if start_seconds + seconds <= recording.duration_seconds:
-        stretch = read(recording._replace(offset_seconds=start_seconds, duration_seconds=seconds))
+        segment = read(recording._replace(offset_seconds=start_seconds, duration_seconds=seconds))
     else:
-        whole = read(recording)
-        stretch = np.roll(whole, -round(start_seconds * sample_rate_hz))
-    return np.resize(stretch, samples)  # repeats it; rounding may lack a sample, too
+        segment = np.roll(read(recording), -round(start_seconds * sample_rate_hz))
+    return np.resize(segment, samples)  # repeats it, also if rounding left it a sample short
 
 
 def add_noise(
     samples: Float32[np.ndarray, " S"], noise: Float32[np.ndarray, " S"], *, snr_db: float
 ) -> Float32[np.ndarray, " S"]:
-    """The sum, noise scaled so that 10 log10 of samples' mean power over noise's is `snr_db`.
+    """Return the sum with noise scaled to a signal-to-noise ratio of `snr_db`.
 
-    Where either is silent the samples are returned as they are.
+    The ratio is 10 log10 of the mean power of the samples over that of the scaled noise. If the
+    samples or the noise are silent, the samples are returned unchanged.
     """
     noise_power = _power(noise)
     if noise_power < SILENT_POWER:
@@ -85,29 +85,30 @@ def add_noise(
 def add_reverberation(
     samples: Float32[np.ndarray, " S"], response: Float32[np.ndarray, " R"]
 ) -> Float32[np.ndarray, " S"]:
-    """`samples` as heard through an impulse response; as many, and of the same energy.
+    """Return `samples` convolved with an impulse response, with the same length and energy.
 
-    The direct path, which is the response's largest sample, is put at time zero, so that words
-    stay where they were; what rings on after the end is cut off. A silent response does nothing.
+    The direct path, which is the response's largest sample, is shifted to time zero, so that words
+    keep their times; reverberation after the end is cut off. A silent response changes nothing.
     """
     direct = int(np.argmax(np.abs(response)))
     size = _fast_size(len(samples) + len(response) - 1)
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
-    heard = np.fft.irfft(spectrum, size)[direct : direct + len(samples)].astype(np.float32)
-    energy = _power(heard)
-    return heard * np.float32(np.sqrt(_power(samples) / energy)) if energy > 0 else samples
+    reverberant = np.fft.irfft(spectrum, size)[direct : direct + len(samples)].astype(np.float32)
+    power = _power(reverberant)
+    return reverberant * np.float32(np.sqrt(_power(samples) / power)) if power > 0 else samples
 
 
 def change_gain(samples: Float32[np.ndarray, " S"], gain_db: float) -> Float32[np.ndarray, " S"]:
-    """`samples` times 10^(gain_db / 20). What goes beyond 1 is kept: no converter follows."""
+    """Return `samples` times 10^(gain_db / 20). Nothing is clipped at full scale."""
     return samples if gain_db == 0 else samples * np.float32(10 ** (gain_db / 20))
 
 
 def _power(samples: np.ndarray) -> float:
+    """Return the mean power; 0 for no samples."""
     return float(np.dot(samples, samples)) / max(len(samples), 1)
 
 
 def _fast_size(size: int) -> int:
-    """At least `size`, at most an eighth more, without large prime factors."""
+    """Return a size for fast transforms: at least `size`, at most an eighth more."""
     step = 1 << max(0, size.bit_length() - 4)
     return -(-size // step) * step

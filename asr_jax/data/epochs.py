@@ -1,6 +1,7 @@
-"""In which epoch of a plan a batch lies; how long epochs are is counted once, and kept."""
+"""The epochs of a plan in sequence; their numbers of batches are counted once and cached."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -11,31 +12,39 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_jax.data.plan import TrainingPlan
+from asr_jax.data.plan import PlannedBatch, TrainingPlan
 
-# Epochs whose batches are counted at a time, at most, and the threads that do it.
+# Most epochs whose batches are counted at a time, and the threads that count them.
 COUNTED_EPOCHS, COUNTING_THREADS = 8, 4
 
 
 class Epochs:
-    """The epochs of `plan`, one after the other; any thread may ask.
+    """The batches of all epochs of `plan`, by position; safe to use from several threads.
 
     Counts are read from the file `cache_path` if it was written for exactly this plan, and written
-    there with `write_cache`: of several processes, one should write. If the file is missing or
+    there if `write_cache`: of several processes, only one should write. If the file is missing or
     damaged, epochs are counted from the first one; a failed write is not an error.
     """
 
     def __init__(
         self, plan: TrainingPlan, *, cache_path: Path | None = None, write_cache: bool = True
     ):
-        self._plan, self._cache_path, self._write_cache = plan, cache_path, write_cache
+        self.plan = plan
+        self._cache_path, self._write_cache = cache_path, write_cache
         self._digest = _digest(plan)
         self._lock = threading.Lock()
         self._ends = self._read()
-        """Batches until the end of each epoch, of as many as were asked for."""
+        """Number of batches up to the end of each epoch that has been counted."""
+        # Threads that read ahead of the step may be in the next epoch already.
+        self._epoch_batches = functools.lru_cache(maxsize=2)(plan.batches)
+
+    def batch(self, position: int) -> PlannedBatch:
+        """Return the batch that follows `position` others, over all epochs."""
+        epoch, index = self.locate(position)
+        return self._epoch_batches(epoch)[index]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, place in it) of the batch that `position` others come before, in all epochs."""
+        """Return the epoch of that batch and its index there."""
         with self._lock:
             ends = self._ends
             if not ends or position >= ends[-1]:
@@ -47,9 +56,9 @@ class Epochs:
         ends = self._ends
         with ThreadPoolExecutor(COUNTING_THREADS) as pool:
             while not ends or position >= ends[-1]:
-                # The first batch waits for its own epoch alone.
+                # The first batch only waits for its own epoch.
                 epochs = range(len(ends), len(ends) + min(COUNTED_EPOCHS, len(ends) + 1))
-                for number in pool.map(self._plan.number_of_batches, epochs):
+                for number in pool.map(self.plan.number_of_batches, epochs):
                     ends.append(number + (ends[-1] if ends else 0))
         if self._cache_path and self._write_cache:
             with contextlib.suppress(OSError):
@@ -58,18 +67,19 @@ class Epochs:
                 os.replace(partial, self._cache_path)
 
     def _read(self) -> list[int]:
+        """Return the cached counts; empty if there are none for this plan."""
         try:
-            found = json.loads(self._cache_path.read_text()) if self._cache_path else {}
-            return found["ends"] if found["plan"] == self._digest else []
+            cached = json.loads(self._cache_path.read_text()) if self._cache_path else {}
+            return cached["ends"] if cached["plan"] == self._digest else []
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
 
 def _digest(plan: TrainingPlan) -> str:
-    """Of all that the lengths of epochs depend on, how they are planned and drawn included."""
+    """Return a digest of everything that the lengths of epochs depend on, the code included."""
     augment = plan.augment
     settings = (augment.speeds, augment.tempo_range, augment.join_probability, plan.seed)
-    settings += (plan.buckets, plan.separator_labels, plan.corpus_sizes, plan.weights)
+    settings += (plan.buckets, plan.separator_labels, plan.dataset_sizes, plan.weights)
     digest = hashlib.sha256(repr((settings, np.__version__)).encode())
     digest.update(Path(__file__).with_name("plan.py").read_bytes())
     for column in (plan.durations_seconds, plan.label_lengths, plan.speakers):

@@ -1,4 +1,4 @@
-"""Labels of all transcripts, kept beside the run: a second start does not encode them again."""
+"""Labels of all transcripts, cached so that a second start does not encode them again."""
 
 import contextlib
 import hashlib
@@ -21,8 +21,8 @@ def encode_transcripts(
 ) -> Labels:
     """Return `tokenizer.encode_all(transcripts)`, read from `cache_path` if it holds exactly these.
 
-    If it does not, or is damaged, the file is replaced, as a whole or not at all; of several
-    processes, one should `write_cache`. A failed write is not an error: the file saves seconds.
+    If it does not, or is damaged, the file is replaced atomically; of several processes, only one
+    should `write_cache`. A failed write is not an error: the file only saves seconds.
     """
     digest = hashlib.sha256(tokenizer.model)
     digest.update("\n".join(transcripts).encode())
@@ -38,12 +38,13 @@ def encode_transcripts(
 
 
 def _read(path: Path, digest: str) -> Labels | None:
+    """Return the cached labels, or None if the file does not have this digest or is damaged."""
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             if str(file["digest"]) != digest:
                 return None
             ids, ends = file["ids"], np.cumsum(file["lengths"]).tolist()
-    # What NumPy and zipfile say of files that are missing, truncated or something else.
+    # NumPy and zipfile raise these for files that are missing, truncated or of another format.
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return [ids[start:end] for start, end in zip([0, *ends], ends)]

@@ -1,4 +1,4 @@
-"""What utterances there are in DATA, whatever kind of listing that is."""
+"""The utterances of a dataset, in any of the forms that can be read."""
 
 import math
 from collections.abc import Iterator
@@ -20,21 +20,22 @@ from asr_jax.data.sources.tfds import is_tfds, tfds_utterances
 from asr_jax.types import Skipped, Utterance
 
 HEADER_THREADS = 8
-# Enough to see that a manifest's paths lead nowhere.
+# Enough to notice that a manifest's paths are all wrong.
 FILES_LOOKED_FOR = 100
 
 
 def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
-    """Utterances of DATA, sorted by id, and those left out, with the reasons.
+    """Read a dataset: its utterances, sorted by id, and those left out, with reasons.
 
-    DATA is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts (Lhotse), a
-    Kaldi data directory, tar shards, or a prepared dataset: docs/data.md, and the file of this room
-    that is named after the kind. White space in transcripts is collapsed. What the listing gives no
-    duration for is measured by its header, and left out if that cannot be read. Where it does, only
-    the first few recordings are looked for: any other that is missing shows when it is read.
+    A dataset is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts
+    (Lhotse), a Kaldi data directory, tar shards, or a prepared dataset: see docs/data.md and the
+    modules of data/sources. White space in transcripts is collapsed. A duration that the listing
+    does not give is read from the recording's header, and the utterance is left out if that fails.
+    For the others, only the first few recordings are checked to exist: any other missing recording
+    is noticed when it is read.
 
-    Raises ValueError, naming file and line, for what is wrong with the listing itself, for
-    duplicate ids, and when nothing is left.
+    Raises ValueError, naming file and line, for an error in the listing itself, for duplicate ids,
+    and if no utterance remains.
     """
     with gc_paused():
         listed = list(_listed(data))
@@ -46,14 +47,14 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     utterances = [item for item in listed if isinstance(item, Utterance)]
     utterances.sort(key=lambda utterance: utterance.id)
     ids = [utterance.id for utterance in utterances]
-    for id, following in pairwise(ids):
-        if id == following:
+    for id, next_id in pairwise(ids):
+        if id == next_id:
             times = ids.count(id)
             raise ValueError(f"{data}: the id {id} occurs {times} times, ids must be unique")
 
-    measured = _measured(utterances)
-    skipped += [item for item in measured if isinstance(item, Skipped)]
-    utterances = [item for item in measured if isinstance(item, Utterance)]
+    checked = _checked(utterances)
+    skipped += [item for item in checked if isinstance(item, Skipped)]
+    utterances = [item for item in checked if isinstance(item, Utterance)]
     if not utterances:
         raise ValueError(
             f"{data}: none of its {len(skipped)} recordings can be read, "
@@ -63,16 +64,17 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
 
 
 def require_exists(data: str | Path) -> None:
-    """Raises ValueError where nothing lies that read_manifest could read."""
+    """Raise ValueError if there is nothing that `read_manifest` could read."""
     path = Path(data)
     if not (path.is_dir() or path.is_file() or is_tfds(path) or is_shard_name(path.name)):
         raise ValueError(f"{data}: no such folder or manifest")
 
 
 def read_transcribed(data: str | Path, name: str) -> tuple[list[Utterance], list[Skipped]]:
-    """read_manifest of what is to be scored: raises ValueError too where no transcript has a word.
+    """Read a dataset to be scored, as `read_manifest` does.
 
-    `name` is what the user calls it.
+    Also raises ValueError if all transcripts are empty. `name` is the option or field that names
+    the dataset.
     """
     utterances, skipped = read_manifest(data)
     if not any(utterance.text for utterance in utterances):
@@ -81,6 +83,7 @@ def read_transcribed(data: str | Path, name: str) -> tuple[list[Utterance], list
 
 
 def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
+    """Return the dataset's utterances as listed, by the reader of its form."""
     require_exists(data)
     path = Path(data)
     if is_prepared(path):
@@ -90,8 +93,8 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     if path.is_dir():
         if is_kaldi(path):
             return kaldi_utterances(path)
-        shards = sorted(inside for inside in path.iterdir() if is_shard_name(inside.name))
-        # The compressed archives of LibriSpeech may lie beside what they held.
+        shards = sorted(child for child in path.iterdir() if is_shard_name(child.name))
+        # LibriSpeech's compressed archives may be in the folder that they were unpacked into.
         is_sharded = any(shard.suffix == ".tar" for shard in shards)
         return tar_utterances(shards) if is_sharded else folder_utterances(path)
     if is_shard_name(path.name):
@@ -100,27 +103,28 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
 
 
-def _measured(utterances: list[Utterance]) -> list[Utterance | Skipped]:
-    """With the durations that headers give where the listing does not."""
-    measured: list[Utterance | Skipped] = list(utterances)
-    unknown = [n for n, one in enumerate(utterances) if math.isnan(one.duration_seconds)]
-    known = [n for n, one in enumerate(utterances) if not math.isnan(one.duration_seconds)]
-    first = known[:FILES_LOOKED_FOR]
-    # Opening 280,000 headers is waiting for the disk.
+def _checked(utterances: list[Utterance]) -> list[Utterance | Skipped]:
+    """Return the utterances with all durations known, or why they are left out."""
+    checked: list[Utterance | Skipped] = list(utterances)
+    unknown = [n for n, item in enumerate(utterances) if math.isnan(item.duration_seconds)]
+    known = [n for n, item in enumerate(utterances) if not math.isnan(item.duration_seconds)]
+    first, rest = known[:FILES_LOOKED_FOR], known[FILES_LOOKED_FOR:]
+    # Opening 280,000 headers mostly waits for the disk.
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
 
-        def measure(numbers: list[int]) -> None:
-            found = pool.map(lambda number: _measured_one(utterances[number]), numbers)
-            for number, one in zip(numbers, found):
-                measured[number] = one
+        def check(indices: list[int]) -> None:
+            results = pool.map(_with_duration, [utterances[n] for n in indices])
+            for n, result in zip(indices, results):
+                checked[n] = result
 
-        measure(unknown + first)
-        if all(isinstance(measured[number], Skipped) for number in first):
-            measure(known[FILES_LOOKED_FOR:])
-    return measured
+        check(unknown + first)
+        if all(isinstance(checked[n], Skipped) for n in first):
+            check(rest)
+    return checked
 
 
-def _measured_one(utterance: Utterance) -> Utterance | Skipped:
+def _with_duration(utterance: Utterance) -> Utterance | Skipped:
+    """Return the utterance with its duration, or why its recording cannot be used."""
     if math.isnan(utterance.duration_seconds):
         try:
             seconds = recording_seconds(utterance) - utterance.offset_seconds

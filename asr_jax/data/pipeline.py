@@ -1,35 +1,37 @@
-"""Planned batches, read and padded by threads ahead of the step."""
+"""Batches that threads read and pad ahead of the training step."""
 
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from asr_jax.audio import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
-from asr_jax.data.augment import add_noise, add_reverberation, change_gain, read_stretch
+from asr_jax.data.augment import add_noise, add_reverberation, change_gain, read_segment
 from asr_jax.data.cache import AudioCache
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
 from asr_jax.data.recordings import read_recording
 from asr_jax.types import Batch, Skipped, Utterance
 
-# Reading, resampling, and a change of speed each round to whole samples, of two recordings.
+# Reading, resampling and a change of speed each round to whole samples, for two recordings.
 ROUNDING_SAMPLES = 16
 BYTES_PER_GIB = 2**30
 
+# Maps the number of rows of a batch to the rows that this process reads.
+LocalRows = Callable[[int], Int64[np.ndarray, " _"]]
+
 
 class Batches(Iterator[Batch]):
-    """Batches one after the other; `failed` lists the recordings that could not be read so far.
+    """An iterator over batches that also lists the recordings that could not be read.
 
-    A row whose recording fails is a padding row. Since batches are read ahead, a failure may be
-    listed before its batch has been taken.
+    A row whose recording cannot be read is a padding row. Since batches are read ahead, a failure
+    may be listed before its batch is taken.
     """
 
     def __init__(self, batches: Iterator[Batch], failures: dict[str, Skipped]):
@@ -41,112 +43,81 @@ class Batches(Iterator[Batch]):
 
     @property
     def failed(self) -> list[Skipped]:
-        """Each once, however often it was tried."""
+        """The recordings that could not be read so far, each once."""
         return list(self._failures.values())
 
 
 def bucket_samples(bucket_seconds: float, *, max_tempo: float, sample_rate_hz: int) -> int:
-    """S of a batch whose rows have at most `bucket_seconds` after a tempo up to `max_tempo`."""
+    """Return S of a batch whose rows last at most `bucket_seconds` after a tempo <= `max_tempo`."""
     return ceil(bucket_seconds * max_tempo * sample_rate_hz) + ROUNDING_SAMPLES
 
 
+def padding_batch(rows: int, *, samples: int, labels: int) -> Batch:
+    """Return a batch of B = `rows` padding rows with S = `samples` and U = `labels`."""
+    return Batch(
+        samples=np.zeros((rows, samples), np.float32),
+        sample_lengths=np.zeros(rows, np.int32),
+        labels=np.zeros((rows, labels), np.int32),
+        label_lengths=np.zeros(rows, np.int32),
+        tempo=np.ones(rows, np.float32),
+        utterances=np.full(rows, -1, np.int32),
+        second_utterance=np.full(rows, -1, np.int32),
+    )
+
+
 def training_plan(
-    utterances: Sequence[Utterance],
-    labels: Sequence[Int32[np.ndarray, " _"]],
-    *,
-    data: DataConfig,
-    augment: AugmentConfig,
-    seed: int,
-    separator: Sequence[int] = (),
-    corpus_sizes: Sequence[int] = (),
-    noise: Sequence[Utterance] = (),
-    impulse_responses: Sequence[Utterance] = (),
+    corpus: Corpus, *, data: DataConfig, augment: AugmentConfig, seed: int
 ) -> TrainingPlan:
-    """The plan that `training_batches` follows."""
-    numbers: dict[str, int] = {"": -1}
-    for utterance in utterances:
-        numbers.setdefault(utterance.speaker, len(numbers) - 1)
+    """Return the plan of the batches to train on."""
+    speaker_numbers: dict[str, int] = {"": -1}
+    for utterance in corpus.utterances:
+        speaker_numbers.setdefault(utterance.speaker, len(speaker_numbers) - 1)
     return TrainingPlan(
-        durations_seconds=np.array([u.duration_seconds for u in utterances], np.float64),
-        label_lengths=np.array([len(ids) for ids in labels], np.int64),
-        speakers=np.array([numbers[u.speaker] for u in utterances], np.int64),
+        durations_seconds=corpus.durations_seconds(),
+        label_lengths=corpus.label_lengths(),
+        speakers=np.array([speaker_numbers[u.speaker] for u in corpus.utterances], np.int64),
         buckets=Buckets.of(data),
         augment=augment,
         seed=seed,
-        separator_labels=len(separator),
-        corpus_sizes=tuple(corpus_sizes),
-        weights=data.train_weights,
-        noise_seconds=np.array([one.duration_seconds for one in noise], np.float64),
-        impulse_responses=len(impulse_responses),
+        separator_labels=len(corpus.separator),
+        dataset_sizes=tuple(corpus.sizes),
+        weights=corpus.weights,
+        noise_seconds=np.array([noise.duration_seconds for noise in corpus.noise], np.float64),
+        impulse_responses=len(corpus.impulse_responses),
     )
 
 
 def training_batches(
-    utterances: Sequence[Utterance],
-    labels: Sequence[Int32[np.ndarray, " _"]],
+    corpus: Corpus,
+    epochs: Epochs,
     *,
     data: DataConfig,
-    augment: AugmentConfig,
     sample_rate_hz: int,
-    seed: int,
     position: int = 0,
-    separator: Sequence[int] = (),
-    corpus_sizes: Sequence[int] = (),
-    noise: Sequence[Utterance] = (),
-    impulse_responses: Sequence[Utterance] = (),
-    local_rows: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
-    cache_path: Path | None = None,
-    write_cache: bool = True,
+    local_rows: LocalRows = np.arange,
 ) -> Batches:
-    """The endless stream of training batches from `position` on.
+    """Return the endless stream of training batches that starts at `position`.
 
-    `position` is the number of batches taken since step 0; the stream depends on it, the
-    utterances, the configs and the seed alone, not on threads, cache or what ran before.
-    `local_rows(rows)` gives the rows of a batch that this process reads. `separator` is put
-    between the labels of joined utterances (`Tokenizer.separator`). Rows have
-    S = bucket_samples(bucket seconds) and U = bucket labels.
+    `position` is the number of batches taken since step 0. The stream depends only on it, the
+    corpus and the plan of `epochs` (`training_plan`), not on threads, cache or earlier calls. Rows
+    have S = bucket_samples(bucket seconds) and U = bucket labels.
 
-    `corpus_sizes`: how many of the utterances are of each corpus that data.train_weights weighs.
-    The recordings `noise` and `impulse_responses` change utterances as `augment` says: after speed,
-    first reverberation, then noise, then gain. A recording that cannot be read is listed, and its
-    row does without it.
-
-    `cache_path`, `write_cache`: the file of the epochs' batch counts (`Epochs`), and whether to
-    write it; without it, finding a late position counts from the first epoch.
+    Speed comes first, then reverberation, noise and gain. If a noise recording or impulse response
+    cannot be read, it is listed and not applied.
     """
-    plan = training_plan(
-        utterances,
-        labels,
-        data=data,
-        augment=augment,
-        seed=seed,
-        separator=separator,
-        corpus_sizes=corpus_sizes,
-        noise=noise,
-        impulse_responses=impulse_responses,
-    )
-    epochs = Epochs(plan, cache_path=cache_path, write_cache=write_cache)
-    # Threads ahead of the step may be in the next epoch already.
-    epoch_batches = lru_cache(maxsize=2)(plan.batches)
-
-    def planned(index: int) -> PlannedBatch:
-        epoch, place = epochs.locate(position + index)
-        return _rows(epoch_batches(epoch)[place], local_rows)
-
-    return _batches(
-        planned,
-        sys.maxsize - position,
-        utterances,
-        labels,
-        data=data,
+    capacity_bytes = int(data.cache_gib * BYTES_PER_GIB)
+    reader = BatchReader(
+        corpus=corpus,
+        planned=lambda index: epochs.batch(position + index),
+        length=sys.maxsize - position,
+        local_rows=local_rows,
+        cache=AudioCache(sample_rate_hz=sample_rate_hz, capacity_bytes=capacity_bytes),
         sample_rate_hz=sample_rate_hz,
-        max_tempo=max(1.0, augment.tempo_range[1]),
-        separator=separator,
+        max_tempo=max(1.0, epochs.plan.augment.tempo_range[1]),
         # Without a single frame the loss would be infinite.
         min_samples=int(data.min_seconds * sample_rate_hz) - ROUNDING_SAMPLES,
-        noise=noise,
-        impulse_responses=impulse_responses,
     )
+    return _read_ahead(reader, data)
 
 
 def evaluation_batches(
@@ -156,142 +127,134 @@ def evaluation_batches(
     data: DataConfig,
     sample_rate_hz: int,
     multiple: int = 1,
-    local_rows: Callable[[int], Int64[np.ndarray, " _"]] = np.arange,
+    local_rows: LocalRows = np.arange,
 ) -> Batches:
-    """Batches in which every utterance occurs once as it is, shortest first (evaluation_plan).
+    """Return batches that contain every utterance once, unchanged, shortest first.
 
-    Batches of recordings beyond the last bucket have fewer rows, a multiple of `multiple`.
-    `local_rows` is that of training_batches.
+    Batches of recordings longer than the last bucket have fewer rows, a multiple of `multiple`
+    (`evaluation_plan`).
     """
+    corpus = Corpus(utterances, labels)
     plan = evaluation_plan(
-        np.array([u.duration_seconds for u in utterances], np.float64),
-        np.array([len(ids) for ids in labels], np.int64),
+        corpus.durations_seconds(),
+        corpus.label_lengths(),
         buckets=Buckets.of(data),
         multiple=multiple,
     )
-    return _batches(
-        lambda index: _rows(plan[index], local_rows),
-        len(plan),
-        utterances,
-        labels,
-        # Read once per evaluation: the memory is better spent on the training recordings.
-        data=replace(data, cache_gib=0.0),
+    reader = BatchReader(
+        corpus=corpus,
+        planned=plan.__getitem__,
+        length=len(plan),
+        local_rows=local_rows,
+        # Each is read once per evaluation: the memory is better spent on the training recordings.
+        cache=AudioCache(sample_rate_hz=sample_rate_hz, capacity_bytes=0),
         sample_rate_hz=sample_rate_hz,
-        max_tempo=1.0,
-        separator=(),
-        min_samples=0,
     )
+    return _read_ahead(reader, data)
 
 
-class _Source:
-    """What grain reads by index."""
+# Not compared or printed: grain keeps it as its source, and a corpus is large.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class BatchReader:
+    """A sequence of `length` batches, each read and padded when it is indexed, by any thread.
 
-    def __init__(self, read: Callable[[int], Batch], length: int):
-        self._read, self._length = read, length
+    Only `cache` and `failures` change: `failures` collects the recordings that could not be read.
+    """
+
+    corpus: Corpus
+    planned: Callable[[int], PlannedBatch]
+    """Returns the planned batch at an index."""
+    length: int
+    local_rows: LocalRows
+    cache: AudioCache
+    sample_rate_hz: int
+    max_tempo: float = 1.0
+    min_samples: int = 0
+    """Shorter recordings are failures."""
+    failures: dict[str, Skipped] = field(default_factory=dict)
+    """The recordings that could not be read, by id."""
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        return self._read(index)
-
-
-def _batches(
-    planned: Callable[[int], PlannedBatch],
-    number: int,
-    utterances: Sequence[Utterance],
-    labels: Sequence[np.ndarray],
-    *,
-    data: DataConfig,
-    sample_rate_hz: int,
-    max_tempo: float,
-    separator: Sequence[int],
-    min_samples: int,
-    noise: Sequence[Utterance] = (),
-    impulse_responses: Sequence[Utterance] = (),
-) -> Batches:
-    cache = AudioCache(
-        sample_rate_hz=sample_rate_hz, capacity_bytes=int(data.cache_gib * BYTES_PER_GIB)
-    )
-    failures: dict[str, Skipped] = {}
-
-    def fail(recording: Utterance, reason: str) -> None:
-        failures[recording.id] = Skipped(recording.id, f"{reason}: {recording.place}")
-
-    def row_samples(parts: list[Utterance], speed: float) -> np.ndarray | None:
-        samples = []
-        for utterance in parts:
-            try:
-                samples.append(cache.read(utterance))
-            except AudioError as error:
-                return fail(utterance, error.reason)
-            if len(samples[-1]) < min_samples:
-                reason = f"shorter than its manifest says: {len(samples[-1])} samples"
-                return fail(utterance, reason)
-        return change_speed(np.concatenate(samples) if len(samples) > 1 else samples[0], speed)
-
-    def with_effects(samples: np.ndarray, plan: PlannedBatch, row: int) -> np.ndarray:
-        if (n := plan.impulse_response[row]) >= 0:
-            try:
-                samples = add_reverberation(samples, cache.read(impulse_responses[n]))
-            except AudioError as error:
-                fail(impulse_responses[n], error.reason)
-        if (n := plan.noise[row]) >= 0:
-            try:
-                stretch = read_stretch(
-                    noise[n],
-                    functools.partial(read_recording, sample_rate_hz=sample_rate_hz),
-                    start_seconds=plan.noise_start_seconds[row],
-                    samples=len(samples),
-                    sample_rate_hz=sample_rate_hz,
-                )
-                samples = add_noise(samples, stretch, snr_db=plan.snr_db[row])
-            except AudioError as error:
-                fail(noise[n], error.reason)
-        return change_gain(samples, plan.gain_db[row])
-
-    def read(index: int) -> Batch:
-        plan = planned(index)
-        rows = len(plan.first)
-        S = bucket_samples(plan.seconds, max_tempo=max_tempo, sample_rate_hz=sample_rate_hz)
-        batch = Batch(
-            samples=np.zeros((rows, S), np.float32),
-            sample_lengths=np.zeros(rows, np.int32),
-            labels=np.zeros((rows, plan.labels), np.int32),
-            label_lengths=np.zeros(rows, np.int32),
-            tempo=np.ones(rows, np.float32),
-            utterances=np.full(rows, -1, np.int32),
-            second_utterance=np.full(rows, -1, np.int32),
+        plan = self.planned(index)
+        plan = plan.take_rows(self.local_rows(len(plan.first)))
+        samples = bucket_samples(
+            plan.seconds, max_tempo=self.max_tempo, sample_rate_hz=self.sample_rate_hz
         )
-        for row, (first, second) in enumerate(zip(plan.first, plan.second)):
-            if first < 0:
-                continue
-            parts = [first] if second < 0 else [first, second]
-            samples = row_samples([utterances[n] for n in parts], plan.speed[row])
-            if samples is None:
-                continue
-            samples = with_effects(samples, plan, row)
-            ids = labels[first]
-            if second >= 0:
-                ids = np.concatenate([ids, np.array(separator, np.int32), labels[second]])
-            batch.samples[row, : len(samples)] = samples
-            batch.sample_lengths[row] = len(samples)
-            batch.labels[row, : len(ids)] = ids
-            batch.label_lengths[row] = len(ids)
-            batch.tempo[row] = plan.tempo[row]
-            batch.utterances[row] = first
-            batch.second_utterance[row] = second
+        batch = padding_batch(len(plan.first), samples=samples, labels=plan.labels)
+        for row in np.flatnonzero(plan.first >= 0).tolist():
+            self._fill_row(batch, plan, row)
         return batch
 
+    def _fill_row(self, batch: Batch, plan: PlannedBatch, row: int) -> None:
+        """Write a row's utterance into the batch, unless a recording of it cannot be read."""
+        first, second = int(plan.first[row]), int(plan.second[row])
+        samples = self._speech([first] if second < 0 else [first, second])
+        if samples is None:
+            return
+        samples = self._augmented(change_speed(samples, plan.speed[row]), plan, row)
+        labels = self.corpus.labels[first]
+        if second >= 0:
+            separator = np.array(self.corpus.separator, np.int32)
+            labels = np.concatenate([labels, separator, self.corpus.labels[second]])
+        batch.samples[row, : len(samples)] = samples
+        batch.sample_lengths[row] = len(samples)
+        batch.labels[row, : len(labels)] = labels
+        batch.label_lengths[row] = len(labels)
+        batch.tempo[row] = plan.tempo[row]
+        batch.utterances[row] = first
+        batch.second_utterance[row] = second
+
+    def _speech(self, indices: list[int]) -> Float32[np.ndarray, " S"] | None:
+        """Return the utterances' samples, joined; None if one of them cannot be read."""
+        parts = []
+        for utterance in (self.corpus.utterances[index] for index in indices):
+            try:
+                samples = self.cache.read(utterance)
+                if len(samples) < self.min_samples:
+                    reason = f"shorter than its manifest says: {len(samples)} samples"
+                    raise AudioError(utterance.audio, reason)
+            except AudioError as error:
+                self._list_failure(utterance, error)
+                return None
+            parts.append(samples)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _augmented(self, samples: np.ndarray, plan: PlannedBatch, row: int) -> np.ndarray:
+        """Return the samples with the reverberation, noise and gain that the plan gives a row."""
+        if (index := plan.impulse_response[row]) >= 0:
+            impulse_response = self.corpus.impulse_responses[index]
+            try:
+                samples = add_reverberation(samples, self.cache.read(impulse_response))
+            except AudioError as error:
+                self._list_failure(impulse_response, error)
+        if (index := plan.noise[row]) >= 0:
+            noise = self.corpus.noise[index]
+            try:
+                segment = read_segment(
+                    noise,
+                    functools.partial(read_recording, sample_rate_hz=self.sample_rate_hz),
+                    start_seconds=plan.noise_start_seconds[row],
+                    samples=len(samples),
+                    sample_rate_hz=self.sample_rate_hz,
+                )
+                samples = add_noise(samples, segment, snr_db=plan.snr_db[row])
+            except AudioError as error:
+                self._list_failure(noise, error)
+        return change_gain(samples, plan.gain_db[row])
+
+    def _list_failure(self, recording: Utterance, error: AudioError) -> None:
+        self.failures[recording.id] = Skipped(recording.id, f"{error.reason}: {recording.place}")
+
+
+def _read_ahead(reader: BatchReader, data: DataConfig) -> Batches:
+    """Return the reader's batches in order, read ahead by `data.read_threads` threads."""
     import grain  # takes half a second, and is only needed once audio is read
 
     options = grain.ReadOptions(
         num_threads=data.read_threads, prefetch_buffer_size=data.read_ahead_batches
     )
-    dataset = grain.MapDataset.source(_Source(read, number)).to_iter_dataset(options)
-    return Batches(iter(dataset), failures)
-
-
-def _rows(batch: PlannedBatch, local_rows: Callable[[int], np.ndarray]) -> PlannedBatch:
-    rows = local_rows(len(batch.first))
-    return batch._replace(**{name: getattr(batch, name)[rows] for name in batch._fields[2:]})
+    batches = grain.MapDataset.source(reader).to_iter_dataset(options)
+    return Batches(iter(batches), reader.failures)

@@ -1,8 +1,8 @@
-"""Which utterances make up which batch, decided ahead by arithmetic alone.
+"""Plans of batches: which utterances make up each batch, computed before any audio is read.
 
 An epoch is a pure function of durations, seed and epoch number, and the number of batches taken
-since step 0 is the whole state of the data: every host derives the same batches, and a run that
-resumes goes on with exactly those it would have had.
+since step 0 is the whole state of the data: every host derives the same batches, and a resumed run
+gets exactly the batches that it would have got without the interruption.
 """
 
 import math
@@ -16,8 +16,8 @@ from jaxtyping import Float64, Int32, Int64
 
 from asr_jax.config import AugmentConfig, DataConfig
 
-# Each kind of draw has a generator of its own, [seed, epoch, kind], and so leaves the others alone.
-NOISE_DRAWS, ROOM_DRAWS, GAIN_DRAWS, PASS_DRAWS = 1, 2, 3, 4
+# Each kind of draw has its own generator, so that enabling it changes no other draw.
+NOISE_DRAWS, IMPULSE_RESPONSE_DRAWS, GAIN_DRAWS, PASS_DRAWS = 1, 2, 3, 4
 
 
 class PlannedBatch(NamedTuple):
@@ -26,7 +26,7 @@ class PlannedBatch(NamedTuple):
     seconds: float
     """Upper edge of the bucket, after speed and tempo changes."""
     labels: int
-    """Labels that the bucket holds."""
+    """Most labels of a row."""
     first: Int32[np.ndarray, " B"]
     """Index of the utterance."""
     second: Int32[np.ndarray, " B"]
@@ -36,15 +36,19 @@ class PlannedBatch(NamedTuple):
     noise: Int32[np.ndarray, " B"]
     """Index of the noise recording added, -1 for none."""
     noise_start_seconds: Float64[np.ndarray, " B"]
-    """Where in that recording the noise begins."""
+    """Where the noise starts in that recording."""
     snr_db: Float64[np.ndarray, " B"]
     impulse_response: Int32[np.ndarray, " B"]
-    """Index of the room response, -1 for none."""
+    """Index of the impulse response, -1 for none."""
     gain_db: Float64[np.ndarray, " B"]
+
+    def take_rows(self, rows: Int64[np.ndarray, " R"]) -> "PlannedBatch":
+        """Return the batch with only these rows."""
+        return PlannedBatch(self.seconds, self.labels, *(column[rows] for column in self[2:]))
 
 
 class Buckets(NamedTuple):
-    """Static shapes: upper edges in seconds, most labels, utterances per batch."""
+    """Static shapes of batches: upper edges in seconds, most labels, utterances per batch."""
 
     seconds: tuple[float, ...]
     labels: tuple[int, ...]
@@ -52,29 +56,36 @@ class Buckets(NamedTuple):
 
     @classmethod
     def of(cls, data: DataConfig) -> "Buckets":
-        """Those of a config. Raises ValueError where a longer bucket holds fewer labels."""
+        """Return a config's buckets. Raises ValueError if a longer bucket holds fewer labels."""
         if list(data.bucket_labels) != sorted(data.bucket_labels):
             raise ValueError(f"data.bucket_labels = {data.bucket_labels}: must not decrease")
         return cls(data.bucket_seconds, data.bucket_labels, data.bucket_utterances)
 
     def extended(self, seconds: float, labels: int, *, multiple: int = 1) -> "Buckets":
-        """With multiples of the last bucket appended, until one holds `seconds` and `labels`.
+        """Append multiples of the last bucket until one holds `seconds` and `labels`.
 
-        k times as long ones have a k-th of its utterances, in whole multiples of `multiple`.
+        A bucket k times as long has 1/k of the utterances, rounded down to a multiple of `multiple`
+        but at least `multiple`.
         """
-        # One more than the whole quotient, so that no rounding can make the last one too small.
+        # One more than the quotient, so that no rounding can make the last bucket too small.
         times = 1 + int(max(seconds / self.seconds[-1], labels / self.labels[-1]))
-        more = range(2, times + 1)
+        factors = range(2, times + 1)
         return Buckets(
-            self.seconds + tuple(k * self.seconds[-1] for k in more),
-            self.labels + tuple(k * self.labels[-1] for k in more),
+            self.seconds + tuple(k * self.seconds[-1] for k in factors),
+            self.labels + tuple(k * self.labels[-1] for k in factors),
             self.utterances
-            + tuple(max(1, self.utterances[-1] // (k * multiple)) * multiple for k in more),
+            + tuple(max(1, self.utterances[-1] // (k * multiple)) * multiple for k in factors),
+        )
+
+    def first_fit(self, seconds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the index of the first bucket that holds each pair of seconds and labels."""
+        return np.maximum(
+            np.searchsorted(self.seconds, seconds), np.searchsorted(self.labels, labels)
         )
 
 
 class _Items(NamedTuple):
-    """An epoch's items, columns as in PlannedBatch."""
+    """Items of an epoch, in columns that have the meaning they have in PlannedBatch."""
 
     first: Int32[np.ndarray, " M"]
     second: Int32[np.ndarray, " M"]
@@ -88,6 +99,7 @@ class _Items(NamedTuple):
 
     @classmethod
     def unchanged(cls, first: np.ndarray) -> "_Items":
+        """Return items that are single utterances without augmentation."""
         none, zeros = np.full(len(first), -1, np.int32), np.zeros(len(first))
         return cls(
             first.astype(np.int32), none, zeros + 1, zeros + 1, none, zeros, zeros, none, zeros
@@ -99,42 +111,44 @@ PADDING = _Items.unchanged(np.array([-1]))
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Every epoch's batches, from the durations and labels of N utterances.
+    """The batches of every epoch, from the durations and labels of N utterances.
 
-    An item is an utterance, or with `augment.join_probability` two of a speaker; its length is the
-    sum of their durations / speed / tempo, with one speed and one log-uniform tempo per item. It
-    goes to the first bucket that holds its seconds and labels. One that fits none stays single,
-    and if that does not fit either, is left at speed and tempo 1. Each utterance begins one item
-    per epoch. What does not fill a batch of its bucket goes up to the next one, so that at most
-    the batch of the last bucket has padding rows.
+    An item is an utterance or, with probability `augment.join_probability`, two utterances of one
+    speaker. It has one speed and one log-uniform tempo; its length is the sum of the durations
+    divided by speed and tempo. It goes to the first bucket that holds its seconds and labels. An
+    item that fits no bucket loses its second utterance; if it still does not fit, it keeps speed
+    and tempo 1. Every utterance is the first of one item per epoch. Items that do not fill a batch
+    of their bucket move up to the next bucket, so that only one batch of the last bucket may have
+    padding rows.
 
-    Where the utterances are of several corpora, one after the other, corpus c begins `weights[c]`
-    times its size of items. It is passed through again and again, each pass in an order of its
-    own, and an epoch goes on where the one before ended: at any time all of its utterances have
-    begun equally many items, up to one.
+    If the utterances are from several datasets, one dataset after another, dataset d is the source
+    of `weights[d]` times its size of items. Passes through it follow each other, each in its own
+    random order, and an epoch starts where the one before ended: at any time the numbers of items
+    that the utterances of a dataset have started differ by at most one.
 
-    Noise, its start, signal-to-noise ratio, room and gain are drawn per item, each evenly.
+    Noise, its start, signal-to-noise ratio, impulse response and gain are drawn per item, each from
+    a uniform distribution.
 
-    Raises ValueError for no utterances, and for one that the last bucket does not hold.
+    Raises ValueError if there are no utterances, or if the last bucket does not hold one of them.
     """
 
     durations_seconds: Float64[np.ndarray, " N"]
     label_lengths: Int64[np.ndarray, " N"]
     speakers: Int64[np.ndarray, " N"]
-    """Number of the speaker, from 0; -1 for one unknown, who is not joined to anyone."""
+    """Number of the speaker, from 0; -1 if unknown: such utterances are not joined."""
     buckets: Buckets
     augment: AugmentConfig
     seed: int
     separator_labels: int = 0
-    """Labels put between joined transcripts."""
-    corpus_sizes: tuple[int, ...] = ()
-    """Utterances of each corpus; none given: all are of one."""
+    """Number of labels between joined transcripts."""
+    dataset_sizes: tuple[int, ...] = ()
+    """Number of utterances of each dataset; empty: all are from one."""
     weights: tuple[float, ...] = ()
-    """How many times an epoch goes through each corpus; none given: once."""
+    """Passes through each dataset per epoch; empty: one."""
     noise_seconds: Float64[np.ndarray, " K"] = field(default_factory=lambda: np.zeros(0))
     """Durations of the noise recordings."""
     impulse_responses: int = 0
-    """Number of room responses."""
+    """Number of impulse responses."""
 
     def __post_init__(self) -> None:
         if len(self.durations_seconds) == 0:
@@ -149,140 +163,155 @@ class TrainingPlan:
             raise ValueError(f"{name}[{n}] = {values[n]}: the last bucket holds at most {largest}")
 
     def batches(self, epoch: int) -> list[PlannedBatch]:
-        """The batches of `epoch`, in the order of training."""
-        items, bucket, rng = self._items(epoch)
-        items = self._with_effects(items, epoch)
+        """Return the batches of an epoch in the order of training."""
+        rng = self._generator(epoch)
+        items, bucket = self._draw_items(epoch, rng)
+        items = self._draw_noise(items, epoch)
+        items = self._draw_impulse_responses(items, epoch)
+        items = self._draw_gain(items, epoch)
         order = rng.permutation(len(bucket))
         bucket = bucket[order]
         batches: list[PlannedBatch] = []
-        left = np.empty(0, np.int64)
+        remaining = np.empty(0, np.int64)
         for k, utterances in enumerate(self.buckets.utterances):
-            left = np.concatenate([left, order[bucket == k]])
-            full = len(left) - len(left) % utterances
-            batches += _planned(k, left[:full], items, self.buckets)
-            left = left[full:]
-        batches += _planned(k, left, items, self.buckets)
+            remaining = np.concatenate([remaining, order[bucket == k]])
+            full = len(remaining) - len(remaining) % utterances
+            batches += _fill_batches(k, remaining[:full], items, self.buckets)
+            remaining = remaining[full:]
+        batches += _fill_batches(k, remaining, items, self.buckets)
         return [batches[n] for n in rng.permutation(len(batches))]
 
     def number_of_batches(self, epoch: int) -> int:
-        """len(batches(epoch)), from the draws alone, without making the batches."""
-        number = carried = 0
+        """Return len(batches(epoch)), computed without making the batches."""
+        number = remaining = 0
         for count, utterances in zip(self._bucket_counts(epoch), self.buckets.utterances):
-            full, carried = divmod(carried + count, utterances)
+            full, remaining = divmod(remaining + count, utterances)
             number += full
-        return number + (carried > 0)
+        return number + (remaining > 0)
+
+    def _generator(self, epoch: int, *kind: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, *kind])
 
     def _bucket_counts(self, epoch: int) -> list[int]:
-        """Items of each bucket."""
-        buckets = len(self.buckets.utterances)
+        """Return the number of items in each bucket."""
+        buckets, rng = len(self.buckets.utterances), self._generator(epoch)
         if self.augment.tempo_range != (1.0, 1.0) or self.augment.join_probability > 0:
-            return np.bincount(self._items(epoch)[1], minlength=buckets).tolist()
-        # A twentieth of the time. Utterances differ in their buckets at each speed alone.
-        first, rng = self._first(epoch), np.random.default_rng([self.seed, epoch])
-        kinds, kind = self._kinds
-        drawn = rng.choice(kinds.shape[1], len(first))
-        drawn += kind if len(self.weights) == 0 else kind[first]
-        counts = np.bincount(drawn, minlength=kinds.size)
-        return np.bincount(kinds.ravel(), counts, minlength=buckets).astype(int).tolist()
+            _, bucket = self._draw_items(epoch, rng)
+            return np.bincount(bucket, minlength=buckets).tolist()
+        # Only speed is drawn: looking up buckets takes a twentieth of the time of making the items.
+        first, (class_buckets, class_start) = self._first_utterances(epoch), self._speed_classes
+        drawn = rng.choice(len(self.augment.speeds), len(first))
+        drawn += class_start if len(self.weights) == 0 else class_start[first]
+        counts = np.bincount(drawn, minlength=class_buckets.size)
+        return np.bincount(class_buckets.ravel(), counts, minlength=buckets).astype(int).tolist()
 
     @cached_property
-    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Kinds of utterances: each one's bucket at each speed [kinds, speeds], and where in it
-        each utterance's kind begins, if nothing but speed changes it."""
-        kinds, kind = np.zeros((1, 0), np.int64), np.zeros(len(self.durations_seconds), np.int64)
+    def _speed_classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Classes of utterances that share a bucket at every speed, if only speed changes them.
+
+        The first array has the bucket of each class at each speed, [classes, speeds]; the second
+        has for each utterance the index of its class's first entry in the first one, flattened.
+        """
+        class_buckets = np.zeros((1, 0), np.int64)
+        class_of = np.zeros(len(self.durations_seconds), np.int64)
         for speed in self.augment.speeds:
             seconds = self.durations_seconds / speed
             seconds = np.where(seconds <= self.buckets.seconds[-1], seconds, self.durations_seconds)
-            bucket = _buckets_of(seconds, self.label_lengths, self.buckets)
-            pairs, kind = np.unique(kind * len(self.buckets.seconds) + bucket, return_inverse=True)
-            before, bucket = np.divmod(pairs, len(self.buckets.seconds))
-            kinds = np.column_stack([kinds[before], bucket])
-        return kinds, kind * len(self.augment.speeds)
+            bucket = self.buckets.first_fit(seconds, self.label_lengths)
+            pairs, class_of = np.unique(
+                class_of * len(self.buckets.seconds) + bucket, return_inverse=True
+            )
+            parent, bucket = np.divmod(pairs, len(self.buckets.seconds))
+            class_buckets = np.column_stack([class_buckets[parent], bucket])
+        return class_buckets, class_of * len(self.augment.speeds)
 
-    def _first(self, epoch: int) -> np.ndarray:
-        """The utterance that each item of the epoch begins with."""
+    def _first_utterances(self, epoch: int) -> np.ndarray:
+        """Return the first utterance of each item of the epoch."""
         if all(weight == 1 for weight in self.weights):
             return np.arange(len(self.durations_seconds))
         start, parts = 0, [np.zeros(0, np.int64)]
-        for corpus, (size, weight) in enumerate(zip(self.corpus_sizes, self.weights)):
-            # Exactly what was written: ten times 0.1 are 1.
+        for dataset, (size, weight) in enumerate(zip(self.dataset_sizes, self.weights)):
+            # The weight exactly as written: ten times 0.1 is 1.
             per_epoch = size * Fraction(str(weight))
             begin, end = math.floor(epoch * per_epoch), math.floor((epoch + 1) * per_epoch)
             for number in range(begin // size, -(-end // size)) if size else ():
-                rng = np.random.default_rng([self.seed, number, PASS_DRAWS, corpus])
-                here = slice(max(0, begin - number * size), end - number * size)
-                parts.append(start + rng.permutation(size)[here])
+                order = self._generator(number, PASS_DRAWS, dataset).permutation(size)
+                parts.append(start + order[max(0, begin - number * size) : end - number * size])
             start += size
         return np.concatenate(parts)
 
-    def _items(self, epoch: int) -> tuple[_Items, np.ndarray, np.random.Generator]:
-        """Items without effects, their buckets, and the generator that shuffles them."""
-        rng = np.random.default_rng([self.seed, epoch])
-        first = self._first(epoch)
+    def _draw_items(self, epoch: int, rng: np.random.Generator) -> tuple[_Items, np.ndarray]:
+        """Return the epoch's items without noise, impulse response and gain, and their buckets."""
+        first = self._first_utterances(epoch)
         M = len(first)
         low, high = np.log(self.augment.tempo_range)
         speed = rng.choice(np.array(self.augment.speeds, np.float64), M)
         tempo = np.exp(rng.uniform(low, high, M))
         wants_second = rng.random(M) < self.augment.join_probability
-        second = np.where(wants_second, self._others(first, rng), -1)
-
-        joined = second >= 0
-        # Index -1 reads some utterance, which `where` then drops.
-        seconds_joined = np.where(joined, self.durations_seconds[second], 0.0)
-        labels_joined = np.where(joined, self.label_lengths[second] + self.separator_labels, 0)
-        seconds, labels = self.durations_seconds[first], self.label_lengths[first]
+        second = np.where(wants_second, self._draw_partners(first, rng), -1)
         pace, longest_seconds = speed * tempo, self.buckets.seconds[-1]
-        both_fit = (seconds + seconds_joined) / pace <= longest_seconds
-        both_fit &= labels + labels_joined <= self.buckets.labels[-1]
+
+        is_joined = second >= 0
+        # Index -1 reads some utterance, which `where` then drops.
+        second_seconds = np.where(is_joined, self.durations_seconds[second], 0.0)
+        second_labels = np.where(is_joined, self.label_lengths[second] + self.separator_labels, 0)
+        seconds, labels = self.durations_seconds[first], self.label_lengths[first]
+        both_fit = (seconds + second_seconds) / pace <= longest_seconds
+        both_fit &= labels + second_labels <= self.buckets.labels[-1]
         second = np.where(both_fit, second, -1)
-        seconds = seconds + np.where(both_fit, seconds_joined, 0.0)
-        labels = labels + np.where(both_fit, labels_joined, 0)
+        seconds = seconds + np.where(both_fit, second_seconds, 0.0)
+        labels = labels + np.where(both_fit, second_labels, 0)
 
-        single_fits = seconds / pace <= longest_seconds
-        speed, tempo = np.where(single_fits, speed, 1.0), np.where(single_fits, tempo, 1.0)
-        bucket = _buckets_of(seconds / (speed * tempo), labels, self.buckets)
+        fits = seconds / pace <= longest_seconds
+        speed, tempo = np.where(fits, speed, 1.0), np.where(fits, tempo, 1.0)
+        bucket = self.buckets.first_fit(seconds / (speed * tempo), labels)
         items = _Items.unchanged(first)
-        return items._replace(second=second.astype(np.int32), speed=speed, tempo=tempo), bucket, rng
+        return items._replace(second=second.astype(np.int32), speed=speed, tempo=tempo), bucket
 
-    def _with_effects(self, items: _Items, epoch: int) -> _Items:
-        """The items with noise, room and gain."""
-        M, augment = len(items.first), self.augment
-        draws = lambda kind: np.random.default_rng([self.seed, epoch, kind])
-        if len(self.noise_seconds):
-            rng = draws(NOISE_DRAWS)
-            noise = rng.integers(len(self.noise_seconds), size=M)
-            seconds = self.durations_seconds[items.first]
-            seconds += np.where(items.second >= 0, self.durations_seconds[items.second], 0.0)
-            available = self.noise_seconds[noise]
-            # All of it from one stretch where it is long enough; else it begins anywhere.
-            spare = available - seconds / items.speed
-            start = rng.random(M) * np.where(spare > 0, spare, available)
-            has_noise = rng.random(M) < augment.noise_probability
-            items = items._replace(
-                noise=np.where(has_noise, noise, -1).astype(np.int32),
-                noise_start_seconds=start,
-                snr_db=rng.uniform(*augment.noise_snr_db, M),
-            )
-        if self.impulse_responses:
-            rng = draws(ROOM_DRAWS)
-            room = rng.integers(self.impulse_responses, size=M)
-            has_room = rng.random(M) < augment.impulse_response_probability
-            items = items._replace(impulse_response=np.where(has_room, room, -1).astype(np.int32))
-        if any(augment.gain_db):
-            items = items._replace(gain_db=draws(GAIN_DRAWS).uniform(*augment.gain_db, M))
-        return items
+    def _draw_noise(self, items: _Items, epoch: int) -> _Items:
+        if not len(self.noise_seconds):
+            return items
+        M, rng = len(items.first), self._generator(epoch, NOISE_DRAWS)
+        noise = rng.integers(len(self.noise_seconds), size=M)
+        seconds = self.durations_seconds[items.first]
+        seconds += np.where(items.second >= 0, self.durations_seconds[items.second], 0.0)
+        available = self.noise_seconds[noise]
+        # A recording that is long enough is not repeated; a shorter one may start anywhere.
+        spare = available - seconds / items.speed
+        start = rng.random(M) * np.where(spare > 0, spare, available)
+        has_noise = rng.random(M) < self.augment.noise_probability
+        return items._replace(
+            noise=np.where(has_noise, noise, -1).astype(np.int32),
+            noise_start_seconds=start,
+            snr_db=rng.uniform(*self.augment.noise_snr_db, M),
+        )
 
-    def _others(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """For each of the utterances another one of its speaker, evenly drawn; -1 for none."""
+    def _draw_impulse_responses(self, items: _Items, epoch: int) -> _Items:
+        if not self.impulse_responses:
+            return items
+        M, rng = len(items.first), self._generator(epoch, IMPULSE_RESPONSE_DRAWS)
+        drawn = rng.integers(self.impulse_responses, size=M)
+        has_one = rng.random(M) < self.augment.impulse_response_probability
+        return items._replace(impulse_response=np.where(has_one, drawn, -1).astype(np.int32))
+
+    def _draw_gain(self, items: _Items, epoch: int) -> _Items:
+        if not any(self.augment.gain_db):
+            return items
+        rng = self._generator(epoch, GAIN_DRAWS)
+        return items._replace(gain_db=rng.uniform(*self.augment.gain_db, len(items.first)))
+
+    def _draw_partners(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return for each utterance another one of its speaker, drawn uniformly; -1 for none."""
         by_speaker, *columns = self._speaker_groups
         place, start, count = (column[first] for column in columns)
         step = 1 + np.floor(rng.random(len(start)) * (count - 1)).astype(np.int64)
-        others = by_speaker[start + (place - start + step) % count]
-        return np.where((count > 1) & (self.speakers[first] >= 0), others, -1)
+        partners = by_speaker[start + (place - start + step) % count]
+        return np.where((count > 1) & (self.speakers[first] >= 0), partners, -1)
 
     @cached_property
     def _speaker_groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Utterances by speaker; of each one its place there, its group's start and size."""
+        """The utterances sorted by speaker, and each one's index in that order, with the start and
+        size of its speaker's group."""
         by_speaker = np.argsort(self.speakers, kind="stable")
         grouped = self.speakers[by_speaker]
         start = np.searchsorted(grouped, self.speakers, side="left")
@@ -297,11 +326,11 @@ def evaluation_plan(
     buckets: Buckets,
     multiple: int = 1,
 ) -> list[PlannedBatch]:
-    """Each utterance once, shortest first, unchanged, in the buckets of training.
+    """Return batches with each utterance once, shortest first, unchanged, in the training buckets.
 
-    Longer ones than the last bucket's get shapes of multiples of it (`Buckets.extended`). Every
-    bucket's last batch may have padding rows, since carrying them on would stretch them to the
-    longest recording.
+    Utterances longer than the last bucket go to multiples of it (`Buckets.extended`). The last
+    batch of every bucket may have padding rows, since moving its utterances up would pad them to
+    the longest recording.
     """
     N = len(durations_seconds)
     if N == 0:
@@ -309,27 +338,20 @@ def evaluation_plan(
     buckets = buckets.extended(
         float(durations_seconds.max()), int(label_lengths.max()), multiple=multiple
     )
-    bucket = _buckets_of(durations_seconds, label_lengths, buckets)
+    bucket = buckets.first_fit(durations_seconds, label_lengths)
     items = _Items.unchanged(np.arange(N))
     order = np.argsort(durations_seconds, kind="stable")
     return [
         batch
         for k in range(len(buckets.seconds))
-        for batch in _planned(k, order[bucket[order] == k], items, buckets)
+        for batch in _fill_batches(k, order[bucket[order] == k], items, buckets)
     ]
 
 
-def _buckets_of(seconds: np.ndarray, labels: np.ndarray, buckets: Buckets) -> np.ndarray:
-    """First bucket that holds both."""
-    return np.maximum(
-        np.searchsorted(buckets.seconds, seconds), np.searchsorted(buckets.labels, labels)
-    )
-
-
-def _planned(
+def _fill_batches(
     bucket: int, indices: np.ndarray, items: _Items, buckets: Buckets
 ) -> list[PlannedBatch]:
-    """Batches of the items `indices`, which all go to `bucket`; the last one may be padded."""
+    """Return batches of the items `indices`, which all go to `bucket`; the last may be padded."""
     utterances = buckets.utterances[bucket]
     shape = (-(-len(indices) // utterances), utterances)
     columns = []

@@ -1,4 +1,4 @@
-"""The samples of an utterance, wherever its recording lies: a file, or a part of one."""
+"""Samples and bytes of recordings, which are files, parts of files, records or in memory."""
 
 import io
 import os
@@ -13,12 +13,12 @@ from asr_jax.audio import AudioError, as_wav, audio_duration_seconds, read_audio
 from asr_jax.data.sources.prepared import read_record
 from asr_jax.types import InMemory, Member, Record, Utterance
 
-# Of the samples that tensorflow-datasets' own LibriSpeech holds.
+# Sample rate of tensorflow-datasets' LibriSpeech, which stores samples.
 STOCK_RATE_HZ = 16_000
 
 
 def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.ndarray, " S"]:
-    """Samples of the utterance's stretch, in -1..1, at `sample_rate_hz`. Raises AudioError."""
+    """Read the utterance's segment: samples in -1..1 at `sample_rate_hz`. Raises AudioError."""
     with _contents(utterance) as contents:
         return read_audio(
             utterance.audio,
@@ -31,13 +31,13 @@ def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.n
 
 
 def recording_seconds(utterance: Utterance) -> float:
-    """Length of the whole recording that the utterance is a stretch of. Raises AudioError."""
+    """Read the duration of the recording that the utterance is a segment of. Raises AudioError."""
     with _contents(utterance) as contents:
         return audio_duration_seconds(utterance.audio, contents=contents)
 
 
 def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:
-    """The whole recording as it is stored, or None where it is longer or cannot be read."""
+    """Read the recording as it is stored; None if it has more bytes or cannot be read."""
     try:
         with _contents(utterance) as contents:
             if isinstance(contents, bytes):
@@ -50,8 +50,8 @@ def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:
     return stored if len(stored) <= at_most_bytes else None
 
 
-def whole_recording(utterance: Utterance) -> bytes:
-    """The recording as it is stored, all of it. Raises AudioError."""
+def recording_contents(utterance: Utterance) -> bytes:
+    """Read the recording as it is stored. Raises AudioError."""
     with _contents(utterance) as contents:
         if isinstance(contents, bytes):
             return contents
@@ -63,7 +63,7 @@ def whole_recording(utterance: Utterance) -> bytes:
 
 @contextmanager
 def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
-    """The recording where it is a part of a file, None where it is the file."""
+    """Open the recording: its bytes, or a part of a file; None if it is the whole file."""
     within = utterance.within
     if within is None:
         yield None
@@ -72,27 +72,29 @@ def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
         yield within.contents
         return
     if isinstance(within, Record):
-        yield _of_record(utterance, within)
+        yield _record_audio(utterance, within)
         return
     try:
         file = utterance.audio.open("rb")
     except OSError as error:
         raise AudioError(utterance.audio, error.strerror or "cannot be read") from error
     with file:
-        there = max(0, os.fstat(file.fileno()).st_size - within.offset_bytes)
-        if there < within.size_bytes:
-            raise AudioError(utterance.audio, f"truncated, {there} of {within.size_bytes} bytes")
-        yield _Part(file, within)
+        available_bytes = max(0, os.fstat(file.fileno()).st_size - within.offset_bytes)
+        if available_bytes < within.size_bytes:
+            reason = f"truncated, {available_bytes} of {within.size_bytes} bytes"
+            raise AudioError(utterance.audio, reason)
+        yield _FilePart(file, within)
 
 
-def _of_record(utterance: Utterance, record: Record) -> bytes:
+def _record_audio(utterance: Utterance, record: Record) -> bytes:
+    """Read the encoded recording of an ArrayRecord shard."""
     try:
-        fields = read_record(utterance.audio, record.number)
+        stored = read_record(utterance.audio, record.number)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AudioError(utterance.audio, f"its record {record.number}: {first[:200]}") from error
-    id, audio = fields["id"].decode(), fields["audio"]
-    # Of several corpora ids have a prefix.
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AudioError(utterance.audio, f"its record {record.number}: {problem[:200]}") from error
+    id, audio = stored.id, stored.audio
+    # If a run trains on several datasets, ids have a prefix.
     if utterance.id != id and not utterance.id.endswith(f":{id}"):
         raise AudioError(
             utterance.audio, f"its record {record.number} is {id}, not {utterance.id} as indexed"
@@ -100,8 +102,8 @@ def _of_record(utterance: Utterance, record: Record) -> bytes:
     return audio if isinstance(audio, bytes) else as_wav(audio.astype("int16"), STOCK_RATE_HZ)
 
 
-class _Part(io.RawIOBase, BinaryIO):
-    """A stretch of an open file's bytes as a file of its own: headers are read without the rest."""
+class _FilePart(io.RawIOBase, BinaryIO):
+    """A range of an open file's bytes as a file, so that a header is read without the rest."""
 
     def __init__(self, file: io.BufferedReader, member: Member):
         self._file, self._member, self._position = file, member, 0
@@ -120,8 +122,8 @@ class _Part(io.RawIOBase, BinaryIO):
         return self._position
 
     def readinto(self, buffer) -> int:
-        left = max(0, self._member.size_bytes - self._position)
+        remaining = max(0, self._member.size_bytes - self._position)
         self._file.seek(self._member.offset_bytes + self._position)
-        count = self._file.readinto(memoryview(buffer)[:left])
+        count = self._file.readinto(memoryview(buffer)[:remaining])
         self._position += count
         return count

@@ -1,9 +1,9 @@
-"""Which utterances can be trained on, and why the others cannot."""
+"""Selection of the utterances that can be trained on, with a reason for each of the others."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
 from asr_jax.types import Skipped, Utterance
@@ -20,51 +20,70 @@ def select_utterances(
     ctc: bool,
     labels: Sequence[Int32[np.ndarray, " _"]] | None = None,
 ) -> tuple[list[Utterance], list[Int32[np.ndarray, " U"]], list[Skipped]]:
-    """The utterances one can train on, their labels, and the others.
+    """Return the utterances to train on, their labels, and the utterances with a problem.
 
-    `max_seconds` and `max_labels` are those of the last bucket; `frames_of` gives the encoder's
-    frames for durations in seconds; `labels` are those of all utterances, where they are known.
-    More labels than frames are kept: a transducer's lattice holds any number. With `ctc`, those
-    that no CTC path can hold, the blanks between repeats included, are kept too, and listed: that
-    loss passes over them. A reason is a phrase that many utterances share, then ": " and the
-    figures of this one.
+    `max_seconds` and `max_labels` are the limits of the last bucket; `frames_of` returns the
+    encoder's frames for durations in seconds; `labels` are the labels of all utterances, if known.
+    An utterance may have more labels than frames, since a transducer's lattice holds any number.
+    With `ctc`, an utterance with fewer frames than `needed_ctc_frames` is trained on but listed:
+    the CTC loss skips it. A reason is a phrase that many utterances share, then ": " and numbers.
     """
-    if labels is None:
-        labels = tokenizer.encode_all([utterance.text for utterance in utterances])
-    all_seconds = np.array([utterance.duration_seconds for utterance in utterances])
-    all_frames = frames_of(all_seconds)
+    texts, unknown = [utterance.text for utterance in utterances], tokenizer.unknown_characters
+    labels = tokenizer.encode_all(texts) if labels is None else labels
+    seconds = np.array([utterance.duration_seconds for utterance in utterances])
+    frames = frames_of(seconds)
     lengths = np.array([len(ids) for ids in labels], np.int64)
-    ids = np.concatenate([np.zeros(0, np.int32), *labels])
-    ends = np.cumsum(lengths)
-    number = lambda places: np.searchsorted(ends, places, side="right")
-    count = lambda places: np.bincount(number(places), minlength=len(labels))
-    repeats = 1 + np.flatnonzero(ids[1:] == ids[:-1])
-    ctc_frames = lengths + count(repeats[number(repeats) == number(repeats - 1)])
-    # The space's own piece is a character that the tokenizer lacks, though it encodes it.
-    has_unknown = count(np.flatnonzero(ids == UNKNOWN_ID)) > 0
-    has_unknown |= [SPACE_PIECE in utterance.text for utterance in utterances]
-    usable = (lengths > 0) & ~has_unknown & (all_seconds >= min_seconds) & (all_frames >= 1)
-    usable &= (all_seconds <= max_seconds) & (lengths <= max_labels)
+    ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
+    ctc_frames = needed_ctc_frames(ids, ends)
+    has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
+    # As a character, the piece that stands for a space is unknown, though it is encoded.
+    has_unknown |= [SPACE_PIECE in text for text in texts]
 
-    skipped = []
-    for n in np.flatnonzero(~usable | (ctc & (ctc_frames > all_frames))).tolist():
-        utterance, seconds = utterances[n], utterances[n].duration_seconds
-        if lengths[n] == 0:
-            reason = "empty transcript"
-        elif has_unknown[n]:
-            unknown = tokenizer.unknown_characters(utterance.text)
-            reason = f"characters that the tokenizer lacks: {unknown}"
-        elif seconds < min_seconds:
-            reason = f"shorter than {min_seconds:g} s: {seconds:.3g} s"
-        elif all_frames[n] < 1:
-            reason = f"too short for one frame: {seconds:.3g} s"
-        elif seconds > max_seconds:
-            reason = f"longer than the last bucket's {max_seconds:g} s: {seconds:.4g} s"
-        elif lengths[n] > max_labels:
-            reason = f"more labels than the last bucket's {max_labels}: {lengths[n]}"
-        else:
-            figures = f"needs {ctc_frames[n]} frames, has {all_frames[n]}"
-            reason = f"too short for its text in the CTC loss: {figures}"
-        skipped.append(Skipped(utterance.id, reason))
-    kept = np.flatnonzero(usable).tolist()
-    return [utterances[n] for n in kept], [labels[n] for n in kept], skipped
+    # The first rule that holds for an utterance gives the reason.
+    rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
+        (lengths == 0, lambda n: "empty transcript"),
+        (has_unknown, lambda n: f"characters that the tokenizer lacks: {unknown(texts[n])}"),
+        (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {seconds[n]:.3g} s"),
+        (frames < 1, lambda n: f"too short for one frame: {seconds[n]:.3g} s"),
+        (
+            seconds > max_seconds,
+            lambda n: f"longer than the last bucket's {max_seconds:g} s: {seconds[n]:.4g} s",
+        ),
+        (
+            lengths > max_labels,
+            lambda n: f"more labels than the last bucket's {max_labels}: {lengths[n]}",
+        ),
+        (
+            ctc & (ctc_frames > frames),
+            lambda n: (
+                "too short for its text in the CTC loss: "
+                f"needs {ctc_frames[n]} frames, has {frames[n]}"
+            ),
+        ),
+    ]
+    masks = [mask for mask, _ in rules]
+    selected = np.flatnonzero(~np.any(masks[:-1], axis=0)).tolist()  # CTC's rule excludes none
+    skipped = [
+        Skipped(utterances[n].id, next(reason(n) for mask, reason in rules if mask[n]))
+        for n in np.flatnonzero(np.any(masks, axis=0)).tolist()
+    ]
+    return [utterances[n] for n in selected], [labels[n] for n in selected], skipped
+
+
+def needed_ctc_frames(
+    ids: Int32[np.ndarray, " L"], ends: Int64[np.ndarray, " N"]
+) -> Int64[np.ndarray, " N"]:
+    """Return for each utterance the least number of frames on which CTC has a path.
+
+    Every label needs a frame, and so does the blank between two equal labels in sequence. `ids` are
+    the labels of all utterances, one utterance after another; those of utterance n end before
+    `ends[n]`.
+    """
+    is_repeat = ids[1:] == ids[:-1]
+    is_repeat[ends[(0 < ends) & (ends < len(ids))] - 1] = False  # the next utterance's first label
+    return np.diff(ends, prepend=0) + _count(np.flatnonzero(is_repeat), ends)
+
+
+def _count(indices: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return how many of the labels at `indices` belong to each utterance."""
+    return np.bincount(np.searchsorted(ends, indices, side="right"), minlength=len(ends))

@@ -1,19 +1,18 @@
 """The corpus of a run: utterances to train on, their labels, noise and impulse responses."""
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from asr_jax.config import Config, DataConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.selection import select_utterances
@@ -25,32 +24,6 @@ from asr_jax.types import Skipped, Utterance
 
 # Reads a dataset: its utterances, and the recordings that cannot be read.
 ReadDataset = Callable[[str], tuple[list[Utterance], list[Skipped]]]
-
-
-class Corpus(NamedTuple):
-    """Everything that a run's batches are made of."""
-
-    utterances: list[Utterance]
-    labels: list[np.ndarray]
-    skipped: list[Skipped]
-    sizes: list[int]
-    """Numbers of utterances from data.train and from each of data.more_train, in order."""
-    noise: list[Utterance]
-    impulse_responses: list[Utterance]
-    weights: tuple[float, ...]
-    """data.train_weights."""
-
-    def fingerprint(self) -> str:
-        """Return a digest of everything that the plan of batches depends on."""
-        everything = [*self.utterances, *self.noise, *self.impulse_responses]
-        numbers = [len(self.noise), len(self.impulse_responses), *self.sizes, *self.weights]
-        digest = hashlib.sha256(repr(numbers).encode())
-        # The id of a file whose name is not UTF-8 contains surrogates.
-        digest.update("\n".join(u.id for u in everything).encode(errors="surrogatepass"))
-        digest.update(np.array([u.duration_seconds for u in everything]).data)
-        digest.update(np.array([len(ids) for ids in self.labels]).data)
-        digest.update(np.concatenate(self.labels).data)
-        return digest.hexdigest()
 
 
 def training_corpus(
@@ -85,6 +58,7 @@ def training_corpus(
         noise=noise,
         impulse_responses=responses,
         weights=config.data.train_weights,
+        separator=tokenizer.separator,
     )
     return corpus, tokenizer
 

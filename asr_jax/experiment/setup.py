@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import Config, flatten
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches
 from asr_jax.distributed.mesh import check_batch, make_mesh
 from asr_jax.distributed.processes import code_fingerprint, require_same
-from asr_jax.experiment.corpus import Corpus, keep_tokenizer, training_corpus
+from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.experiment.fine_tuning import Source, initialize_from, read_source
 from asr_jax.experiment.run_directory import (
     changes,
@@ -54,9 +55,7 @@ class Setup(NamedTuple):
 
     def batches(self, position: int) -> Batches:
         """Return the endless stream of the run's batches that starts after `position` batches."""
-        return self.task.batches(
-            self.config, self.corpus, self.tokenizer, self.mesh, self.run, position
-        )
+        return self.task.batches(self.config, self.corpus, self.mesh, self.run, position)
 
 
 def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:

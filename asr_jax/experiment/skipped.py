@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from asr_jax.config import Config
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.pipeline import Batches
-from asr_jax.experiment.corpus import Corpus
 from asr_jax.types import Batch, Skipped
 
 

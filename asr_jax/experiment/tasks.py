@@ -9,16 +9,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from asr_jax.config import Config
+from asr_jax.data.corpus import Corpus
+from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.pipeline import Batches, training_batches
-from asr_jax.data.texts import read_texts, training_text_batches
+from asr_jax.data.pipeline import Batches, training_batches, training_plan
+from asr_jax.data.texts import read_texts, text_plan, training_text_batches
 from asr_jax.distributed.mesh import local_rows
 from asr_jax.distributed.processes import is_first
-from asr_jax.experiment.corpus import Corpus, ReadDataset
+from asr_jax.experiment.corpus import ReadDataset
 from asr_jax.experiment.dev_perplexity import dev_perplexity
 from asr_jax.experiment.dev_wer import dev_wer
 from asr_jax.text import Tokenizer
 from asr_jax.training.loop import Evaluate
+
+# The file of a run that holds the number of batches in each epoch so far.
+EPOCHS = "epochs.json"
 
 
 class Task(NamedTuple):
@@ -26,7 +31,7 @@ class Task(NamedTuple):
 
     read: ReadDataset
     """Reads a dataset: data.train, or one of data.more_train."""
-    batches: Callable[[Config, Corpus, Tokenizer, Mesh, Path, int], Batches]
+    batches: Callable[[Config, Corpus, Mesh, Path, int], Batches]
     """Returns the endless stream of batches that starts after a number of batches."""
     evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh], Evaluate | None]
     """Reads data.dev and returns the function that measures on it; None without data.dev."""
@@ -43,39 +48,25 @@ def task_of(config: Config) -> Task:
     return Task(read_manifest, _audio_batches, dev_wer, "dev_wer", _hours)
 
 
-def _audio_batches(
-    config: Config, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, run: Path, position: int
-) -> Batches:
+def _audio_batches(config: Config, corpus: Corpus, mesh: Mesh, run: Path, position: int) -> Batches:
+    plan = training_plan(corpus, data=config.data, augment=config.augment, seed=config.train.seed)
     return training_batches(
-        corpus.utterances,
-        corpus.labels,
+        corpus,
+        Epochs(plan, cache_path=run / EPOCHS, write_cache=is_first()),
         data=config.data,
-        augment=config.augment,
         sample_rate_hz=config.features.sample_rate_hz,
-        seed=config.train.seed,
         position=position,
-        separator=tokenizer.separator,
-        corpus_sizes=corpus.sizes,
-        noise=corpus.noise,
-        impulse_responses=corpus.impulse_responses,
         local_rows=functools.partial(local_rows, mesh),
-        cache_path=run / "epochs.json",
-        write_cache=is_first(),
     )
 
 
-def _text_batches(
-    config: Config, corpus: Corpus, tokenizer: Tokenizer, mesh: Mesh, run: Path, position: int
-) -> Batches:
+def _text_batches(config: Config, corpus: Corpus, mesh: Mesh, run: Path, position: int) -> Batches:
+    plan = text_plan(corpus, data=config.data, seed=config.train.seed)
     return training_text_batches(
         corpus.labels,
-        data=config.data,
-        seed=config.train.seed,
+        Epochs(plan, cache_path=run / EPOCHS, write_cache=is_first()),
         position=position,
-        corpus_sizes=corpus.sizes,
         local_rows=functools.partial(local_rows, mesh),
-        cache_path=run / "epochs.json",
-        write_cache=is_first(),
     )
 
 

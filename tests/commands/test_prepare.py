@@ -25,8 +25,10 @@ from asr_jax.commands.prepare import command as prepare
 from asr_jax.commands.prepare import download as downloading
 from asr_jax.commands.prepare.download import download
 from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.corpus import Corpus
+from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_manifest, require_exists
-from asr_jax.data.pipeline import training_batches
+from asr_jax.data.pipeline import training_batches, training_plan
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.librispeech_archives import Archive
 from asr_jax.text import Tokenizer
@@ -89,8 +91,9 @@ def test_a_batch_of_prepared_data_is_that_of_the_folder_bit_for_bit(prepared, pu
         config = DataConfig(
             bucket_seconds=(8.0,), bucket_labels=(64,), bucket_utterances=(16,), read_threads=4
         )
-        options = dict(data=config, augment=AugmentConfig(), sample_rate_hz=16_000, seed=3)
-        return next(training_batches(utterances, labels, **options))
+        corpus = Corpus(utterances, labels)
+        epochs = Epochs(training_plan(corpus, data=config, augment=AugmentConfig(), seed=3))
+        return next(training_batches(corpus, epochs, data=config, sample_rate_hz=16_000))
 
     for ours, theirs in zip(
         batch(prepared[0]), batch(published / "unpacked/LibriSpeech/dev-clean"), strict=True
@@ -167,8 +170,8 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     assert reasons["odd"].startswith("odd characters: ")
     assert reasons["mute"] == "empty transcript"
     assert reasons["nine"] == "FLAC cannot hold it: 9 channels at 16000 Hz"
-    assert reasons["one"] == "no samples at 16000 Hz, 1 at its own"
-    assert reasons["endless"] == f"damaged, of {2**36 - 1} samples by its header"
+    assert reasons["one"] == "no samples at 16000 Hz, 1 at its own rate"
+    assert reasons["endless"] == f"damaged, its header states {2**36 - 1} samples"
     odd_ones = {"nine", "one", "endless"}
     assert set(reasons) == {"silent", "brief", "nan", "odd", "mute", "broken", "cut"} | odd_ones
     assert "dropped: 1 recordings, silent (listed in" in outcome.out
@@ -213,7 +216,7 @@ def test_what_a_config_could_not_train_on_is_listed(prepared, tmp_path, command)
     ) in told
     (out / "unfit.jsonl").write_text("")
     told, found = unfit("unigram")
-    assert found == {} and "not looked for, as its unigram tokenizer is yet to be trained" in told
+    assert found == {} and "because its unigram tokenizer is yet to be trained" in told
     texts = [one.text for one in utterances]
     Tokenizer.train(texts, kind="char", vocabulary_size=0, path=run / "tokenizer.model")
     assert unfit("unigram")[1] == expected
@@ -278,7 +281,7 @@ def test_wrong_archives_are_named(published, tmp_path, error):
     assert "dev-clean.tar.gz: its member LibriSpeech/../../evil.flac leads out of its" in complaint
     assert not (tmp_path / "a/dev-clean").exists() and not list((tmp_path / "a").glob(".*"))
     complaint = error("prepare", "librispeech", tmp_path / "c", "--parts", "dev-dirty")
-    assert complaint.startswith("--parts dev-dirty: must be of dev-clean, ")
+    assert complaint.startswith("--parts dev-dirty: must be one of dev-clean, ")
     assert "exists and is not empty" in error("prepare", DEV, tmp_path)
 
 
@@ -371,11 +374,11 @@ def test_a_download_goes_on_where_an_earlier_start_was_stopped(server, tmp_path)
 
 def test_a_download_that_is_hopeless_says_so(server, tmp_path, monkeypatch):
     Server.faults = ["wrong", "wrong"]
-    with pytest.raises(ValueError, match="another checksum; given up after 2 attempts"):
+    with pytest.raises(ValueError, match="the wrong checksum; gave up after 2 attempts"):
         fetch(server, tmp_path / "file")
     monkeypatch.setattr(downloading, "ATTEMPTS", 2)
     Server.faults = ["error", "error"]
-    with pytest.raises(ValueError, match="503: Service Unavailable; given up after 2|Service Unav"):
+    with pytest.raises(ValueError, match="503: Service Unavailable; gave up after 2|Service Unav"):
         fetch(server, tmp_path / "file")
     assert not (tmp_path / "file").exists()
 
@@ -397,7 +400,7 @@ def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monke
     [
         (["--max-seconds=nan"], "--min-seconds 0.1 --max-seconds nan: needs 0 <= shortest <= long"),
         (["--min-seconds=nan"], "--min-seconds nan --max-seconds inf: needs 0 <= shortest <= long"),
-        ([], "OUT = .: say the name of a folder to make"),
+        ([], "OUT = .: must name a folder to create"),
     ],
 )
 def test_options_that_cannot_be(error, tmp_path, options, complaint):

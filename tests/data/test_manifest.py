@@ -190,7 +190,7 @@ def test_errors_of_a_whole_data_set_are_one_line(tmp_path):
         (f'{{"audio_filepath": "a.wav", "text": "A", "duration": 1{"0" * 400}}}', "must be a numb"),
         (f'{{"audio_filepath": "a.wav", "text": "A", "duration": {"1" * 5000}}}', "not JSON that"),
         ("[" * 200_000, "not JSON that can be read"),
-        ('{"audio_filepath": "a.wav", "text": "A \\ud800"}', "no character"),
+        ('{"audio_filepath": "a.wav", "text": "A \\ud800"}', "not a character"),
         ('{"audio_filepath": "a.wav", "text_filepath": "a\\u0000"}', "cannot be read"),
     ],
 )

@@ -10,6 +10,8 @@ from asr_jax.audio import change_speed, read_audio
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_reverberation, read_untranscribed
 from asr_jax.data.cache import AudioCache
+from asr_jax.data.corpus import Corpus
+from asr_jax.data.epochs import Epochs
 from asr_jax.data.pipeline import (
     Batches,
     bucket_samples,
@@ -33,7 +35,7 @@ SEPARATOR = (2,)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> tuple[list[Utterance], list[np.ndarray]]:
+def corpus(tmp_path_factory) -> Corpus:
     """23 stretches of noise by three speakers, at three rates, some resampled when read."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
@@ -45,19 +47,12 @@ def corpus(tmp_path_factory) -> tuple[list[Utterance], list[np.ndarray]]:
         soundfile.write(path, rng.uniform(-0.9, 0.9, size), rate_hz, subtype="PCM_16")
         utterances.append(Utterance(f"{n:02d}", path, "", size / rate_hz, f"speaker {n % 3}"))
         labels.append(rng.integers(3, 30, 1 + n % 6).astype(np.int32))
-    return utterances, labels
+    return Corpus(utterances, labels, separator=SEPARATOR)
 
 
-def training(corpus, *, data=DATA, augment=VARIED, **options) -> Batches:
-    return training_batches(
-        *corpus,
-        data=data,
-        augment=augment,
-        sample_rate_hz=RATE_HZ,
-        seed=5,
-        separator=SEPARATOR,
-        **options,
-    )
+def training(corpus: Corpus, *, data=DATA, augment=VARIED, **options) -> Batches:
+    epochs = Epochs(training_plan(corpus, data=data, augment=augment, seed=5))
+    return training_batches(corpus, epochs, data=data, sample_rate_hz=RATE_HZ, **options)
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
@@ -68,8 +63,8 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 
 def test_rows_are_what_the_plan_says(corpus):
-    utterances, labels = corpus
-    plan = training_plan(*corpus, data=DATA, augment=VARIED, seed=5, separator=SEPARATOR)
+    utterances, labels = corpus.utterances, corpus.labels
+    plan = training_plan(corpus, data=DATA, augment=VARIED, seed=5)
     planned = [batch for epoch in range(2) for batch in plan.batches(epoch)]
     joins = 0
     for plan_batch, batch in zip(planned, training(corpus)):
@@ -122,7 +117,7 @@ def test_processes_share_the_rows_of_each_batch(corpus):
 
 
 def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
-    utterances, labels = corpus
+    utterances = corpus.utterances
     broken = list(utterances)
     for n, content in ((4, b""), (9, b"no recording")):
         path = tmp_path / f"{n}.wav"
@@ -130,7 +125,7 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
         broken[n] = utterances[n]._replace(audio=path)
     augment = AugmentConfig(speeds=(0.9, 1.1))
     expected = list(islice(training(corpus, augment=augment), 20))
-    stream = training((broken, labels), augment=augment)
+    stream = training(corpus._replace(utterances=broken), augment=augment)
     batches = list(islice(stream, 20))
 
     lost = 0
@@ -149,10 +144,10 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
 
 def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
     """Without a frame its loss would be infinite, and its batches lost."""
-    utterances, labels = corpus
+    utterances = corpus.utterances
     soundfile.write(tmp_path / "0.wav", np.zeros(48), RATE_HZ)
     lying = [utterances[0]._replace(audio=tmp_path / "0.wav"), *utterances[1:]]
-    stream = training((lying, labels), augment=AugmentConfig())
+    stream = training(corpus._replace(utterances=lying), augment=AugmentConfig())
     for batch in islice(stream, 20):
         assert 0 not in batch.utterances
     (failed,) = stream.failed
@@ -163,12 +158,13 @@ def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
 
 
 def test_a_joined_row_needs_both_recordings(corpus):
-    utterances, labels = corpus
-    plan = training_plan(*corpus, data=DATA, augment=VARIED, seed=5, separator=SEPARATOR)
+    utterances = corpus.utterances
+    plan = training_plan(corpus, data=DATA, augment=VARIED, seed=5)
     planned = [batch for epoch in range(3) for batch in plan.batches(epoch)]
     lost = max(int(batch.second.max()) for batch in planned)
     missing = utterances[lost]._replace(audio=Path("/missing.wav"))
-    stream = training(([*utterances[:lost], missing, *utterances[lost + 1 :]], labels))
+    damaged = [*utterances[:lost], missing, *utterances[lost + 1 :]]
+    stream = training(corpus._replace(utterances=damaged))
     for expected, batch in zip(planned, stream):
         fails = (expected.first == lost) | (expected.second == lost)
         np.testing.assert_array_equal(batch.utterances, np.where(fails, -1, expected.first))
@@ -176,7 +172,7 @@ def test_a_joined_row_needs_both_recordings(corpus):
 
 
 def test_evaluation_reads_each_utterance_once_unchanged(corpus):
-    utterances, labels = corpus
+    utterances, labels = corpus.utterances, corpus.labels
     long = Utterance("long", utterances[0].audio, "", 0.3)
     data = DataConfig(bucket_seconds=(0.1, 0.25), bucket_labels=(1, 2), bucket_utterances=(4, 2))
     everything, all_labels = [*utterances, long], [*labels, np.arange(3, 20, dtype=np.int32)]
@@ -207,7 +203,7 @@ def test_nothing_to_evaluate_is_no_batches():
 
 
 def test_the_cache_is_exact_and_bounded(corpus):
-    utterances, _ = corpus
+    utterances = corpus.utterances
     fresh = {u.id: read_audio(u.audio, sample_rate_hz=RATE_HZ) for u in utterances}
     capacity_bytes = sum(samples.nbytes for samples in fresh.values()) // 3
     cache = AudioCache(sample_rate_hz=RATE_HZ, capacity_bytes=capacity_bytes)
@@ -260,10 +256,10 @@ def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
 
 
 def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
-    utterances, _ = corpus
-    plan = training_plan(*corpus, data=DATA, augment=NOISY, seed=5, separator=SEPARATOR, **effects)
+    utterances, corpus = corpus.utterances, corpus._replace(**effects)
+    plan = training_plan(corpus, data=DATA, augment=NOISY, seed=5)
     planned, seen = plan.batches(0), np.zeros(4, int)
-    for drawn, batch in zip(planned, training(corpus, augment=NOISY, **effects)):
+    for drawn, batch in zip(planned, training(corpus, augment=NOISY)):
         for row, n in enumerate(drawn.first.tolist()):
             if n < 0:
                 assert not batch.samples[row].any()
@@ -297,21 +293,20 @@ def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tm
         name: [one._replace(audio=tmp_path / "broken.wav") for one in listed]
         for name, listed in effects.items()
     }
-    stream = training(corpus, augment=replace(NOISY, gain_db=(0.0, 0.0)), **broken)
+    augment = replace(NOISY, gain_db=(0.0, 0.0))
+    stream = training(corpus._replace(**broken), augment=augment)
     clean = training(corpus, augment=AugmentConfig(speeds=(0.9, 1.1)))
     assert_same(list(islice(stream, 12)), list(islice(clean, 12)))
     assert sorted({one.id for one in stream.failed}) == [
-        f"augment.{name}:{n}.wav" for name in ("noise", "impulse_responses") for n in (0, 1)
+        f"augment.{name}:{n}.wav" for name in ("impulse_responses", "noise") for n in (0, 1)
     ]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_any_number_of_processes_and_threads_read_the_same_batches(corpus, effects, processes):
-    sizes, weights = (10, 13), (1.0, 0.5)
-    buckets = {"bucket_utterances": (4, 4), "train_weights": weights, "more_train": ("more",)}
-    options = {"augment": replace(NOISY, join_probability=0.3), "corpus_sizes": sizes, **effects}
-    data = replace(DATA, **buckets)
-    whole = list(islice(training(corpus, data=data, **options), 14))
+    corpus = corpus._replace(sizes=(10, 13), weights=(1.0, 0.5), **effects)
+    augment, data = replace(NOISY, join_probability=0.3), replace(DATA, bucket_utterances=(4, 4))
+    whole = list(islice(training(corpus, data=data, augment=augment), 14))
     for position in (0, 9):
         shares = []
         for process in range(processes):
@@ -319,9 +314,9 @@ def test_any_number_of_processes_and_threads_read_the_same_batches(corpus, effec
             stream = training(
                 corpus,
                 data=replace(data, read_threads=1 + process),
+                augment=augment,
                 position=position,
                 local_rows=share,
-                **options,
             )
             shares.append(list(islice(stream, 14 - position)))
         joined = [

@@ -211,7 +211,7 @@ def test_epochs_that_were_counted_once_are_not_counted_again(tmp_path, monkeypat
 def test_batches_are_counted_rightly_where_only_speed_is_drawn(N, seed, epoch):
     plan = random_plan(N, seed, AugmentConfig(speeds=(0.5, 0.8, 1.0, 1.25)))
     sizes = (N // 2, N - N // 2)
-    for other in (plan, replace(plan, weights=(0.3, 1.5), corpus_sizes=sizes)):
+    for other in (plan, replace(plan, weights=(0.3, 1.5), dataset_sizes=sizes)):
         assert other.number_of_batches(epoch) == len(other.batches(epoch))
 
 
@@ -229,7 +229,7 @@ SIZES, WEIGHTS = (30, 7, 11), (1.0, 0.3, 2.5)
 
 
 def test_corpora_are_gone_through_by_weight_and_evenly():
-    plan = replace(random_plan(48), corpus_sizes=SIZES, weights=WEIGHTS)
+    plan = replace(random_plan(48), dataset_sizes=SIZES, weights=WEIGHTS)
     corpus = np.repeat(np.arange(3), SIZES)
     counts, orders = np.zeros(48, int), []
     for epoch in range(1, 21):
@@ -249,7 +249,7 @@ def test_corpora_are_gone_through_by_weight_and_evenly():
 
 
 def test_half_of_a_corpus_is_in_one_epoch_and_the_other_in_the_next():
-    plan = replace(random_plan(50), corpus_sizes=(20, 30), weights=(1.0, 0.5))
+    plan = replace(random_plan(50), dataset_sizes=(20, 30), weights=(1.0, 0.5))
     pairs = []
     for epoch in range(0, 8, 2):
         firsts = [np.concatenate([b.first for b in plan.batches(e)]) for e in (epoch, epoch + 1)]
@@ -262,7 +262,7 @@ def test_half_of_a_corpus_is_in_one_epoch_and_the_other_in_the_next():
 def test_weights_of_one_are_no_weights():
     plan = random_plan(50)
     assert_same(
-        replace(plan, corpus_sizes=(20, 30), weights=(1.0, 1.0)).batches(3), plan.batches(3)
+        replace(plan, dataset_sizes=(20, 30), weights=(1.0, 1.0)).batches(3), plan.batches(3)
     )
 
 

@@ -10,7 +10,14 @@ import pytest
 import soundfile
 
 from asr_jax.config import DataConfig
-from asr_jax.data.texts import evaluation_text_batches, read_texts, training_text_batches
+from asr_jax.data.corpus import Corpus
+from asr_jax.data.epochs import Epochs
+from asr_jax.data.texts import (
+    evaluation_text_batches,
+    read_texts,
+    text_plan,
+    training_text_batches,
+)
 
 DATA = DataConfig(bucket_seconds=(1.0, 2.0), bucket_labels=(3, 6), bucket_utterances=(4, 2))
 GENERATOR = np.random.default_rng(0)
@@ -27,8 +34,10 @@ def texts_of(batch):
     ]
 
 
-def take(number, **options):
-    return list(itertools.islice(training_text_batches(LABELS, data=DATA, **options), number))
+def take(number, *, seed, cache_path=None, **options):
+    plan = text_plan(Corpus([], LABELS), data=DATA, seed=seed)
+    epochs = Epochs(plan, cache_path=cache_path)
+    return list(itertools.islice(training_text_batches(LABELS, epochs, **options), number))
 
 
 def test_an_epoch_has_every_text_once_in_an_order_of_its_own():

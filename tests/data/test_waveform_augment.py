@@ -9,7 +9,7 @@ from asr_jax.data.augment import (
     add_noise,
     add_reverberation,
     change_gain,
-    read_stretch,
+    read_segment,
     read_untranscribed,
 )
 from asr_jax.data.recordings import read_recording
@@ -81,7 +81,7 @@ def test_a_stretch_goes_on_at_the_beginning(tmp_path):
 
     endless = np.tile(whole, 6)
     for start, size in ((0, 1000), (300, 700), (300, 701), (0, 4500), (999, 2), (640, 200)):
-        stretch = read_stretch(
+        stretch = read_segment(
             recording, read, start_seconds=start / RATE_HZ, samples=size, sample_rate_hz=RATE_HZ
         )
         np.testing.assert_array_equal(stretch, endless[start : start + size], err_msg=f"{start}")

@@ -1,3 +1,3 @@
-"""`asr-jax prepare SOURCE OUT`: writes a prepared dataset."""
+"""`asr-jax prepare SOURCE OUT`: write a prepared dataset."""
 
 from asr_jax.commands.prepare.command import run as run

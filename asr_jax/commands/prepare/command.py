@@ -1,9 +1,8 @@
-"""`asr-jax prepare SOURCE OUT`: recordings checked once, and stored to start training fast."""
+"""`asr-jax prepare SOURCE OUT`: check recordings once and store them for fast training starts."""
 
 import collections
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,59 +13,65 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from asr_jax.audio import AudioError
 from asr_jax.commands.arguments import parse
 from asr_jax.commands.prepare.download import download
 from asr_jax.commands.prepare.report import write_report, write_unfit
 from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.recording_checks import validated
-from asr_jax.data.recordings import recording_seconds, whole_recording
-from asr_jax.data.sources.librispeech_archives import (
-    ADDRESS,
-    ARCHIVES,
-    ArchivedUtterance,
-    read_archive,
-)
+from asr_jax.data.recording_checks import checked_entry
+from asr_jax.data.sources.librispeech_archives import ADDRESS, ARCHIVES, read_archive
 from asr_jax.data.sources.prepared import Entry, is_prepared, write_prepared
 from asr_jax.errors import name_full_disk
 from asr_jax.types import Skipped, Utterance
 
-Task = Callable[[], Entry | Skipped]
-# Manifests round durations; what lacks so little of a recording is the whole of it.
-ROUNDING_SECONDS = 0.02
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Checks every recording of SOURCE, and stores those that can be trained on in OUT."""
+    """Check every recording of SOURCE and store the usable ones in OUT, a prepared dataset."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """librispeech, or any DATA: a folder in its layout, a manifest, a prepared dataset, ..."""
+    """librispeech, or any dataset: a folder in its layout, a manifest, a prepared dataset, ..."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to write, which then is a DATA. Of LibriSpeech it holds a folder for each part, each
-    of them a DATA."""
+    """Folder to create, which can then be used as DATA. For LibriSpeech it contains such a folder
+    for each part."""
     parts: tuple[str, ...] = tuple(ARCHIVES)
     """Parts of LibriSpeech."""
     archives: Path | None = None
-    """Where LibriSpeech's archives, or folders unpacked from them, are at hand; what is missing is
-    fetched into it. OUT/archives where not given."""
+    """Folder with LibriSpeech's archives or their unpacked folders; missing archives are downloaded
+    into it. OUT/archives by default."""
     address: str = ADDRESS
-    """Of a mirror to fetch LibriSpeech's archives from."""
+    """URL of a mirror to download LibriSpeech's archives from."""
     min_seconds: float = 0.1
     """Shorter recordings are dropped."""
     max_seconds: float = math.inf
-    """Longer ones too."""
+    """Longer recordings are dropped."""
     config: Path | None = None
-    """Of a training: lists in OUT/unfit.jsonl what it would leave out, as recordings too short for
-    their text under its objective."""
+    """Training config: list in OUT/unfit.jsonl the recordings that it would leave out, such as
+    those too short for their text under its objective."""
     threads: int = 4
-    """That decode recordings to check them."""
+    """Threads that decode recordings to check them."""
 
 
 def run(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = parse(Options, arguments, program="asr-jax prepare")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    _check_options(options)
+    if options.source != "librispeech":
+        _prepare(options.out, _read_dataset(options.source), options, console)
+        return 0
+    for part in options.parts:
+        out = options.out / part
+        if is_prepared(out):
+            console.print(f"{out}: prepared already")
+            _print_unfit(out, options)
+        else:
+            _prepare(out, _read_librispeech(part, options, console), options, console)
+    return 0
+
+
+def _check_options(options: Options) -> None:
+    """Raise ValueError if an option is wrong, before hours of preparing."""
     if options.threads < 1:
         raise ValueError(f"--threads {options.threads}: must be positive")
     if not 0 <= options.min_seconds <= options.max_seconds:
@@ -75,66 +80,62 @@ def run(arguments: list[str]) -> int:
             "needs 0 <= shortest <= longest"
         )
     if options.config is not None:
-        load_config(options.config)  # not after hours of preparing
-    if options.source != "librispeech":
-        if options.out.name in ("", ".."):
-            raise ValueError(f"OUT = {options.out}: say the name of a folder to make")
-        if options.out.exists() and any(options.out.iterdir()):
-            raise ValueError(f"OUT = {options.out}: exists and is not empty; choose another")
-        tasks = lambda: _of_data(options.source, options)
-        _prepare(options.out, tasks, options, console)
-        return 0
-    for part in options.parts:
-        if part not in ARCHIVES:
-            raise ValueError(f"--parts {part}: must be of {', '.join(ARCHIVES)}")
-    for part in options.parts:
-        if is_prepared(options.out / part):
-            console.print(f"{options.out / part}: prepared already")
-            _print_unfit(options.out / part, options)
-            continue
-        where = options.archives or options.out / "archives"
-        folders = [where / part, where / "LibriSpeech" / part]
-        folder = next((f for f in folders if f.is_dir()), None)
-        if folder is not None:
-            tasks = functools.partial(_of_data, str(folder), options)
-        else:
-            archive = where / f"{part}.tar.gz"
-            _fetch(part, archive, options.address, console)
-            tasks = functools.partial(_of_archive, archive, options)
-        _prepare(options.out / part, tasks, options, console)
-    return 0
+        load_config(options.config)
+    if options.source == "librispeech":
+        for part in options.parts:
+            if part not in ARCHIVES:
+                raise ValueError(f"--parts {part}: must be one of {', '.join(ARCHIVES)}")
+    elif options.out.name in ("", ".."):
+        raise ValueError(f"OUT = {options.out}: must name a folder to create")
+    elif options.out.exists() and any(options.out.iterdir()):
+        raise ValueError(f"OUT = {options.out}: exists and is not empty; choose another folder")
 
 
-def _fetch(part: str, path: Path, address: str, console: Console) -> None:
+def _read_dataset(data: str) -> Iterator[Utterance | Skipped]:
+    utterances, skipped = read_manifest(data)
+    yield from skipped
+    yield from utterances
+
+
+def _read_librispeech(
+    part: str, options: Options, console: Console
+) -> Iterator[Utterance | Skipped]:
+    """Read a part from its unpacked folder if there is one, else from its archive."""
+    archives = options.archives or options.out / "archives"
+    for folder in (archives / part, archives / "LibriSpeech" / part):
+        if folder.is_dir():
+            return _read_dataset(str(folder))
+    archive = archives / f"{part}.tar.gz"
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console) as progress:
-        known = ARCHIVES[part]
         download(
-            f"{address}/{path.name}",
-            path,
-            size_bytes=known.size_bytes,
-            sha256=known.sha256,
+            f"{options.address}/{archive.name}",
+            archive,
+            size_bytes=ARCHIVES[part].size_bytes,
+            sha256=ARCHIVES[part].sha256,
             progress=progress,
         )
+    return read_archive(archive)
 
 
 def _prepare(
-    out: Path, tasks: Callable[[], Iterable[Task | Skipped]], options: Options, console: Console
+    out: Path, utterances: Iterable[Utterance | Skipped], options: Options, console: Console
 ) -> None:
+    """Write the prepared dataset `out` and its reports."""
     dropped: list[Skipped] = []
     seconds: list[float] = []
     with Progress(
         TextColumn("{task.description}"), console=console, disable=not console.is_terminal
     ) as progress:
-        shown = progress.add_task(f"{out}")
+        task = progress.add_task(f"{out}")
 
         def entries() -> Iterator[Entry]:
-            for result in _in_order(tasks(), options.threads):
+            for result in _checked(utterances, options):
                 if isinstance(result, Skipped):
                     dropped.append(result)
                     continue
                 seconds.append(result.duration_seconds)
-                progress.update(shown, description=f"{out}: {len(seconds)} recordings")
+                progress.update(task, description=f"{out}: {len(seconds)} recordings")
                 yield result
             if not seconds:
                 first = f", the first is {dropped[0].id}: {dropped[0].reason}" if dropped else ""
@@ -149,67 +150,31 @@ def _prepare(
 
 
 def _print_unfit(out: Path, options: Options) -> None:
-    """What training by --config would leave out, with its run's tokenizer where it has one."""
+    """Print what training with --config would leave out, by its run's tokenizer if there is one."""
     path = options.config
     if path is not None:
-        beside = path.with_name("tokenizer.model")
-        tokenizer = beside if path.name == "config.json" and beside.exists() else None
+        trained = path.with_name("tokenizer.model")
+        tokenizer = trained if path.name == "config.json" and trained.exists() else None
         print(write_unfit(out, load_config(path), str(path), tokenizer=tokenizer))
 
 
-def _in_order(tasks: Iterable[Task | Skipped], threads: int) -> Iterator[Entry | Skipped]:
-    """What the tasks give, in their order, a few ahead of who takes it."""
-    with ThreadPoolExecutor(threads) as pool:
+def _checked(
+    utterances: Iterable[Utterance | Skipped], options: Options
+) -> Iterator[Entry | Skipped]:
+    """Yield the utterances in order, checked by threads that work a few utterances ahead."""
+
+    def check(utterance: Utterance | Skipped) -> Entry | Skipped:
+        if isinstance(utterance, Skipped):
+            return utterance
+        return checked_entry(
+            utterance, min_seconds=options.min_seconds, max_seconds=options.max_seconds
+        )
+
+    with ThreadPoolExecutor(options.threads) as pool:
         ahead: collections.deque[Future[Entry | Skipped]] = collections.deque()
-        for task in tasks:
-            ahead.append(pool.submit(task if callable(task) else functools.partial(_same, task)))
-            if len(ahead) > 4 * threads:
+        for utterance in utterances:
+            ahead.append(pool.submit(check, utterance))
+            if len(ahead) > 4 * options.threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _same(one: Skipped) -> Skipped:
-    return one
-
-
-def _of_archive(archive: Path, options: Options) -> Iterator[Task | Skipped]:
-    for one in read_archive(archive):
-        if isinstance(one, ArchivedUtterance):
-            yield functools.partial(
-                validated, *one, path=archive / f"{one.id}.flac", **_limits(options)
-            )
-        else:
-            yield one
-
-
-def _of_data(data: str, options: Options) -> Iterator[Task | Skipped]:
-    utterances, skipped = read_manifest(data)
-    yield from skipped
-    for utterance in utterances:
-        yield functools.partial(_of_utterance, utterance, options)
-
-
-def _of_utterance(utterance: Utterance, options: Options) -> Entry | Skipped:
-    try:
-        contents = whole_recording(utterance)
-        ends = utterance.offset_seconds + utterance.duration_seconds
-        is_whole = ends >= recording_seconds(utterance) - ROUNDING_SECONDS
-        is_whole &= utterance.offset_seconds == 0
-    except AudioError as error:
-        return Skipped(utterance.id, error.reason)
-    return validated(
-        utterance.id,
-        utterance.text,
-        utterance.speaker,
-        contents,
-        path=utterance.audio,
-        offset_seconds=utterance.offset_seconds,
-        duration_seconds=None if is_whole else utterance.duration_seconds,
-        channel=utterance.channel,
-        **_limits(options),
-    )
-
-
-def _limits(options: Options) -> dict[str, float]:
-    return {"min_seconds": options.min_seconds, "max_seconds": options.max_seconds}

@@ -1,4 +1,4 @@
-"""What `prepare` tells of what it stored: how long it is, what was dropped, what is too short."""
+"""Reports on a prepared dataset: durations, dropped recordings, and what a config leaves out."""
 
 import collections
 import dataclasses
@@ -17,31 +17,32 @@ from asr_jax.text import Tokenizer
 from asr_jax.types import Skipped
 
 BAR_WIDTH, PRINTED_BARS, DRAWN_BARS = 50, 15, 40
-# Of the picture, in pixels: all of it, and where its axes begin and end.
+# Size of the picture and positions of its axes, in pixels.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 70, 700, 50, 270
 
 
 def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> str:
-    """Writes dropped.jsonl and durations.svg into `out`; returns what to print."""
-    listed = _list(out / "dropped.jsonl", dropped)
+    """Write dropped.jsonl and durations.svg into `out`; return the text to print."""
+    reasons = _list(out / "dropped.jsonl", dropped)
     hours = f"{len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"
     (out / "durations.svg").write_text(_picture(f"{out.name}: {hours}", seconds), encoding="utf-8")
     counts, edges = _histogram(seconds, PRINTED_BARS)
-    lines = [f"{out}: {hours} (durations.svg shows them)"]
+    lines = [f"{out}: {hours} (histogram in durations.svg)"]
     for count, low, high in zip(counts, edges, edges[1:]):
         bar = "#" * round(BAR_WIDTH * count / counts.max())
         lines.append(f"{low:7.5g} to {high:6.5g} s {count:8d} {bar}")
-    return "\n".join([*lines, *(f"dropped: {kind}" for kind in listed)])
+    return "\n".join([*lines, *(f"dropped: {reason}" for reason in reasons)])
 
 
 def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None) -> str:
-    """Writes unfit.jsonl, what training by the config would leave out; returns what to print.
+    """Write unfit.jsonl, what training with the config would leave out; return the text to print.
 
-    Where there is no tokenizer yet, and it is not one of characters, nothing is known of labels.
+    `tokenizer` is the model of the config's run, if it has one. Nothing is written if the tokenizer
+    is yet to be trained and is not one of characters: then the labels are unknown.
     """
     utterances = read_prepared(out)
-    if known := tokenizer or config.tokenizer.model:
-        model = Tokenizer.load(known)
+    if path := tokenizer or config.tokenizer.model:
+        model = Tokenizer.load(path)
     elif config.tokenizer.kind == "char":
         with tempfile.TemporaryDirectory() as folder:
             texts = [utterance.text for utterance in utterances]
@@ -50,69 +51,69 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
             )
     else:
         return (
-            f"{name}: recordings too short for their text are not looked for, as its "
-            f"{config.tokenizer.kind} tokenizer is yet to be trained; a run's config.json, with "
-            "tokenizer.model beside it, tells"
+            f"{name}: cannot tell which recordings are too short for their text, because its "
+            f"{config.tokenizer.kind} tokenizer is yet to be trained; pass a run's config.json, "
+            "next to its tokenizer.model"
         )
     _, _, unfit = usable_utterances(config, utterances, model)
-    left_out = _list(out / "unfit.jsonl", unfit)
+    reasons = _list(out / "unfit.jsonl", unfit)
     if not unfit:
         return f"{name}: all of {out} can be trained on"
-    return "\n".join(f"{name} would leave out: {kind}" for kind in left_out)
+    return "\n".join(f"{name} would leave out: {reason}" for reason in reasons)
 
 
 def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:
-    """Writes them, and says how many there are of each kind."""
-    path.write_text("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in skipped))
-    kinds = collections.Counter(one.reason.partition(":")[0] for one in skipped)
+    """Write the skipped utterances to a file; return a summary line for each kind of reason."""
+    path.write_text("".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in skipped))
+    kinds = collections.Counter(item.reason.partition(":")[0] for item in skipped)
     return [
         f"{number} recordings, {kind} (listed in {path})" for kind, number in kinds.most_common()
     ]
 
 
-def _round_step(largest: float, most: int) -> float:
-    """The least of 1, 2 and 5 times a power of ten of which at most `most` make `largest`."""
-    power = 10.0 ** np.floor(np.log10(largest / most))
-    return next(times * power for times in (1, 2, 5, 10) if largest <= most * times * power)
+def _round_step(largest: float, most_steps: int) -> float:
+    """Return the smallest step of 1, 2 or 5 times 10^n with which `most_steps` reach `largest`."""
+    power = 10.0 ** np.floor(np.log10(largest / most_steps))
+    return next(times * power for times in (1, 2, 5, 10) if largest <= most_steps * times * power)
 
 
-def _histogram(seconds: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts between round edges, from the first to the last that is not zero."""
-    step = _round_step(float(seconds.max()), most)
+def _histogram(seconds: np.ndarray, most_bars: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of the bars from the shortest to the longest recording, and their edges."""
+    step = _round_step(float(seconds.max()), most_bars)
     bars = np.floor(seconds / step + 1e-9).astype(int)  # 2.4 / 0.2 is less than 12
     counts = np.bincount(bars)[bars.min() :]
     return counts, step * np.arange(bars.min(), bars.max() + 2)
 
 
 def _picture(title: str, seconds: np.ndarray) -> str:
-    """The histogram as SVG."""
+    """Return the histogram as SVG."""
     counts, edges = _histogram(seconds, DRAWN_BARS)
     step = max(1.0, _round_step(float(counts.max()), 5))
     top = step * np.ceil(counts.max() / step)
     x = lambda value: LEFT + (RIGHT - LEFT) * value / edges[-1]
     y = lambda count: BOTTOM - (BOTTOM - TOP) * count / top
-    middle = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
-    drawn = [
+    median = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
+    elements = [
         f'<text x="{LEFT}" y="20" font-weight="bold">{html.escape(title)}</text>',
-        f'<text x="{LEFT}" y="38">{middle}</text>',
+        f'<text x="{LEFT}" y="38">{median}</text>',
         f'<text x="{(LEFT + RIGHT) / 2:g}" y="{HEIGHT - 8}" text-anchor="middle">seconds</text>',
     ]
     for count in np.arange(0, top + step / 2, step):
-        drawn += [
+        elements += [
             f'<path d="M{LEFT} {y(count):.1f}H{RIGHT}" stroke="#ddd"/>',
             f'<text x="{LEFT - 8}" y="{y(count) + 4:.1f}" text-anchor="end">{count:,.5g}</text>',
         ]
     for value in np.arange(0, edges[-1] * 1.001, _round_step(float(edges[-1]), 10)):
-        drawn.append(
+        elements.append(
             f'<text x="{x(value):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{value:.5g}</text>'
         )
     for count, low, high in zip(counts, edges, edges[1:]):
-        drawn.append(
+        elements.append(
             f'<path d="M{x(low) + 0.5:.1f} {BOTTOM}V{y(count):.1f}H{x(high) - 0.5:.1f}V{BOTTOM}z" '
             f'fill="#36c"><title>{low:.5g} to {high:.5g} s: {count}</title></path>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="sans-serif" font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT}" '
-        'fill="#fff"/>\n' + "\n".join(drawn) + "\n</svg>\n"
+        'fill="#fff"/>\n' + "\n".join(elements) + "\n</svg>\n"
     )

@@ -1,117 +1,121 @@
-"""Cut manifests as Lhotse writes them."""
+"""Lhotse's manifests of cuts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from asr_jax.data.sources.lines import numbered_objects, root_of, seconds_in
+from asr_jax.data.sources.lines import numbered_objects, root_of, seconds_in, string_in
 from asr_jax.text import collapse_white_space
 from asr_jax.types import Skipped, Utterance
 
-# What Lhotse itself forgives a recording that is shorter than its manifest says.
+# Lhotse's own tolerance for recordings that are shorter than their manifest says.
 TOLERANCE_SECONDS = 0.025
-# Sums of binary fractions: below any sample.
+# Rounds off the errors of sums of seconds; finer than any sample.
 DECIMALS = 9
-# Recordings are resampled here as it is.
+# Recordings are resampled by this package in any case.
 HARMLESS_TRANSFORMS = ("Resample",)
 
 
-def is_lhotse(fields: dict[str, Any]) -> bool:
-    """Whether an object of a JSONL manifest is one of Lhotse's: a cut, recording or supervision."""
-    theirs = ("supervisions", "recording", "tracks", "sources", "recording_id")
-    return "audio_filepath" not in fields and not fields.keys().isdisjoint(theirs)
+def is_lhotse(fields: Mapping[str, object]) -> bool:
+    """Return whether a JSONL manifest's object is Lhotse's: a cut, recording or supervision."""
+    lhotse_fields = ("supervisions", "recording", "tracks", "sources", "recording_id")
+    return "audio_filepath" not in fields and not fields.keys().isdisjoint(lhotse_fields)
 
 
 def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
-    """Each supervision of each MonoCut, under the supervision's id.
+    """Read each supervision of each MonoCut, under the supervision's id.
 
-    Its stretch is the supervision's, which must lie within the cut; of a recording with several
-    channels it is the cut's. Paths are absolute, or relative as `root_of` finds. Raises ValueError
-    for other cuts, recordings that are no files, and such as Lhotse would change on reading.
+    The utterance is the supervision's segment, which must be within the cut, on the cut's channel
+    if the recording has several. Paths are absolute, or relative to `root_of`. Raises ValueError
+    for other cuts, for recordings that are not files, and for those that Lhotse would transform.
     """
     root: Path | None = None
-    for where, cut in numbered_objects(manifest):
-        path, channel = _recording(cut, where)
+    for location, cut in numbered_objects(manifest):
+        path, channel = _recording(cut, location)
         if root is None:
             root = root_of(path, manifest.parent)
-        start, length = _start(cut, where), _duration(cut, where)
-        supervisions = _objects(cut, "supervisions", where)
+        cut_start, cut_seconds = _start(cut, location), _duration(cut, location)
+        supervisions = _objects(cut, "supervisions", location)
         if not supervisions:
-            yield Skipped(str(cut.get("id", where)), "a cut without supervisions")
+            yield Skipped(str(cut.get("id", location)), "a cut without supervisions")
         for supervision in supervisions:
-            begin = _start(supervision, where)
-            end = begin + _duration(supervision, where)
+            start = _start(supervision, location)
+            end = start + _duration(supervision, location)
             id, text = str(supervision.get("id", cut.get("id"))), supervision.get("text")
-            speaker = supervision.get("speaker")
-            if begin < -TOLERANCE_SECONDS or end > length + TOLERANCE_SECONDS:
-                yield Skipped(id, f"reaches beyond its cut: {begin:g} to {end:g} s of {length:g} s")
+            if start < -TOLERANCE_SECONDS or end > cut_seconds + TOLERANCE_SECONDS:
+                reason = f"{start:g} to {end:g} s of {cut_seconds:g} s"
+                yield Skipped(id, f"extends beyond its cut: {reason}")
             elif not isinstance(text, str):
                 yield Skipped(id, "a supervision without text")
             else:
-                begin, end = max(begin, 0.0), min(end, length)
+                start, end = max(start, 0.0), min(end, cut_seconds)
                 yield Utterance(
                     id=id,
                     audio=root / path,
                     text=collapse_white_space(text),
-                    duration_seconds=round(end - begin, DECIMALS),
-                    speaker="" if speaker is None else str(speaker),
-                    offset_seconds=round(start + begin, DECIMALS),
+                    duration_seconds=round(end - start, DECIMALS),
+                    speaker=string_in(supervision, "speaker"),
+                    offset_seconds=round(cut_start + start, DECIMALS),
                     channel=channel,
                 )
 
 
-def _recording(cut: dict[str, Any], where: str) -> tuple[str, int | None]:
-    """Path of the file with the cut's channel, and which of the file's channels that is."""
+def _recording(cut: Mapping[str, object], location: str) -> tuple[str, int | None]:
+    """Return the path of the file with the cut's channel, and the channel's index in the file.
+
+    The index is None if the file has no other channel.
+    """
     if "recording_id" in cut or "sources" in cut:
         raise ValueError(
-            f"{where}: a recording or supervision, but cuts are needed: "
+            f"{location}: a recording or supervision, but cuts are needed: "
             "lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS"
         )
     if (kind := cut.get("type", "MonoCut")) != "MonoCut":
-        raise ValueError(f"{where}: a {kind}, but only MonoCuts, of one recording, can be read")
+        raise ValueError(f"{location}: a {kind}, but only MonoCuts, of one recording, can be read")
     recording, channel = cut.get("recording"), cut.get("channel", 0)
     if not isinstance(recording, dict):
-        raise ValueError(f"{where}: a cut without a recording; features alone cannot be read")
-    for transform in _objects(recording, "transforms", where):
+        raise ValueError(f"{location}: a cut without a recording; features alone cannot be read")
+    for transform in _objects(recording, "transforms", location):
         if (name := transform.get("name")) not in HARMLESS_TRANSFORMS:
             raise ValueError(
-                f"{where}: a recording to be changed by {name}; give the cuts without it, training "
-                "changes recordings by itself"
+                f"{location}: a recording to be changed by {name}; pass cuts without it, training "
+                "does its own augmentation"
             )
-    for source in _objects(recording, "sources", where):
+    for source in _objects(recording, "sources", location):
         channels = source.get("channels") or [channel]
-        if channel in channels:
+        if isinstance(channels, list) and channel in channels:
             break
     else:
-        raise ValueError(f"{where}: no source of its recording has channel {channel}")
+        raise ValueError(f"{location}: no source of its recording has channel {channel}")
     if source.get("type") != "file":
         raise ValueError(
-            f"{where}: a source of type {source.get('type')}, but only files can be read; nothing "
-            "is run or fetched"
+            f"{location}: a source of type {source.get('type')}, but only files can be read; "
+            "no command is run and nothing is downloaded"
         )
-    if not isinstance(source.get("source"), str):
-        raise ValueError(f"{where}: a source of type file needs the field source, a path")
-    return source["source"], None if len(channels) == 1 else channels.index(channel)
+    path = source.get("source")
+    if not isinstance(path, str):
+        raise ValueError(f"{location}: a source of type file needs the field source, a path")
+    return path, None if len(channels) == 1 else channels.index(channel)
 
 
-def _objects(fields: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+def _objects(fields: Mapping[str, object], name: str, location: str) -> list[dict[str, object]]:
+    """Return a field that is a list of objects; empty if it is absent or null."""
     objects = fields.get(name) or []
-    if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
-        raise ValueError(f"{where}: {name} must be a list of objects")
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
+        raise ValueError(f"{location}: {name} must be a list of objects")
     return objects
 
 
-def _start(fields: dict[str, Any], where: str) -> float:
-    """A supervision may begin before its cut, at a negative time."""
+def _start(fields: Mapping[str, object], location: str) -> float:
+    """Return the start in seconds; negative for a supervision that starts before its cut."""
     value = fields.get("start", 0)
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: start = {value!r} must be a number of seconds")
+        raise ValueError(f"{location}: start = {value!r} must be a number of seconds")
     return float(value)
 
 
-def _duration(fields: dict[str, Any], where: str) -> float:
-    seconds = seconds_in(fields, "duration", where)
+def _duration(fields: Mapping[str, object], location: str) -> float:
+    seconds = seconds_in(fields, "duration", location)
     if math.isnan(seconds):
-        raise ValueError(f"{where}: needs the field duration, a number of seconds")
+        raise ValueError(f"{location}: needs the field duration, a number of seconds")
     return seconds

@@ -1,5 +1,6 @@
-"""LibriSpeech as it is published (openslr.org/12, CC BY 4.0): archives of FLAC and transcripts."""
+"""The archives that LibriSpeech is published in (openslr.org/12, CC BY 4.0)."""
 
+import math
 import re
 import tarfile
 from collections.abc import Iterator
@@ -7,17 +8,19 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from asr_jax.text import collapse_white_space
-from asr_jax.types import Skipped
+from asr_jax.types import InMemory, Skipped, Utterance
 
 ADDRESS = "https://www.openslr.org/resources/12"
 
 
 class Archive(NamedTuple):
+    """Size and checksum of an archive."""
+
     size_bytes: int
     sha256: str
 
 
-# From the checksums that tensorflow-datasets (Apache-2.0) keeps of its own downloads.
+# The checksums come from tensorflow-datasets (Apache-2.0), which records them for its downloads.
 ARCHIVES = {
     "dev-clean": Archive(
         337926286, "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"
@@ -43,19 +46,11 @@ ARCHIVES = {
 }
 
 
-class ArchivedUtterance(NamedTuple):
-    """A recording as the archive holds it."""
+def read_archive(path: Path) -> Iterator[Utterance | Skipped]:
+    """Read the recordings of PART.tar.gz, chapter by chapter; nothing is unpacked to disk.
 
-    id: str
-    text: str
-    speaker: str
-    flac: bytes
-
-
-def read_archive(path: Path) -> Iterator[ArchivedUtterance | Skipped]:
-    """The recordings of PART.tar.gz, in its order, chapter by chapter; nothing is unpacked to disk.
-
-    Raises ValueError, naming the archive, where it is damaged or a member climbs out of its folder.
+    Durations are NaN. Raises ValueError, naming the archive, if it is damaged or a member's path
+    leads out of its folder.
     """
     chapter: PurePosixPath | None = None
     recordings: dict[str, bytes] = {}
@@ -70,7 +65,7 @@ def read_archive(path: Path) -> Iterator[ArchivedUtterance | Skipped]:
                 if opened is None or name.suffix not in (".flac", ".txt"):
                     continue
                 if name.parent != chapter:
-                    yield from _chapter(chapter, recordings, transcripts)
+                    yield from _chapter_utterances(path, recordings, transcripts)
                     chapter, recordings, transcripts = name.parent, {}, {}
                 if name.suffix == ".flac":
                     recordings[name.stem] = opened.read()
@@ -80,19 +75,25 @@ def read_archive(path: Path) -> Iterator[ArchivedUtterance | Skipped]:
                         transcripts[id] = collapse_white_space(text)
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path}: damaged ({error}); delete it to have it fetched again"
+            f"{path}: damaged ({error}); delete it to have it downloaded again"
         ) from error
-    yield from _chapter(chapter, recordings, transcripts)
+    yield from _chapter_utterances(path, recordings, transcripts)
 
 
-def _chapter(chapter, recordings, transcripts) -> Iterator[ArchivedUtterance | Skipped]:
+def _chapter_utterances(
+    archive: Path, recordings: dict[str, bytes], transcripts: dict[str, str]
+) -> Iterator[Utterance | Skipped]:
     for id in sorted(recordings.keys() | transcripts.keys()):
         if id not in transcripts:
             yield Skipped(id, "no transcript")
         elif id not in recordings:
             yield Skipped(id, "no recording")
         else:
-            speaker = re.match(r"\d*", id)
-            yield ArchivedUtterance(
-                id, transcripts[id], speaker[0] if speaker else "", recordings[id]
+            yield Utterance(
+                id=id,
+                audio=archive / f"{id}.flac",
+                text=transcripts[id],
+                duration_seconds=math.nan,
+                speaker=re.split(r"\D", id, maxsplit=1)[0],
+                within=InMemory(recordings[id]),
             )

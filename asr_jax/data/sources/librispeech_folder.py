@@ -14,55 +14,56 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
 
 
 def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
-    """Every `*.trans.txt` below the folder, of lines `ID TEXT`, with ID.flac (.wav, .ogg, .opus)
-    beside it. The speaker is the S of S/C/S-C.trans.txt; durations are NaN. A recording beside them
-    that none has a line for is left out."""
+    """Read every `*.trans.txt` below the folder, with lines `ID TEXT`.
+
+    ID.flac (.wav, .ogg, .opus) is in the same folder as the file; other recordings in that folder
+    are skipped. The speaker is the S of S/C/S-C.trans.txt. Durations are NaN.
+    """
     listings = [path for path in files_below(folder) if path.name.endswith(".trans.txt")]
     listings.sort(key=lambda path: (path.parent, path.name))
-    for beside, transcripts in itertools.groupby(listings, lambda path: path.parent):
+    for parent, transcripts in itertools.groupby(listings, lambda path: path.parent):
         recordings = {
             path.stem: path
-            for path in sorted(beside.iterdir())
+            for path in sorted(parent.iterdir())
             if path.suffix.lower() in AUDIO_SUFFIXES
         }
-        listed = set()
+        listed_ids = set()
         for listing in transcripts:
-            for utterance in _listed(listing, recordings):
-                listed.add(utterance.id)
+            for utterance in _listed_utterances(listing, recordings):
+                listed_ids.add(utterance.id)
                 yield utterance
-        for id in sorted(recordings.keys() - listed):
+        for id in sorted(recordings.keys() - listed_ids):
             yield Skipped(id, f"no line in a *.trans.txt: {recordings[id]}")
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file, then those below links to other folders; of each folder once."""
+    """Yield every file below a folder, then the files below linked folders, each folder once."""
     seen: set[str] = set()
-    waiting = [folder]
-    while waiting:
+    starts = [folder]
+    while starts:
         links = []
-        for start in waiting:
+        for start in starts:
             for parent, folders, files in os.walk(start):
                 if (real := os.path.realpath(parent)) in seen:
                     folders.clear()
                     continue
                 seen.add(real)
                 folders.sort()
-                below = (Path(parent, name) for name in folders)
-                links += [path for path in below if path.is_symlink()]
+                subfolders = (Path(parent, name) for name in folders)
+                links += [path for path in subfolders if path.is_symlink()]
                 yield from (Path(parent, name) for name in files)
-        waiting = links
+        starts = links
 
 
-def _listed(listing: Path, recordings: Mapping[str, Path]) -> Iterator[Utterance]:
-    """The utterances of one file; `recordings` are those beside it, by name."""
-    beside = listing.parent
-    speaker, chapter = beside.absolute().parts[-2:]
+def _listed_utterances(listing: Path, recordings: Mapping[str, Path]) -> Iterator[Utterance]:
+    """Read the utterances of one file; `recordings` are those of its folder, by id."""
+    speaker, chapter = listing.parent.absolute().parts[-2:]
     is_librispeech = listing.name == f"{speaker}-{chapter}.trans.txt"
     for _, line in numbered_lines(listing):
         id, _, text = line.strip().partition(" ")
         yield Utterance(
             id=id,
-            audio=recordings.get(id, beside / f"{id}{AUDIO_SUFFIXES[0]}"),
+            audio=recordings.get(id, listing.parent / f"{id}{AUDIO_SUFFIXES[0]}"),
             text=collapse_white_space(text),
             duration_seconds=math.nan,
             speaker=speaker if is_librispeech else "",

@@ -1,18 +1,17 @@
-"""What readers of manifests share: numbered lines, JSON objects, where relative paths begin."""
+"""Shared parts of the manifest readers: numbered lines, JSON objects and relative paths."""
 
 import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, NAME.gz too, that are not blank, numbered from 1.
+    """Read the lines of a text file, optionally .gz, that are not blank, numbered from 1.
 
-    Raises ValueError, naming the file, for what is not UTF-8, not gzip or cannot be read.
+    Raises ValueError, naming the file, if it is not UTF-8 or not gzip, or cannot be read.
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
@@ -27,42 +26,50 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
 
 
-def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of a file that has one per line, each with its place, FILE:LINE.
+def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Read a file of one JSON object per line; yield FILE:LINE and the object.
 
-    Raises ValueError, naming the place.
+    Raises ValueError, naming file and line, if a line is something else.
     """
     for number, line in numbered_lines(path):
-        where = f"{path}:{number}"
+        location = f"{path}:{number}"
         try:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON, {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:  # numbers or brackets without end
-            raise ValueError(f"{where}: not JSON that can be read") from error
+            raise ValueError(
+                f"{location}: not JSON, {error.msg} at column {error.colno}"
+            ) from error
+        except (ValueError, RecursionError) as error:  # too many digits or brackets
+            raise ValueError(f"{location}: not JSON that can be read") from error
         if not isinstance(fields, dict):
-            raise ValueError(f"{where}: needs a JSON object, not {line.strip()[:40]}")
-        yield where, fields
+            raise ValueError(f"{location}: needs a JSON object, not {line.strip()[:40]}")
+        yield location, fields
 
 
-def seconds_in(fields: dict[str, Any], name: str, where: str) -> float:
-    """The field as seconds, NaN where it is absent or, as some writers put it, null.
+def seconds_in(fields: Mapping[str, object], name: str, location: str) -> float:
+    """Return a field of seconds; NaN if it is absent or null.
 
-    Raises ValueError for what is no finite number from 0 on.
+    Raises ValueError, naming the location, if it is not a finite number from 0 on.
     """
     value = fields.get(name)
     if value is None:
         return math.nan
-    # Whole numbers may be too large for a float.
+    # An integer may be too large for a float.
     if not isinstance(value, int | float) or not 0 <= value < 2**63:
-        raise ValueError(f"{where}: {name} = {value!r} must be a number of seconds")
+        raise ValueError(f"{location}: {name} = {value!r} must be a number of seconds")
     return float(value)
 
 
-def root_of(path: str, folder: Path) -> Path:
-    """Where the relative paths of a manifest begin, judged by one of them.
+def string_in(fields: Mapping[str, object], name: str) -> str:
+    """Return a field as a string; empty if it is absent or null."""
+    value = fields.get(name)
+    return "" if value is None else str(value)
 
-    That is the manifest's `folder`, as NeMo has it, unless nothing lies there but something does
-    in the working directory, whence the commands of Kaldi and Lhotse count.
+
+def root_of(path: str, folder: Path) -> Path:
+    """Return the folder that a manifest's relative paths start from, judged by one path.
+
+    It is the manifest's own `folder`, the NeMo convention, unless the path only exists in the
+    working directory, where the commands of Kaldi and Lhotse start from.
     """
     return Path() if not (folder / path).exists() and Path(path).exists() else folder

@@ -1,9 +1,9 @@
-"""Prepared datasets: ArrayRecord shards of recordings with transcripts, and an index beside them.
+"""Prepared datasets: ArrayRecord shards of recordings and transcripts, with an index.
 
-A folder is one part, such as train-clean-100: a dataset of tensorflow-datasets, which its own
-`builder_from_directory` reads too, and index.json, from which 281,241 utterances are known within a
-second or two without a look into the shards: by columns, which is twice as fast to read as by
-utterances. No TensorFlow is needed, neither to write nor to read.
+A folder is one part, such as train-clean-100. It is a dataset of tensorflow-datasets, which
+`builder_from_directory` can read, plus index.json, from which 281,241 utterances are listed in a
+second or two without reading the shards. The index is stored by columns, which is twice as fast to
+read as by utterances. Neither writing nor reading needs TensorFlow.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,10 @@ from asr_jax.types import Record, Utterance
 INDEX = "index.json"
 FORMAT = 1
 COLUMNS = ("id", "text", "speaker", "duration_seconds")
-_readers: dict[tuple[int, Path], tuple[Any, Any]] = {}
-_opening = threading.Lock()
 
 
 class Entry(NamedTuple):
-    """A recording as it is stored: encoded, as libsndfile reads it."""
+    """A recording as it is stored; `audio` is an encoded file that libsndfile can read."""
 
     id: str
     text: str
@@ -37,32 +35,51 @@ class Entry(NamedTuple):
     audio: bytes
 
 
+class StoredRecord(NamedTuple):
+    """A decoded record of a shard, of this package or of tensorflow-datasets' librispeech."""
+
+    id: str
+    text: str
+    speaker: str
+    audio: bytes | np.ndarray
+    """An encoded file, or integer samples."""
+
+
+ReadRecord = Callable[[int], StoredRecord]
+_open_shards: dict[tuple[int, Path], ReadRecord] = {}
+_opening = threading.Lock()
+
+
 def write_prepared(folder: Path, entries: Iterable[Entry]) -> int:
-    """Writes a part and returns how many recordings it has.
+    """Write a part and return the number of its recordings.
 
-    It appears under its name when it is whole; what an earlier start left half-written goes. Raises
-    ValueError or OSError where it cannot be written.
+    The folder appears under its name once it is complete; leftovers of an earlier start are
+    deleted. Raises ValueError or OSError if it cannot be written.
     """
-    import tensorflow_datasets as tfds  # takes a second, of those alone who need it
+    import tensorflow_datasets as tfds  # takes a second, which only this function needs
 
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
 
-    def examples() -> Iterator[tuple[int, dict[str, Any]]]:
+    def examples() -> Iterator[tuple[int, dict[str, object]]]:
         for number, entry in enumerate(entries):
             fields = entry._asdict()
             yield number, fields
             for name, column in columns.items():
                 column.append(fields[name])
 
+    text, number = tfds.features.Text(), np.float64
+    audio = tfds.features.Tensor(shape=(), dtype=np.object_)
+    features = tfds.features.FeaturesDict(
+        {"id": text, "text": text, "speaker": text, "duration_seconds": number, "audio": audio}
+    )
+
     class Speech(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(f"{FORMAT}.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self, features=_features(tfds), disable_shuffling=True
-            )
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-        def _split_generators(self, dl_manager: object) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
             return {"part": examples()}
 
         def _generate_examples(self) -> None:
@@ -78,22 +95,16 @@ def write_prepared(folder: Path, entries: Iterable[Entry]) -> int:
         written = Path(builder.data_dir)
         _write_index(written, columns, builder.info.splits["part"].shard_lengths)
         os.replace(written, folder)
-    except RuntimeError as error:  # ArrayRecord's, of a full disk
+    except RuntimeError as error:  # ArrayRecord raises it for a full disk
         raise ValueError(f"{folder}: cannot be written ({str(error)[:200]})") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return len(columns["id"])
 
 
-def _features(tfds: Any) -> Any:
-    text, number = tfds.features.Text(), np.float64
-    audio = tfds.features.Tensor(shape=(), dtype=np.object_)
-    return tfds.features.FeaturesDict(
-        {"id": text, "text": text, "speaker": text, "duration_seconds": number, "audio": audio}
-    )
-
-
-def _write_index(folder: Path, columns: dict[str, list[Any]], shard_lengths: list[int]) -> None:
+def _write_index(
+    folder: Path, columns: Mapping[str, list[object]], shard_lengths: list[int]
+) -> None:
     shards = sorted(folder.glob("*.array_record-*"))
     sizes = [[s.name, s.stat().st_size, n] for s, n in zip(shards, shard_lengths, strict=True)]
     index = {"format": FORMAT, "shards": sizes, **columns}
@@ -101,11 +112,15 @@ def _write_index(folder: Path, columns: dict[str, list[Any]], shard_lengths: lis
 
 
 def is_prepared(folder: Path) -> bool:
+    """Return whether the folder is a prepared dataset."""
     return (folder / INDEX).is_file()
 
 
 def read_prepared(folder: Path) -> list[Utterance]:
-    """A part's utterances, from its index. Raises ValueError where the shards are others."""
+    """Read a part's utterances from its index.
+
+    Raises ValueError if the index is damaged or the shards do not have the sizes that it states.
+    """
     path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -122,40 +137,44 @@ def read_prepared(folder: Path) -> list[Utterance]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); prepare the data again") from error
     for shard, size, _ in shards:
-        there = shard.stat().st_size if shard.exists() else None
-        if there != size:
-            state = "missing" if there is None else f"{there} bytes"
+        actual_size = shard.stat().st_size if shard.exists() else None
+        if actual_size != size:
+            state = "missing" if actual_size is None else f"{actual_size} bytes"
             raise ValueError(f"{shard}: {state}, {path} says {size} bytes; prepare the data again")
     return utterances
 
 
-def read_record(shard: Path, number: int) -> dict[str, Any]:
-    """What a shard of this or of tensorflow-datasets' own builders holds at `number`.
-
-    Raises OSError or ValueError where it cannot be read.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    # Of this process, since a reader does not survive a fork; one for all of its threads, as each
-    # holds a file open and LibriSpeech has hundreds of shards.
+def read_record(shard: Path, number: int) -> StoredRecord:
+    """Read a record of a shard. Raises OSError or ValueError if it cannot be read."""
+    # Per process, since a reader does not survive a fork; shared by all threads, since each reader
+    # keeps a file open and LibriSpeech has hundreds of shards.
     key = os.getpid(), shard
     with _opening:
-        if key not in _readers:
-            reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0")
-            _readers[key] = reader, _features_of(shard.parent)
-    reader, features = _readers[key]
-    (contents,) = reader.read([number])
-    fields = features.deserialize_example_np(contents)
-    # As the stock builder of LibriSpeech calls it.
-    return fields if "audio" in fields else fields | {"audio": fields["speech"]}
+        if key not in _open_shards:
+            _open_shards[key] = _open_shard(shard)
+    return _open_shards[key](number)
 
 
-def _features_of(folder: Path) -> Any:
-    """What the examples of a dataset hold; audio as it is stored, which needs no TensorFlow."""
+def _open_shard(shard: Path) -> ReadRecord:
+    """Return a function that reads a record of the shard by its number."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0")
+    decode = _record_decoder(shard.parent)
+
+    def read(number: int) -> StoredRecord:
+        (contents,) = reader.read([number])
+        return decode(contents)
+
+    return read
+
+
+def _record_decoder(folder: Path) -> Callable[[bytes], StoredRecord]:
+    """Return the decoder of a dataset's records; it leaves audio encoded and avoids TensorFlow."""
     import tensorflow_datasets as tfds
 
     described = json.loads((folder / "features.json").read_text())
-    features: dict[str, Any] = {}
+    features = {}
     for name, feature in described["featuresDict"]["features"].items():
         if "audio" in feature:
             lazy = feature["audio"].get("lazyDecode", False)
@@ -168,4 +187,23 @@ def _features_of(folder: Path) -> Any:
             features[name] = tfds.features.Tensor(
                 shape=(), dtype=np.object_ if dtype == "string" else np.dtype(dtype)
             )
-    return tfds.features.FeaturesDict(features)
+    decoder = tfds.features.FeaturesDict(features)
+
+    # The second name is that of tensorflow-datasets' librispeech.
+    audio_name = "audio" if "audio" in features else "speech"
+    speaker_name = "speaker" if "speaker" in features else "speaker_id"
+
+    def decode(contents: bytes) -> StoredRecord:
+        record = decoder.deserialize_example_np(contents)
+        assert isinstance(record, dict)
+        audio = record[audio_name]
+        if not isinstance(audio, bytes | np.ndarray):
+            raise ValueError("the record has no audio")
+        id, text, speaker = (_string(record[name]) for name in ("id", "text", speaker_name))
+        return StoredRecord(id, text, speaker, audio)
+
+    return decode
+
+
+def _string(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

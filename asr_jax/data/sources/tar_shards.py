@@ -1,14 +1,14 @@
-"""Tar shards: recordings with their transcripts beside them, read in place."""
+"""Tar shards of recordings with their transcripts, read in place."""
 
 import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES
-from asr_jax.data.sources.lines import seconds_in
+from asr_jax.data.sources.lines import seconds_in, string_in
 from asr_jax.text import collapse_white_space
 from asr_jax.types import Member, Skipped, Utterance
 
@@ -22,21 +22,21 @@ COMPRESSED = {
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a path or pattern names tar shards, compressed ones included."""
+    """Return whether a path or pattern names tar shards, including compressed ones."""
     return re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name.lower()) is not None
 
 
 def shard_paths(pattern: str) -> list[Path]:
-    """The shards of shards_{000..010}.tar, or the one that a plain path names.
+    """Return the shards of a pattern such as shards_{000..010}.tar, or the path without a range.
 
-    Raises ValueError for a range that falls, and for a shard that is missing.
+    Raises ValueError for a range that decreases, and for a missing shard.
     """
     matched = SHARD_RANGE.fullmatch(pattern)
     if not matched:
         return [Path(pattern)]
     before, first, last, after = matched.groups()
     if int(first) > int(last):
-        raise ValueError(f"{pattern}: {{{first}..{last}}} must rise")
+        raise ValueError(f"{pattern}: {{{first}..{last}}} must increase")
     paths = []
     for number in range(int(first), int(last) + 1):
         path = Path(f"{before}{number:0{len(first)}d}{after}")
@@ -47,46 +47,51 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def tar_utterances(shards: Iterable[Path]) -> Iterator[Utterance | Skipped]:
-    """Every NAME.flac (.wav, .ogg, .opus) with its transcript NAME.txt, or NAME.json of `text`,
-    optionally `duration` (NaN without) in seconds and `speaker`. NAME, folders included, is the id.
+    """Read every NAME.flac (.wav, .ogg, .opus) with its transcript NAME.txt or NAME.json.
+
+    The JSON has `text` and optionally `duration` in seconds (NaN if absent) and `speaker`. The id
+    is NAME, including its folders.
     """
     for shard in shards:
         samples: dict[str, dict[str, Member]] = {}
         for name, member in tar_members(shard).items():
             suffix = PurePosixPath(name).suffix
-            parts = samples.setdefault(name.removesuffix(suffix), {})
-            parts[suffix.lower()] = member
+            samples.setdefault(name.removesuffix(suffix), {})[suffix.lower()] = member
         with shard.open("rb") as file:
-            for id, parts in samples.items():
-                audio = next((parts[s] for s in AUDIO_SUFFIXES if s in parts), None)
-                has_text = ".txt" in parts or ".json" in parts
-                if audio is None and not has_text:
-                    continue
-                if audio is None or not has_text:
+            for id, members in samples.items():
+                audio = next((members[s] for s in AUDIO_SUFFIXES if s in members), None)
+                has_text = ".txt" in members or ".json" in members
+                if audio is not None and has_text:
+                    yield _utterance(id, shard, file, audio, members)
+                elif audio is not None or has_text:
                     missing = "recording" if audio is None else "transcript"
-                    yield Skipped(id, f"no {missing} beside it: in {shard}")
-                    continue
-                where = f"{shard}: {id}"
-                fields = _fields(parts[".json"], file, where) if ".json" in parts else {}
-                text = _text(parts[".txt"], file, where) if ".txt" in parts else fields.get("text")
-                if not isinstance(text, str):
-                    raise ValueError(f"{where}.json: needs the field text, a string")
-                speaker = fields.get("speaker")
-                yield Utterance(
-                    id=id,
-                    audio=shard,
-                    text=collapse_white_space(text),
-                    duration_seconds=seconds_in(fields, "duration", f"{where}.json"),
-                    speaker="" if speaker is None else str(speaker),
-                    within=audio,
-                )
+                    yield Skipped(id, f"no {missing} next to it: in {shard}")
+
+
+def _utterance(
+    id: str, shard: Path, file: BinaryIO, audio: Member, members: dict[str, Member]
+) -> Utterance:
+    """Return the utterance with this id, whose `members` of the open shard are named by suffix."""
+    location = f"{shard}: {id}"
+    fields = _fields(members[".json"], file, location) if ".json" in members else {}
+    text = _text(members[".txt"], file, location) if ".txt" in members else fields.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"{location}.json: needs the field text, a string")
+    return Utterance(
+        id=id,
+        audio=shard,
+        text=collapse_white_space(text),
+        duration_seconds=seconds_in(fields, "duration", f"{location}.json"),
+        speaker=string_in(fields, "speaker"),
+        within=audio,
+    )
 
 
 def tar_members(path: Path) -> dict[str, Member]:
-    """Where in an uncompressed tar each of its files lies, in its order.
+    """Return the members of an uncompressed tar file by name, in their order.
 
-    Raises ValueError for one that is compressed, truncated or no tar, and for members that have no
-    business in a shard: links, devices, and names that leave the folder.
+    Raises ValueError if the file is compressed, truncated or not a tar file, and for members that
+    do not belong in a shard: links, devices, and names that lead out of the folder.
     """
     members: dict[str, Member] = {}
     end = 0
@@ -109,14 +114,14 @@ def tar_members(path: Path) -> dict[str, Member]:
                     if info.isdir():
                         continue
                     if not info.isreg() or info.issparse():
-                        raise ValueError(f"{path}: its member {info.name} is no plain file")
+                        raise ValueError(f"{path}: its member {info.name} is not a plain file")
                     members[str(name)] = Member(info.offset_data, info.size)
-            # Python ends in silence at a header that is cut off or damaged.
+            # Python's tarfile stops without an error at a truncated or damaged header.
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError(f"{path}: truncated or damaged after byte {end}")
     except tarfile.TarError as error:
-        raise ValueError(f"{path}: truncated, or no tar: {error}") from error
+        raise ValueError(f"{path}: truncated, or not a tar file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
     return members
@@ -127,18 +132,18 @@ def _read(member: Member, file: BinaryIO) -> bytes:
     return file.read(member.size_bytes)
 
 
-def _text(member: Member, file: BinaryIO, where: str) -> str:
+def _text(member: Member, file: BinaryIO, location: str) -> str:
     try:
         return _read(member, file).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}.txt: not UTF-8 text") from error
+        raise ValueError(f"{location}.txt: not UTF-8 text") from error
 
 
-def _fields(member: Member, file: BinaryIO, where: str) -> dict[str, Any]:
+def _fields(member: Member, file: BinaryIO, location: str) -> dict[str, object]:
     try:
         fields = json.loads(_read(member, file))
     except ValueError as error:
-        raise ValueError(f"{where}.json: not JSON, {error}") from error
+        raise ValueError(f"{location}.json: not JSON, {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{where}.json: needs a JSON object")
+        raise ValueError(f"{location}.json: needs a JSON object")
     return fields

@@ -1,6 +1,6 @@
-"""Directories that tensorflow-datasets' own librispeech builder prepared, without TensorFlow.
+"""Datasets of tensorflow-datasets' own librispeech builder, read without TensorFlow.
 
-Both of its configs: `default`, which holds samples, and `lazy_decode`, which holds FLAC.
+Both configs are supported: `default` stores samples, `lazy_decode` stores FLAC.
 """
 
 import json
@@ -16,14 +16,17 @@ RATE_HZ = 16_000
 
 
 def is_tfds(folder: Path) -> bool:
-    """Whether this is .../librispeech/CONFIG/VERSION, or a split of it: .../VERSION/SPLIT."""
+    """Return whether this is .../librispeech/CONFIG/VERSION or a split of it, VERSION/SPLIT."""
     if (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file():
         return True
     return not folder.exists() and folder.parent.is_dir() and is_tfds(folder.parent)
 
 
 def tfds_utterances(data: Path) -> Iterator[Utterance | Skipped]:
-    """Utterances of all splits, or of the one that `data` names; reads all of it for durations."""
+    """Read the utterances of all splits, or of the split that `data` names.
+
+    All records are read, since only they have the durations.
+    """
     folder, wanted = (data, None) if data.is_dir() else (data.parent, data.name)
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
@@ -33,8 +36,8 @@ def tfds_utterances(data: Path) -> Iterator[Utterance | Skipped]:
         raise ValueError(f"{folder / 'dataset_info.json'}: damaged") from error
     if name != "librispeech":
         raise ValueError(
-            f"{folder}: tensorflow-datasets' {name}; must be its librispeech, or what asr-jax "
-            "prepare wrote, whose index.json is missing"
+            f"{folder}: a dataset {name} of tensorflow-datasets; must be its librispeech, or what "
+            "asr-jax prepare wrote, whose index.json is missing"
         )
     if wanted is not None and wanted not in splits:
         raise ValueError(f"{data}: no split {wanted}; {folder} has {', '.join(sorted(splits))}")
@@ -54,23 +57,24 @@ def tfds_utterances(data: Path) -> Iterator[Utterance | Skipped]:
 
 
 def _utterance(path: Path, number: int) -> Utterance | Skipped:
+    """Read a record of a shard as an utterance."""
     try:
-        fields = read_record(path, number)
+        record = read_record(path, number)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its record {number} cannot be read: {error}") from error
-    id, audio = fields["id"].decode(), fields["audio"]
+    id, audio = record.id, record.audio
     try:
-        is_encoded = isinstance(audio, bytes)
-        seconds = (
-            audio_duration_seconds(path, contents=audio) if is_encoded else len(audio) / RATE_HZ
-        )
+        if isinstance(audio, bytes):
+            seconds = audio_duration_seconds(path, contents=audio)
+        else:
+            seconds = len(audio) / RATE_HZ
     except AudioError as error:
         return Skipped(id, error.reason)
     return Utterance(
         id=id,
         audio=path,
-        text=collapse_white_space(fields["text"].decode()),
+        text=collapse_white_space(record.text),
         duration_seconds=seconds,
-        speaker=str(fields["speaker_id"]),
+        speaker=record.speaker,
         within=Record(number),
     )

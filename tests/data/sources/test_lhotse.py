@@ -77,8 +77,8 @@ def test_supervisions_that_cannot_be_used_are_skipped(folder):
     assert utterance.id == "rounded"
     assert (utterance.offset_seconds, utterance.duration_seconds) == (0.5, 2.0)
     assert {one.id: one.reason for one in skipped} == {
-        "early": "reaches beyond its cut: -0.5 to 0.5 s of 2 s",
-        "late": "reaches beyond its cut: 1.5 to 2.5 s of 2 s",
+        "early": "extends beyond its cut: -0.5 to 0.5 s of 2 s",
+        "late": "extends beyond its cut: 1.5 to 2.5 s of 2 s",
         "mute": "a supervision without text",
         "bare": "a cut without supervisions",
     }

@@ -1,8 +1,10 @@
 """Every setting of an experiment: frozen dataclasses with units, the only schema.
 
 A file in configs/ ends in `config = Config(...)`. The command line overrides any field
-(`--optimizer.peak-learning-rate 1e-3`), and the resolved values are saved beside the
-checkpoints as flat JSON (`"encoder.layers": 12`), which can be run again.
+(`--optimizer.peak-learning-rate 1e-3`). The resolved values are saved in the run directory as flat
+JSON (`"encoder.layers": 12`), which `asr-jax train` reads as well.
+
+The docstring of a field is its help text, which keeps the line breaks.
 """
 
 import itertools
@@ -26,12 +28,12 @@ NOT_NEGATIVE = Rule(lambda x: x >= 0, "must not be negative")
 NOT_NEGATIVE_AND_FINITE = Rule(lambda x: 0 <= x < math.inf, "must be finite, >= 0")
 FRACTION = Rule(lambda x: 0 <= x <= 1, "must lie in 0..1")
 BELOW_ONE = Rule(lambda x: 0 <= x < 1, "must lie in 0..1, below 1")
-POSITIVE_FRACTION = Rule(lambda x: 0 < x <= 1, "must lie in 0..1")
+POSITIVE_FRACTION = Rule(lambda x: 0 < x <= 1, "must lie in 0..1, above 0")
 CTC_SHARE = Rule(
-    lambda x: 0 <= x < 1, "must lie in 0..1, below 1; for CTC alone there is decoding.head"
+    lambda x: 0 <= x < 1, "must lie in 0..1, below 1; for CTC alone use decoding.head = 'ctc'"
 )
 WINDOW = Rule(lambda x: x == 0 or x >= 6, "must be at least 6, or 0")
-# Dropout rounds to 1/256, and needs something to be left.
+# Dropout rounds to 1/256, and must leave something.
 DROPOUT = Rule(lambda x: 0 <= x <= 0.99, "must lie in 0..0.99")
 DECIBELS = Rule(
     lambda *pair: len(pair) == 2 and -100 <= pair[0] <= pair[1] <= 100,
@@ -51,9 +53,9 @@ BUCKET_EDGES = Rule(
 )
 CONTEXT = Rule(
     lambda *frames: len(frames) in (0, 2) and all(n >= 0 for n in frames),
-    "needs two numbers, frames before and after, not negative; or none",
+    "needs two numbers that are not negative, frames before and after; or none",
 )
-CHUNKS = Rule(lambda *sizes: not sizes or any(sizes), "needs a size besides 0, or none at all")
+CHUNKS = Rule(lambda *sizes: not sizes or any(sizes), "needs a size other than 0, or no sizes")
 DURATIONS = Rule(
     lambda *frames: frames[:2] == (0, 1) and _increase(*frames),
     "must begin with 0 and 1, so that any labels fit any frames, and increase",
@@ -93,33 +95,33 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Which recordings, and the few static shapes their batches are padded to."""
+    """Datasets, and the few static shapes that their batches are padded to."""
 
     train: str = ""
-    """What to train on: a folder, a manifest, a Kaldi directory or tar shards, of a language model
-    also a text (docs/data.md)."""
+    """Training dataset: a folder, manifest, Kaldi directory or tar shards (docs/data.md).
+    For a language model it may also be a text file."""
     more_train: tuple[str, ...] = ()
-    """Further corpora to train on. Their ids are prefixed by their place here: 1:ID, 2:ID."""
+    """Further training datasets. Their utterance ids get their position as a prefix: 1:ID, 2:ID."""
     train_weights: tuple[float, ...] = ()
-    """How many times an epoch goes through data.train and each of data.more_train; empty: once."""
+    """Times that an epoch reads data.train and each of data.more_train; empty: once each."""
     dev: str = ""
-    """The same, for choosing the best checkpoint; empty: none is chosen."""
+    """Dataset by which the best checkpoint is chosen; empty: none is chosen."""
     test: str = ""
-    """The same, read once when training has ended; empty: not read."""
+    """Dataset that is evaluated once, after training; empty: none."""
     min_seconds: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.1
     """Shorter training recordings are left out, counted and listed."""
     bucket_seconds: Annotated[tuple[float, ...], BUCKET_EDGES] = (4.0, 8.0, 16.0)
-    """Upper edge of each bucket, in seconds after speed and tempo changes, increasing."""
+    """Longest utterance of each bucket, in seconds after speed and tempo changes; increasing."""
     bucket_labels: tuple[int, ...] = (32, 64, 128)
-    """Most labels that an utterance of each bucket may have."""
+    """Most labels in an utterance of each bucket."""
     bucket_utterances: tuple[int, ...] = (32, 16, 8)
-    """Utterances in a (global) batch of each bucket."""
+    """Utterances in a batch of each bucket, over all devices together."""
     read_threads: Annotated[int, POSITIVE] = 2
-    """Threads that decode and pad batches ahead of the step."""
+    """Threads that decode recordings and pad batches ahead of the step."""
     read_ahead_batches: Annotated[int, POSITIVE] = 8
-    """Batches kept ready."""
+    """Batches that are kept ready."""
     cache_gib: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 4.0
-    """Decoded audio kept in memory, so that each recording is decoded once; 0: never."""
+    """Memory for decoded audio, so that each recording is decoded once; 0: no cache."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,70 +142,72 @@ class DataConfig(Section):
         if not all(self.more_train) or len({self.train, *self.more_train}) != corpora:
             raise self._invalid(
                 "more_train",
-                "needs corpora that differ from each other and from data.train; to go through one "
-                "more often there is data.train_weights",
+                "needs corpora that differ from each other and from data.train; to repeat one, use "
+                "data.train_weights",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Section):
-    """Changes made to the training recordings only."""
+    """Random changes of the training recordings."""
 
     speeds: Annotated[tuple[float, ...], SPEEDS] = (0.9, 1.0, 1.1)
     """Speed perturbation (tempo and pitch): one factor is drawn per utterance and epoch."""
     tempo_range: Annotated[tuple[float, float], TEMPO] = (1.0, 1.0)
-    """Time stretching of the features, pitch kept: a log-uniform factor; above 1 is faster."""
+    """Range of the tempo factor, log-uniform, with the pitch kept; above 1 is faster."""
     join_probability: Annotated[float, FRACTION] = 0.0
-    """Share of utterances that are followed by another one of the same speaker."""
+    """Fraction of utterances that are followed by another one of the same speaker."""
     impulse_responses: str = ""
-    """Folder of room impulse responses, one convolved with the (joined) utterance; empty: none."""
+    """Folder of room impulse responses, convolved with utterances; empty: none."""
     impulse_response_probability: Annotated[float, FRACTION] = 0.5
-    """Share of utterances put into a room."""
+    """Fraction of utterances that are convolved with an impulse response."""
     noise: str = ""
     """Folder of recordings without transcripts, such as MUSAN's noise; empty: none is added."""
     noise_probability: Annotated[float, FRACTION] = 0.5
-    """Share of utterances to which a stretch of one of them is added."""
+    """Fraction of utterances to which a segment of noise is added."""
     noise_snr_db: Annotated[tuple[float, float], DECIBELS] = (5.0, 20.0)
-    """Mean power of the utterance, in its room, over that of the stretch: an even draw."""
+    """Range of the signal-to-noise ratio in dB, uniform.
+    The signal is the utterance after convolution with an impulse response."""
     gain_db: Annotated[tuple[float, float], DECIBELS] = (0.0, 0.0)
-    """Change of level, last of all: an even draw. Nothing is clipped at full scale. Of no effect on
-    features that are normalized (features.normalization)."""
+    """Range of the change of level in dB, uniform, applied last and without clipping.
+    It has no effect on normalized features (features.normalization)."""
     frequency_masks: Annotated[int, NOT_NEGATIVE] = 2
-    """SpecAugment (arXiv 1904.08779): masks along mel bins."""
+    """SpecAugment (arXiv 1904.08779): number of masks along mel bins."""
     frequency_mask_bins: Annotated[int, NOT_NEGATIVE] = 27
-    """Widest frequency mask."""
+    """Width of the widest frequency mask."""
     time_masks: Annotated[int, NOT_NEGATIVE] = 10
-    """Masks along time."""
+    """Number of masks along time."""
     time_mask_fraction: Annotated[float, FRACTION] = 0.05
-    """Widest time mask as a share of the utterance."""
+    """Width of the widest time mask, as a fraction of the utterance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Section):
-    """Log-mel filterbank; the defaults are Kaldi's with dither 0 and snip_edges false."""
+    """Log-mel filterbank. The defaults are Kaldi's, with dither 0 and snip_edges false."""
 
     sample_rate_hz: Annotated[int, POSITIVE] = 16_000
-    """Recordings at other rates are resampled to it."""
+    """Sample rate; recordings at other rates are resampled to it."""
     window_ms: float = 25.0
     """Length of a frame."""
     hop_ms: Annotated[float, POSITIVE] = 10.0
-    """From one frame to the next."""
+    """Time from one frame to the next."""
     window: Literal["povey", "hann", "hamming"] = "povey"
-    """Shape of the window."""
+    """Window function."""
     mel_bins: Annotated[int, POSITIVE] = 80
-    """Filters."""
+    """Number of mel filters."""
     mel_scale: Literal["kaldi", "slaney"] = "kaldi"
-    """kaldi: 1127 ln(1 + f / 700), triangles of height 1; slaney: librosa's, of area 1."""
+    """kaldi: 1127 ln(1 + f / 700), triangles of height 1.
+    slaney: librosa's scale, triangles of area 1."""
     low_hz: float = 20.0
     """Lower edge of the first filter."""
     high_hz: float = -400.0
-    """Upper edge of the last filter; zero or negative: that much below half the sample rate."""
+    """Upper edge of the last filter; zero or negative: relative to half the sample rate."""
     preemphasis: Annotated[float, FRACTION] = 0.97
-    """Pre-emphasis within each frame; 0 for none."""
+    """Pre-emphasis within each frame; 0: none."""
     remove_dc: bool = True
     """Subtract each frame's mean first."""
     normalization: Literal["none", "utterance"] = "utterance"
-    """utterance: every bin to mean 0 and deviation 1 over the utterance's frames."""
+    """utterance: every bin has mean 0 and deviation 1 over the utterance's frames."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,68 +218,67 @@ class FeaturesConfig(Section):
         nyquist_hz = self.sample_rate_hz / 2
         high_hz = self.high_hz if self.high_hz > 0 else nyquist_hz + self.high_hz
         if not 0 <= self.low_hz < high_hz <= nyquist_hz:
-            raise self._invalid(
-                "high_hz",
-                f"the band {self.low_hz} to {high_hz} Hz must rise and lie within 0..{nyquist_hz}",
-            )
+            band = f"{self.low_hz} to {high_hz} Hz"
+            raise self._invalid("high_hz", f"the band {band} must increase within 0..{nyquist_hz}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(Section):
-    """SentencePiece, trained on the training transcripts. Blank is id 0."""
+    """SentencePiece model, trained on the training transcripts. Blank is id 0."""
 
     kind: Literal["unigram", "bpe", "char"] = "unigram"
-    """char: one piece per character."""
+    """Kind of pieces; char: one piece per character."""
     vocabulary_size: int = 1024
-    """Pieces, blank and unknown included; ignored for char, but by fit."""
+    """Number of pieces, including blank and unknown; with char only fit uses it."""
     model: str = ""
-    """Another run's tokenizer.model to take in place of training one; empty: one is trained."""
+    """Another run's tokenizer.model to use; empty: one is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Section):
-    """Conformer (arXiv 2005.08100), FastConformer (2305.05084: separable subsampling by 8), or
-    Transformer; also with shared matrices (2310.02489)."""
+    """Conformer (arXiv 2005.08100), FastConformer (2305.05084: separable subsampling by 8) or
+    Transformer, optionally with shared matrices (2310.02489)."""
 
     kind: Literal["conformer", "transformer"] = "conformer"
-    """What its blocks are."""
+    """Kind of blocks."""
     layers: Annotated[int, POSITIVE] = 16
-    """Blocks."""
+    """Number of blocks."""
     shared_layers: Annotated[int, POSITIVE] = 1
-    """Neighbouring blocks that share their matrices; to these each adds a low-rank and a diagonal
-    matrix of its own. 1: every block has matrices of its own."""
+    """Number of adjacent blocks that share their matrices; 1: no sharing.
+    Each block adds a low-rank and a diagonal matrix of its own."""
     residual_rank: Annotated[int, NOT_NEGATIVE] = 0
-    """Rank of what each block adds to the shared matrices; 0: nothing but the diagonal."""
+    """Rank of what each block adds to the shared matrices; 0: only the diagonal."""
     width: Annotated[int, POSITIVE] = 144
     """Model dimension."""
     attention: Literal["relative", "rotary"] = "relative"
-    """How it knows positions: by distance, as in the paper, or by rotation (arXiv 2104.09864)."""
+    """Encoding of positions: relative, as in the paper, or rotary (arXiv 2104.09864)."""
     heads: Annotated[int, POSITIVE] = 4
-    """Attention heads."""
+    """Number of attention heads."""
     feedforward_factor: Annotated[int, POSITIVE] = 4
-    """Inner width of the feed-forward modules, as a multiple of width."""
+    """Inner width of the feed-forward modules, as a multiple of encoder.width."""
     kernel_frames: Annotated[int, ODD] = 31
-    """Conformer: the depthwise convolution's length in (subsampled) frames, odd."""
+    """Conformer: length of the depthwise convolution in subsampled frames, odd."""
     subsampling: Literal["conv2d", "conv1d", "separable"] = "conv2d"
-    """Over time and mel bins, as in the paper, or over time alone, which is faster on a CPU;
-    separable: as conv2d, but channel by channel after the first, as in FastConformer."""
+    """conv2d: over time and mel bins, as in the paper.
+    conv1d: over time alone, which is faster on a CPU.
+    separable: conv2d, depthwise separable after the first convolution, as in FastConformer."""
     subsampling_factor: Literal[4, 8] = 4
-    """Frames of features that make one of the encoder: two strided convolutions, or three."""
+    """Feature frames per encoder frame: two strided convolutions for 4, three for 8."""
     subsampling_channels: Annotated[int, POSITIVE] = 144
     """Channels of the strided convolutions."""
     context_frames: Annotated[tuple[int, ...], CONTEXT] = ()
-    """Limited context, for long recordings: the (subsampled) frames before and after its own that a
-    frame attends to; empty: all."""
+    """Subsampled frames before and after its own that a frame attends to; empty: all.
+    Limit it for long recordings."""
     chunk_ms: Annotated[tuple[float, ...], CHUNKS] = ()
-    """For streaming: sizes of chunks, one of which is drawn for every step; 0: the whole utterance.
-    Attention then sees no chunk after its own, and convolutions are causal. Empty: no chunks."""
+    """Sizes of chunks for streaming, one drawn per step; 0: the whole utterance; empty: none.
+    Attention sees no later chunk, and convolutions are causal."""
     left_chunks: Annotated[int, NOT_NEGATIVE] = 4
-    """Chunks before its own that a frame attends to."""
+    """Number of chunks before its own that a frame attends to."""
     dropout: Annotated[float, DROPOUT] = 0.1
-    """Probability of dropping, in every residual branch."""
+    """Dropout probability in every residual branch."""
     layer_drop: Annotated[float, FRACTION] = 0.0
-    """Probability that the last block is left out of an utterance's training step; of the blocks
-    before it in proportion to their number (stochastic depth, arXiv 1603.09382)."""
+    """Probability that an utterance skips the last block in a training step.
+    For block l of L it is l / L of this (stochastic depth, arXiv 1603.09382)."""
     remat: Literal["none", "layer", "dots"] = "layer"
     """What the backward pass recomputes: nothing, whole layers, or all but matrix products."""
 
@@ -286,7 +289,8 @@ class EncoderConfig(Section):
         if self.attention == "rotary" and self.width // self.heads % 2:
             raise self._invalid(
                 "heads",
-                f"rotary attention needs an even encoder.width / encoder.heads, {self.width} wide",
+                "rotary attention needs an even encoder.width / encoder.heads, and the width is "
+                f"{self.width}",
             )
         # load_config reports a number of layers that is not an integer.
         if isinstance(self.layers, int) and self.layers % self.shared_layers:
@@ -296,57 +300,57 @@ class EncoderConfig(Section):
         if self.residual_rank and self.shared_layers == 1:
             raise self._invalid(
                 "residual_rank",
-                "adds to matrices that blocks share, and encoder.shared_layers is 1",
+                "needs matrices that blocks share, and encoder.shared_layers is 1",
             )
         if self.context_frames and self.chunk_ms:
             raise self._invalid(
-                "context_frames", "must be empty where encoder.chunk_ms says what is seen"
+                "context_frames", "must be empty where encoder.chunk_ms limits the context"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig(Section):
-    """The network over the labels emitted so far."""
+    """Network over the labels emitted so far."""
 
     kind: Literal["stateless", "lstm"] = "stateless"
-    """stateless: embedding and a convolution over the last context labels (arXiv 2109.07513)."""
+    """stateless: an embedding and a convolution over the last labels (arXiv 2109.07513)."""
     context: Annotated[int, POSITIVE] = 2
-    """Labels that the stateless predictor sees."""
+    """Number of labels that the stateless predictor sees."""
     embedding_width: Annotated[int, POSITIVE] = 320
     """Width of the label embedding."""
     width: Annotated[int, POSITIVE] = 320
-    """Width of the predictor's output (lstm: of its state)."""
+    """Width of the predictor's output; lstm: of its state."""
     dropout: Annotated[float, DROPOUT] = 0.1
-    """Probability of dropping, on the embedding (lstm: and on the output)."""
+    """Dropout probability on the embedding; lstm: also on the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(Section):
-    """activation(encoded + predicted) @ kernel + bias."""
+    """Joint network: activation(encoded + predicted) @ kernel + bias."""
 
     width: Annotated[int, POSITIVE] = 320
-    """Both sides are projected to it."""
+    """Width that both sides are projected to."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Between the sum and the output layer."""
+    """Activation between the sum and the output layer."""
     chunk_frames: Annotated[int | None, POSITIVE] = None
-    """Frames per scanned, rematerialised chunk of joint and loss; None chooses."""
+    """Frames per scanned, rematerialized chunk of joint and loss; None: chosen automatically."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Section):
-    """The network of objective.kind attention: a Transformer over the labels emitted so far that
+    """Decoder of objective.kind attention: a Transformer over the labels emitted so far that
     attends to the encoded frames (arXiv 1706.03762)."""
 
     layers: Annotated[int, POSITIVE] = 6
-    """Blocks."""
+    """Number of blocks."""
     width: Annotated[int, POSITIVE] = 256
     """Model dimension."""
     heads: Annotated[int, POSITIVE] = 4
-    """Attention heads."""
+    """Number of attention heads."""
     feedforward_factor: Annotated[int, POSITIVE] = 4
-    """Inner width of the feed-forward modules, as a multiple of width."""
+    """Inner width of the feed-forward modules, as a multiple of decoder.width."""
     dropout: Annotated[float, DROPOUT] = 0.1
-    """Probability of dropping, on the embedding and in every residual branch."""
+    """Dropout probability on the embedding and in every residual branch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -360,29 +364,31 @@ class DecoderConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section):
-    """What is learned, and with it which networks stand behind the encoder (docs/models.md)."""
+    """Training objective, which also determines the networks after the encoder (docs/models.md)."""
 
     kind: Literal["transducer", "tdt", "hat", "ctc", "attention", "language_model"] = "transducer"
-    """transducer (arXiv 1211.3711); tdt: one whose symbols last for several frames (2304.06795);
-    hat: one whose blank is a decision of its own (2003.07705); ctc: no more than a linear layer;
-    attention: a decoder that attends to all frames (1508.01211); language_model: a predictor of the
-    next piece, without encoder and audio, which fusion adds to a recogniser (docs/decoding.md)."""
+    """transducer: arXiv 1211.3711.
+    tdt: a transducer whose symbols span several frames (arXiv 2304.06795).
+    hat: a transducer with a separate decision for blank (arXiv 2003.07705).
+    ctc: a linear layer.
+    attention: a decoder that attends to all frames (arXiv 1508.01211).
+    language_model: a predictor of the next piece, without audio, for fusion (docs/decoding.md)."""
     ctc_weight: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.0
-    """Weight of a CTC head beside the objective; 0 for none. Of no effect with kind ctc."""
+    """Weight of the loss of an additional CTC head; 0: no head. No effect with kind ctc."""
     intermediate_ctc_weight: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.0
-    """Weight of the same CTC head's loss on what the block in the middle makes (arXiv 2102.03216);
-    0 for none."""
+    """Weight of the CTC head's loss on the middle block's output (arXiv 2102.03216); 0: none."""
     consistency_weight: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.0
-    """Weight of the divergence between the CTC head's posteriors of two views of each utterance,
-    masked apart (CR-CTC, arXiv 2410.05101), all losses being means of both; 0 for one view."""
+    """Weight of the CR-CTC loss (arXiv 2410.05101); 0: none.
+    It compares the CTC posteriors of two views of each utterance, with different masks.
+    All other losses are means of both views."""
     fastemit_lambda: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.0
-    """transducer, hat: by how much more labels are wanted than blanks, early (arXiv 2010.11148)."""
+    """transducer, hat: preference for early labels (FastEmit, arXiv 2010.11148); 0: none."""
     durations: Annotated[tuple[int, ...], DURATIONS] = (0, 1, 2, 3, 4)
-    """tdt: the numbers of frames that a symbol may last for."""
+    """tdt: numbers of frames that a symbol may span."""
     sigma: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.05
-    """tdt: nats that every symbol costs, so that long durations are preferred."""
+    """tdt: cost of every symbol in nats, so that long durations are preferred."""
     label_smoothing: Annotated[float, BELOW_ONE] = 0.1
-    """attention: share of the target that is spread over all labels (arXiv 1512.00567)."""
+    """attention: fraction of the target that is spread over all labels (arXiv 1512.00567)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -402,111 +408,115 @@ class ObjectiveConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """Linear warm-up, cosine decay, clipping, averaging."""
+    """Optimizer, linear warm-up, cosine decay, clipping and averaging."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon (arXiv 2502.16982): orthogonalised momentum for the matrices inside the networks, AdamW
-    for the rest. Learns the small corpora in half the steps."""
+    """muon: orthogonalized momentum for inner matrices, AdamW for the rest (arXiv 2502.16982).
+    It learns the small corpora in half the steps."""
     peak_learning_rate: Annotated[float, POSITIVE_AND_FINITE] = 1e-3
-    """Reached at the end of the warm-up."""
+    """Learning rate at the end of the warm-up."""
     warmup_steps: Annotated[int, NOT_NEGATIVE] = 1000
-    """Steps of linear rise."""
+    """Steps over which the learning rate rises linearly."""
     final_learning_rate_ratio: Annotated[float, FRACTION] = 0.01
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine decay, as a fraction of the peak."""
     beta1: Annotated[float, BELOW_ONE] = 0.9
+    """AdamW: decay of the first moment per step."""
     beta2: Annotated[float, BELOW_ONE] = 0.98
+    """AdamW: decay of the second moment per step."""
     epsilon: Annotated[float, POSITIVE_AND_FINITE] = 1e-9
+    """Term that is added to the denominator of an update."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
-    """On matrices and convolutions, not on biases, norms or embeddings (muon: on its own only)."""
+    """Weight decay of matrices and convolutions, not of biases, norms and embeddings.
+    muon: only of the matrices whose momentum is orthogonalized."""
     clip_norm: Annotated[float, POSITIVE] = 1.0
     """Global norm that gradients are clipped to."""
     ema_decay: Annotated[float, BELOW_ONE] = 0.999
     """Decay per step of the averaged parameters, which evaluation uses; 0: no averaging."""
     frozen: tuple[str, ...] = ()
-    """Parameters that keep their bits, by patterns of their names: encoder.* or, of the blocks
-    numbered from 0, encoder.blocks.[0-3].* (docs/finetuning.md)."""
+    """Name patterns of parameters that do not change (docs/finetuning.md).
+    encoder.* is the encoder, encoder.blocks.[0-3].* its first four blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig(Section):
-    """How the devices are arranged. data * fsdp * model must be the number of devices; of a
-    processor without accelerator as many are made."""
+    """Arrangement of the devices. data * fsdp * model must be the number of devices; on a machine
+    without an accelerator, JAX simulates that many on the CPU."""
 
     data: Annotated[int, Rule(lambda n: n == -1 or n > 0, "must be positive, or -1")] = -1
-    """Copies of the model, each on its share of the batch; -1: all devices that are left (of a
-    processor without accelerator: one)."""
+    """Copies of the model, each with its share of the batch.
+    -1: all remaining devices; without an accelerator: one."""
     fsdp: Annotated[int, POSITIVE] = 1
-    """Devices over which parameters and optimizer state are split, and the batch too."""
+    """Devices that parameters, optimizer state and the batch are split over."""
     model: Annotated[int, POSITIVE] = 1
-    """Devices over which the widths of large matrices are split."""
+    """Devices that the widths of large matrices are split over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """The loop."""
+    """Training loop."""
 
     steps: Annotated[int, POSITIVE] = 100_000
-    """Steps until the end of the learning-rate schedule, and of training."""
+    """Number of steps, at which the learning-rate schedule ends too."""
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda n: n < 2**63, "must be below 2^63")] = 0
-    """Of initialisation, data order, augmentation and dropout."""
+    """Seed of initialization, data order, augmentation and dropout."""
     accumulate: Annotated[int, POSITIVE] = 1
-    """Micro-batches that a batch is split into, one after the other."""
+    """Micro-batches that a batch is split into, computed one after the other."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters, optimizer state and the lattice stay float32."""
+    """Type of activations; parameters, optimizer state and the lattice stay float32."""
     log_every_steps: Annotated[int, POSITIVE] = 20
     """Steps from one line of metrics.jsonl to the next."""
     wandb_project: str = ""
-    """Project of Weights & Biases that the figures go to as well; empty: none."""
+    """Weights & Biases project that metrics are also sent to; empty: none."""
     evaluate_every_steps: Annotated[int, POSITIVE] = 1000
-    """Steps from one WER, or perplexity, on dev to the next; the last step is always evaluated."""
+    """Steps from one evaluation (WER or perplexity) on data.dev to the next.
+    The last step is always evaluated."""
     max_skipped_in_a_row: Annotated[int, POSITIVE] = 10
     """Consecutive steps with a non-finite loss or gradient after which the run has diverged."""
     divergence_factor: Annotated[float, Rule(lambda x: x > 1, "must be above 1")] = 5.0
-    """It has too when the mean loss of some hundred steps is that many times its lowest so far."""
+    """Ratio of the loss to its lowest so far at which the run has also diverged.
+    The loss is averaged over some hundred steps."""
     rollbacks: Annotated[int, NOT_NEGATIVE] = 0
-    """Times that a run which diverged goes back to its last good checkpoint, and on with the data
-    that comes next; after these it stops."""
+    """Times that a diverged run returns to its last good checkpoint before it stops.
+    It resumes with the data that follows."""
     rollback_learning_rate_factor: Annotated[float, POSITIVE_FRACTION] = 0.5
-    """What the learning rate is multiplied by at each of them."""
+    """Factor that each rollback multiplies the learning rate by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Section):
-    """What is kept on disk."""
+    """Checkpoints on disk."""
 
     every_steps: Annotated[int, POSITIVE] = 1000
     """Steps from one checkpoint to the next; the last step is always saved."""
     keep: Annotated[int, POSITIVE] = 3
-    """Newest checkpoints kept, beside the best by WER, or perplexity, on dev."""
+    """Newest checkpoints to keep, in addition to the best one on data.dev."""
     directory: str = ""
-    """Folder or bucket (gs://BUCKET/RUN) that holds them; empty: the run directory."""
+    """Folder or bucket (gs://BUCKET/RUN) of the checkpoints; empty: the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig(Section):
-    """How labels are searched for."""
+    """Search for labels."""
 
     head: Literal["objective", "ctc"] = "objective"
-    """What to search with: the objective's own networks, or the CTC head beside them."""
+    """What to search with: the objective's own networks, or its CTC head."""
     max_symbols_per_frame: Annotated[int, POSITIVE] = 5
-    """Bound on the labels emitted at one frame (not of CTC, which emits one at most)."""
+    """Most labels emitted at one frame. No effect on CTC, which emits at most one."""
     beam: Annotated[int, NOT_NEGATIVE] = 0
-    """Label sequences that a beam search keeps; 0: greedy search. For transducer, HAT and
-    attention."""
+    """Label sequences that beam search keeps (transducer, hat, attention); 0: greedy search."""
     ctc_weight: Annotated[float, CTC_SHARE] = 0.0
-    """attention: share of the CTC head in the score of a label sequence (arXiv 1609.06773)."""
+    """attention: weight of the CTC head in the score of a label sequence (arXiv 1609.06773)."""
     chunk_ms: float = 0.0
-    """Recognises as in streaming, by chunks of this size (see encoder.chunk_ms); 0: whole
-    utterances."""
+    """Chunk size for recognition as in streaming (see encoder.chunk_ms); 0: whole utterances."""
     window_seconds: Annotated[float, WINDOW] = 40.0
-    """Longer recordings are recognised in windows of this length, which overlap by 4 s, and joined;
-    0: whole, however long. The default leaves LibriSpeech's whole. Without an effect on attention
-    without a CTC head, which knows no times."""
+    """Longer recordings are recognized in windows of this length; 0: never.
+    Windows overlap by 4 s, and their transcripts are merged. LibriSpeech needs none.
+    No effect on attention without a CTC head, which has no times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """An experiment."""
+    """All settings of an experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -537,7 +547,7 @@ class Config:
                 rule = f"must divide every data.bucket_utterances, also {utterances}"
                 raise _invalid("train.accumulate", train.accumulate, rule)
         if objective.kind == "language_model":
-            rule = "a language model has none; its perplexity is that of data.dev"
+            rule = "a language model has none; its perplexity is measured on data.dev"
             if objective.ctc_weight:
                 raise _invalid("objective.ctc_weight", objective.ctc_weight, rule)
             if self.data.test:
@@ -566,8 +576,7 @@ class Config:
             raise _invalid(
                 "decoding.ctc_weight",
                 decoding.ctc_weight,
-                "needs objective.kind = 'attention' and a CTC head beside it, objective.ctc_weight "
-                "> 0",
+                "needs objective.kind = 'attention' and a CTC head (objective.ctc_weight > 0)",
             )
 
     def _check_chunks(self) -> None:
@@ -584,17 +593,17 @@ class Config:
             rule = "needs an encoder trained with encoder.chunk_ms"
             raise _invalid("decoding.chunk_ms", decoding_ms, rule)
         if sizes_ms and self.features.normalization != "none":
-            rule = "needs features.normalization = 'none': a stream is not known as a whole"
+            rule = "needs features.normalization = 'none': a stream has no statistics in advance"
             raise _invalid("encoder.chunk_ms", sizes_ms, rule)
 
 
 def chunk_frames(chunk_ms: float, config: Config) -> int:
-    """The encoder's frames in a chunk."""
+    """Return the number of encoder frames in a chunk."""
     return round(chunk_ms / (config.encoder.subsampling_factor * config.features.hop_ms))
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Every field under its dotted name, sorted: what config.json holds."""
+    """Return every field by its dotted name, sorted: the contents of config.json."""
     nested = asdict(config)
     flat = {
         f"{part}.{name}": value for part, fields in nested.items() for name, value in fields.items()

@@ -22,7 +22,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _raised_in_package(error: BaseException) -> bool:
-    """Return whether this package raised the error; a library's ValueError is a bug of ours."""
+    """Return whether this package raised the error; a ValueError from a library is a bug."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -31,7 +31,7 @@ def _raised_in_package(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def name_full_disk(folder: Path) -> Iterator[None]:
-    """Add `folder` to the error of a full disk, which does not say where it happened."""
+    """Add `folder` to errors of a full disk, which do not name the file."""
     try:
         yield
     except OSError as error:

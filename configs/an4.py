@@ -1,11 +1,11 @@
-"""AN4 for half an hour on two cores: quickstart.py, wider, with more augmentation and more steps.
+"""AN4 in half an hour on two cores: a wider quickstart.py with more augmentation and more steps.
 
     asr-jax train configs/an4.py
 
 Two cores of a shared AMD EPYC, Python 3.12, JAX 0.12.0, seed 0: WER 12.5 % on dev, 4.3 % on test
-(2.6 to 6.2 with 95 % confidence), after 33 minutes, 12 of them with other work on the cores.
+(95 % interval 2.6 to 6.2), after 33 minutes, during 12 of which the cores also did other work.
 
-One million parameters. What is not explained here is as in quickstart.py.
+One million parameters. Values without a comment are explained in quickstart.py.
 """
 
 from asr_jax.config import (
@@ -32,7 +32,7 @@ config = Config(
         bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
-        # Faster and more varied speech than the recordings': there are 36 minutes of them.
+        # Faster and more varied than the recordings, of which there are only 36 minutes.
         tempo_range=(0.85, 1.45),
         join_probability=0.2,
         time_masks=3,
@@ -49,14 +49,14 @@ config = Config(
         kernel_frames=15,
         subsampling="conv1d",
         subsampling_channels=96,
-        # A first run with 0.1 and less augmentation ended with dev WER rising.
+        # With 0.1 and less augmentation, WER on dev was rising at the end.
         dropout=0.15,
         remat="none",
     ),
     predictor=PredictorConfig(embedding_width=64, width=96),
     joint=JointConfig(width=128, chunk_frames=10),
     objective=ObjectiveConfig(ctc_weight=0.3),
-    # A lower rate than the narrower model's: as 1 / sqrt(width).
+    # Lower than the narrower model's rate, in proportion to 1 / sqrt(width).
     optimizer=OptimizerConfig(
         kind="muon", peak_learning_rate=6e-3, warmup_steps=300, ema_decay=0.998
     ),

@@ -1,11 +1,11 @@
-"""AN4 with HAT (arXiv 2003.07705): quickstart.py, its objective changed.
+"""AN4 with HAT (arXiv 2003.07705): quickstart.py with another objective.
 
     asr-jax train configs/an4_hat.py
 
 One core of a shared AMD EPYC with other work on it, Python 3.12, JAX 0.12.0, seed 0, in 10 minutes:
 WER 17.6 % on dev, 9.0 % on test.
 
-What is not explained here is quickstart.py's.
+All other values are as in quickstart.py.
 """
 
 import runpy

@@ -1,13 +1,13 @@
-"""The language of AN4's transcripts, for fusion with quickstart.py's recogniser.
+"""A language model of AN4's transcripts, for fusion with quickstart.py's recognizer.
 
     asr-jax train configs/an4_language_model.py --tokenizer.model runs/quickstart/tokenizer.model
 
 One core of a shared Intel Xeon with other work on it, Python 3.12, JAX 0.12.0, seed 0, in a minute:
-perplexity on dev 2.74 by piece, 18.3 by word. Fused with quickstart.py's recogniser, whose internal
-language model is subtracted, it takes the WER on dev from 18.3 to 14.3 % (docs/decoding.md).
+perplexity on dev 2.74 per piece, 18.3 per word. Fusion with quickstart.py's recognizer, whose
+internal language model is subtracted, lowers the WER on dev from 18.3 to 14.3 % (docs/decoding.md).
 
-What is not explained here is quickstart.py's, whose pieces it must have; data may also be texts, a
-sentence a line, in a file that ends in .txt or .txt.gz.
+It must have the pieces of quickstart.py, whose values it keeps where no other is set. Its data may
+also be text files with a sentence per line, whose names end in .txt or .txt.gz.
 """
 
 import runpy
@@ -25,13 +25,14 @@ from asr_jax.config import (
 base = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]
 config = replace(
     base,
-    # Transcripts alone; they go to buckets by their labels, small ones as there are but 806.
+    # Only transcripts, sorted into buckets by their number of labels. Batches are small, as there
+    # are 806 of them.
     data=replace(base.data, test="", bucket_utterances=(32, 32, 32)),
-    # By perplexity on dev, of widths 128 and 256 and dropout 0.3 and 0.5; with 0.3 it rises again
-    # from step 500 on.
+    # Chosen by perplexity on dev among widths 128 and 256 and dropout 0.3 and 0.5. With 0.3 the
+    # perplexity rises again from step 500 on.
     predictor=PredictorConfig(kind="lstm", embedding_width=64, width=128, dropout=0.5),
     objective=ObjectiveConfig(kind="language_model"),
-    # Half of quickstart.py's rate; neither this nor the average was tuned.
+    # Half of quickstart.py's rate. Neither the rate nor ema_decay was tuned.
     optimizer=OptimizerConfig(
         kind="muon", peak_learning_rate=4e-3, warmup_steps=50, ema_decay=0.98
     ),

@@ -1,13 +1,13 @@
-"""AN4 with a ResidualTransformer (arXiv 2310.02489): 6 layers, of which 3 each share matrices.
+"""AN4 with a ResidualTransformer (arXiv 2310.02489): 6 layers in two groups that share matrices.
 
     asr-jax train configs/an4_residual.py
 
 One core of a shared AMD EPYC with other work on it, Python 3.12, JAX 0.12.0: WER 19.5 % on dev,
-10.8 % on test, the means of three seeds (95 % interval 0.3 to either side), 7.5 core-minutes, about
-16 minutes. 0.49 million parameters, 2.0 MB in float32; docs/benchmarks.md has it beside the encoder
-that shares nothing.
+10.8 % on test, means of three seeds (95 % interval +/- 0.3), in 7.5 core-minutes or 16 minutes.
+0.49 million parameters, 2.0 MB in float32. docs/benchmarks.md compares it with one that shares
+nothing.
 
-Rank 16 as in the paper, of a width of 96: there it is 512. What is not explained here is as in
+Rank 16 as in the paper, where the width is 512. Values without a comment are explained in
 quickstart.py.
 """
 

@@ -1,11 +1,11 @@
-"""AN4 with TDT (arXiv 2304.06795): quickstart.py, its objective changed.
+"""AN4 with TDT (arXiv 2304.06795): quickstart.py with another objective.
 
     asr-jax train configs/an4_tdt.py
 
 One core of a shared AMD EPYC with other work on it, Python 3.12, JAX 0.12.0, seed 0, in 37 minutes:
 WER 22.0 % on dev, 10.1 % on test.
 
-What is not explained here is quickstart.py's.
+All other values are as in quickstart.py.
 """
 
 import runpy

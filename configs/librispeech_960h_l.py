@@ -3,14 +3,14 @@
     asr-jax train configs/librispeech_960h_l.py
     asr-jax evaluate runs/librispeech_960h_l --data data/librispeech/test-other
 
-data/librispeech is what `asr-jax prepare librispeech data/librispeech` writes, or folders unpacked
-from LibriSpeech's archives. Batches divide over 1, 2, 4 or 8 devices; where one lacks the memory,
---train.accumulate 8 takes an eighth at a time.
+data/librispeech is what `asr-jax prepare librispeech data/librispeech` writes, or the folders in
+LibriSpeech's archives. Batches divide over 1, 2, 4 or 8 devices. If the memory does not suffice,
+--train.accumulate 8 computes an eighth of a batch at a time.
 
-118.5 million parameters (118.8 in the paper). Others reach, without a language model, on
-test-clean / test-other: 2.1 / 4.3 (paper), 2.3 / 5.1 (NeMo), 2.43 / 5.69 (icefall).
+118.5 million parameters (118.8 in the paper). WER on test-clean / test-other reported elsewhere,
+without a language model: 2.1 / 4.3 (paper), 2.3 / 5.1 (NeMo), 2.43 / 5.69 (icefall).
 
-Sources of the values; a field not set here has the package's default:
+Sources of the values (fields that are not set have the defaults of asr_jax/config.py):
 [paper]    arXiv 2005.08100, table 1 and section 3.2
 [nemo]     NVIDIA/NeMo: examples/asr/conf/conformer/conformer_transducer_bpe.yaml
 [icefall]  k2-fsa/icefall: egs/librispeech/ASR/transducer_stateless/train.py
@@ -38,14 +38,15 @@ config = Config(
         more_train=("data/librispeech/train-clean-360", "data/librispeech/train-other-500"),
         dev="data/librispeech/dev-clean",
         test="data/librispeech/test-clean",
-        # Up to 20 s [icefall]: less than one recording in a thousand is longer. Edges ours, close
-        # where half of them are, from 11 to 16 s.
+        # Up to 20 s [icefall]: fewer than one recording in a thousand are longer. The edges are our
+        # choice, close together from 11 to 16 s, where half of the recordings are.
         bucket_seconds=(6.0, 10.0, 13.0, 15.0, 17.0, 20.0),
-        # Ours: 1024 pieces make about 4 labels a second; denser ones go to the next bucket.
+        # Our choice: 1024 pieces make about 4 labels per second; denser utterances use the next
+        # bucket.
         bucket_labels=(40, 56, 72, 80, 88, 112),
-        # 3000 s a batch, as 4 devices of 750 s [ctc], in multiples of 8.
+        # 3000 s per batch, as four devices with 750 s each [ctc], in multiples of 8.
         bucket_utterances=(496, 304, 232, 200, 176, 152),
-        read_threads=8,  # ours: a core reads some 3000 s of FLAC a second
+        read_threads=8,  # our choice: a core decodes about 3000 s of FLAC per second
     ),
     # Masks [paper] [nemo]; speeds [icefall].
     augment=AugmentConfig(
@@ -57,7 +58,7 @@ config = Config(
     ),
     features=FeaturesConfig(normalization="utterance"),  # "per_feature" [nemo]
     tokenizer=TokenizerConfig(kind="unigram", vocabulary_size=1024),  # [axlearn]; 1k [paper]
-    # [paper], but an odd kernel [nemo], channels as wide as the blocks [nemo], and remat, ours.
+    # [paper], but an odd kernel and channels as wide as the blocks [nemo]; remat is our choice.
     encoder=EncoderConfig(
         layers=17,
         width=512,
@@ -69,16 +70,16 @@ config = Config(
         dropout=0.1,
         remat="layer",
     ),
-    # Two labels of context [icefall] instead of the paper's LSTM: hardly less accurate (arXiv
-    # 2002.10472), trained without recurrence. Width [paper], dropout [nemo].
+    # Two labels of context [icefall] instead of the paper's LSTM: almost as accurate (arXiv
+    # 2002.10472), and trained without recurrence. Width [paper], dropout [nemo].
     predictor=PredictorConfig(
         kind="stateless", context=2, embedding_width=640, width=640, dropout=0.1
     ),
     # Width [nemo], activation [icefall], weight [ctc].
     joint=JointConfig(width=640, activation="tanh"),
     objective=ObjectiveConfig(ctc_weight=0.2),
-    # Peak [icefall]: Noam's 5 / sqrt(512 wide x 80 000 steps). [paper] and [nemo] have thrice that,
-    # [nemo] for batches ten times as large. Warm-up, betas and epsilon [paper], decay [nemo].
+    # Peak [icefall]: Noam's 5 / sqrt(width 512 x 80 000 steps). [paper] and [nemo] have three times
+    # that, [nemo] for batches ten times as large. Warm-up, betas and epsilon [paper], decay [nemo].
     optimizer=OptimizerConfig(
         peak_learning_rate=8e-4,
         warmup_steps=10_000,
@@ -87,6 +88,7 @@ config = Config(
         epsilon=1e-9,
         weight_decay=1e-3,
     ),
-    # About 90 passes: 30 epochs of every recording at three speeds [icefall] [ctc]. bfloat16: ours.
+    # About 90 passes: 30 epochs of every recording at three speeds [icefall] [ctc]. bfloat16 is our
+    # choice.
     train=TrainConfig(steps=115_000, compute_dtype="bfloat16"),
 )

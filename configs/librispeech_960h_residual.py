@@ -3,8 +3,8 @@
     asr-jax train configs/librispeech_960h_residual.py
     asr-jax evaluate runs/librispeech_960h_residual --data data/librispeech/test-other
 
-34.6 million parameters: 138 MB in float32, 36 MB in int8. What it does not change, folders,
-hardware and the sources in brackets are librispeech_960h_l.py's.
+34.6 million parameters: 138 MB in float32, 36 MB in int8. All other values, the folders, the
+hardware and the sources in brackets are those of librispeech_960h_l.py.
 
 [residual]  arXiv 2310.02489, section 4: 18 layers of 512, K = 3, R = 16
 """

@@ -1,13 +1,13 @@
-"""AN4 on two cores in five minutes, installing included: a quarter of a million parameters.
+"""AN4 on two cores in five minutes, installation included: a quarter of a million parameters.
 
     asr-jax train configs/quickstart.py
 
-Two cores of a shared Intel Xeon without other load, a minute of installing included: 5 minutes 38
+Two cores of a shared Intel Xeon without other load, a minute of installation included: 5 minutes 38
 seconds on Python 3.11 and JAX 0.10.2, WER 22.9 % on dev, 8.8 % on test; 5 minutes 28 seconds on
 Python 3.12 and JAX 0.12.0, WER 19.6 % on dev, 6.0 % on test.
 
-Sources in brackets; [dev] is what was tried here and chosen by the WER on dev, see
-docs/benchmarks.md. What is not named has the default of asr_jax/config.py.
+Sources are in brackets; [dev] marks values that were chosen by the WER on dev (docs/benchmarks.md).
+Fields that are not set have the defaults of asr_jax/config.py.
 
 [conformer]   arXiv 2005.08100      [stateless] arXiv 2109.07513, k2-fsa/icefall
 [specaugment] arXiv 1904.08779      [muon]      arXiv 2502.16982
@@ -33,23 +33,23 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        # Of the corpus: the edges that pad its lengths least with three shapes, its longest
-        # transcript (57 characters), and batches of about the same length in seconds.
+        # The three edges that pad this corpus least, room for its longest transcript (57
+        # characters), and batches of about the same length in seconds.
         bucket_seconds=(2.2, 3.4, 7.0),
         bucket_labels=(32, 40, 64),
         bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
-        # [dev] speakers of dev are faster than those of train.
+        # [dev] The speakers of dev are faster than those of train.
         tempo_range=(0.85, 1.35),
-        # [specaugment], narrower, since so small a model has no capacity to waste.
+        # [specaugment], narrower, since a small model has no capacity to spare.
         time_masks=2,
         time_mask_fraction=0.05,
         frequency_mask_bins=12,
     ),
-    # [dev] 80 pieces learned far slower.
+    # [dev] A model of 80 pieces learned far more slowly.
     tokenizer=TokenizerConfig(kind="char"),
-    # [conformer]'s block, as small as two cores can train in minutes.
+    # The block of [conformer], small enough for two cores to train in minutes.
     encoder=EncoderConfig(
         layers=3,
         width=64,
@@ -62,13 +62,13 @@ config = Config(
         dropout=0.05,
         remat="none",
     ),
-    # [stateless] at context 2, the default.
+    # [stateless] with a context of 2, the default.
     predictor=PredictorConfig(embedding_width=64, width=64, dropout=0.05),
-    # Chunks of 10 frames were the fastest here.
+    # Chunks of 10 frames were the fastest on two cores.
     joint=JointConfig(width=96, chunk_frames=10),
     # The weight is ESPnet's usual one.
     objective=ObjectiveConfig(ctc_weight=0.3),
-    # [muon]; [dev] the rate, of 4e-3, 8e-3 and 16e-3.
+    # [muon]; [dev] the rate, among 4e-3, 8e-3 and 16e-3.
     optimizer=OptimizerConfig(
         kind="muon", peak_learning_rate=8e-3, warmup_steps=200, ema_decay=0.995
     ),

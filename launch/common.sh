@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it, in the repository's root: the variables that all of them read.
+# The variables that all scripts of this folder read. They source this file in the repository root.
 
 : "${CONFIG:=configs/quickstart.py}"           # what to train
-: "${RUN:=runs/$(basename "${CONFIG%.*}")}"    # run directory, which every process must see
-: "${DATA:=}"                                  # folder that the config's data/... lies in
-: "${ACCELERATOR:=cpu}"                        # launch/README.md says what each launcher takes
-: "${COUNT:=1}"                                # how many, likewise
-: "${CHECKPOINTS:=}"                           # bucket for checkpoints, gs://BUCKET/RUN; else RUN
+: "${RUN:=runs/$(basename "${CONFIG%.*}")}"    # run directory, shared by all processes
+: "${DATA:=}"                                  # folder that holds the config's data/...
+: "${ACCELERATOR:=cpu}"                        # see launch/README.md for each launcher
+: "${COUNT:=1}"                                # number of processes, hosts or slices
+: "${CHECKPOINTS:=}"                           # bucket for checkpoints, gs://BUCKET/RUN; empty: RUN
 : "${OPTIONS:=}"                               # further options of train, --FIELD VALUE
 : "${PYTHON:=python3}"
 export CONFIG RUN DATA ACCELERATOR COUNT CHECKPOINTS OPTIONS PYTHON
@@ -16,19 +16,19 @@ fail() {
   exit 2
 }
 
-[ -f "$CONFIG" ] || fail "CONFIG=$CONFIG: no such file; start this in the repository's root"
+[ -f "$CONFIG" ] || fail "CONFIG=$CONFIG: no such file; run this in the repository root"
 [[ "$COUNT" =~ ^[1-9][0-9]*$ ]] || fail "COUNT=$COUNT: must be a whole number from 1"
-[[ "$RUN" != *://* ]] || fail "RUN=$RUN: must be a folder; a bucket goes into CHECKPOINTS"
+[[ "$RUN" != *://* ]] || fail "RUN=$RUN: must be a folder; set CHECKPOINTS to a bucket"
 
-# The command as an array: a path may hold spaces, OPTIONS are words.
+# Sets `command` to an array, as paths may contain spaces; OPTIONS are split into words.
 train_command() {
-  read -rd '' -a further <<<"$OPTIONS" || true # it reads to the end, which it calls a failure
+  read -rd '' -a further <<<"$OPTIONS" || true # read fails at the end of its input
   command=("$PYTHON" -m asr_jax train "$CONFIG" --run "$RUN")
   if [ -n "$CHECKPOINTS" ]; then command+=(--checkpoint.directory "$CHECKPOINTS"); fi
   command+=("${further[@]}")
 }
 
-# Prints a command so that a shell would take it again, and runs it unless --dry-run was given.
+# Runs a command; with --dry-run prints it, quoted for a shell.
 run() {
   if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "$@"
@@ -38,11 +38,11 @@ run() {
   fi
 }
 
-# The configs say data/librispeech/...; DATA is where that data folder really is.
+# Links data, which the configs name, to DATA.
 link_data() {
   if [ -n "$DATA" ] && ! [ data -ef "$DATA" ]; then
     [ -n "${DRY_RUN:-}" ] || [ -d "$DATA" ] || fail "DATA=$DATA: no such folder"
-    [ ! -e data ] || [ -L data ] || fail "DATA=$DATA: there is another folder data here already"
+    [ ! -e data ] || [ -L data ] || fail "DATA=$DATA: there is already another folder named data"
     run ln -sfn "$DATA" data
   fi
 }

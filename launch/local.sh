@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Trains with COUNT processes on this machine, each on an accelerator of its own: what several hosts
-# do, without them.
+# Trains with COUNT processes on this machine, each on its own accelerator, as several hosts do.
 #
 #   [CONFIG=... RUN=... DATA=... ACCELERATOR=cpu|cuda COUNT=2 PORT=8476] launch/local.sh [--dry-run]
 set -euo pipefail
@@ -10,15 +9,15 @@ if [ "${1:-}" = --dry-run ]; then
 fi
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
-[ $# -eq 0 ] || fail "$1: takes --dry-run alone; all else is said by variables"
+[ $# -eq 0 ] || fail "$1: takes only --dry-run; everything else is set by variables"
 : "${PORT:=8476}"
 case $ACCELERATOR in cpu | cuda) ;; *) fail "ACCELERATOR=$ACCELERATOR: must be cpu or cuda" ;; esac
 
 link_data
 train_command
-export JAX_PLATFORMS=$ACCELERATOR # so that an accelerator which is not found is an error
+export JAX_PLATFORMS=$ACCELERATOR # so that a missing accelerator is an error
 started=()
-# Whichever is told to stop tells the others; here all are.
+# A process that receives a signal informs the others; this sends it to all of them.
 trap 'kill -TERM "${started[@]}" 2>/dev/null || true' TERM INT USR1
 for ((process = 0; process < COUNT; process++)); do
   place=()
@@ -37,7 +36,7 @@ done
 worst=0
 for process in "${started[@]}"; do
   status=0
-  # A trapped signal ends the waiting, not the process waited for.
+  # A trapped signal ends `wait`, not the process.
   while wait "$process" || status=$?; [ "$status" -gt 128 ] && kill -0 "$process" 2>/dev/null; do
     status=0
   done

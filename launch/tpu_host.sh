@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh has the hosts of its slices do, in the folder of the checkout there:
+# The commands that tpu_vm.sh runs on the hosts of its slices, in their folder of this checkout:
 #
 #   launch/tpu_host.sh setup BUCKET DATA | start COMMAND ... | follow | status | stop
 set -euo pipefail
 PATH=$HOME/.local/bin:$PATH
-verb=$1
+command=$1
 shift
 
 setup() {
@@ -16,11 +16,11 @@ setup() {
     sudo apt-get -qq update
     sudo apt-get -qq install -y gcsfuse
   fi
-  # What one host writes the others must see at once, so nothing is remembered of any file.
+  # No metadata cache, as the other hosts must see at once what one host writes.
   mkdir -p bucket
   mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=100000 \
     --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" bucket
-  # The machine's own Python may be older than ours.
+  # The machine's Python may be older than the package requires.
   command -v uv >/dev/null || curl -fsSL https://astral.sh/uv/install.sh | sh
   [ -x env/bin/python ] || uv venv -q --python 3.12 env
   uv pip install -q --python env/bin/python '.[tpu,gcs]'
@@ -30,7 +30,7 @@ setup() {
   fi
 }
 
-# What became of the training: its exit status, stopped, running, or gone with its machine.
+# Prints the state of the training: its exit status, stopped, running, or gone with its machine.
 status() {
   if [ -f status ]; then
     if [ -f stopped ]; then echo stopped; else cat status; fi
@@ -42,7 +42,7 @@ status() {
 }
 
 start() {
-  if [ "$(status)" = running ]; then # still, after another host was lost
+  if [ "$(status)" = running ]; then # after another host was lost
     pkill -TERM -P "$(cat pid)" || true
     timeout 90 tail -f "--pid=$(cat pid)" /dev/null || pkill -KILL -P "$(cat pid)" || true
   fi
@@ -53,7 +53,7 @@ start() {
   echo $! >pid
 }
 
-case $verb in
+case $command in
   setup) setup "$@" ;;
   start) start "$@" ;;
   follow) tail -n 100 -F "--pid=$(cat pid)" log ;;

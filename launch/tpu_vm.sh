@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on COUNT Cloud TPU slices of one host or several: asks for them until they are there, copies
-# this checkout to every host, trains, follows the first host's log, and begins again when they are
-# preempted. The training does not need this terminal: `train` once more follows what runs.
+# Trains on COUNT Cloud TPU slices with one host or several: requests them until they are granted,
+# copies this checkout to every host, trains, follows the first host's log, and starts over when the
+# slices are preempted. Training does not need this terminal: another `train` follows the log again.
 #
 #   NAME=... ZONE=... ACCELERATOR=v5litepod-8 COUNT=1 BUCKET=... CONFIG=... DATA=gs://BUCKET/data \
 #     [RUN=bucket/runs/NAME SPOT=1 RUNTIME=...] launch/tpu_vm.sh [--dry-run] train
 #   ... launch/tpu_vm.sh [--dry-run] stop | delete
 #
-# BUCKET is mounted as the folder bucket on every host, where RUN lies.
+# BUCKET is mounted as the folder bucket on every host; it stores RUN.
 set -euo pipefail
 if [ "${1:-}" = --dry-run ]; then
   DRY_RUN=1
@@ -24,8 +24,8 @@ case $ACCELERATOR in
   v5litepod-*) : "${RUNTIME:=v2-alpha-tpuv5-lite}" ;;
   *) : "${RUNTIME:=tpu-ubuntu2204-base}" ;;
 esac
-[ -n "$ZONE" ] || fail "ZONE: say which, such as us-central1-a"
-[ $# -le 1 ] || fail "$2: what is to be done comes last, after --dry-run"
+[ -n "$ZONE" ] || fail "ZONE: must be set, such as us-central1-a"
+[ $# -le 1 ] || fail "$2: nothing may follow train, stop or delete (--dry-run comes first)"
 BUCKET=${BUCKET#gs://}
 
 resources=(gcloud compute tpus queued-resources)
@@ -55,7 +55,7 @@ delete() {
   run "${resources[@]}" delete "$NAME" "--zone=$ZONE" --force --quiet
 }
 
-# On all hosts, or the first (0): tpu_host.sh with arguments.
+# Runs tpu_host.sh with arguments on all hosts, or on the first (0).
 on() {
   run "${resources[@]}" ssh "$NAME" "--zone=$ZONE" "--node=$1" "--worker=$1" \
     "--command=${unpack:-}cd asr && launch/tpu_host.sh $(printf '%q ' "${@:2}")"
@@ -67,33 +67,33 @@ copy() {
     unpack="mkdir -p asr && tar xf code.tar -C asr && " on all setup "$BUCKET" "$DATA"
 }
 
-# Up to four times until it succeeds; 1 when the slices are gone meanwhile.
+# Tries a command up to four times; returns 1 when the slices are gone meanwhile.
 insist() {
-  local complaint=$1
+  local problem=$1
   shift
   for _ in 1 2 3 4; do
     if "$@"; then return; fi
     [ "$(state)" = ACTIVE ] || return 1
     sleep "$POLL_SECONDS"
   done
-  fail "$NAME: $complaint, and the slices are still there"
+  fail "$NAME: $problem, and the slices are still allocated"
 }
 
-# Until the training ends; 1 when it has to begin again.
+# Follows the log until the training ends; returns 1 when it must start over.
 follow() {
-  local ended
+  local outcome
   while :; do
     on 0 follow || true # ends with the training, or with the connection
     if [ -n "${DRY_RUN:-}" ]; then return; fi
-    ended=$(on 0 status | tail -n 1) || true
-    case $ended in
+    outcome=$(on 0 status | tail -n 1) || true
+    case $outcome in
       0) return ;;
-      stopped) fail "$NAME: the training was stopped; the slices are still there" ;;
+      stopped) fail "$NAME: the training was stopped; the slices are still allocated" ;;
       running) ;;
-      "") [ "$(state)" = ACTIVE ] || return 1 ;; # not reached
-      gone | 138 | 143) return 1 ;;              # its machine went down, or told it to stop
-      # One of many may have been lost before that is known of all.
-      *) insist "training ended with status $ended" false || return 1 ;;
+      "") [ "$(state)" = ACTIVE ] || return 1 ;; # the host does not answer
+      gone | 138 | 143) return 1 ;;              # its machine went down, or stopped it
+      # A host may have been lost before the state of the slices shows it.
+      *) insist "training ended with status $outcome" false || return 1 ;;
     esac
     sleep "$POLL_SECONDS"
   done
@@ -109,8 +109,8 @@ case ${1:-} in
   delete) delete ;;
   stop) on all stop ;;
   train)
-    [ -n "$BUCKET" ] || fail "BUCKET: say which; the run is kept there"
-    [[ "$RUN" == bucket/* ]] || fail "RUN=$RUN: must be bucket/..., as BUCKET is mounted there"
+    [ -n "$BUCKET" ] || fail "BUCKET: must be set; it stores the run"
+    [[ "$RUN" == bucket/* ]] || fail "RUN=$RUN: must be bucket/..., where BUCKET is mounted"
     PYTHON=env/bin/python
     train_command
     code=$(mktemp)
@@ -118,14 +118,14 @@ case ${1:-} in
     if [ "$(state)" != ACTIVE ]; then
       create
     elif [ "$(on 0 status | tail -n 1)" = running ]; then
-      echo "already training there: what follows is its log; stop ends it" >&2
+      echo "already training: following its log (tpu_vm.sh stop ends it)" >&2
       if follow; then exit; fi
     fi
     until train; do
       if [ "$(state)" = ACTIVE ]; then
-        echo "the hosts were started again; so is the training" >&2
+        echo "the hosts were restarted; restarting the training" >&2
       else
-        echo "the slices were preempted; asking for others" >&2
+        echo "the slices were preempted; requesting new ones" >&2
         delete
         create
       fi

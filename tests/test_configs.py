@@ -172,7 +172,7 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
             ("--encoder.shared-layers", "2", "--encoder.residual-rank", "145"),
             ["encoder.residual_rank = 145: must be at most encoder.width = 144"],
         ),
-        (("--encoder.residual-rank", "2"), ["encoder.residual_rank = 2: adds to matrices that"]),
+        (("--encoder.residual-rank", "2"), ["encoder.residual_rank = 2: needs matrices that"]),
         (
             ("--encoder.attention", "rotary", "--encoder.heads", "48"),
             ["encoder.heads = 48: rotary attention needs an even"],
@@ -183,7 +183,7 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
             ("--encoder.context-frames", "9", "9", "--encoder.chunk-ms", "40"),
             ["encoder.context_frames = (9, 9): must be empty where encoder.chunk_ms"],
         ),
-        (("--encoder.chunk-ms", "0"), ["encoder.chunk_ms = (0.0,): needs a size besides 0"]),
+        (("--encoder.chunk-ms", "0"), ["encoder.chunk_ms = (0.0,): needs a size other than 0"]),
         (
             ("--encoder.chunk-ms", "640", "100"),
             ["encoder.chunk_ms = 100.0: must be a multiple of the encoder's frame of 40 ms"],

@@ -1,7 +1,7 @@
-"""What a scheduler says about the processes that it started together with this one.
+"""The number and hosts of the processes that a scheduler started together with this one.
 
-SLURM, Open MPI and Kubernetes say it in the environment, a Cloud TPU in its metadata. JAX reads
-both as well.
+SLURM, Open MPI and Kubernetes describe them in the environment, a Cloud TPU in its metadata. JAX
+reads both as well.
 """
 
 import os

@@ -93,7 +93,7 @@ def compiled_once(make: Callable) -> Callable:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
-    """Run `asr-jax ARGUMENTS ...` in this process; an error of ours fails the test."""
+    """Run `asr-jax ARGUMENTS ...` in this process; an error with a traceback fails the test."""
     make_recognizer = compiled_once(recognizer.make_recognizer)
     patches = [
         mock.patch.object(train, "compile_steps", compiled_once(train.compile_steps)),

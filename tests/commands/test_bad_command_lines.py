@@ -105,7 +105,7 @@ def test_invalid_options_of_train_are_rejected(error, trained, tmp_path, options
 
 def test_long_value_is_not_wrapped_in_the_message(error, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    value = "/".join(["a rather long name"] * 10)
+    value = "/".join(["a long name"] * 10)
     error_line = error("train", trained.config, "--run", tmp_path, "--encoder.layers", value)
     assert error_line == f"--encoder.layers: {value!r} is not an integer"
     assert os.environ["COLUMNS"] == "40"

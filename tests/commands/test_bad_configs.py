@@ -127,7 +127,7 @@ def test_config_json_is_never_executed(error, trained, run, tmp_path):
 
 
 def test_changed_seed_is_rejected_as_another_run(error, run):
-    """The parameters would fit, but the following batches would be those of another run."""
+    """The parameters would fit, but the batches that follow would be another run's."""
     path = run / "config.json"
     path.write_text(path.read_text().replace('"train.seed": 0,', '"train.seed": 1,'))
     assert error("train", path) == (

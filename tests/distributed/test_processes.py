@@ -1,4 +1,4 @@
-"""Several processes train as one does, stop together, and never wait for one that was lost."""
+"""Several processes train like one, stop together, and never wait for a lost one."""
 
 import http.server
 import json
@@ -39,7 +39,7 @@ CONFIG = tiny_config(
     train={"steps": 50, "log_every_steps": 1},
     checkpoint={"every_steps": 10},
 )
-# Those of conftest.py without its number of devices: each process makes as many as its mesh needs.
+# The flags of conftest.py without its number of devices, as each process has what its mesh needs.
 XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A SLURM cluster of one node with two slots, all of it in one folder: slurm_cluster.sh FOLDER.
-# Runs until its standard input ends. A job in the partition high preempts those in low, which get
+# A SLURM cluster of one node with two slots, inside one folder: slurm_cluster.sh FOLDER.
+# It runs until its standard input ends. A job in the partition high preempts those in low, which get
 # SIGTERM and a minute.
 set -euo pipefail
 folder=$1
@@ -11,7 +11,7 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); p
 (umask 077 && head -c 1024 /dev/urandom >"$folder/munge/key")
 munged=("--socket=$folder/munge/socket" "--key-file=$folder/munge/key" "--seed-file=$folder/munge/seed"
   "--pid-file=$folder/munge/pid" "--log-file=$folder/munge/log")
-# cred_expire: how long a job that is put back waits before it may start again, two minutes else.
+# cred_expire: the time that a requeued job waits before it may start again, two minutes by default.
 cat >"$SLURM_CONF" <<END
 ClusterName=test
 SlurmctldHost=$(hostname)(127.0.0.1)
@@ -44,8 +44,8 @@ controller=$!
 slurmd -D >"$folder/slurmd.log" 2>&1 &
 node=$!
 stop() {
-  scancel --signal=KILL --full --user="$(id -un)" # of a test that failed
-  # A step that ends without a controller to tell stays, and the node waits for it.
+  scancel --signal=KILL --full --user="$(id -un)" # jobs of a test that failed
+  # The node waits forever for a step that ends after the controller.
   for _ in {1..100}; do
     [ -n "$(squeue --noheader)" ] || break
     sleep 0.2

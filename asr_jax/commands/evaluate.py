@@ -1,4 +1,4 @@
-"""`asr-jax evaluate RUN --data DATA ...`: recognises DATA and counts the errors."""
+"""`asr-jax evaluate RUN --data DATA ...`: recognize datasets and count the errors."""
 
 import dataclasses
 import functools
@@ -36,33 +36,33 @@ from asr_jax.scoring.report_page import comparison_lines
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Recognises DATA and writes wer.json, hypotheses.jsonl and report.html."""
+    """Recognize datasets and write wer.json, hypotheses.jsonl and report.html for each."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory, or what export --format params wrote."""
+    """Run directory, or a folder that export --format params wrote."""
     data: tuple[str, ...] = ()
-    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards, one after
-    the other; the run's data.test where not given."""
+    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards; default:
+    the run's data.test."""
     compare: Path | None = None
-    """Another run, which recognises DATA too, or the folder of an evaluation; of several DATA the
-    folder of their evaluations."""
+    """Baseline: another run, which is evaluated first, or the folder of an evaluation (for several
+    datasets, the folder that contains their evaluations)."""
     normalize: Convention = "none"
-    """Form in which texts are scored: as they stand, in LibriSpeech's, or in Whisper's English."""
+    """Normalization before scoring: none, LibriSpeech's form, or Whisper's for English."""
     lattices: int = 0
-    """The report shows when the labels come, for so many utterances, those with the most errors."""
+    """Plot label posteriors for the N utterances with the most errors."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
-    """How labels are searched for; run: as its decoding.beam says."""
+    """Search for labels; run: greedy or beam, by the run's decoding.beam."""
     beam: int | None = None
-    """Label sequences that --decoder beam keeps; 4 where not given."""
+    """Beam size of --decoder beam; 4 if not given."""
     chunk_ms: float | None = None
-    """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances."""
+    """Override decoding.chunk_ms: recognize in chunks, as in streaming; 0: whole utterances."""
     window_seconds: float | None = None
-    """decoding.window_seconds in the config's place: of recordings longer than this; 0: whole."""
+    """Override decoding.window_seconds: recognize longer recordings in windows; 0: whole."""
     output: Path | None = None
-    """Where to write, of several DATA a folder for each; RUN/evaluation/NAME, named after DATA,
-    where not given."""
+    """Folder to write to, with a subfolder for each of several datasets; default:
+    RUN/evaluation/NAME, named after the dataset."""
     fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
@@ -99,20 +99,22 @@ class Job:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
-    normalizer(options.normalize)  # says what is missing before the work, not after
-    if options.lattices < 0 or (options.lattices and options.processes.processes > 1):
-        raise ValueError(f"--lattices {options.lattices}: must be positive, and of one process")
-    listed = jobs(options)
+    normalizer(options.normalize)  # Raises ValueError before any work.
+    if options.lattices < 0:
+        raise ValueError(f"--lattices {options.lattices}: must not be negative")
+    if options.lattices and options.processes.processes > 1:
+        raise ValueError(f"--lattices {options.lattices}: needs a single process")
+    all_jobs = jobs(options)
     with connected_processes(options.processes, command="evaluate"):
         prepare_devices(MeshConfig())
-        for job in listed:
+        for job in all_jobs:
             with name_full_disk(job.output):
                 evaluate(job)
     return 0
 
 
 def jobs(options: Options) -> list[Job]:
-    """Return the evaluations that are asked for, in order; a run to compare with comes first.
+    """Return the evaluations to make, in order; a run to compare with comes first.
 
     Raises ValueError for datasets and folders that do not exist, and for evaluations that would
     overwrite each other.
@@ -125,33 +127,32 @@ def jobs(options: Options) -> list[Job]:
         require_exists(data)
     if options.output:
         require_folder(options.output, "--output")
-    beam_size(options.decoder, options.beam)  # raises ValueError
-    listed = []
-    for job in (Job(options, data) for data in options.data):
-        compare, baseline = options.compare, job.baseline
+    beam_size(options.decoder, options.beam)  # Raises ValueError before any work.
+    ordered = []
+    for data in options.data:
+        job, compare = Job(options, data), options.compare
+        baseline = job.baseline
         if compare and _is_run(compare):
             of_baseline = dataclasses.replace(options, run=compare, output=None, compare=None)
-            listed.append(Job(of_baseline, job.data))
+            ordered.append(Job(of_baseline, data))
         elif baseline and not is_evaluation(baseline):
             raise ValueError(
                 f"--compare {compare}: must be a run or an evaluation, with a config.json or "
                 f"a hypotheses.jsonl in {baseline}"
             )
         if baseline and baseline.resolve() == job.output.resolve():
-            raise ValueError(
-                f"--compare {compare}: this evaluation would replace {baseline}; say --output"
-            )
-        listed.append(job)
-    outputs = [job.output.resolve() for job in listed]
+            raise ValueError(f"--compare {compare}: would overwrite {baseline}; pass --output")
+        ordered.append(job)
+    outputs = [job.output.resolve() for job in ordered]
     if doubled := [path for path in outputs if outputs.count(path) > 1]:
-        raise ValueError(f"--data: two of them would be written to {doubled[0]}")
-    return listed
+        raise ValueError(f"--data: two datasets would be written to {doubled[0]}")
+    return ordered
 
 
 def _test_data(run: Path) -> tuple[str, ...]:
     data = load_config(run / "config.json").data.test
     if not data:
-        raise ValueError("--data: name what to recognise, the run has no data.test")
+        raise ValueError("--data: must name a dataset, because the run has no data.test")
     return (data,)
 
 
@@ -164,7 +165,7 @@ def default_output(run: Path, data: str) -> Path:
 
 
 def name_of(data: str) -> str:
-    """samples/an4/test is named an4-test: many corpora have a test."""
+    """Return a dataset's name with its parent folder: an4-test for samples/an4/test."""
     path = Path(data).absolute()
     parts = [part for part in (path.parent.name, path.name.removesuffix(".jsonl")) if part]
     return "-".join(parts) or "all"
@@ -176,11 +177,11 @@ def evaluate_run(run: Path, data: str) -> None:
 
 
 def evaluate(job: Job) -> None:
-    """Write the evaluation, and print its summary and what could not be read."""
+    """Recognize a dataset, write its evaluation, and print a summary and unreadable recordings."""
     options, normalize = job.options, normalizer(job.options.normalize)
     utterances, unreadable = read_transcribed(job.data, "--data")
     baseline = None
-    if job.baseline and is_first():  # which wrote it, where the baseline was evaluated just now
+    if job.baseline and is_first():  # The first process wrote it if it was evaluated just now.
         baseline = read_baseline(job.baseline, utterances, normalize)
     recognizer = _open_recognizer(options)
     recognition = recognize_utterances(recognizer, utterances)
@@ -188,10 +189,10 @@ def evaluate(job: Job) -> None:
         return
     not_recognized = unreadable + recognition.failed
     for skipped in not_recognized:
-        print(f"{skipped.id}: not recognised: {skipped.reason}", file=sys.stderr)
+        print(f"{skipped.id}: not recognized: {skipped.reason}", file=sys.stderr)
     recognized = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
     if not any(utterance.text for utterance, _ in recognized):
-        raise ValueError(f"--data {job.data}: none of its recordings that have a text can be read")
+        raise ValueError(f"--data {job.data}: none of its recordings with a transcript can be read")
     evaluation = Evaluation(
         title=f"{options.run.resolve().name} on {job.data}",
         utterances=[utterance for utterance, _ in recognized],
@@ -227,23 +228,23 @@ def _open_recognizer(options: Options) -> Recognizer:
 
 
 def _facts(job: Job, recognizer: Recognizer, *, not_recognized: int) -> dict[str, str]:
-    """Return what the report lists about the run."""
+    """Return the facts of the run that the report lists."""
     decoding, normalize = recognizer.config.decoding, job.options.normalize
     return {
         "run": str(job.options.run),
         "data": job.data,
         "checkpoint": recognizer.checkpoint,
         "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
-        "chunk, ms (0: whole)": f"{decoding.chunk_ms:g}",
-        "texts": "as they stand" if normalize == "none" else f"normalised, {normalize}",
-        "left out": str(not_recognized),
+        "chunk, ms (0: whole utterances)": f"{decoding.chunk_ms:g}",
+        "texts": "not normalized" if normalize == "none" else f"normalized, {normalize}",
+        "not recognized": str(not_recognized),
         **described(job.options.fusing),
     }
 
 
 def _print_summary(job: Job, figures: Figures) -> None:
     low, high = figures["wer_95_percent_interval"]
-    wer = "no words"  # Normalised, none may be left.
+    wer = "no words"  # Normalization may leave none.
     if figures["wer"] is not None:
         wer = f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
     print(

@@ -1,4 +1,4 @@
-"""`asr-jax transcribe RUN AUDIO ...`: prints the text of recordings."""
+"""`asr-jax transcribe RUN AUDIO ...`: print the text of recordings."""
 
 import json
 import sys
@@ -30,43 +30,43 @@ from asr_jax.types import Transcript, Utterance
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Prints a line for every recording: its path, a tab, its text."""
+    """Print a line for every recording: its path, a tab, its text."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory, or what export --format params wrote."""
+    """Run directory, or a folder that export --format params wrote."""
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
-    """Recordings: FLAC, WAV, Ogg, MP3; any rate, any number of channels. With --stream also - for
-    16-bit little-endian samples at standard input, one channel at the model's rate (16 kHz), or
-    microphone."""
+    """Recordings: FLAC, WAV, Ogg, MP3; any sample rate, any number of channels. With --stream also
+    "-" for 16-bit little-endian samples on standard input, one channel at the model's sample rate
+    (16 kHz), or "microphone"."""
     stream: bool = False
-    """Prints words while they are said: for each chunk the seconds so far, how long after, words
-    that are complete, and the one that may go on; in the end the text."""
+    """Print words while they are spoken: for each chunk the seconds so far, the latency, complete
+    words, and the word that may still change; at the end the text."""
     chunk_ms: float | None = None
-    """decoding.chunk_ms in the config's place: recognises as in streaming; 0: whole utterances,
-    with --stream the smallest chunks it was trained with."""
+    """Override decoding.chunk_ms: recognize in chunks, as in streaming; 0: whole utterances, or
+    with --stream the smallest chunks of training."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
-    """How labels are searched for; run: as its decoding.beam says."""
+    """Search for labels; run: greedy or beam, by the run's decoding.beam."""
     beam: int | None = None
-    """Label sequences that --decoder beam keeps; 4 where not given."""
+    """Beam size of --decoder beam; 4 if not given."""
     window_seconds: float | None = None
-    """decoding.window_seconds in the config's place: of recordings longer than this; 0: whole."""
+    """Override decoding.window_seconds: recognize longer recordings in windows; 0: whole."""
     nbest: int = 0
-    """The so many best texts of a beam search instead, each with its score, a log-probability."""
+    """Print the N best hypotheses of a beam search with their log-probability scores."""
     timestamps: bool = False
-    """A line for every word instead: path, start and end in seconds, word, confidence."""
+    """Print a line for every word: path, start and end in seconds, word, confidence."""
     json: bool = False
-    """A JSON object per line instead: audio_filepath, duration, text; of --timestamps words."""
+    """Print JSON objects: audio_filepath, duration, text; with --timestamps also words."""
     format: Literal["text", "ctm", "srt", "vtt"] = "text"
-    """What to print: text; NIST's CTM, a line for every word; SubRip or WebVTT subtitles."""
+    """text; ctm: NIST's CTM, a line for every word; srt, vtt: SubRip or WebVTT subtitles."""
     fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
     output: Path | None = None
-    """Writes a file for every recording into this folder, named after it, and prints nothing."""
+    """Write a file for every recording into this folder, named after it, and print nothing."""
 
 
 def run(arguments: list[str]) -> int:
-    """Return 1 where some recording could not be read; the others are printed all the same."""
+    """Return 1 if a recording could not be read; the other recordings are transcribed."""
     options = parse(Options, arguments, program="asr-jax transcribe")
     _check(options)
     return _transcribe_stream(options) if options.stream else _transcribe_files(options)
@@ -134,21 +134,21 @@ def _check(options: Options) -> None:
 
 def _check_stream(options: Options) -> None:
     if options.nbest or options.timestamps or options.output or options.format != "text":
-        raise ValueError("--stream: prints text, or with --json words with times; no other form")
+        raise ValueError("--stream: has no --nbest, --timestamps, --format and --output")
     if options.window_seconds is not None:
         raise ValueError(f"--window-seconds {options.window_seconds}: --stream has no windows")
     if options.fusing.asked_for:
-        raise ValueError(f"{options.fusing.asked_for}: is of a beam search, --stream is greedy")
+        raise ValueError(f"{options.fusing.asked_for}: needs a beam search, but --stream is greedy")
 
 
 def _check_form(options: Options) -> None:
     if options.nbest < 0:
-        raise ValueError(f"--nbest {options.nbest}: must be positive")
+        raise ValueError(f"--nbest {options.nbest}: must not be negative")
     if options.nbest and not options.json and (options.timestamps or options.format != "text"):
-        raise ValueError("--nbest: is of plain text and of --json")
+        raise ValueError("--nbest: needs plain text or --json")
     if options.format != "text" and (options.json or options.timestamps):
         option = "--json" if options.json else "--timestamps"
-        raise ValueError(f"{option}: is of --format text, not of {options.format}")
+        raise ValueError(f"{option}: needs --format text, not {options.format}")
 
 
 def _check_output(options: Options) -> None:
@@ -160,22 +160,22 @@ def _check_output(options: Options) -> None:
         require_folder(options.output, "--output")
     elif options.format in ("srt", "vtt") and len(options.audio) > 1:
         raise ValueError(
-            f"--format {options.format}: is of one recording; of several say --output FOLDER"
+            f"--format {options.format}: prints one recording; for several, pass --output FOLDER"
         )
 
 
 def _check_nbest(nbest: int, utterances: list[Utterance], config: Config) -> None:
-    """Raise ValueError where the search keeps fewer hypotheses or merges those of windows."""
+    """Raise ValueError if the search keeps fewer hypotheses, or merges windows to one text."""
     if nbest > (beam := config.decoding.beam):
         raise ValueError(
-            f"--nbest {nbest}: the search keeps {beam or 1}; say --decoder beam, and "
-            "with --beam how many"
+            f"--nbest {nbest}: must not exceed the beam size, {beam or 1}; pass --decoder beam "
+            f"--beam {nbest}"
         )
     for utterance in utterances if nbest > 1 else ():
         if len(windows_of(utterance, config)) > 1:
             raise ValueError(
-                f"--nbest {nbest}: {utterance.audio} is recognised in windows, which "
-                "are joined to one text; say --window-seconds 0, or --nbest 1"
+                f"--nbest {nbest}: {utterance.audio} is recognized in windows, which "
+                "are merged to one text; pass --window-seconds 0, or --nbest 1"
             )
 
 
@@ -191,7 +191,7 @@ def _write(utterance: Utterance, hypotheses: list[Transcript], options: Options)
 
 
 def as_text(utterance: Utterance, hypotheses: list[Transcript], options: Options) -> str:
-    """Return what is printed of one recording; its hypotheses come best first."""
+    """Return the text to print for one recording, from its hypotheses, the best first."""
     best = hypotheses[0]
     match options.format:
         case "ctm":

@@ -1,4 +1,4 @@
-"""`asr-jax transcribe --stream`: words while they are said, and how long after."""
+"""`asr-jax transcribe --stream`: print words while they are spoken, with their latency."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ STDIN, MICROPHONE = "-", "microphone"
 
 
 def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> None:
-    """Print a line for every chunk that adds something, then the text, and latencies to stderr."""
+    """Print a line for every chunk that changes the text, then the text; latencies go to stderr."""
     words, latencies, seconds, partial = [], [], 0.0, ""
     for update in recognize_stream(recognizer, _pieces(source, recognizer)):
         if update.final or update.partial != partial:
@@ -36,8 +36,8 @@ def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> Non
     if latencies:
         median, percentile_95 = np.quantile(latencies, [0.5, 0.95])
         print(
-            f"{len(latencies)} chunks of {recognizer.config.decoding.chunk_ms:g} ms; from the end "
-            f"of one to its words {median:.0f} ms, 95 of 100 within {percentile_95:.0f} ms",
+            f"{len(latencies)} chunks of {recognizer.config.decoding.chunk_ms:g} ms; latency after "
+            f"the end of a chunk: median {median:.0f} ms, 95th percentile {percentile_95:.0f} ms",
             file=sys.stderr,
         )
 
@@ -60,9 +60,9 @@ def _joined(words: Sequence[Word]) -> str:
 
 
 def streaming(recognizer: Recognizer) -> Recognizer:
-    """With the smallest chunks it was trained with, where decoding.chunk_ms is 0.
+    """Return the recognizer with the smallest chunks of its training if decoding.chunk_ms is 0.
 
-    Raises ValueError for a model that cannot recognise a stream.
+    Raises ValueError for a model that cannot recognize a stream.
     """
     config = recognizer.config
     if reason := cannot_stream(config):
@@ -72,9 +72,9 @@ def streaming(recognizer: Recognizer) -> Recognizer:
 
 
 def _pieces(source: Path, recognizer: Recognizer) -> Iterator[np.ndarray]:
-    """Samples of a recording, of raw PCM at standard input, or of a microphone.
+    """Yield samples of a recording, of raw PCM on standard input, or of a microphone.
 
-    Ctrl-C ends the latter two as their end would.
+    Ctrl-C ends standard input and the microphone.
     """
     rate_hz = recognizer.config.features.sample_rate_hz
     size = 2 * hop_samples(recognizer.config.features)
@@ -99,14 +99,14 @@ def _until_interrupted(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _standard_input(size: int) -> Iterator[np.ndarray]:
     while contents := sys.stdin.buffer.read(2 * size):
-        whole = contents[: len(contents) // 2 * 2]
-        yield np.frombuffer(whole, "<i2").astype(np.float32) / 2**15
+        samples = contents[: len(contents) // 2 * 2]
+        yield np.frombuffer(samples, "<i2").astype(np.float32) / 2**15
 
 
 def _microphone(rate_hz: int, size: int) -> Iterator[np.ndarray]:
     try:
         import sounddevice  # pyright: ignore[reportMissingImports]
-    except (ImportError, OSError) as error:  # OSError: without PortAudio
+    except (ImportError, OSError) as error:  # OSError: PortAudio is missing
         raise ValueError(
             f"AUDIO {MICROPHONE}: needs sounddevice, pip install 'asr_jax[microphone]': {error}"
         ) from error

@@ -1,18 +1,18 @@
-"""What every export says of itself, and which of them this package reads."""
+"""Format and version that every export carries, and the check when it is read."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 ABOUT = {"format": "asr_jax", "version": "1"}
-"""Lies in what is written: metadata of safetensors and ONNX, about.json beside programs."""
+"""Written into the metadata of safetensors and ONNX files, and into about.json with programs."""
 
 
 class ArtifactError(ValueError):
-    """An exported file that is damaged, or of another model or version; one line."""
+    """An exported file that is damaged, or of another model or version; its text is one line."""
 
 
 def require_readable(path: Path, about: Mapping[str, str]) -> None:
-    """Raises ArtifactError unless `about`, read from there, says what ABOUT does."""
+    """Raise ArtifactError unless `about`, read from `path`, has the format and version of ABOUT."""
     if {name: about.get(name) for name in ABOUT} != ABOUT:
         raise ArtifactError(
             f"{path}: written by {about.get('format', 'something else')}, version "

@@ -1,8 +1,8 @@
 """icefall's layout of sherpa-onnx: stateless transducers that subsample by 4, on Kaldi's log-mel.
 
-decoder.onnx takes the last labels, -1 for none; blank is 0. The search is fixed there: at most one
-label per frame of 40 ms, and `<unk>` counts as blank. With decoding.chunk_ms the encoder is one of
-chunks of a stream, for sherpa-onnx's online recogniser.
+decoder.onnx takes the last labels, -1 for none; blank is 0. sherpa-onnx finds at most one label per
+frame of 40 ms, and takes `<unk>` for blank. With decoding.chunk_ms the encoder takes a stream chunk
+by chunk, for sherpa-onnx's online recognizer.
 """
 
 from pathlib import Path
@@ -18,21 +18,21 @@ MAX_SYMBOLS_PER_FRAME = 1
 
 
 def cannot_stream(config: Config) -> str:
-    """Why the layout has no streaming encoder of the config's kind; empty where it has."""
+    """Return why the layout cannot hold the config's streaming encoder; empty if it can."""
     if config.encoder.kind != "conformer":
-        return f"encoder.kind = {config.encoder.kind!r}: of streams it must be 'conformer'"
+        return f"encoder.kind = {config.encoder.kind!r}: must be 'conformer' for streams"
     if not config.encoder.left_chunks:
-        return "encoder.left_chunks = 0: of streams it must be positive"
+        return "encoder.left_chunks = 0: must be positive for streams"
     return ""
 
 
 def order(labels: list[str]) -> list[str]:
-    """Of the labels: the model's."""
+    """Return the labels in the layout's order, which is the model's."""
     return labels
 
 
 def write(folder: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
-    """Write encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
+    """Write encoder.onnx, decoder.onnx and joiner.onnx in float32, from parameters as NumPy."""
     write_encoder = _write_streaming_encoder if config.decoding.chunk_ms else _write_encoder
     write_encoder(folder / "encoder.onnx", config, params)
     _write_decoder(folder / "decoder.onnx", config, params, vocabulary)
@@ -113,7 +113,7 @@ def _cache_rows(config: Config) -> int:
 
 
 def _last_features(config: Config) -> int:
-    """Return how many numbers the features before a chunk are."""
+    """Return the size of the features that are cached before a chunk."""
     return config.encoder.subsampling_factor * config.features.mel_bins
 
 
@@ -124,10 +124,10 @@ def _cache_shapes(config: Config) -> dict[str, tuple[int | str, ...]]:
     [layers + 1, rows, N, D] holds the frames that each layer's convolution sees; its additional
     layer holds the last features, flattened.
     """
-    number, width = config.encoder.layers + 1, config.encoder.width
+    cache_layers, width = config.encoder.layers + 1, config.encoder.width
     return {
-        "attn": (number, 2 * layers.Chunks.of(config).cache_frames, "N", width),
-        "conv": (number, _cache_rows(config), "N", width),
+        "attn": (cache_layers, 2 * layers.Chunks.of(config).cache_frames, "N", width),
+        "conv": (cache_layers, _cache_rows(config), "N", width),
     }
 
 

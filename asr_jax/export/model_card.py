@@ -7,16 +7,17 @@ from asr_jax.config import Config
 
 
 class ExportCheck(NamedTuple):
-    """What was written, run on some recordings beside the model it was made from."""
+    """An exported model compared with its run on some recordings."""
 
     data: str
     recordings: int
-    """How many of the data's."""
+    """Number of recordings compared."""
     wer_before: float
-    """Percent, of the run's own float32 parameters in JAX."""
+    """WER of the run in JAX with float32 parameters, in percent."""
     wer_after: float
+    """WER of the exported model, in percent."""
     equal: int
-    """Transcripts that are the same, letter for letter."""
+    """Number of transcripts that equal the run's exactly."""
 
 
 class Evaluation(TypedDict):
@@ -41,15 +42,15 @@ def model_card(
     evaluations: Sequence[Evaluation],
     use: str,
 ) -> str:
-    """Markdown.
+    """Return the card as Markdown.
 
     Args:
-        form: what was written, in words.
-        checks: of each of its variants, such as float32 and int8.
+        form: the format in words.
+        checks: a check of each variant, such as float32 and int8.
         evaluations: contents of the run's wer.json files.
-        use: how to run it, Markdown.
+        use: how to run the model, as Markdown.
     """
-    trained_on = ", ".join((config.data.train, *config.data.more_train)) or "not said"
+    trained_on = ", ".join((config.data.train, *config.data.more_train)) or "not stated"
     encoder = config.encoder
     about = {
         "parameters": f"{parameters / 1e6:.2f} million",
@@ -57,18 +58,18 @@ def model_card(
         "objective": config.objective.kind,
         "audio": f"{config.features.sample_rate_hz} Hz, one channel",
         "trained on": trained_on,
-        "chosen on": config.data.dev or "nothing",
+        "selected on": config.data.dev or "nothing",
         "checkpoint": f"{checkpoint} of {config.train.steps} steps, seed {config.train.seed}",
-        "form": form,
+        "format": form,
     }
     parts = [
-        f"# {name}\n\nA model that recognises speech, trained with asr_jax.\n",
+        f"# {name}\n\nA speech recognition model trained with asr_jax.\n",
         _table(["", ""], [[key, value] for key, value in about.items()]),
         "## Word error rate\n",
         _evaluations(evaluations),
-        "## What exporting changed\n",
+        "## Effect of the export\n",
         _table(
-            ["variant", "recordings", "WER of the run %", "WER of this %", "same transcripts"],
+            ["variant", "recordings", "WER % (run)", "WER % (export)", "equal transcripts"],
             [
                 [
                     *(variant, f"{check.recordings} of {check.data}"),
@@ -79,9 +80,9 @@ def model_card(
             ],
         ),
         f"## Use\n\n{use}",
-        "## Licence\n\n"
-        "- of these parameters: TO BE FILLED IN by whoever publishes them\n"
-        f"- of the recordings trained on ({trained_on}): TO BE FILLED IN\n",
+        "## License\n\n"
+        "- parameters: TO BE FILLED IN by their publisher\n"
+        f"- training recordings ({trained_on}): TO BE FILLED IN\n",
     ]
     return "\n".join(parts)
 

@@ -1,8 +1,9 @@
 """NeMo's layout of sherpa-onnx: transducers and TDT with either predictor, subsampling by 4 or 8.
 
-Blank is the last label. decoder.onnx takes the last label, at first blank, and two states, at first
-zeros: an LSTM's, or of a stateless predictor the labels before, plus 1 (and one that it does not
-need). Times are those of `subsampling_factor`. Of TDT a duration is its place in the list.
+Blank is the last label. decoder.onnx takes the last label, initially blank, and two states,
+initially zeros: those of an LSTM; or the previous labels plus 1 of a stateless predictor, and an
+unused state. sherpa-onnx computes times from `subsampling_factor`, and takes the index of a TDT's
+duration for the duration.
 """
 
 from pathlib import Path
@@ -14,19 +15,19 @@ from asr_jax.export import onnx_layers as layers
 from asr_jax.export.onnx_graph import Graph, Value
 from asr_jax.models.predictor import BLANK_ID
 
-# Not quite NeMo's: sherpa-onnx keeps Kaldi's window and upper edge.
+# These differ from NeMo's: sherpa-onnx keeps Kaldi's window and upper edge.
 FEATURES = FeaturesConfig(low_hz=0.0, mel_scale="slaney", remove_dc=False)
 NEVER = -1e30
 MAX_SYMBOLS_PER_FRAME = {"transducer": 10, "tdt": 5}
 
 
 def order(labels: list[str]) -> list[str]:
-    """Of the labels: the blank last."""
+    """Return the labels in the layout's order, with the blank last."""
     return [*labels[1:], "<blk>"]
 
 
 def write(folder: Path, config: Config, params: layers.Params, vocabulary: int) -> None:
-    """Write encoder.onnx, decoder.onnx and joiner.onnx, in float32, of parameters as NumPy."""
+    """Write encoder.onnx, decoder.onnx and joiner.onnx in float32, from parameters as NumPy."""
     _write_encoder(folder / "encoder.onnx", config, params, vocabulary)
     _write_decoder(folder / "decoder.onnx", config, params, vocabulary)
     _write_joiner(folder / "joiner.onnx", config, params["joint"], vocabulary)
@@ -93,14 +94,14 @@ def _write_joiner(path: Path, config: Config, joint: layers.Params, vocabulary: 
     )
     logits = layers.joint(g, config, _blank_last(joint, vocabulary), encoded, predicted)
     if config.objective.kind == "tdt":
-        logits = _blanks_last_for_frames(g, logits, vocabulary)
+        logits = _without_zero_frame_blanks(g, logits, vocabulary)
     outputs = joint["out"]["bias"].size
     g.output("outputs", g("Unsqueeze", logits, [1, 2]), np.float32, ("N", 1, 1, outputs))
     g.save(path, {})
 
 
 def _stateless_step(g: Graph, p: layers.Params, label: Value, state: Value) -> tuple[Value, Value]:
-    """Output [N, D] and state [1, N, K] after a label [N, 1]."""
+    """Return output [N, D] and state [1, N, K] after a label [N, 1]."""
     before = g("Sub", g("Cast", g("Squeeze", state, [0]), to=7), np.array(1))
     context = g("Concat", layers.cut(g, before, 1, 2**31 - 1, 1), label, axis=1)
     state = g("Cast", g("Add", context, np.array(1)), to=1)
@@ -108,17 +109,19 @@ def _stateless_step(g: Graph, p: layers.Params, label: Value, state: Value) -> t
 
 
 def _blank_last(joint: layers.Params, vocabulary: int) -> layers.Params:
+    """Return the joint's parameters with the blank as the last symbol."""
     columns = np.arange(joint["out"]["bias"].size)
     columns[:vocabulary] = np.roll(columns[:vocabulary], -1)
     assert columns[vocabulary - 1] == BLANK_ID
     return {**joint, "out": {name: value[..., columns] for name, value in joint["out"].items()}}
 
 
-def _blanks_last_for_frames(g: Graph, logits: Value, vocabulary: int) -> Value:
-    """[N, V + X]: a blank that is best does not last for 0 frames, as in decoding/greedy.py."""
+def _without_zero_frame_blanks(g: Graph, logits: Value, vocabulary: int) -> Value:
+    """Return logits [N, V + X] that rule out duration 0 where the blank is best, as
+    decoding/greedy.py does."""
     symbols = layers.cut(g, logits, 0, vocabulary, 1)
     best = g("ArgMax", symbols, axis=1, keepdims=1)
     is_blank = g("Equal", best, np.array(vocabulary - 1))
-    stays = g("Where", is_blank, NEVER, layers.cut(g, logits, vocabulary, vocabulary + 1, 1))
-    goes_on = layers.cut(g, logits, vocabulary + 1, 2**31 - 1, 1)
-    return g("Concat", symbols, stays, goes_on, axis=1)
+    zero = g("Where", is_blank, NEVER, layers.cut(g, logits, vocabulary, vocabulary + 1, 1))
+    positive = layers.cut(g, logits, vocabulary + 1, 2**31 - 1, 1)
+    return g("Concat", symbols, zero, positive, axis=1)

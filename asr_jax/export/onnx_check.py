@@ -1,4 +1,4 @@
-"""The files of `sherpa_onnx` run by onnxruntime, and held against the JAX model they are of."""
+"""Run the files of `sherpa_onnx` in onnxruntime and compare them with the JAX model."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ class Search(NamedTuple):
 Features = Float32[np.ndarray, "B T F"]
 Encoded = Float32[np.ndarray, "B T2 D"]
 Lengths = Int[np.ndarray, " B"]
-# A decoder's output and what it must be given with the next label.
+# Output of a decoder, and the state that it needs with the next label.
 Predicted = Float32[np.ndarray, "1 D ..."]
 State = list[np.ndarray]
 
@@ -244,8 +244,8 @@ def _padded(numbers: Sequence[int] | np.ndarray, length: int) -> Int32[np.ndarra
 
 
 def _largest_difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    found, expected = (np.concatenate([x.ravel() for x in side]) for side in zip(*pairs))
-    return relative_difference(found, expected)
+    actual, expected = (np.concatenate([x.ravel() for x in side]) for side in zip(*pairs))
+    return relative_difference(actual, expected)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -10,18 +10,18 @@ from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
 from asr_jax.export.format_version import ABOUT
 
-# The first that has LayerNormalization, and its format: what runtimes of years ago can read.
+# The first operator set with LayerNormalization, and its file format, which old runtimes can read.
 OPSET = 17
 IR_VERSION = 8
 
 Value = str
-# What is no value is a constant: floats are float32, whole numbers int64.
+# An operand that is not a value is a constant: floats are float32, integers int64.
 Operand = Value | np.ndarray | float | Sequence[int]
 Attribute = int | float | Sequence[int]
 
 
 class Graph:
-    """Nodes in the order in which they were added; equal constants are stored once."""
+    """A graph of nodes in the order of their addition; equal constants are stored once."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -30,29 +30,30 @@ class Graph:
         self._constants: dict[bytes, onnx.TensorProto] = {}
 
     def input(self, name: str, dtype: type, shape: Sequence[int | str]) -> Value:
-        """Axes that are named may have any size."""
-        self._inputs.append(_described(name, dtype, shape))
+        """Add an input of the graph; a named axis may have any size."""
+        self._inputs.append(_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, value: Value, dtype: type, shape: Sequence[int | str]) -> None:
+        """Make `value` an output of the graph."""
         self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(_described(name, dtype, shape))
+        self._outputs.append(_value_info(name, dtype, shape))
 
     def __call__(self, operator: str, *operands: Operand, **attributes: Attribute) -> Value:
-        """The result of a node with one."""
+        """Add a node with one result, and return the result."""
         return self.split(operator, 1, *operands, **attributes)[0]
 
     def split(
         self, operator: str, results: int, *operands: Operand, **attributes: Attribute
     ) -> list[Value]:
-        """The results of a node with several."""
+        """Add a node with several results, and return them."""
         names = [f"{operator}_{len(self._nodes)}_{i}" for i in range(results)]
         inputs = [x if isinstance(x, Value) else self._constant(x) for x in operands]
         self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
 
     def save(self, path: Path, metadata: Mapping[str, str | int]) -> None:
-        """Writes the graph when ONNX's checker finds that shapes and types fit."""
+        """Write the graph, after ONNX's checker has accepted its shapes and types."""
         graph = helper.make_graph(
             self._nodes, path.stem, self._inputs, self._outputs, list(self._constants.values())
         )
@@ -62,8 +63,8 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="asr_jax",
         )
-        about = ABOUT | {key: str(value) for key, value in metadata.items()}
-        helper.set_model_props(model, about)
+        properties = ABOUT | {key: str(value) for key, value in metadata.items()}
+        helper.set_model_props(model, properties)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
 
@@ -76,6 +77,6 @@ class Graph:
         return self._constants[key].name
 
 
-def _described(name: str, dtype: type, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+def _value_info(name: str, dtype: type, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_value_info(name, kind, shape)

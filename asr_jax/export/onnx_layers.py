@@ -1,8 +1,7 @@
-"""The layers of asr_jax.layers and models as nodes of an ONNX graph, a function for each.
+"""The layers of asr_jax.layers and models as nodes of an ONNX graph, one function per layer.
 
-Each takes the graph, the parameters of its namesake as NumPy, and values of the shapes that are
-given in brackets: B utterances, T frames, D channels, H heads. Frames beyond an utterance's length
-change none within, as in JAX.
+A function takes the graph, the layer's parameters as NumPy arrays, and values. Shapes are given in
+brackets: B utterances, T frames, D channels, H heads. Padding frames change no real frame.
 """
 
 import functools
@@ -19,51 +18,52 @@ from asr_jax.features.logmel import VARIANCE_FLOOR
 from asr_jax.layers import attention
 
 Params = dict[str, PyTree[np.ndarray]]
-# flax's, under the square root.
+# flax's epsilon, under the square root.
 _NORM_EPSILON = 1e-6
 
 
 def size(g: Graph, x: Value, axis: int) -> Value:
-    """[1]: of an axis."""
+    """Return the size of an axis, [1]."""
     return g("Shape", x, start=axis, end=axis + 1)
 
 
 def cut(g: Graph, x: Value, start: int, end: int | Value, axis: int) -> Value:
-    """x[start:end] of an axis."""
+    """Return x[start:end] along an axis."""
     return g("Slice", x, np.array([start]), end if isinstance(end, Value) else [end], [axis])
 
 
 def count(g: Graph, start: Value | int, end: Value, step: int = 1) -> Value:
-    """[N] int64: start, start + step, ..., before end; of values of shape [1]."""
+    """Return start, start + step, ..., below end, [N] int64; values have shape [1]."""
     first = g("Squeeze", start, [0]) if isinstance(start, Value) else np.array(start)
     return g("Range", first, g("Squeeze", end, [0]), np.array(step))
 
 
 def frame_mask(g: Graph, lengths: Value, frames: Value) -> Value:
-    """[B, T]: layers.length.frame_mask; `frames` is of shape [1]."""
+    """Return layers.length.frame_mask, [B, T]; `frames` has shape [1]."""
     return g("Less", count(g, 0, frames), g("Unsqueeze", lengths, [1]))
 
 
 def subsampled(g: Graph, lengths: Value, factor: int) -> Value:
+    """Return lengths divided by a factor, rounded up."""
     return g("Div", g("Add", lengths, np.array(factor - 1)), np.array(factor))
 
 
 def normalized(g: Graph, x: Value, lengths: Value) -> Value:
-    """[B, T, F]: features.normalization = "utterance", every bin over the real frames."""
+    """Normalize every bin over the real frames, [B, T, F]: features.normalization = "utterance"."""
     real = g("Unsqueeze", frame_mask(g, lengths, size(g, x, 1)), [2])
     frames = g("Cast", g("Max", g("Unsqueeze", lengths, [1, 2]), np.array(1)), to=1)
 
     def mean(x: Value) -> Value:
         return g("Div", g("ReduceSum", g("Where", real, x, 0.0), [1], keepdims=1), frames)
 
-    centred = g("Sub", x, mean(x))
-    deviation = g("Sqrt", g("Add", mean(g("Mul", centred, centred)), VARIANCE_FLOOR))
-    return g("Div", centred, deviation)
+    centered = g("Sub", x, mean(x))
+    deviation = g("Sqrt", g("Add", mean(g("Mul", centered, centered)), VARIANCE_FLOOR))
+    return g("Div", centered, deviation)
 
 
 def linear(g: Graph, p: Params, x: Value) -> Value:
-    """layers.linear.Linear; or layers.residual.ResidualLinear, whose matrices stay apart so that
-    what layers share is stored once."""
+    """Apply layers.linear.Linear, or layers.residual.ResidualLinear, whose shared matrices are
+    stored once."""
     y = g("MatMul", x, p["kernel"])
     if "down" in p:
         y = g("Add", y, g("MatMul", g("MatMul", x, p["down"]), p["up"]))
@@ -94,15 +94,15 @@ def feedforward(g: Graph, p: Params, x: Value) -> Value:
 
 
 class Past:
-    """What a layer must know of the frames before a chunk of a stream, by name: [B, K, D] each."""
+    """A layer's cache of the frames before a chunk of a stream: values [B, K, D] by name."""
 
     def __init__(self, g: Graph, before: dict[str, Value], frames: dict[str, int]):
         self._g, self._before, self._frames = g, before, frames
         self.after: dict[str, Value] = {}
-        """The same for the next chunk, of what was joined."""
+        """Cache for the next chunk."""
 
     def with_past(self, name: str, x: Value) -> Value:
-        """[B, K + C, D]: behind what was before."""
+        """Return `x` after the cached frames, [B, K + C, D], and cache the last ones."""
         x = self._g("Concat", self._before[name], x, axis=1)
         self.after[name] = cut(self._g, x, -self._frames[name], 2**31 - 1, 1)
         return x
@@ -111,22 +111,22 @@ class Past:
 def subsampling(
     g: Graph, config: Config, p: Params, x: Value, real: Callable[[int, Value], Value]
 ) -> Value:
-    """[B, T, F] to [B, T2, D]; real(stride, frames) masks the frames [B, T] after a stride."""
-    over_time_alone = config.encoder.subsampling == "conv1d"
+    """Return [B, T2, D] from [B, T, F]; real(stride, frames) masks the frames after a stride."""
+    is_1d = config.encoder.subsampling == "conv1d"
 
     def masked(x: Value, stride: int, axis: int) -> Value:
         mask = real(stride, size(g, x, axis))
-        around = {1: [2], 2: [1, 3] if not over_time_alone else [1]}[axis]
-        return g("Where", g("Unsqueeze", mask, around), x, 0.0)
+        other_axes = {1: [2], 2: [1] if is_1d else [1, 3]}[axis]
+        return g("Where", g("Unsqueeze", mask, other_axes), x, 0.0)
 
     x = masked(x, 1, 1)
-    # To channels first: [B, F, T], or [B, 1, T, F].
-    x = g("Transpose", x, perm=[0, 2, 1]) if over_time_alone else g("Unsqueeze", x, [1])
+    # Channels come first: [B, F, T], or [B, 1, T, F].
+    x = g("Transpose", x, perm=[0, 2, 1]) if is_1d else g("Unsqueeze", x, [1])
     for stride, name in zip((2, 4, 8), ("first", "second", "third")):
         if name in p:
-            x = (_taps if over_time_alone else _convolution_2d)(g, p[name], x)
+            x = (_taps if is_1d else _convolution_2d)(g, p[name], x)
             x = masked(g("Relu", x), stride, 2)
-    if over_time_alone:
+    if is_1d:
         x = g("Transpose", x, perm=[0, 2, 1])
     else:
         x = g("Reshape", g("Transpose", x, perm=[0, 2, 3, 1]), [0, 0, -1])
@@ -134,14 +134,14 @@ def subsampling(
 
 
 def _taps(g: Graph, p: Params, x: Value) -> Value:
-    """A layer of layers.subsampling.Subsampling1D, of [B, C, T]."""
+    """Apply a layer of layers.subsampling.Subsampling1D to [B, C, T]."""
     inputs, outputs = p["kernel"].shape
     kernel = p["kernel"].reshape(3, inputs // 3, outputs).transpose(2, 1, 0)
     return g("Conv", x, kernel, p["bias"], strides=[2], pads=[1, 1])
 
 
 def _convolution_2d(g: Graph, p: Params, x: Value) -> Value:
-    """A layer of layers.subsampling.Subsampling2D, of [B, C, T, F]."""
+    """Apply a layer of layers.subsampling.Subsampling2D to [B, C, T, F]."""
     halving = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
     if "depthwise" not in p:
         return g("Conv", x, p["kernel"].transpose(3, 2, 0, 1), p["bias"], **halving)
@@ -154,7 +154,7 @@ def _convolution_2d(g: Graph, p: Params, x: Value) -> Value:
 def convolution(
     g: Graph, config: Config, p: Params, x: Value, mask: Value | None, past: Past | None = None
 ) -> Value:
-    """layers.convolution.ConvolutionModule; `mask` is of shape [B, T]. With a past: its `step`."""
+    """Apply layers.convolution.ConvolutionModule with a mask [B, T]; with `past`, its `step`."""
     x = linear(g, p["gated"], layer_norm(g, p["norm"], x))
     value, gate = g.split("Split", 2, x, axis=2)
     x = g("Mul", value, g("Sigmoid", gate))
@@ -176,7 +176,7 @@ def convolution(
 
 
 def visibility(g: Graph, config: Config, mask: Value, frames: Value) -> Value:
-    """[B, 1, 1 or T, T]: added to scores, 0 where a frame sees another and -1e30 elsewhere."""
+    """Return a bias of scores, [B, 1, 1 or T, T]: 0 where a frame sees another, -1e30 elsewhere."""
     seen = g("Unsqueeze", mask, [1, 2])
     chunk = chunk_frames(config.decoding.chunk_ms, config)
     left, right = config.encoder.left_chunks, 0
@@ -195,14 +195,16 @@ def visibility(g: Graph, config: Config, mask: Value, frames: Value) -> Value:
 
 
 def _heads(g: Graph, heads: int, x: Value) -> Value:
-    """[B, T, D] to [B, T, H, D / H]."""
+    """Return [B, T, H, D / H] from [B, T, D]."""
     return g("Reshape", x, [0, 0, heads, -1])
 
 
-def _attended(g: Graph, p: Params, scores: Value, hidden: Value, value: Value, width: int) -> Value:
-    """From scores [B, H, T, T] and values [B, T, H, D / H]."""
+def _attended(
+    g: Graph, p: Params, scores: Value, score_bias: Value, value: Value, width: int
+) -> Value:
+    """Return attention's output from scores [B, H, T, T] and values [B, T, H, D / H]."""
     heads_first = functools.partial(g, "Transpose", perm=[0, 2, 1, 3])
-    weights = g("Softmax", g("Add", g("Mul", scores, width**-0.5), hidden), axis=3)
+    weights = g("Softmax", g("Add", g("Mul", scores, width**-0.5), score_bias), axis=3)
     x = heads_first(g("MatMul", weights, heads_first(value)))
     return linear(g, p["out"], g("Reshape", x, [0, 0, -1]))
 
@@ -210,7 +212,7 @@ def _attended(g: Graph, p: Params, scores: Value, hidden: Value, value: Value, w
 def _projected(
     g: Graph, config: Config, p: Params, x: Value, past: Past | None
 ) -> tuple[Value, Value, Value]:
-    """Query, key and value, [B, T, H, D / H] each, the latter two with those of the past."""
+    """Return query, key and value, [B, T, H, D / H] each; key and value include the past."""
     x = layer_norm(g, p["norm"], x)
     query, key, value = (linear(g, p[name], x) for name in ("query", "key", "value"))
     if past:
@@ -220,12 +222,12 @@ def _projected(
 
 
 Tables = tuple[Value | np.ndarray, Value | np.ndarray]
-# attend(p, x, past=None): an attention layer with all that its blocks share.
+# attend(p, x, past=None) applies attention with what all blocks share already given.
 Attend = Callable[..., Value]
 
 
 def rotary_tables(g: Graph, head_width: int, frames: Value) -> Tables:
-    """[T, 1, D / H / 2] each: cosines and sines of layers.attention.rotate."""
+    """Return cosines and sines of layers.attention.rotate, [T, 1, D / H / 2] each."""
     times = g("Cast", count(g, 0, frames), to=1)
     angles = g("Mul", g("Unsqueeze", times, [1, 2]), _rotary_rates(head_width))
     return g("Cos", angles), g("Sin", angles)
@@ -242,10 +244,10 @@ def rotary_attention(
     p: Params,
     x: Value,
     tables: tuple[Tables, Tables],
-    hidden: Value,
+    score_bias: Value,
     past: Past | None = None,
 ) -> Value:
-    """`tables` of the queries and of the keys."""
+    """Apply rotary attention; `tables` are those of the queries and those of the keys."""
     width = config.encoder.width // config.encoder.heads
 
     def rotated(x: Value, tables: Tables) -> Value:
@@ -264,11 +266,11 @@ def rotary_attention(
         g("Transpose", rotated(query, tables[0]), perm=[0, 2, 1, 3]),
         g("Transpose", rotated(key, tables[1]), perm=[0, 2, 3, 1]),
     )
-    return _attended(g, p, scores, hidden, value, width)
+    return _attended(g, p, scores, score_bias, value, width)
 
 
 def relative_positions(g: Graph, width: int, frames: Value) -> Value:
-    """[1, 2 T, D]: layers.attention.relative_positions."""
+    """Return layers.attention.relative_positions, [1, 2 T, D]."""
     rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10_000.0) / width))
     distances = g("Cast", count(g, frames, g("Neg", frames), -1), to=1)
     angles = g("Mul", g("Unsqueeze", distances, [1]), rates)
@@ -282,19 +284,19 @@ def relative_attention(
     p: Params,
     x: Value,
     positions: Value,
-    hidden: Value,
+    score_bias: Value,
     past: Past | None = None,
 ) -> Value:
-    """`positions` of the distances of queries to keys, [1, Q + T, D]."""
+    """Apply attention with relative positions: encodings of the distances, [1, Q + T, D]."""
     heads, width = config.encoder.heads, config.encoder.width // config.encoder.heads
     query, key, value = _projected(g, config, p, x, past)
     position = _heads(g, heads, linear(g, p["position"], positions))
 
-    def products(bias: np.ndarray, others: Value) -> Value:
+    def products(bias: np.ndarray, keys: Value) -> Value:
         return g(
             "MatMul",
             g("Transpose", g("Add", query, bias), perm=[0, 2, 1, 3]),
-            g("Transpose", others, perm=[0, 2, 3, 1]),
+            g("Transpose", keys, perm=[0, 2, 3, 1]),
         )
 
     by_content = products(p["content_bias"], key)
@@ -305,7 +307,7 @@ def relative_attention(
     skewed = cut(g, skewed, 1, 2**31 - 1, 2)
     skewed = g("Reshape", skewed, g("Concat", [0, 0], queries, [-1], axis=0))
     scores = g("Add", by_content, cut(g, skewed, 0, size(g, key, 1), 3))
-    return _attended(g, p, scores, hidden, value, width)
+    return _attended(g, p, scores, score_bias, value, width)
 
 
 def conformer_block(
@@ -333,7 +335,7 @@ def transformer_block(
 
 
 def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tuple[Value, Value]:
-    """models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B]."""
+    """Apply models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B]."""
     sizes = config.encoder
 
     def real(stride: int, frames: Value) -> Value:
@@ -343,14 +345,14 @@ def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tu
     encoded_lengths = subsampled(g, lengths, sizes.subsampling_factor)
     frames = size(g, x, 1)
     mask = frame_mask(g, encoded_lengths, frames)
-    hidden = visibility(g, config, mask, frames)
+    score_bias = visibility(g, config, mask, frames)
     if sizes.attention == "rotary":
         tables = rotary_tables(g, sizes.width // sizes.heads, frames)
         attend = functools.partial(rotary_attention, g, config, tables=(tables, tables))
     else:
         positions = relative_positions(g, sizes.width, frames)
         attend = functools.partial(relative_attention, g, config, positions=positions)
-    attend = functools.partial(attend, hidden=hidden)
+    attend = functools.partial(attend, score_bias=score_bias)
     block = {"conformer": conformer_block, "transformer": transformer_block}[sizes.kind]
     for layer in range(sizes.layers):
         x = block(g, config, layer_params(config, p["blocks"], layer), x, attend, mask)
@@ -360,14 +362,14 @@ def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tu
 
 
 class Chunks(NamedTuple):
-    """Sizes of a streaming encoder, in its own frames."""
+    """Sizes of a streaming encoder, in encoded frames."""
 
     frames: int
-    """Of a chunk."""
+    """Frames of a chunk."""
     cache_frames: int
-    """Of the chunks before that attention sees."""
+    """Frames before the chunk that attention sees."""
     tail: int
-    """Before the chunk that convolutions see."""
+    """Frames before the chunk that convolutions see."""
 
     @classmethod
     def of(cls, config: Config) -> "Chunks":
@@ -385,11 +387,16 @@ def encoder_step(
     tail: Value,
     before: Sequence[dict[str, Value]],
 ) -> tuple[Value, Value, list[dict[str, Value]]]:
-    """models.encoder.Encoder.step of Conformers, of whole chunks.
+    """Apply models.encoder.Encoder.step of a Conformer to a full chunk.
 
-    From features [B, C factor, F], the frames seen [B], the last features [B, factor, F], and of
-    each layer `key`, `value` [B, L, D] and `gated` [B, K - 1, D] of the frames before, to encoded
-    frames [B, C, D], and the features and layers for the next chunk.
+    Args:
+        x: features [B, C factor, F].
+        seen: encoded frames before the chunk [B].
+        tail: last features before the chunk [B, factor, F].
+        before: cache of each layer: `key`, `value` [B, L, D] and `gated` [B, K - 1, D].
+
+    Returns:
+        Encoded frames [B, C, D], and `tail` and `before` for the next chunk.
     """
     sizes, chunks = config.encoder, Chunks.of(config)
     factor = sizes.subsampling_factor
@@ -403,9 +410,9 @@ def encoder_step(
 
     x = cut(g, subsampling(g, config, p["subsampling"], x, real), 1, 2**31 - 1, 1)
     keys = chunks.cache_frames + chunks.frames
-    number = np.arange(keys) - chunks.cache_frames
-    is_real = g("GreaterOrEqual", number, g("Neg", g("Unsqueeze", seen, [1])))
-    hidden = g("Where", g("Unsqueeze", is_real, [1, 2]), 0.0, -1e30)
+    offsets = np.arange(keys) - chunks.cache_frames
+    is_real = g("GreaterOrEqual", offsets, g("Neg", g("Unsqueeze", seen, [1])))
+    score_bias = g("Where", g("Unsqueeze", is_real, [1, 2]), 0.0, -1e30)
     if sizes.attention == "rotary":
         rates = _rotary_rates(sizes.width // sizes.heads)
         angles = (np.arange(keys, dtype=np.float32)[:, None] * rates)[:, None]
@@ -416,7 +423,7 @@ def encoder_step(
         positions = np.asarray(attention.relative_positions(keys, sizes.width))[None]
         positions = g("Identity", positions[:, : chunks.frames + keys])
         attend = functools.partial(relative_attention, g, config, positions=positions)
-    attend = functools.partial(attend, hidden=hidden)
+    attend = functools.partial(attend, score_bias=score_bias)
     frames = {"key": chunks.cache_frames, "value": chunks.cache_frames, "gated": chunks.tail}
     after = []
     for layer in range(sizes.layers):
@@ -428,28 +435,28 @@ def encoder_step(
 
 
 def layer_params(config: Config, blocks: Params, layer: int) -> Params:
-    """Of one layer, from the stacked ones of all (layers.stack)."""
+    """Return the parameters of one layer from those of all layers, stacked (layers.stack)."""
 
     def of_layer(stacked: np.ndarray) -> np.ndarray:
-        # What layers share is there once for each group of them.
+        # A shared matrix is stacked once per group of layers.
         return stacked[layer * len(stacked) // config.encoder.layers]
 
     return jax.tree.map(of_layer, blocks)
 
 
 def stateless_predictor(g: Graph, p: Params, labels: Value) -> Value:
-    """models.predictor.StatelessPredictor: [B, K] labels, -1 for none, to [B, D]."""
+    """Apply models.predictor.StatelessPredictor to labels [B, K], -1 for none; returns [B, D]."""
     embedded = g("Gather", p["embedding"]["embedding"], g("Max", labels, np.array(0)))
-    some = g("Cast", g("GreaterOrEqual", labels, np.array(0)), to=1)
-    embedded = g("Mul", embedded, g("Unsqueeze", some, [2]))
+    is_label = g("Cast", g("GreaterOrEqual", labels, np.array(0)), to=1)
+    embedded = g("Mul", embedded, g("Unsqueeze", is_label, [2]))
     return g("Relu", linear(g, p["convolution"], g("Reshape", embedded, [0, -1])))
 
 
 def lstm_step(
     g: Graph, p: Params, labels: Value, hidden: Value, cell: Value
 ) -> tuple[Value, Value, Value]:
-    """models.predictor.LSTMPredictor: [B] labels and state to output, which is the new hidden
-    state, and the new state, [B, D] each."""
+    """Apply models.predictor.LSTMPredictor to labels [B] and a state; return the output, which is
+    the new hidden state, and the new state, [B, D] each."""
     embedded = g("Gather", p["embedding"]["embedding"], labels)
     gates = g("Add", linear(g, p["input"], embedded), linear(g, p["recurrent"], hidden))
     i, f, c, o = g.split("Split", 4, gates, axis=1)
@@ -460,6 +467,6 @@ def lstm_step(
 
 
 def joint(g: Graph, config: Config, p: Params, encoded: Value, predicted: Value) -> Value:
-    """models.joint.Joint: logits of projected frames and labels, [B, D] each."""
+    """Apply models.joint.Joint to projected frames and labels, [B, D] each; return the logits."""
     operator = {"tanh": "Tanh", "relu": "Relu"}[config.joint.activation]
     return linear(g, p["out"], g(operator, g("Add", encoded, predicted)))

@@ -1,11 +1,12 @@
-"""Parameters for inference in one safetensors file, as they are, in bfloat16 or in int8.
+"""Parameters for inference in one safetensors file, in float32, bfloat16 or int8.
 
-A file has no optimizer state and nothing that is executed. Its names are the parameters' paths,
-`encoder.blocks.attention.query.kernel`; its metadata says what wrote it (artifact.py).
+A file has no optimizer state and no executable content. Its tensors are named by the parameters'
+paths, such as `encoder.blocks.attention.query.kernel`; its metadata has format and version
+(format_version.py).
 
-Of a matrix in int8, `NAME` holds round(value / scale) and `NAME.channel_scale` a float32 for every
-output channel (a label, of an embedding): the largest magnitude in it, over 127. Other parameters
-(biases, norms, short kernels) are few and stay floats.
+For a matrix in int8, `NAME` holds round(value / scale), and `NAME.channel_scale` a float32 for each
+output channel (each label of an embedding): the channel's largest magnitude divided by 127.
+Other parameters (biases, norms, short kernels) are few and stay floats.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
 
 from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
 
-# A scale takes four bytes: fewer numbers than these are not worth one.
+# A scale takes four bytes, which does not pay for fewer values.
 _FEWEST_PER_SCALE = 8
 _SCALE = ".channel_scale"
 
@@ -30,9 +31,9 @@ Dtype = Literal["float32", "bfloat16"]
 def save_params(
     path: Path, params: PyTree, *, dtype: Dtype, int8: bool, about: dict[str, str]
 ) -> None:
-    """Writes a tree of float arrays. `about` goes into the file's metadata."""
+    """Write a tree of float arrays, with `about` in the file's metadata."""
     tensors = {}
-    for name, value in named(params).items():
+    for name, value in leaves_by_path(params).items():
         value = np.asarray(value, np.float32)
         if int8 and (axis := _summed_axis(name, value.shape)) is not None:
             tensors[name], tensors[name + _SCALE] = to_int8(value, axis)
@@ -42,18 +43,18 @@ def save_params(
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """A file's metadata. Raises ArtifactError for what this package cannot read."""
+    """Read a file's metadata. Raises ArtifactError for a file that this package cannot read."""
     try:
         with safetensors.safe_open(path, "np") as file:
             about = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from error
+        raise ArtifactError(f"{path}: not a complete safetensors file: {error}") from error
     require_readable(path, about)
     return about
 
 
 def load_params(path: Path, abstract: PyTree) -> tuple[PyTree, dict[str, str]]:
-    """The tree as float32 with the abstract one's structure, and the metadata.
+    """Read the parameters as float32, with the structure of `abstract`, and the metadata.
 
     Raises ArtifactError unless names and shapes are those of `abstract`.
     """
@@ -64,34 +65,34 @@ def load_params(path: Path, abstract: PyTree) -> tuple[PyTree, dict[str, str]]:
     values = {name: tensors[name].astype(np.float32) for name in tensors.keys() - scales}
     for name in scales:
         values[name.removesuffix(_SCALE)] *= tensors[name]
-    expected = {name: leaf.shape for name, leaf in named(abstract).items()}
+    expected = {name: leaf.shape for name, leaf in leaves_by_path(abstract).items()}
     for name in sorted(expected.keys() | values.keys()):
-        found = values[name].shape if name in values else "missing"
-        if found != expected.get(name):
+        shape = values[name].shape if name in values else "missing"
+        if shape != expected.get(name):
             raise ArtifactError(
-                f"{path} is of another model than the config's: {name} is {found}, expected "
+                f"{path}: not a model of this config: {name} is {shape}, expected "
                 f"{expected.get(name, 'none')}"
             )
-    return jax.tree_util.tree_map_with_path(lambda at, _: values[_name(at)], abstract), about
+    return jax.tree_util.tree_map_with_path(lambda keys, _: values[_name(keys)], abstract), about
 
 
 def to_int8(value: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 values and their float32 scales, one for all along `axis`: value ~ int8 * scale."""
+    """Return int8 values and float32 scales, shared along `axis`: value ~ int8 * scale."""
     largest = np.abs(value).max(axis=axis, keepdims=True)
     scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     return np.rint(value / scale).astype(np.int8), scale
 
 
 def _summed_axis(name: str, shape: tuple[int, ...]) -> int | None:
-    """The axis that the products of a matrix sum over; None for what is no large matrix."""
+    """Return the axis that a matrix product sums over; None for other and for small parameters."""
     axis = {"kernel": -2, "down": -2, "up": -2, "embedding": -1}.get(name.rpartition(".")[2])
     if axis is None or len(shape) < 2 or shape[axis] < _FEWEST_PER_SCALE:
         return None
     return axis
 
 
-def named(tree: PyTree) -> dict[str, PyTree]:
-    """The leaves of a tree of dicts under their paths, joined by dots."""
+def leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
+    """Return the leaves of a tree of dicts by their paths, joined by dots."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -1,10 +1,13 @@
-"""A transducer as the files that sherpa-onnx's recognisers read, in one of two layouts.
+"""A transducer as the files that sherpa-onnx's recognizers read, in one of two layouts.
 
-encoder.onnx: log-mel and its lengths to encoded frames, already projected for the joint.
-decoder.onnx: the predictor, and its projection (their word for it). joiner.onnx: both projections
-to logits. tokens.txt: the labels. bpe.vocab: the same with SentencePiece's scores, for hotwords.
+encoder.onnx   log-mel and its lengths to encoded frames, already projected for the joint
+decoder.onnx   the predictor with its projection (sherpa-onnx calls it the decoder)
+joiner.onnx    both projections to logits
+tokens.txt     the labels
+bpe.vocab      the labels with SentencePiece's scores, for hotwords
 
-sherpa-onnx computes the features, and searches, by the layout: icefall_layout.py, nemo_layout.py.
+The layout, icefall_layout.py or nemo_layout.py, decides how sherpa-onnx computes the features and
+searches.
 """
 
 import logging
@@ -22,63 +25,62 @@ Layout = Literal["icefall", "nemo"]
 
 
 class LayoutError(ValueError):
-    """A model that the files cannot hold; one line."""
+    """A model that the files cannot hold; its text is one line."""
 
 
 def layout(config: Config) -> Layout:
-    """The layout whose features are the run's.
+    """Return the layout that has the run's features.
 
-    Raises LayoutError where sherpa-onnx could not run the model, naming what and why.
+    Raises LayoutError, with the reason, for a model that sherpa-onnx cannot run.
     """
-    beginning = "--format sherpa-onnx: "
+    prefix = "--format sherpa-onnx: "
     if config.objective.kind not in ("transducer", "tdt") or config.decoding.head != "objective":
         raise LayoutError(
-            f"{beginning}objective.kind = {config.objective.kind!r}, decoding.head = "
+            f"{prefix}objective.kind = {config.objective.kind!r}, decoding.head = "
             f"{config.decoding.head!r}: only transducers and TDT are exported"
         )
     durations = config.objective.durations
     if config.objective.kind == "tdt" and durations != tuple(range(len(durations))):
         raise LayoutError(
-            f"{beginning}objective.durations = {durations}: there a duration is its place in the "
-            "list, so that they must be 0, 1, 2 and so on"
+            f"{prefix}objective.durations = {durations}: must be 0, 1, 2 and so on, because "
+            "sherpa-onnx takes a duration's index for the duration"
         )
-    of_nemo_alone = [
+    nemo_only = [
         f"{name} = {value!r}"
-        for name, value, other in (
+        for name, value, icefall_value in (
             ("predictor.kind", config.predictor.kind, "stateless"),
             ("encoder.subsampling_factor", config.encoder.subsampling_factor, 4),
             ("objective.kind", config.objective.kind, "transducer"),
         )
-        if value != other
+        if value != icefall_value
     ]
-    if not of_nemo_alone and not _differences(config, icefall_layout.FEATURES):
+    if not nemo_only and not _differences(config, icefall_layout.FEATURES):
         if config.decoding.chunk_ms and (reason := icefall_layout.cannot_stream(config)):
-            raise LayoutError(f"{beginning}{reason}")
+            raise LayoutError(f"{prefix}{reason}")
         return "icefall"
     if config.decoding.chunk_ms:
         raise LayoutError(
-            f"{beginning}decoding.chunk_ms = {config.decoding.chunk_ms:g}: streams are exported in "
-            "icefall's layout alone, of Kaldi's features (the defaults), predictor.kind = "
+            f"{prefix}decoding.chunk_ms = {config.decoding.chunk_ms:g}: streams are exported in "
+            "icefall's layout only, which needs Kaldi's features (the defaults), predictor.kind = "
             "'stateless', encoder.subsampling_factor = 4 and objective.kind = 'transducer'"
         )
     if not _differences(config, nemo_layout.FEATURES):
         return "nemo"
-    if of_nemo_alone:
+    if nemo_only:
         raise LayoutError(
-            f"{beginning}{' and '.join(of_nemo_alone)}: only NeMo's layout holds that, for which "
-            "sherpa-onnx computes other features than the run's: "
-            f"{_differences(config, nemo_layout.FEATURES)}; the icefall layout, with Kaldi's "
-            "features, needs predictor.kind = 'stateless', encoder.subsampling_factor = 4 and "
-            "objective.kind = 'transducer'"
+            f"{prefix}{' and '.join(nemo_only)}: only NeMo's layout holds such a model, but "
+            f"its features differ from the run's: {_differences(config, nemo_layout.FEATURES)}; "
+            "icefall's layout, with Kaldi's features, needs predictor.kind = 'stateless', "
+            "encoder.subsampling_factor = 4 and objective.kind = 'transducer'"
         )
     raise LayoutError(
-        f"{beginning}sherpa-onnx computes other features than the run's: "
+        f"{prefix}sherpa-onnx's features differ from the run's: "
         f"{_differences(config, icefall_layout.FEATURES)}"
     )
 
 
 def _differences(config: Config, features: FeaturesConfig) -> str:
-    """What the run's features would have to be; their mean and deviation are the graph's work."""
+    """Return the settings that must change; the graph itself normalizes the features."""
     return "; ".join(
         f"features.{name} = {value!r} must be {getattr(features, name)!r}"
         for name, value in vars(config.features).items()
@@ -87,21 +89,17 @@ def _differences(config: Config, features: FeaturesConfig) -> str:
 
 
 def max_symbols_per_frame(config: Config) -> int:
-    """The bound of the layout's greedy search."""
+    """Return the bound of the layout's greedy search."""
     if layout(config) == "icefall":
         return icefall_layout.MAX_SYMBOLS_PER_FRAME
     return nemo_layout.MAX_SYMBOLS_PER_FRAME[config.objective.kind]
 
 
 def write(folder: Path, config: Config, params: Params, tokenizer: Tokenizer) -> None:
-    """Writes the files, in float32.
-
-    Args:
-        params: of the model, as NumPy.
-    """
-    of_layout = {"icefall": icefall_layout, "nemo": nemo_layout}[layout(config)]
-    of_layout.write(folder, config, params, tokenizer.vocabulary_size)
-    pieces = of_layout.order(tokenizer.pieces)
+    """Write the files in float32, from parameters as NumPy."""
+    module = {"icefall": icefall_layout, "nemo": nemo_layout}[layout(config)]
+    module.write(folder, config, params, tokenizer.vocabulary_size)
+    pieces = module.order(tokenizer.pieces)
     lines = [f"{piece} {label}\n" for label, piece in enumerate(pieces)]
     (folder / "tokens.txt").write_text("".join(lines))
     lines = [f"{piece}\t{score:g}\n" for piece, score in zip(tokenizer.pieces, tokenizer.scores)]
@@ -109,11 +107,11 @@ def write(folder: Path, config: Config, params: Params, tokenizer: Tokenizer) ->
 
 
 def quantize(folder: Path) -> None:
-    """Writes PART.int8.onnx beside each PART.onnx: matrices in int8, a scale for every output.
+    """Write PART.int8.onnx next to each PART.onnx: matrices in int8, with a scale for every output.
 
-    What they are multiplied with is quantized as it comes (dynamic quantisation of onnxruntime).
-    Eight bits without a sign: of signed ones x86 processors without VNNI add two products in 16
-    bits, which is not enough, and of a TDT a third of the transcripts changed there.
+    Activations are quantized when the model runs (dynamic quantization of onnxruntime). The eight
+    bits are unsigned: with signed values, x86 processors without VNNI add two products in 16 bits,
+    which overflows, and a third of a TDT's transcripts changed.
     """
     from onnxruntime.quantization import (  # pyright: ignore[reportMissingImports]
         QuantType,
@@ -121,7 +119,7 @@ def quantize(folder: Path) -> None:
     )
 
     for part in PARTS:
-        # It advises on the root logger to run its optimizer first, which needs sympy.
+        # quantize_dynamic logs advice to run its optimizer first, which needs sympy.
         logging.disable(logging.WARNING)
         try:
             quantize_dynamic(

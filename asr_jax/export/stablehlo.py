@@ -1,23 +1,23 @@
 """A model as programs that JAX runs without this package: StableHLO, written by jax.export.
 
-The first argument of each is the parameters, a flat dict of arrays, which are stored once. A
-program is for CPU, CUDA and TPU, for any number of recordings B, and for any number of samples S
-that make whole encoded frames (`frame_samples`): recordings are padded to it, with anything.
+The first argument of every program is the parameters, a flat dict of arrays, which is stored once.
+Programs run on CPU, CUDA and TPU, for any number of recordings B and for any number of samples S
+that is a multiple of the encoded frame (`frame_samples`): recordings are padded with any values.
 
     recognize(params, samples [B, S], sample_lengths [B]) -> labels [B, N], counts [B],
         the encoded frames at which they were emitted [B, N]
     encode(params, samples [B, S], sample_lengths [B]) -> encoded [B, T, D], lengths [B]
 
-and for a search of one's own over models that have a predictor and a joint:
+and for other searches, if the model has a predictor and a joint:
 
     start(params, lengths [B]) -> state, predicted [B, D]
     step(params, state, labels [B]) -> state, predicted [B, D]
     join(params, encoded [B, D], predicted [B, D]) -> symbols [B, V], durations [B, X]
 
-`encoded` and `predicted` are projected to the joint's width, where there is a joint, which gives
-log-probabilities (models.joint.Scores). Of its lengths `start` sees no more than their number.
+`encoded` and `predicted` are projected to the joint's width if there is a joint; `join` returns
+log-probabilities (models.joint.Scores). `start` uses only the number of its lengths.
 
-With decoding.chunk_ms, of models that recognise streams, also
+With decoding.chunk_ms, models that recognize streams also have
 
     start_stream(params, lengths [B]) -> state, a dict of arrays
     recognize_chunk(params, state, samples [B, S], sample_lengths [B]) -> state, labels [B, N],
@@ -25,8 +25,8 @@ With decoding.chunk_ms, of models that recognise streams, also
     encode_chunk(params, state, samples [B, S], sample_lengths [B]) -> state, encoded [B, C, D],
         lengths [B]
 
-of S samples: a chunk, a hop before it and a hop behind it (decoding.stream.encode_chunk).
-about.json has the sizes, which config.json says in milliseconds.
+where S samples are a chunk with a hop before and a hop after it (decoding.stream.encode_chunk).
+about.json has the sizes in samples, config.json in milliseconds.
 """
 
 import json
@@ -52,7 +52,7 @@ from asr_jax.decoding.stream import (
     stream_step,
 )
 from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
-from asr_jax.export.params import named
+from asr_jax.export.params import leaves_by_path
 from asr_jax.features.frames import hop_samples
 from asr_jax.features.logmel import log_mel
 from asr_jax.models.transducer import Transducer
@@ -76,18 +76,18 @@ class Program(NamedTuple):
 
 
 def frame_samples(config: Config) -> int:
-    """Samples from one encoded frame to the next."""
+    """Return the number of samples from one encoded frame to the next."""
     return hop_samples(config.features) * config.encoder.subsampling_factor
 
 
 def flat(params: PyTree) -> Params:
-    """The programs' first argument."""
-    return {name: np.asarray(value) for name, value in named(params).items()}
+    """Return the parameters as the first argument of every program."""
+    return {name: np.asarray(value) for name, value in leaves_by_path(params).items()}
 
 
 def write(folder: Path, programs: dict[str, Program], params: Params, config: Config) -> None:
-    """NAME.stablehlo of every program, params.npz, and about.json: what wrote them, and how many
-    samples make an encoded frame and, of streams, a chunk and a hop."""
+    """Write NAME.stablehlo of every program, params.npz, and about.json: format, version, and the
+    samples in an encoded frame, a hop and, for streams, a chunk."""
     sizes = {
         "sample_rate_hz": config.features.sample_rate_hz,
         "frame_samples": frame_samples(config),
@@ -105,9 +105,9 @@ def write(folder: Path, programs: dict[str, Program], params: Params, config: Co
 
 
 def load(folder: Path) -> tuple[dict[str, Callable[..., PyTree]], Params]:
-    """What `write` wrote: programs by their names, and parameters.
+    """Read what `write` wrote: programs by name, and parameters.
 
-    Raises ArtifactError where this package, or this JAX, reads other versions.
+    Raises ArtifactError for a version that this package, or this JAX, cannot read.
     """
     path = folder / ABOUT_FILE
     about = json.loads(path.read_text()) if path.is_file() else {}
@@ -130,12 +130,12 @@ def load(folder: Path) -> tuple[dict[str, Callable[..., PyTree]], Params]:
 
 def programs(graphdef: nnx.GraphDef, params: PyTree, config: Config) -> dict[str, Program]:
     """Return the programs of a model by name."""
-    found = _recording_programs(graphdef, config)
+    by_name = _recording_programs(graphdef, config)
     if "joint" in params:
-        found |= _search_programs(graphdef, flat(params), config)
+        by_name |= _search_programs(graphdef, flat(params), config)
     if config.decoding.chunk_ms and not cannot_stream(config):
-        found |= _stream_programs(graphdef, flat(params), config)
-    return found
+        by_name |= _stream_programs(graphdef, flat(params), config)
+    return by_name
 
 
 def _recording_programs(graphdef: nnx.GraphDef, config: Config) -> dict[str, Program]:
@@ -146,8 +146,8 @@ def _recording_programs(graphdef: nnx.GraphDef, config: Config) -> dict[str, Pro
 
     def recognize(params, samples, sample_lengths):
         model = nnx.merge(graphdef, _nested(params))
-        found = search(model, *encoded(model, samples, sample_lengths), config=config.decoding)
-        return _best_labels(found)
+        frames, lengths = encoded(model, samples, sample_lengths)
+        return _best_labels(search(model, frames, lengths, config=config.decoding))
 
     def encode(params, samples, sample_lengths):
         model = nnx.merge(graphdef, _nested(params))
@@ -193,23 +193,23 @@ def _stream_programs(graphdef: nnx.GraphDef, params: Params, config: Config) -> 
     # A program's caller has none of this package's classes: its state is a dict.
     (b,) = export.symbolic_shape("b")
     state, treedef = jax.tree.flatten(jax.eval_shape(start, params, _integers(b)))
-    names = [*named(treedef.unflatten(state))]
+    names = [*leaves_by_path(treedef.unflatten(state))]
 
     def stream_state(state):
         return treedef.unflatten([state[name] for name in names])
 
     def start_dict(params, lengths):
-        return named(start(params, lengths))
+        return leaves_by_path(start(params, lengths))
 
     def recognize_chunk(params, state, *samples):
         model = _transducer(graphdef, params)
-        after, found = stream_step(model, stream_state(state), *samples, config=config)
-        return named(after), *_best_labels(found)
+        after, hypotheses = stream_step(model, stream_state(state), *samples, config=config)
+        return leaves_by_path(after), *_best_labels(hypotheses)
 
     def encode_chunk_dict(params, state, *samples):
         model, before = _transducer(graphdef, params), stream_state(state)
         encoder, frames, lengths = encode_chunk(model, before.encoder, *samples, config=config)
-        after = named(before._replace(encoder=encoder))
+        after = leaves_by_path(before._replace(encoder=encoder))
         return after, model.joint.encoder_projection(frames), lengths
 
     chunk = (dict(zip(names, state)), _floats(b, chunk_samples(config)), _integers(b))
@@ -226,9 +226,9 @@ def _transducer(graphdef: nnx.GraphDef, params: dict[str, jax.Array]) -> Transdu
     return model
 
 
-def _best_labels(found: Hypotheses) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _best_labels(hypotheses: Hypotheses) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return labels [B, N], counts [B] and frames [B, N] of every row's best hypothesis."""
-    return found.labels[:, 0], found.counts[:, 0], found.frames[:, 0]
+    return hypotheses.labels[:, 0], hypotheses.counts[:, 0], hypotheses.frames[:, 0]
 
 
 def _floats(*shape: object) -> jax.ShapeDtypeStruct:

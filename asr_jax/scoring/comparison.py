@@ -1,4 +1,4 @@
-"""What another run or decoder recognised, read from its evaluation."""
+"""Hypotheses of another run or decoder, read from its evaluation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ def is_evaluation(folder: Path) -> bool:
 def read_baseline(
     folder: Path, utterances: Sequence[Utterance], normalize: Callable[[str], str]
 ) -> Baseline:
-    """The hypotheses of the evaluation in `folder`.
+    """Read the hypotheses of the evaluation in `folder`.
 
-    Raises ValueError, naming the line, for a file that is damaged, and for an utterance that is
-    not what it is in `utterances`: one of the same id and another text.
+    Raises ValueError, naming the line, for a damaged file, and for an utterance whose reference
+    differs from the one in `utterances`.
     """
     path = folder / "hypotheses.jsonl"
     expected = {utterance.id: normalize(utterance.text) for utterance in utterances}
@@ -31,19 +31,19 @@ def read_baseline(
         try:
             entry = json.loads(line)
             id, reference, hypothesis = (entry[k] for k in ("id", "reference", "hypothesis"))
-            if not all(isinstance(one, str) for one in (id, reference, hypothesis)):
+            if not all(isinstance(text, str) for text in (id, reference, hypothesis)):
                 raise TypeError
             reference = normalize(reference)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}:{number}: must be an object with texts id, reference and hypothesis"
+                f"{path}:{number}: must be an object with strings id, reference and hypothesis"
             ) from error
         if expected.get(id, reference) != reference:
             raise ValueError(
-                f"{path}:{number}: {id} is {reference!r} there and {expected[id]!r} in --data: "
-                "other data"
+                f"{path}:{number}: reference {reference!r} of {id} must be {expected[id]!r}, as in "
+                "--data; compare with an evaluation of that dataset"
             )
         hypotheses[id] = hypothesis
     if not expected.keys() & hypotheses.keys():
-        raise ValueError(f"{path}: has none of the utterances of --data")
+        raise ValueError(f"{path}: contains none of the utterances of --data")
     return Baseline(str(folder), hypotheses)

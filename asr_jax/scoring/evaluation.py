@@ -12,6 +12,7 @@ from asr_jax.types import Skipped, Transcript, Utterance
 
 # Lower edges in percent; most words are recognized with near certainty.
 _CONFIDENCE_EDGES = (0, 50, 70, 80, 90, 95, 98)
+_NO_WORDS = "no words"
 
 
 class Baseline(NamedTuple):
@@ -214,11 +215,11 @@ def _by_confidence(
     def band(transcript: Transcript) -> str:
         confidence = mean_confidence(transcript)
         if confidence is None:
-            return "nothing heard"
+            return _NO_WORDS
         return next(name for low, name in bands.items() if confidence >= low)
 
     groups = wer.counts_by([band(transcript) for transcript in transcripts], counts)
-    return {name: groups[name] for name in (*bands.values(), "nothing heard") if name in groups}
+    return {name: groups[name] for name in (*bands.values(), _NO_WORDS) if name in groups}
 
 
 def mean_confidence(transcript: Transcript) -> float | None:
@@ -232,7 +233,7 @@ def _comparison(evaluation: Evaluation, baseline: Baseline, scores: Scores) -> C
     ids = [utterance.id for utterance in evaluation.utterances]
     shared = [n for n, id in enumerate(ids) if id in baseline.hypotheses]
     if not shared:
-        raise ValueError(f"{baseline.name}: recognised none of the {len(ids)} utterances")
+        raise ValueError(f"{baseline.name}: recognized none of the {len(ids)} utterances")
     baseline_counts = [
         wer.count_word_errors(scores.texts[n][0], evaluation.normalize(baseline.hypotheses[ids[n]]))
         for n in shared

@@ -1,4 +1,4 @@
-"""Forms of a text that count as the same: what is written another way is no error then."""
+"""Text normalization before scoring, so that differences in notation are not counted as errors."""
 
 import re
 import unicodedata
@@ -9,14 +9,14 @@ Convention = Literal["none", "librispeech", "whisper"]
 
 
 def normalizer(convention: Convention) -> Callable[[str], str]:
-    """The function that brings both sides, reference and hypothesis, into one form.
+    """Return the function that normalizes references and hypotheses.
 
-    none         as they stand; references in LibriSpeech's form are scored as everybody does so
-    librispeech  `librispeech_text`: for a recogniser that writes case and punctuation
-    whisper      whisper-normalizer's English one (arXiv 2212.04356, appendix C), which also spells
-                 numbers, contractions and British words in one way, and drops "um" and brackets
+    none         changes nothing, as is usual for references in LibriSpeech's form
+    librispeech  `librispeech_text`, for a recognizer that writes case and punctuation
+    whisper      whisper-normalizer's English form (arXiv 2212.04356, appendix C), which also
+                 unifies numbers, contractions and British spelling, and drops "um" and brackets
 
-    Raises ValueError where that package is not installed.
+    Raises ValueError if the package whisper-normalizer is not installed.
     """
     if convention == "none":
         return str
@@ -35,9 +35,10 @@ def normalizer(convention: Convention) -> Callable[[str], str]:
 
 
 def librispeech_text(text: str) -> str:
-    """Capitals, digits, the apostrophes of words, and single spaces; accents are dropped.
+    """Return capitals, digits, apostrophes of words, and single spaces; accents are dropped.
 
-    LibriSpeech's transcripts are in this form, their numbers spelled out, which is not done here.
+    LibriSpeech's transcripts have this form with numbers spelled out, which this function does not
+    do.
     """
     text = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
     text = "".join(c for c in text if not unicodedata.combining(c)).upper()

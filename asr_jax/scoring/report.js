@@ -3,16 +3,18 @@ const rows = JSON.parse(document.getElementById("rows").textContent);
 const collator = new Intl.Collator(undefined, {numeric: true});
 const NOTHING = "∅", CHUNK = 50;
 for (const row of rows) {
-  const said = [], heard = [];
+  const references = [], hypotheses = [];
   row.mistakes = [];
   for (const piece of row.text) {
-    const [a, b] = typeof piece === "string" ? [piece, piece] : piece;
-    if (a !== null) said.push(a);
-    if (b !== null) heard.push(b);
-    if (typeof piece !== "string") row.mistakes.push(`${a ?? NOTHING}→${b ?? NOTHING}`);
+    const [reference, hypothesis] = typeof piece === "string" ? [piece, piece] : piece;
+    if (reference !== null) references.push(reference);
+    if (hypothesis !== null) hypotheses.push(hypothesis);
+    if (typeof piece !== "string")
+      row.mistakes.push(`${reference ?? NOTHING}→${hypothesis ?? NOTHING}`);
   }
-  row.said = said.join(" ");
-  row.found = [row.id, row.speaker, row.said, heard.join(" ")].join("\n").toLowerCase();
+  row.reference = references.join(" ");
+  row.searchable =
+    [row.id, row.speaker, row.reference, hypotheses.join(" ")].join("\n").toLowerCase();
   row.rate = row.words ? 100 * row.errors / row.words : null;
   row.gain ??= null;
 }
@@ -24,30 +26,31 @@ const body = document.querySelector("tbody");
 const end = document.getElementById("end");
 let key = "errors", direction = -1, shown = [], drawn = 0;
 
-function compare(one, other) {
-  const a = one[key], b = other[key];
+function compare(firstRow, secondRow) {
+  const a = firstRow[key], b = secondRow[key];
   if (a === null || b === null) return (a === null) - (b === null);
   return direction * (typeof a === "string" ? collator.compare(a, b) : a - b);
 }
 
 function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
 function transcript(row) {
   const cell = element("td", "text");
   cell.dir = "auto";
-  if (!row.text.length) cell.append(element("span", "none", "nothing said, nothing heard"));
+  if (!row.text.length) cell.append(element("span", "none", "empty reference, nothing recognized"));
   for (const piece of row.text) {
     if (typeof piece === "string") { cell.append(piece, " "); continue; }
-    const [said, heard] = piece;
-    const kind = said === null ? "ins" : heard === null ? "del" : "sub";
+    const [reference, hypothesis] = piece;
+    const kind = reference === null ? "ins" : hypothesis === null ? "del" : "sub";
     const word = element("span", `word ${kind}`);
     word.title = {ins: "insertion", del: "deletion", sub: "substitution"}[kind];
-    word.append(element("span", "", said ?? NOTHING), element("span", "", heard ?? NOTHING));
+    word.append(element("span", "", reference ?? NOTHING),
+                element("span", "", hypothesis ?? NOTHING));
     cell.append(word, " ");
   }
   return cell;
@@ -66,8 +69,8 @@ function draw(row) {
   line.onkeydown = event => { if (event.key === "Enter" && event.target === line) toggle(row, line); };
   const rate = row.rate === null ? "–" : row.rate.toFixed(1);
   const cells = [[row.seconds.toFixed(2), "s"], [row.words, "words"], [row.errors, "errors"],
-                 [rate, "% WER"], [row.sure?.toFixed(0) ?? "–", "% sure"]];
-  if (compared) cells.push([row.gain === null ? "–" : row.gain, "gained"]);
+                 [rate, "% WER"], [row.sure?.toFixed(0) ?? "–", "% confidence"]];
+  if (compared) cells.push([row.gain === null ? "–" : row.gain, "gain"]);
   for (const [value, unit] of cells) {
     const cell = element("td", "", value);
     cell.dataset.unit = unit;
@@ -76,7 +79,7 @@ function draw(row) {
   return line;
 }
 
-// Ten thousand rows would take seconds to draw: only those down to a screen below the reader's are.
+// Drawing ten thousand rows takes seconds: draw them down to one screen below the visible part.
 function fill() {
   while (drawn < shown.length && end.getBoundingClientRect().top < 2 * innerHeight)
     body.append(...shown.slice(drawn, drawn += CHUNK).map(draw));
@@ -84,9 +87,9 @@ function fill() {
 
 function refresh() {
   stop();
-  const wanted = search.value.trim(), lower = wanted.toLowerCase();
+  const query = search.value.trim(), lower = query.toLowerCase();
   shown = rows.filter(row => (!onlyErrors.checked || row.errors) &&
-    (wanted.includes("→") ? row.mistakes.includes(wanted) : row.found.includes(lower)));
+    (query.includes("→") ? row.mistakes.includes(query) : row.searchable.includes(lower)));
   shown.sort(compare);
   for (const button of document.querySelectorAll("[data-sort]")) {
     const head = button.parentElement;
@@ -102,7 +105,7 @@ function refresh() {
   fill();
 }
 
-// The recording, in the page or, by its relative path, beside it.
+// The recording as a data: URI of this page, or as a path relative to it.
 function source(row) {
   return row.audio !== null ? document.getElementById(`audio-${row.audio}`).textContent : row.file;
 }
@@ -130,7 +133,7 @@ function play(row, button, from) {
     if (playing?.row !== row) return;
     stop();
     button.disabled = true;
-    button.title = "This recording cannot be played from here.";
+    button.title = "This recording cannot be played: it is missing or of another format.";
   });
 }
 function playButton(row) {
@@ -143,11 +146,11 @@ function playButton(row) {
 player.onended = stop;
 player.ontimeupdate = () => {
   if (!playing) return;
-  const share = (player.currentTime - playing.row.offset) / playing.row.seconds;
-  if (share >= 1) return stop();
-  playing.button.style.setProperty("--played", `${100 * share}%`);
+  const fraction = (player.currentTime - playing.row.offset) / playing.row.seconds;
+  if (fraction >= 1) return stop();
+  playing.button.style.setProperty("--played", `${100 * fraction}%`);
   const line = playing.row.timeline?.querySelector(".playhead");
-  if (line) { line.style.left = `${100 * share}%`; line.style.visibility = "visible"; }
+  if (line) { line.style.left = `${100 * fraction}%`; line.style.visibility = "visible"; }
 };
 
 function toggle(row, line) {
@@ -163,9 +166,9 @@ function toggle(row, line) {
   detail.append(cell);
   cell.append(panel);
   if (row.other !== undefined) {
-    const other = element("p", "", "The other heard: ");
-    other.append(element("b", "", row.other || "nothing"));
-    panel.append(other);
+    const baseline = element("p", "", "Baseline: ");
+    baseline.append(element("b", "", row.other || "nothing"));
+    panel.append(baseline);
   }
   const timeline = row.timeline = element("div", "timeline");
   timeline.onclick = event => {
@@ -174,37 +177,38 @@ function toggle(row, line) {
   };
   timeline.append(wordsInTime(row));
   panel.append(timeline);
-  const said = [`Words heard, where they were emitted.`];
+  const captions = ["Recognized words at the times when they were emitted."];
   if (row.audio !== null) {
     const canvas = element("canvas", "spectrogram");
     timeline.append(canvas);
     spectrogram(row, canvas).catch(() => canvas.remove());
-    said.push("Spectrogram, 0 to 8 kHz.");
+    captions.push("Spectrogram, 0 to 8 kHz.");
   }
   if (row.lattice) {
     timeline.append(lattice(row, timeline.clientWidth));
-    said.push("For each label of what was said, the probability that it comes at a frame.");
-  } else said.push("evaluate --lattices N adds when the labels come.");
+    captions.push("For each label of the reference, its probability at each frame.");
+  } else captions.push("evaluate --lattices N adds the labels' probabilities over time.");
   timeline.append(element("div", "playhead"));
-  panel.append(element("p", "", said.join(" ")));
+  panel.append(element("p", "", captions.join(" ")));
 }
 
 function wordsInTime(row) {
   const strip = element("div", "words");
-  const kinds = [], heard = [];
+  const kinds = [], normalized = [];
   for (const piece of row.text) {
     if (typeof piece === "string")
-      for (const word of piece.split(" ")) { kinds.push(""); heard.push(word); }
+      for (const word of piece.split(" ")) { kinds.push(""); normalized.push(word); }
     else if (piece[1] !== null) {
       kinds.push(piece[0] === null ? "ins" : "sub");
-      heard.push(piece[1]);
+      normalized.push(piece[1]);
     }
   }
-  const words = row.heard ?? heard;
+  const words = row.heard ?? normalized;
   for (let n = 0; n < words.length; n++) {
-    const [start, end, sure] = row.times.slice(3 * n, 3 * n + 3);
+    const [start, end, confidence] = row.times.slice(3 * n, 3 * n + 3);
     const word = element("span", row.heard ? "" : kinds[n], words[n]);
-    word.title = `${(start / 1000).toFixed(2)} to ${(end / 1000).toFixed(2)} s, ${sure} % sure`;
+    const times = `${(start / 1000).toFixed(2)} to ${(end / 1000).toFixed(2)} s`;
+    word.title = `${times}, confidence ${confidence} %`;
     word.style.left = `${start / 10 / row.seconds}%`;
     word.style.top = `${1.4 * (n % 3)}rem`;
     strip.append(word);
@@ -212,16 +216,16 @@ function wordsInTime(row) {
   return strip;
 }
 
-// Dark violet to light yellow, evenly lighter.
-const COLOURS = [[13, 8, 40], [84, 21, 109], [169, 46, 94], [232, 105, 45], [250, 190, 70],
-                 [252, 253, 191]];
-function colour(share) {
-  const place = Math.min(Math.max(share, 0), 0.9999) * (COLOURS.length - 1);
-  const n = Math.floor(place), part = place - n;
-  return COLOURS[n].map((value, k) => value + part * (COLOURS[n + 1][k] - value));
+// Dark violet to light yellow, in even steps of lightness.
+const COLORS = [[13, 8, 40], [84, 21, 109], [169, 46, 94], [232, 105, 45], [250, 190, 70],
+                [252, 253, 191]];
+function color(level) {
+  const position = Math.min(Math.max(level, 0), 0.9999) * (COLORS.length - 1);
+  const n = Math.floor(position), rest = position - n;
+  return COLORS[n].map((value, k) => value + rest * (COLORS[n + 1][k] - value));
 }
 
-// In place, of a power of two.
+// The discrete Fourier transform in place; the length must be a power of two.
 function fourier(re, im) {
   const size = re.length;
   for (let i = 1, j = 0; i < size; i++) {
@@ -267,7 +271,7 @@ async function spectrogram(row, canvas) {
   }
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
-  levels.forEach((level, n) => image.data.set([...colour(1 + (level - loudest) / SPAN), 255], 4 * n));
+  levels.forEach((level, n) => image.data.set([...color(1 + (level - loudest) / SPAN), 255], 4 * n));
   context.putImageData(image, 0, 0);
 }
 
@@ -291,16 +295,17 @@ function lattice(row, width) {
     });
     context.globalAlpha = 1;
     context.fillStyle = style.getPropertyValue("--ink");
-    const behind = (start + percents.length * frame) * pixels + 4;
-    const label = piece.replace("▁", "·"), room = context.measureText(label).width;
-    context.fillText(label, behind + room < width ? behind : start * pixels - room - 4, (n + 0.5) * ROW);
+    const right = (start + percents.length * frame) * pixels + 4;
+    const label = piece.replace("▁", "·"), labelWidth = context.measureText(label).width;
+    const left = start * pixels - labelWidth - 4;
+    context.fillText(label, right + labelWidth < width ? right : left, (n + 0.5) * ROW);
   });
   return canvas;
 }
 
 for (const button of document.querySelectorAll("[data-sort]")) {
   button.onclick = () => {
-    const words = ["id", "said"].includes(button.dataset.sort);
+    const words = ["id", "reference"].includes(button.dataset.sort);
     direction = button.dataset.sort === key ? -direction : words ? 1 : -1;
     key = button.dataset.sort;
     refresh();

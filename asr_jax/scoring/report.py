@@ -36,7 +36,7 @@ _MIME_TYPES = {
 }
 
 RecordingOf = Callable[[Utterance, int], bytes | None]
-"""Returns the stored bytes of an utterance's whole recording; None if it has more bytes than the
+"""Returns the stored bytes of an utterance's complete recording; None if it has more bytes than the
 second argument or cannot be read."""
 
 Posteriors = Mapping[str, Sequence[LabelPosterior]]
@@ -69,9 +69,8 @@ def write_evaluation(
 
     Args:
         output: folder, made if missing; files of the same names are replaced atomically.
-        recording_of: makes the page hold recordings, up to EMBEDDED_AUDIO_BYTES, those with the
-            most errors first; the page has the path from `output` to other recordings that are
-            files of their own.
+        recording_of: recordings to embed, up to EMBEDDED_AUDIO_BYTES, those with the most errors
+            first; other recordings that are files of their own are linked relative to `output`.
         lattices: number of worst utterances to plot.
         posteriors_of: their label posteriors, by utterance id.
 

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing from anywhere, and says so to the browser."""
+"""report.html: one self-contained page, which may not load anything from the network."""
 
 import json
 from collections import Counter
@@ -9,10 +9,9 @@ from importlib.resources import files
 from asr_jax.scoring.evaluation import ComparisonFigures, Figures, Scores
 from asr_jax.scoring.wer import ErrorCounts
 
-_LONGEST_CHART = 12
-_LONGEST_LIST = 10
-# Pixels.
-_BAR_HEIGHT = 26
+_MOST_BARS = 12
+_MOST_LIST_ITEMS = 10
+_BAR_HEIGHT_PIXELS = 26
 
 
 def render_page(
@@ -30,7 +29,7 @@ def render_page(
 
     Args:
         rows: the table of utterances, as report.js reads it.
-        recordings: data: URIs of embedded recordings; None if recordings were not asked for.
+        recordings: data: URIs of embedded recordings; None for a page without any.
     """
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     audio = "\n".join(
@@ -113,7 +112,7 @@ def _headline(figures: Figures) -> str:
         (
             "Speed",
             f"{_number(figures['rtfx'], 1)} <small>×</small>",
-            f"real time · {figures['wall_seconds']:,.1f} s in all",
+            f"real time · {figures['wall_seconds']:,.1f} s in total",
         ),
     ]
     return f"""<section class="headline">
@@ -125,12 +124,12 @@ def _headline(figures: Figures) -> str:
 
 
 def comparison_lines(comparison: ComparisonFigures) -> list[str]:
-    """What wer.json's "comparison" says, in words."""
+    """Return the comparison of wer.json in words."""
     difference = comparison["difference"]
     low, high = comparison["difference_95_percent_interval"]
     p_value = comparison["p_value"]
     if difference is None or p_value is None:
-        verdict = "too little to tell them apart"
+        verdict = "too little data for a test"
     elif p_value < 0.05:
         verdict = f"{'lower' if difference < 0 else 'higher'} by more than chance"
     else:
@@ -142,11 +141,14 @@ def comparison_lines(comparison: ComparisonFigures) -> list[str]:
         f"{comparison['utterances']:,} utterances: {comparison['better']:,} with fewer errors, "
         f"{comparison['worse']:,} with more",
     ]
-    for where, ids in (("here", comparison["only_here"]), ("there", comparison["only_there"])):
+    for name, ids in (
+        ("this evaluation", comparison["only_here"]),
+        ("the baseline", comparison["only_there"]),
+    ):
         if ids:
             more = ", ..." if len(ids) > 3 else ""
             lines.append(
-                f"left out: {len(ids):,} recognised {where} only: {', '.join(ids[:3])}{more}"
+                f"not compared: {len(ids):,} utterances only in {name}: {', '.join(ids[:3])}{more}"
             )
     return lines
 
@@ -174,7 +176,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _charts(scores: Scores) -> str:
     speakers = sorted(scores.by_speaker.items(), key=lambda item: -_rate(item[1]))
-    worst = dict(speakers[:_LONGEST_CHART])
+    worst = dict(speakers[:_MOST_BARS])
     note = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
     return (
         (_chart("WER by speaker", worst, note) if worst else "")
@@ -194,13 +196,13 @@ def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> s
     """
     longest = max(map(_rate, groups.values())) or 1.0
     bars = [
-        _bar(label, counts, top=i * _BAR_HEIGHT, longest=longest)
+        _bar(label, counts, top=i * _BAR_HEIGHT_PIXELS, longest=longest)
         for i, (label, counts) in enumerate(groups.items())
     ]
     return (
-        f"<section><h2>{heading} <small>{note}with words</small></h2>"
+        f"<section><h2>{heading} <small>{note}with number of words</small></h2>"
         f'<svg role="img" aria-label="{heading}"'
-        f' width="100%" height="{len(groups) * _BAR_HEIGHT}">{"".join(bars)}</svg></section>'
+        f' width="100%" height="{len(groups) * _BAR_HEIGHT_PIXELS}">{"".join(bars)}</svg></section>'
     )
 
 
@@ -217,7 +219,7 @@ def _bar(label: str, counts: ErrorCounts, *, top: int, longest: float) -> str:
             width = 26 * getattr(counts, kind) / counts.reference_words / longest
             parts.append(
                 f'<rect class="{_css_class(kind)}" x="{left:.2f}%" y="{top + 5}"'
-                f' width="{width:.2f}%" height="{_BAR_HEIGHT - 10}"/>'
+                f' width="{width:.2f}%" height="{_BAR_HEIGHT_PIXELS - 10}"/>'
             )
             left += width
     percent = _number(100 * counts.rate if counts.reference_words else None, 1)
@@ -251,7 +253,7 @@ def _confusion_lists(scores: Scores) -> str:
     lists = "".join(
         f'<section><h2><i class="{_css_class(kind)}"></i>{kind}'
         f" <small>{len(of_kind):,} different</small></h2>"
-        + (f"<ol>{''.join(of_kind[:_LONGEST_LIST])}</ol>" if of_kind else "<p>None.</p>")
+        + (f"<ol>{''.join(of_kind[:_MOST_LIST_ITEMS])}</ol>" if of_kind else "<p>None.</p>")
         + "</section>"
         for kind, of_kind in items.items()
     )
@@ -263,32 +265,32 @@ def _table(rows: Sequence[Mapping[str, object]], audio_wanted: bool, compared: b
     note = ""
     if audio_wanted and with_audio < len(rows):
         note = (
-            f"<p>The recordings of {with_audio:,} of {len(rows):,} utterances are in this page,"
-            " those with the most errors first; the others are played from where they lie, if they"
-            " are files of their own and this page was not moved.</p>"
+            f"<p>This page contains the recordings of {with_audio:,} of {len(rows):,} utterances,"
+            " those with the most errors first. Other recordings play only if they are files of"
+            " their own and neither they nor this page have been moved.</p>"
         )
-    gain = " Gain: how many errors more the other has." if compared else ""
+    gain = " Gain: errors of the baseline minus errors of this recognizer." if compared else ""
     heads = "".join(
         f'<th scope="col"><button type="button" data-sort="{key}">{name}</button></th>'
         for key, name in (
             ("id", "Utterance"),
-            ("said", "Transcript"),
+            ("reference", "Transcript"),
             ("seconds", "Seconds"),
             ("words", "Words"),
             ("errors", "Errors"),
             ("rate", "WER %"),
-            ("sure", "Sure %"),
+            ("sure", "Confidence %"),
             *([("gain", "Gain")] if compared else []),
         )
     )
     return f"""<section class="utterances"><h2>Utterances</h2>
-<p>What was recognised, with what was said above every error:
-<span class="word sub"><span>said</span><span>heard</span></span>
-<span class="word del"><span>missed</span><span>∅</span></span>
-<span class="word ins"><span>∅</span><span>invented</span></span></p>
-<p>A click on an utterance shows when. Sure: the mean confidence of its words.{gain}</p>
-{note}<noscript><p>The table needs JavaScript; hypotheses.jsonl has the same text.</p></noscript>
+<p>The recognized text, with the reference above every error:
+<span class="word sub"><span>reference</span><span>recognized</span></span>
+<span class="word del"><span>deleted</span><span>∅</span></span>
+<span class="word ins"><span>∅</span><span>inserted</span></span></p>
+<p>Click an utterance to see its words in time. Confidence: mean over its words.{gain}</p>
+{note}<noscript><p>The table needs JavaScript; hypotheses.jsonl has the same texts.</p></noscript>
 <form class="toolbar"><input type="search" placeholder="Search text, utterance or speaker"
- aria-label="Search"><label><input type="checkbox"> only with errors</label>
+ aria-label="Search"><label><input type="checkbox"> only utterances with errors</label>
 <output></output></form>
 <table><thead><tr>{heads}</tr></thead><tbody></tbody></table><div id="end"></div></section>"""

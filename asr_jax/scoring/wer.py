@@ -1,8 +1,8 @@
-"""Word error rate (WER): alignment, counts, rates, and how far chance could move them.
+"""Word error rate (WER): alignment, counts, rates and their confidence intervals.
 
-A rate is a fraction of the reference words: 0.123 is a WER of 12.3 %. Words are compared as they
-stand, case and punctuation included; normalise beforehand what should not count. Words are lists
-of strings; given lists of characters instead, the same functions yield the character error rate.
+A rate is a fraction of the reference words: 0.123 is a WER of 12.3 %. Words are compared exactly,
+case and punctuation included; normalize texts first to ignore these. Texts are lists of words; with
+lists of characters the same functions compute the character error rate.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 
 
 class Edit(NamedTuple):
-    """One column of an alignment; the side that has no word there is None."""
+    """One column of an alignment; a side without a word is None."""
 
     op: Literal["equal", "substitute", "delete", "insert"]
     reference: str | None
@@ -24,7 +24,7 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorCounts:
-    """Edits that turn the reference into the hypothesis. Counts of several utterances add up."""
+    """Numbers of edits that turn references into hypotheses; counts of utterances can be added."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -50,53 +50,53 @@ class ErrorCounts:
 
 
 def align(reference: list[str], hypothesis: list[str]) -> list[Edit]:
-    """A shortest edit script (Levenshtein distance, every edit costs 1), column by column.
+    """Return a shortest edit script (Levenshtein distance, every edit costs 1), column by column.
 
     The reference sides that are not None spell the reference, the hypothesis sides the hypothesis.
-    Where several scripts are equally short, one of them, always the same.
+    Among equally short scripts the choice is deterministic.
     """
     columns = []
     for block in Levenshtein.opcodes(reference, hypothesis):
-        said = reference[block.src_start : block.src_end]
-        heard = hypothesis[block.dest_start : block.dest_end]
+        before = reference[block.src_start : block.src_end]
+        after = hypothesis[block.dest_start : block.dest_end]
         match block.tag:
             case "equal":
-                columns += [Edit("equal", *pair) for pair in zip(said, heard)]
+                columns += [Edit("equal", *pair) for pair in zip(before, after)]
             case "replace":
-                columns += [Edit("substitute", *pair) for pair in zip(said, heard)]
+                columns += [Edit("substitute", *pair) for pair in zip(before, after)]
             case "delete":
-                columns += [Edit("delete", word, None) for word in said]
+                columns += [Edit("delete", word, None) for word in before]
             case "insert":
-                columns += [Edit("insert", None, word) for word in heard]
+                columns += [Edit("insert", None, word) for word in after]
     return columns
 
 
 def count_errors(reference: list[str], hypothesis: list[str]) -> ErrorCounts:
-    """The edits of `align`, counted. Over an empty reference, every word is an insertion."""
+    """Count the edits of `align`. With an empty reference, every word is an insertion."""
     tags = Counter(edit.tag for edit in Levenshtein.editops(reference, hypothesis))
     return ErrorCounts(tags["replace"], tags["delete"], tags["insert"], len(reference))
 
 
 def count_word_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Errors between two transcripts; words are what whitespace separates."""
+    """Count the errors between two transcripts, whose words are separated by whitespace."""
     return count_errors(reference.split(), hypothesis.split())
 
 
 def count_character_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """The same in characters; the one space between two words is a character, other spaces are not.
+    """Count the errors in characters; one space between two words is a character.
 
-    `reference_words` counts characters here.
+    `reference_words` is the number of characters.
     """
     return count_errors(list(" ".join(reference.split())), list(" ".join(hypothesis.split())))
 
 
 def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
-    """The sum, from which a corpus' rate is taken: long utterances weigh more than short ones."""
+    """Return the sum, whose rate is the corpus's: long utterances weigh more than short ones."""
     return sum(counts, start=ErrorCounts())
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """WER of a corpus as a fraction: all errors over all reference words, nan if there are none.
+    """Return the WER of a corpus as a fraction: all errors over all reference words, nan without.
 
     Raises ValueError unless there is one hypothesis for each reference.
     """
@@ -108,12 +108,12 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
 
 
 def sentence_error_rate(counts: Sequence[ErrorCounts]) -> float:
-    """Share of utterances with at least one error, nan if there are none."""
+    """Return the fraction of utterances with at least one error; nan without utterances."""
     return float(np.mean([c.errors > 0 for c in counts])) if counts else float("nan")
 
 
 def counts_by(keys: Sequence[str], counts: Sequence[ErrorCounts]) -> dict[str, ErrorCounts]:
-    """Sum of the counts under each key, such as a speaker, in order of appearance."""
+    """Sum the counts of each key, such as a speaker, in order of appearance."""
     sums: dict[str, ErrorCounts] = {}
     for key, count in zip(keys, counts, strict=True):
         sums[key] = sums.get(key, ErrorCounts()) + count
@@ -123,19 +123,20 @@ def counts_by(keys: Sequence[str], counts: Sequence[ErrorCounts]) -> dict[str, E
 def bootstrap_interval(
     counts: Sequence[ErrorCounts], *, seed: int, samples: int = 1000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the corpus' rate over utterances (Bisani and Ney, ICASSP 2004).
+    """Return the bootstrap interval of the corpus's rate (Bisani and Ney, ICASSP 2004).
 
-    `samples` corpora of as many utterances are drawn with replacement; the interval holds the
-    middle `confidence` of their rates. It covers the choice of utterances, not of speakers: with
-    few speakers it is too narrow. Draws without reference words have no rate and are left out.
+    `samples` corpora of the same number of utterances are drawn with replacement; the interval
+    spans the middle `confidence` of their rates. It reflects the choice of utterances, not of
+    speakers: with few speakers it is too narrow. Draws without reference words have no rate and are
+    ignored.
 
-    Returns (low, high) as fractions, the same for the same seed; nan where no draw has a rate.
-    Raises ValueError for samples below 1 and for a confidence outside 0..1.
+    Returns (low, high) as fractions, the same for the same seed; nan if no draw has a rate. Raises
+    ValueError for samples below 1 and for a confidence outside 0..1.
     """
     if samples < 1:
         raise ValueError(f"samples = {samples!r}: must be at least 1")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence!r}: must lie between 0 and 1")
+        raise ValueError(f"confidence = {confidence!r}: must be between 0 and 1")
     errors = np.array([c.errors for c in counts], np.int64)
     words = np.array([c.reference_words for c in counts], np.int64)
     if not words.any():

@@ -1,4 +1,4 @@
-"""train, evaluate and transcribe from end to end: what they print and what lies in a run."""
+"""train, evaluate and transcribe from end to end: their output and the files of a run."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def transcripts(data: Path) -> dict[str, str]:
     return {entry["audio_filepath"]: entry["text"] for entry in lines}
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(trained):
+def test_sigterm_saves_and_the_command_resumes(trained):
     stopped = trained.until_stopped
     assert stopped.status == 128 + signal.SIGTERM
     assert "SIGTERM: saving a checkpoint before exiting" in stopped.err
@@ -61,13 +61,13 @@ def test_run_directory(trained):
     assert list(config) == sorted(flatten(Config()))
     assert config["encoder.layers"] == 1
     assert config["data.train"] == str(trained.data)
-    # The newest three, and the best by WER among 2 and 4, the steps at which it was measured.
+    # The newest three, and the best by dev WER, which was measured at steps 2 and 4.
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "3", "4"}
     assert list((run / "tensorboard").glob("events.*"))
     assert (run / "skipped.jsonl").read_text() == ""
 
 
-def test_metrics_have_a_line_for_every_step_once(trained):
+def test_metrics_have_one_line_for_every_step(trained):
     lines = metrics(trained.run)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
@@ -78,7 +78,7 @@ def test_metrics_have_a_line_for_every_step_once(trained):
     assert [line["step"] for line in lines if "dev_wer" in line] == [2, 4]
 
 
-def test_training_ends_with_the_test_set_as_evaluate_reads_it(trained, command, tmp_path):
+def test_training_ends_with_the_evaluation_that_evaluate_makes(trained, command, tmp_path):
     (at_the_end,) = (trained.run / "evaluation").iterdir()
     assert (at_the_end / "report.html").is_file()
     outcome = command("evaluate", trained.run, "--data", trained.data, "--output", tmp_path)
@@ -92,7 +92,7 @@ def test_training_ends_with_the_test_set_as_evaluate_reads_it(trained, command, 
 
 
 def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_path):
-    """Of several DATA each by itself; without --data, that of data.test."""
+    """Every dataset is compared by itself; the default dataset is data.test."""
     other = shutil.copytree(trained.run, tmp_path / "other")
     out = tmp_path / "out"
     itself = default_output(trained.run, str(trained.data))
@@ -114,67 +114,70 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
         "only_there": [],
     }
 
-    # The first heard all but one right, and one that is not here; the second is as it was.
+    # The first baseline is correct, lacks an utterance and has another one; the second is equal.
     more = tmp_path / "more" / "data.jsonl"
     more.parent.mkdir()
     more.write_text(trained.data.read_text().replace('th": "', f'th": "{trained.data.parent}/'))
     names = [f"{path.parent.name}-data" for path in (trained.data, more)]
-    first, second = (tmp_path / "rivals" / name / "hypotheses.jsonl" for name in names)
+    first, second = (tmp_path / "baselines" / name / "hypotheses.jsonl" for name in names)
     for path in (first, second):
         path.parent.mkdir(parents=True)
     entries = list(hypotheses(out).values())
-    heard = [entry | {"hypothesis": entry["reference"]} for entry in entries[1:]]
-    heard.append({"id": "elsewhere", "reference": "a", "hypothesis": "b"})
-    first.write_text("".join(json.dumps(entry) + "\n" for entry in heard))
+    correct = [entry | {"hypothesis": entry["reference"]} for entry in entries[1:]]
+    correct.append({"id": "elsewhere", "reference": "a", "hypothesis": "b"})
+    first.write_text("".join(json.dumps(entry) + "\n" for entry in correct))
     prefixed = [entry | {"id": f"{trained.data.parent}/{entry['id']}"} for entry in entries]
     second.write_text("".join(json.dumps(entry) + "\n" for entry in prefixed))
     both = ("evaluate", trained.run, "--data", trained.data, more, "--output", tmp_path / "new")
-    assert command(*both, "--compare", tmp_path / "rivals").status == 0
-    one, two = (
+    assert command(*both, "--compare", tmp_path / "baselines").status == 0
+    of_first, of_second = (
         json.loads((tmp_path / "new" / name / "wer.json").read_text())["comparison"]
         for name in names
     )
-    assert (one["other_wer"], one["utterances"], one["worse"]) == (0, 5, 5)
-    assert (one["only_here"], one["only_there"]) == ([entries[0]["id"]], ["elsewhere"])
-    assert (two["difference"], two["utterances"]) == (0, 6)
+    assert (of_first["other_wer"], of_first["utterances"], of_first["worse"]) == (0, 5, 5)
+    assert (of_first["only_here"], of_first["only_there"]) == ([entries[0]["id"]], ["elsewhere"])
+    assert (of_second["difference"], of_second["utterances"]) == (0, 6)
 
     compare = ("evaluate", trained.run, "--output", out, "--compare", first.parent)
     first.write_text(json.dumps(entries[0] | {"reference": "zero"}))
     assert error(*compare) == (
-        f"{first}:1: {entries[0]['id']} is 'zero' there and 'one' in --data: other data"
+        f"{first}:1: reference 'zero' of {entries[0]['id']} must be 'one', as in --data; compare "
+        "with an evaluation of that dataset"
     )
     for broken in ('{"id": 3}', json.dumps(entries[0] | {"hypothesis": None})):
         first.write_text(broken)
-        assert error(*compare).startswith(f"{first}:1: must be an object with texts id, reference")
+        assert error(*compare).startswith(
+            f"{first}:1: must be an object with strings id, reference"
+        )
     first.write_bytes(b"\xff")
     assert error(*compare) == f"{first}: not UTF-8"
     first.write_text("")
-    assert error(*compare) == f"{first}: has none of the utterances of --data"
+    assert error(*compare) == f"{first}: contains none of the utterances of --data"
     for path in (trained.run, itself):
-        complaint = error("evaluate", trained.run, "--compare", path)
-        assert complaint.endswith(f"this evaluation would replace {itself}; say --output")
+        message = error("evaluate", trained.run, "--compare", path)
+        assert message.endswith(f"would overwrite {itself}; pass --output")
     assert error("evaluate", trained.run, "--compare", more).startswith(f"--compare {more}: must")
-    complaint = error("evaluate", trained.run, "--data", trained.data, trained.data)
-    assert complaint == f"--data: two of them would be written to {itself.resolve()}"
+    message = error("evaluate", trained.run, "--data", trained.data, trained.data)
+    assert message == f"--data: two datasets would be written to {itself.resolve()}"
 
 
 @pytest.mark.slow
 def test_a_long_recording_is_transcribed_in_windows(trained, command, error, tmp_path):
-    """This model babbles, so that there are as many labels as frames, but no joins by words."""
+    """This model emits a label at every frame, so that no words are merged across windows."""
     long, first = (write_tone(tmp_path / f"{n}.flac", float(n)) for n in (20, 6))
     outcome = command("transcribe", trained.run, long, first, "--window-seconds", 6)
-    whole, of_first = (line.split("\t")[1] for line in outcome.out.splitlines())
-    heard_before_the_join = len(of_first) // 6
-    assert heard_before_the_join > 10
-    assert whole[:heard_before_the_join] == of_first[:heard_before_the_join]
-    assert len(whole) == pytest.approx(20 / 6 * len(of_first), rel=0.2)
+    long_text, first_text = (line.split("\t")[1] for line in outcome.out.splitlines())
+    before_merging = len(first_text) // 6
+    assert before_merging > 10
+    assert long_text[:before_merging] == first_text[:before_merging]
+    assert len(long_text) == pytest.approx(20 / 6 * len(first_text), rel=0.2)
     several = ("--decoder=beam", "--nbest=2", "--window-seconds=6")
-    found = error("transcribe", trained.run, first, long, *several)
-    assert found.startswith(f"--nbest 2: {long} is recognised in windows, which are joined")
+    message = error("transcribe", trained.run, first, long, *several)
+    assert message.startswith(f"--nbest 2: {long} is recognized in windows, which are merged")
 
 
 @pytest.mark.slow
-def test_the_report_shows_when_labels_come(trained, command, error, tmp_path):
+def test_the_report_has_label_posteriors(trained, command, error, tmp_path):
     outcome = command("evaluate", trained.run, "--lattices", 2, "--output", tmp_path)
     assert outcome.status == 0, outcome.err
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -182,21 +185,21 @@ def test_the_report_shows_when_labels_come(trained, command, error, tmp_path):
     shown = [row for row in rows if "lattice" in row]
     assert len(shown) == 2
     for row in shown:
-        said = "".join(label[0] for label in row["lattice"]).replace("\u2581", " ").strip()
-        assert said == transcripts(trained.data)[row["id"]]
+        text = "".join(label[0] for label in row["lattice"]).replace("\u2581", " ").strip()
+        assert text == transcripts(trained.data)[row["id"]]
         for _, start, frame, percents in row["lattice"]:
-            # What is below 1 % at the ends is left out, and percents are rounded.
+            # Values below 1 % at the ends are omitted, and percents are rounded.
             assert sum(percents) == pytest.approx(100, abs=0.5 * len(percents) + 5)
             assert 0 <= start and start + frame * len(percents) <= 1000 * row["seconds"] + frame
-    assert "of one process" in error("evaluate", trained.run, "--lattices=-1")
+    assert "must not be negative" in error("evaluate", trained.run, "--lattices=-1")
     with pytest.raises(ValueError, match="^--lattices: a model of objective 'ctc' has none$"):
         require_lattice(Config(objective=ObjectiveConfig(kind="ctc", ctc_weight=0.0)))
 
 
-def test_references_beyond_ascii_come_through(trained):
+def test_references_may_have_non_ascii_characters(trained):
     (output,) = (trained.run / "evaluation").iterdir()
-    found = hypotheses(output)
-    assert {id: entry["reference"] for id, entry in found.items()} == transcripts(trained.data)
+    entries = hypotheses(output)
+    assert {id: entry["reference"] for id, entry in entries.items()} == transcripts(trained.data)
     assert "größer" in (output / "report.html").read_text(encoding="utf-8")
 
 
@@ -210,10 +213,10 @@ def test_evaluate_a_checkpoint(trained, command, tmp_path, which, steps):
     assert f"{which} ({steps})" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_transcribe_says_what_evaluate_does(trained, command):
+def test_transcribe_prints_the_hypotheses_of_evaluate(trained, command):
     (output,) = (trained.run / "evaluation").iterdir()
     expected = {id: entry["hypothesis"] for id, entry in hypotheses(output).items()}
-    assert len(set(expected.values())) > 1, "silent, so that nothing is compared"
+    assert len(set(expected.values())) > 1, "without text nothing is compared"
     paths = {id: trained.data.parent / id for id in expected}
 
     together = command("transcribe", trained.run, *paths.values())
@@ -228,34 +231,35 @@ def test_transcribe_says_what_evaluate_does(trained, command):
     }
 
 
-def test_silence_and_noise_end_with_the_frames(trained, command, tmp_path):
-    """Where nothing is said: at most so many labels a frame, and every word heard is counted."""
+def test_silence_and_noise_have_bounded_labels_and_count_as_insertions(trained, command, tmp_path):
+    """Recordings without speech have a bounded number of labels a frame; every word is an error."""
     seconds, rate_hz = 0.5, 16_000
     noise = np.random.default_rng(0).normal(size=round(seconds * rate_hz))
-    said = list(transcripts(trained.data).items())[:4]
-    recordings = {str(trained.data.parent / name): text for name, text in said}
+    spoken = list(transcripts(trained.data).items())[:4]
+    recordings = {str(trained.data.parent / name): text for name, text in spoken}
     for name, samples in (("silence", 0 * noise), ("noise", 0.1 * noise)):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate_hz)
         recordings[str(tmp_path / f"{name}.wav")] = ""
     listing, output = write_manifest(tmp_path / "data.jsonl", recordings), tmp_path / "out"
     outcome = command("evaluate", trained.run, "--data", listing, "--output", output)
     assert outcome.status == 0, outcome.err
-    found, figures = hypotheses(output), json.loads((output / "wer.json").read_text())
+    entries, figures = hypotheses(output), json.loads((output / "wer.json").read_text())
     frames = math.ceil(seconds / 0.04)
     for name in ("silence", "noise"):
-        heard = found[str(tmp_path / f"{name}.wav")]
-        assert heard["reference"] == ""
+        entry = entries[str(tmp_path / f"{name}.wav")]
+        assert entry["reference"] == ""
         # A label of this model is a character.
-        assert len(heard["hypothesis"]) <= 5 * frames
-        ends = [word["end_seconds"] for word in heard["words"]]
+        assert len(entry["hypothesis"]) <= 5 * frames
+        ends = [word["end_seconds"] for word in entry["words"]]
         assert max(ends, default=0) <= frames * 0.04 + 1e-6
-    assert any(not one["reference"] and one["hypothesis"] for one in found.values())
-    counts = total(count_word_errors(one["reference"], one["hypothesis"]) for one in found.values())
+    pairs = [(entry["reference"], entry["hypothesis"]) for entry in entries.values()]
+    assert any(hypothesis and not reference for reference, hypothesis in pairs)
+    counts = total(count_word_errors(*pair) for pair in pairs)
     assert figures["insertions"] == counts.insertions
     assert (figures["utterances"], figures["reference_words"]) == (6, counts.reference_words)
 
 
-def test_timestamps_are_the_same_in_every_form(trained, command, error, tmp_path):
+def test_timestamps_are_equal_in_every_format(trained, command, error, tmp_path):
     (output,) = (trained.run / "evaluation").iterdir()
     path = trained.data.parent / "3.flac"
     expected = hypotheses(output)["3.flac"]
@@ -272,30 +276,30 @@ def test_timestamps_are_the_same_in_every_form(trained, command, error, tmp_path
 
     other = trained.data.parent / "2.flac"
     assert "one recording" in error("transcribe", trained.run, path, other, "--format=srt")
-    assert "is of --format text" in error("transcribe", trained.run, path, "--format=srt", "--json")
-    complaint = error("transcribe", trained.run, path, path, "--output", tmp_path)
-    assert complaint == f"--output {tmp_path}: 2 recordings are named 3"
-    complaint = error("transcribe", trained.run, path, "--nbest", 3)
-    assert complaint.startswith("--nbest 3: the search keeps 1; say --decoder beam")
-    complaint = error("transcribe", trained.run, path, "--nbest=3", "--format=srt")
-    assert complaint == "--nbest: is of plain text and of --json"
+    assert "needs --format text" in error("transcribe", trained.run, path, "--format=srt", "--json")
+    message = error("transcribe", trained.run, path, path, "--output", tmp_path)
+    assert message == f"--output {tmp_path}: 2 recordings are named 3"
+    message = error("transcribe", trained.run, path, "--nbest", 3)
+    assert message.startswith("--nbest 3: must not exceed the beam size, 1; pass --decoder beam")
+    message = error("transcribe", trained.run, path, "--nbest=3", "--format=srt")
+    assert message == "--nbest: needs plain text or --json"
 
 
-def test_what_transcribe_prints():
+def test_formats_of_transcribe():
     words = (Word("a", 0.08, 0.2, 0.5), Word("b", 1.0, 1.04, 0.25))
     texts = ["a b", "a", "a b", "b", "c"]
-    found = [Transcript(text, words, float(-n)) for n, text in enumerate(texts)]
+    ranked = [Transcript(text, words, float(-n)) for n, text in enumerate(texts)]
     recording = Utterance("0", Path("x/y.wav"), "", 2.0)
 
     def printed(**options):
         options = transcribe.Options(run=Path("r"), audio=(recording.audio,), **options)
-        return transcribe.as_text(recording, found, options)
+        return transcribe.as_text(recording, ranked, options)
 
     assert printed() == "x/y.wav\ta b\n"
     assert printed(timestamps=True) == (
         "x/y.wav\t0.080\t0.200\ta\t0.5000\nx/y.wav\t1.000\t1.040\tb\t0.2500\n"
     )
-    # The third is the first in other labels.
+    # The third hypothesis spells the text of the first with other labels.
     assert printed(nbest=3) == "x/y.wav\t0.0000\ta b\nx/y.wav\t-1.0000\ta\nx/y.wav\t-3.0000\tb\n"
     entry = json.loads(printed(nbest=2, json=True))
     assert entry.pop("nbest") == [{"score": 0.0, "text": "a b"}, {"score": -1.0, "text": "a"}]
@@ -310,7 +314,7 @@ def test_what_transcribe_prints():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tdt", "hat", "ctc", "attention"])
-def test_every_objective_goes_through_the_same_commands(trained, command, tmp_path, kind):
+def test_every_objective_works_with_all_commands(trained, command, tmp_path, kind):
     options = [f"--objective.kind={kind}", f"--data.train={trained.data}"]
     options += [f"--data.test={trained.data}", "--decoder.layers=1", "--decoder.width=16"]
     options += ["--optimizer.peak-learning-rate=0.01"]
@@ -321,11 +325,11 @@ def test_every_objective_goes_through_the_same_commands(trained, command, tmp_pa
     (output,) = (tmp_path / "run/evaluation").iterdir()
     expected = {id: entry["hypothesis"] for id, entry in hypotheses(output).items()}
     paths = {id: trained.data.parent / id for id in expected}
-    said = command("transcribe", tmp_path / "run", *paths.values())
-    assert said.out.splitlines() == [f"{paths[id]}\t{text}" for id, text in expected.items()]
+    outcome = command("transcribe", tmp_path / "run", *paths.values())
+    assert outcome.out.splitlines() == [f"{paths[id]}\t{text}" for id, text in expected.items()]
 
 
-def test_a_finished_run_is_left_as_it_is(trained, command, tmp_path):
+def test_a_finished_run_stays_unchanged(trained, command, tmp_path):
     run = shutil.copytree(trained.run, tmp_path / "run")
     before = metrics(run)
     outcome = command("train", run / "config.json", "--data.test=")
@@ -341,7 +345,7 @@ def test_help_names_every_command(command):
 
 
 @pytest.mark.slow
-def test_checkpoints_may_lie_elsewhere(trained, command, error, tmp_path):
+def test_checkpoints_may_be_in_another_folder(trained, command, error, tmp_path):
     elsewhere, run = tmp_path / "shared/folder", tmp_path / "run"
     where = ["--run", run, f"--data.train={trained.data}", "--train.steps", 4]
     directory = f"--checkpoint.directory={elsewhere}"
@@ -350,9 +354,9 @@ def test_checkpoints_may_lie_elsewhere(trained, command, error, tmp_path):
     assert {path.name for path in (elsewhere / "checkpoints").iterdir()} == {"2", "3", "4"}
     scored = command("evaluate", run, "--data", trained.data, "--checkpoint", "last")
     assert scored.status == 0 and scored.out.startswith("WER on ")
-    complaint = error("train", trained.config, *where)
-    assert "checkpoint.directory is" in complaint
-    complaint = error(
+    message = error("train", trained.config, *where)
+    assert "checkpoint.directory is" in message
+    message = error(
         "train",
         trained.config,
         *where[2:],
@@ -360,13 +364,13 @@ def test_checkpoints_may_lie_elsewhere(trained, command, error, tmp_path):
         tmp_path / "new",
         "--checkpoint.directory=gopher://bucket",
     )
-    assert complaint.startswith("checkpoint.directory = 'gopher://bucket': must be a folder")
+    assert message.startswith("checkpoint.directory = 'gopher://bucket': must be a folder")
 
 
-def test_figures_go_to_weights_and_biases_where_asked(tmp_path, monkeypatch, error, trained):
+def test_figures_go_to_weights_and_biases_if_requested(tmp_path, monkeypatch, error, trained):
     config = (trained.config, f"--data.train={trained.data}", "--train.wandb-project=speech")
-    complaint = error("train", *config, "--run", tmp_path / "run")
-    assert complaint == "train.wandb_project = 'speech': needs the package wandb, pip install wandb"
+    message = error("train", *config, "--run", tmp_path / "run")
+    assert message == "train.wandb_project = 'speech': needs the package wandb, pip install wandb"
 
     logged, started = [], []
 

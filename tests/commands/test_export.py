@@ -1,4 +1,4 @@
-"""`asr-jax export` and `asr_jax.load`: what was written recognises as the run does."""
+"""`asr-jax export` and `asr_jax.load`: exported models transcribe as their run does."""
 
 import json
 import shutil
@@ -36,10 +36,10 @@ def test_the_folder_holds_a_model_and_nothing_else(exported):
     assert [path.name for path in exported.parent.iterdir()] == ["model"]
 
 
-def test_transcribe_and_evaluate_take_it_for_a_run(trained, exported, command, tmp_path):
-    of = lambda run: command("transcribe", run, *recordings(trained))
-    assert of(exported) == of(trained.run)
-    assert len(set(of(exported).out.splitlines())) > 1
+def test_transcribe_and_evaluate_accept_it_as_a_run(trained, exported, command, tmp_path):
+    transcribe = lambda run: command("transcribe", run, *recordings(trained))
+    assert transcribe(exported) == transcribe(trained.run)
+    assert len(set(transcribe(exported).out.splitlines())) > 1
     scored = [
         command("evaluate", run, "--data", trained.data, "--output", tmp_path / name)
         for name, run in [("run", trained.run), ("model", exported)]
@@ -74,25 +74,25 @@ def test_folded_is_the_same_model_without_shared_matrices(trained, command, tmp_
     assert "folded" in (tmp_path / "folded/README.md").read_text()
 
 
-def test_load_says_what_transcribe_does(trained, exported, command):
+def test_load_gives_the_texts_of_transcribe(trained, exported, command):
     paths = recordings(trained)
     lines = command("transcribe", trained.run, *paths).out.splitlines()
     expected = [line.partition("\t")[2] for line in lines]
     for directory in (trained.run, str(exported)):
         model = asr_jax.load(directory)
         assert model.config.encoder.width == 16 and model.checkpoint == "best (2)"
-        found = model.transcribe(paths, timestamps=True)
-        assert [one.text for one in found] == expected
-        assert [" ".join(word.text for word in one.words) for one in found] == expected
-        assert not any(one.words for one in model.transcribe(paths))
+        timed = model.transcribe(paths, timestamps=True)
+        assert [transcript.text for transcript in timed] == expected
+        assert [" ".join(word.text for word in t.words) for t in timed] == expected
+        assert not any(transcript.words for transcript in model.transcribe(paths))
         samples = [read_audio(path, sample_rate_hz=16_000) for path in paths]
-        assert [one.text for one in model.transcribe(samples)] == expected
-        assert [one.text for one in model.transcribe(str(paths[2]))] == expected[2:3]
+        assert [transcript.text for transcript in model.transcribe(samples)] == expected
+        assert [t.text for t in model.transcribe(str(paths[2]))] == expected[2:3]
         assert model.transcribe([]) == []
 
 
 @pytest.mark.slow
-def test_load_searches_as_transcribe_does(trained, command, tmp_path):
+def test_load_takes_the_search_options_of_transcribe(trained, command, tmp_path):
     paths, hotwords = recordings(trained), tmp_path / "hotwords.txt"
     hotwords.write_text("zwei :9\n")
     lines = command(
@@ -100,11 +100,13 @@ def test_load_searches_as_transcribe_does(trained, command, tmp_path):
         *("--hotwords", hotwords, "--internal-lm-weight=0.1"),
     ).out.splitlines()
     options = dict(beam=2, hotwords=str(hotwords), internal_lm_weight=0.1)
-    found = asr_jax.load(trained.run, **options).transcribe(paths)
-    assert [one.text for one in found] == [line.partition("\t")[2] for line in lines]
-    assert found != asr_jax.load(trained.run, beam=2).transcribe(paths)
-    whole = asr_jax.load(trained.run, window_seconds=0.0, beam=0).config.decoding
-    assert (whole.window_seconds, whole.beam) == (0, 0)
+    transcripts = asr_jax.load(trained.run, **options).transcribe(paths)
+    assert [transcript.text for transcript in transcripts] == [
+        line.partition("\t")[2] for line in lines
+    ]
+    assert transcripts != asr_jax.load(trained.run, beam=2).transcribe(paths)
+    decoding = asr_jax.load(trained.run, window_seconds=0.0, beam=0).config.decoding
+    assert (decoding.window_seconds, decoding.beam) == (0, 0)
     with pytest.raises(ValueError, match="^--hotwords: needs a beam search"):
         asr_jax.load(trained.run, hotwords=hotwords)
     with pytest.raises(TypeError, match="hotword_bost"):
@@ -131,15 +133,15 @@ def test_load_names_what_it_cannot_read(trained, tmp_path):
         asr_jax.lode  # noqa: B018
 
 
-def test_mistakes_are_one_line(trained, error, tmp_path):
+def test_errors_are_one_line(trained, error, tmp_path):
     pytest.importorskip("safetensors")
     export = lambda *options: error("export", *options, "--format", "params")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    assert "is there already and not empty" in export(trained.run, tmp_path / "full")
-    assert "is there already and not empty" in export(trained.run, tmp_path / "full/file")
+    assert "already exists and is not empty" in export(trained.run, tmp_path / "full")
+    assert "already exists and is not empty" in export(trained.run, tmp_path / "full/file")
     out = tmp_path / "out"
-    assert export(trained.run, ".") == ".: say the name of a folder to make"
+    assert export(trained.run, ".") == ".: must name a folder to create"
     assert "not a run directory" in export(tmp_path / "none", out)
     assert "must be positive" in export(trained.run, out, "--recordings", 0)
     assert "is not one of" in error("export", trained.run, out, "--format", "paper")
@@ -150,32 +152,32 @@ def test_mistakes_are_one_line(trained, error, tmp_path):
 
 
 @pytest.mark.parametrize("most, chosen", [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, range(6))])
-def test_what_it_is_tried_on_is_evenly_spread(trained, monkeypatch, most, chosen):
+def test_recordings_of_the_check_are_evenly_spread(trained, monkeypatch, most, chosen):
     silent = lambda _, utterances: SimpleNamespace(texts=[""] * len(utterances))
     monkeypatch.setattr(check, "recognize_utterances", silent)
-    sample = check.recognize_reference(open_run(trained.run, "best"), str(trained.data), most)
+    reference = check.recognize_reference(open_run(trained.run, "best"), str(trained.data), most)
     everything, _ = read_transcribed(trained.data, "")
-    assert sample.utterances == [everything[n] for n in chosen]
+    assert reference.utterances == [everything[n] for n in chosen]
 
 
-def test_programs_are_tried_on_recordings_as_a_whole(trained):
+def test_programs_are_checked_without_windows(trained):
     from asr_jax.commands.export import write_stablehlo
 
     run = open_run(trained.run, "best")
     long = Utterance("long", Path("long.wav"), "", 3 * run.config.decoding.window_seconds)
-    tried = write_stablehlo.prepared(run, dtype="float32", int8=False)
+    prepared = write_stablehlo.prepared(run, dtype="float32", int8=False)
     assert len(windows_of(long, run.config)) > 1
-    assert windows_of(long, tried.config) == [long]
+    assert windows_of(long, prepared.config) == [long]
 
 
 def test_an_export_has_one_checkpoint(exported, error, trained):
-    complaint = error("transcribe", exported, recordings(trained)[0], "--checkpoint", 3)
-    assert complaint.startswith("--checkpoint 3: ")
-    assert complaint.endswith("was exported with the parameters of best (2) and has no others")
+    message = error("transcribe", exported, recordings(trained)[0], "--checkpoint", 3)
+    assert message.startswith("--checkpoint 3: ")
+    assert message.endswith("was exported with the parameters of best (2) and has no others")
 
 
-def test_folders_that_are_not_read_here_say_what_they_are(exported, error, trained, tmp_path):
-    """Of another version the config may be another too."""
+def test_unreadable_folders_are_explained(exported, error, trained, tmp_path):
+    """Even if the config of another version has unknown fields."""
     from safetensors.numpy import save_file
 
     transcribe = lambda: error("transcribe", tmp_path / "other", recordings(trained)[0])
@@ -195,10 +197,10 @@ def test_folders_that_are_not_read_here_say_what_they_are(exported, error, train
 
 def test_a_missing_package_is_named(trained, error, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
-    assert complaint == "--format needs the package safetensors: pip install safetensors"
-    complaint = error("export", trained.run, tmp_path / "out", "--format", "sherpa-onnx")
-    assert complaint == "--format needs the package onnx: pip install 'asr_jax[export]'"
+    message = error("export", trained.run, tmp_path / "out", "--format", "params")
+    assert message == "--format needs the package safetensors: pip install safetensors"
+    message = error("export", trained.run, tmp_path / "out", "--format", "sherpa-onnx")
+    assert message == "--format needs the package onnx: pip install 'asr_jax[export]'"
 
 
 def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
@@ -225,12 +227,12 @@ def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, m
         )
 
     monkeypatch.setattr(write_params, "save_params", with_another_bias)
-    complaint = error("export", trained.run, tmp_path / "out", "--format", "params")
-    assert "transcripts differ from the run's" in complaint
+    message = error("export", trained.run, tmp_path / "out", "--format", "params")
+    assert "transcripts differ from the run's" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_tells_what_is_known(trained, exported):
+def test_the_card_has_the_evaluation_and_open_licenses(trained, exported):
     text = (exported / "README.md").read_text()
     wer = json.loads(next(trained.run.glob("evaluation/*/wer.json")).read_text())["wer"]
     assert f"| {trained.data} | {wer:.2f} |" in text
@@ -248,7 +250,7 @@ def loaded_by(code: str) -> set[str]:
 PREPARATION_AND_COMMANDS = {"tyro", "grain", "tensorflow_datasets"}
 
 
-def test_importing_the_losses_loads_jax_alone():
+def test_importing_the_losses_loads_only_jax():
     """Neither importing the package nor asr_jax.losses loads what only training needs."""
     training = {"flax", "optax", "orbax", "sentencepiece", "safetensors"}
     loaded = loaded_by("import asr_jax, asr_jax.losses")

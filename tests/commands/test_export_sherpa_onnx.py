@@ -1,4 +1,4 @@
-"""`asr-jax export --format sherpa-onnx`: the released runtime recognises what the run does."""
+"""`asr-jax export --format sherpa-onnx`: the released runtime transcribes as the run does."""
 
 import dataclasses
 import subprocess
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(export_trained) -> Path:
-    """In sherpa-onnx each recording by itself gave the transcript of the run."""
+    """Export the run, which checks the transcript of each recording in sherpa-onnx."""
     return export_trained("--format=sherpa-onnx", "--quantize=int8")
 
 
 def transcripts(folder: Path, trained, *, suffix: str = "", **options) -> list[str]:
-    """All recordings in one batch."""
+    """Transcribe all recordings in one batch."""
     parts = {part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS}
     recognizer = runtime.OfflineRecognizer.from_transducer(
         **parts, tokens=str(folder / "tokens.txt"), **options
@@ -49,7 +49,7 @@ def transcripts(folder: Path, trained, *, suffix: str = "", **options) -> list[s
     return [stream.result.text.strip() for stream in streams]
 
 
-def test_the_folder_holds_what_the_runtime_reads(exported):
+def test_the_folder_has_the_files_that_the_runtime_reads(exported):
     onnx = {f"{part}{suffix}.onnx" for part in sherpa_onnx.PARTS for suffix in ("", ".int8")}
     names = {path.name for path in exported.iterdir()}
     assert names == onnx | {"tokens.txt", "bpe.vocab", "README.md"}
@@ -58,7 +58,7 @@ def test_the_folder_holds_what_the_runtime_reads(exported):
     assert f'encoder="{exported.name}/encoder.onnx"' in (exported / "README.md").read_text()
 
 
-def test_a_batch_gives_what_each_recording_gives(trained, exported):
+def test_a_batch_gives_the_transcripts_of_single_recordings(trained, exported):
     paths = sorted(trained.data.parent.glob("*.flac"))
     recordings = [read_audio(path, sample_rate_hz=16_000) for path in paths]
     expected = write_sherpa_onnx.transcripts(exported, "", recordings, Config())
@@ -86,7 +86,7 @@ def test_the_script_of_the_docs_for_streams_runs(
     done = subprocess.run(
         [sys.executable, "-c", script, out, *paths], capture_output=True, text=True, check=True
     )
-    # Two seconds of silence behind each, as the script adds.
+    # The script adds two seconds of silence to each recording.
     silence = np.zeros(32_000, np.float32)
     recordings = [np.append(read_audio(path, sample_rate_hz=16_000), silence) for path in paths]
     config = Config(
@@ -94,17 +94,17 @@ def test_the_script_of_the_docs_for_streams_runs(
         encoder=EncoderConfig(chunk_ms=(160.0,)),
         decoding=DecodingConfig(chunk_ms=160.0),
     )
-    found = [line.split("\t")[1] for line in done.stdout.splitlines()]
+    printed = [line.split("\t")[1] for line in done.stdout.splitlines()]
     expected = write_sherpa_onnx.transcripts(out, "", recordings, config)
-    # Which ends with two hops more: for that the last chunk, of four frames, may be whole.
-    for of_script, of_trial in zip(found, expected, strict=True):
-        assert of_trial.startswith(of_script) and len(of_trial) - len(of_script) <= 4
-    assert len(set(found)) > 1
+    # `transcripts` adds two hops, which may complete a last chunk of four frames.
+    for text, longer in zip(printed, expected, strict=True):
+        assert longer.startswith(text) and len(longer) - len(text) <= 4
+    assert len(set(printed)) > 1
 
 
 def test_hotwords_bias_a_beam_search(trained, exported, tmp_path):
     (tmp_path / "hotwords").write_text("zwei\n")
-    # As many paths as labels: a word's bonus counts only where its labels are among the best.
+    # One path for every label: a word's bonus counts only while its labels are among the paths.
     options = dict(decoding_method="modified_beam_search", max_active_paths=22)
     hot = dict(
         hotwords_score=100.0,
@@ -122,26 +122,26 @@ def test_hotwords_bias_a_beam_search(trained, exported, tmp_path):
 def test_a_difference_is_an_error_and_leaves_nothing(trained, error, tmp_path, monkeypatch):
     swish = onnx_layers.silu
     monkeypatch.setattr(onnx_layers, "silu", lambda g, x: g("Mul", swish(g, x), 1.01))
-    complaint = error("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
-    assert "what onnxruntime computes differs from the model by" in complaint
+    message = error("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
+    assert "outputs of onnxruntime differ from the model's by" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_another_version_are_not_read(exported, monkeypatch):
+def test_files_of_another_version_are_rejected(exported, monkeypatch):
     monkeypatch.setitem(format_version.ABOUT, "version", "2")
-    with pytest.raises(format_version.ArtifactError) as found:
+    with pytest.raises(format_version.ArtifactError) as error_info:
         onnx_check.open_runtime(exported, Config(), suffix=".int8", vocabulary=22)
-    assert f"{exported}/encoder.int8.onnx: written by asr_jax, version 1; " in str(found.value)
+    assert f"{exported}/encoder.int8.onnx: written by asr_jax, version 1; " in str(error_info.value)
 
 
-def test_models_that_it_cannot_run(trained, error, tmp_path):
+def test_models_that_sherpa_onnx_cannot_run_are_rejected(trained, error, tmp_path):
     export = ("export", trained.run, tmp_path / "out", "--format=sherpa-onnx")
     assert "--dtype bfloat16: sherpa-onnx computes in" in error(*export, "--dtype=bfloat16")
     tdt = ObjectiveConfig(kind="tdt", durations=(0, 1, 3))
-    for config, complaint in [
+    for config, message in [
         (Config(predictor=PredictorConfig(kind="lstm")), "predictor.kind = 'lstm': only NeMo's"),
         (Config(objective=ObjectiveConfig(kind="tdt")), "features.low_hz = 20.0 must be 0.0; "),
-        (Config(objective=tdt), "objective.durations = (0, 1, 3): there a duration is"),
+        (Config(objective=tdt), "objective.durations = (0, 1, 3): must be 0, 1, 2"),
         (Config(objective=ObjectiveConfig(kind="ctc")), "objective.kind = 'ctc'"),
         (
             Config(objective=ObjectiveConfig(ctc_weight=0.3), decoding=DecodingConfig(head="ctc")),
@@ -158,7 +158,7 @@ def test_models_that_it_cannot_run(trained, error, tmp_path):
                 encoder=EncoderConfig(kind="transformer", chunk_ms=(80.0,)),
                 decoding=DecodingConfig(chunk_ms=80.0),
             ),
-            "encoder.kind = 'transformer': of streams it must be 'conformer'",
+            "encoder.kind = 'transformer': must be 'conformer' for streams",
         ),
         (
             Config(
@@ -166,12 +166,12 @@ def test_models_that_it_cannot_run(trained, error, tmp_path):
                 encoder=EncoderConfig(chunk_ms=(80.0,)),
                 decoding=DecodingConfig(chunk_ms=80.0),
             ),
-            "decoding.chunk_ms = 80: streams are exported in icefall's layout alone",
+            "decoding.chunk_ms = 80: streams are exported in icefall's layout only",
         ),
     ]:
-        with pytest.raises(sherpa_onnx.LayoutError) as found:
+        with pytest.raises(sherpa_onnx.LayoutError) as error_info:
             sherpa_onnx.layout(config)
-        assert complaint in str(found.value) and "\n" not in str(found.value)
+        assert message in str(error_info.value) and "\n" not in str(error_info.value)
     assert sherpa_onnx.layout(Config()) == "icefall"
     plain = dataclasses.replace(Config(), features=FeaturesConfig(normalization="none"))
     assert sherpa_onnx.layout(plain) == "icefall"

@@ -1,4 +1,4 @@
-"""`asr-jax export --format stablehlo`: programs that recognise as the run does, without asr_jax."""
+"""`asr-jax export --format stablehlo`: the programs transcribe as the run does, without asr_jax."""
 
 import subprocess
 import sys
@@ -31,8 +31,8 @@ def waves(trained, tmp_path) -> list[Path]:
 
 
 def run_without_asr_jax(script: str, *arguments: object) -> list[str]:
-    without = "import sys; sys.modules.update(asr_jax=None, flax=None)\n"
-    command = [sys.executable, "-c", without + script, *map(str, arguments)]
+    preamble = "import sys; sys.modules.update(asr_jax=None, flax=None)\n"
+    command = [sys.executable, "-c", preamble + script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -43,12 +43,12 @@ def texts(lines: list[str]) -> list[str]:
 def test_the_script_of_the_docs_runs_without_asr_jax(
     trained, exported, command, script_of_docs, waves
 ):
-    found = texts(run_without_asr_jax(script_of_docs("recognize.stablehlo"), exported, *waves))
+    actual = texts(run_without_asr_jax(script_of_docs("recognize.stablehlo"), exported, *waves))
     expected = texts(command("transcribe", trained.run, *waves).out.splitlines())
-    assert found == expected and any(expected)
+    assert actual == expected and any(expected)
 
 
-def test_the_script_of_the_docs_gives_words_chunk_by_chunk(
+def test_the_script_of_the_docs_prints_text_chunk_by_chunk(
     of_streams, command, script_of_docs, waves, tmp_path
 ):
     out = tmp_path / "out"
@@ -57,26 +57,26 @@ def test_the_script_of_the_docs_gives_words_chunk_by_chunk(
     assert "chunk by chunk: 6 of 6 transcripts are the run's" in outcome.out
     lines = run_without_asr_jax(script_of_docs("recognize_chunk"), out, *waves)
     transcribe = ("transcribe", of_streams, "--chunk-ms=160")
-    whole = texts(command(*transcribe, *waves).out.splitlines())
-    for wave, expected in zip(waves, whole):
+    transcripts = texts(command(*transcribe, *waves).out.splitlines())
+    for wave, expected in zip(waves, transcripts):
         of_wave = texts([line for line in lines if line.startswith(f"{wave}\t")])
-        # A line for every chunk, with all that was heard so far.
+        # Every chunk prints a line with the text so far.
         assert len(of_wave) == -(-soundfile.info(wave).frames // 2560)
         assert of_wave[-1].split() == expected.split()
         assert all(later.startswith(before) for before, later in zip(of_wave, of_wave[1:]))
-    assert any(whole)
+    assert any(transcripts)
 
 
 def test_a_difference_is_an_error(of_streams, error, tmp_path, monkeypatch):
     chunks = write_stablehlo.chunks
 
-    def quieter(*given):
-        yield from ((samples * 0.5, lengths) for samples, lengths in chunks(*given))
+    def quieter(*arguments):
+        yield from ((samples * 0.5, lengths) for samples, lengths in chunks(*arguments))
 
     monkeypatch.setattr(write_stablehlo, "chunks", quieter)
     export = ("export", of_streams, tmp_path / "out", "--format=stablehlo", "--chunk-ms=160")
-    complaint = error(*export)
-    assert "float32 chunk by chunk: " in complaint and "differ from the run's" in complaint
+    message = error(*export)
+    assert "float32 chunk by chunk: " in message and "differ from the run's" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -92,5 +92,5 @@ def test_mistakes_are_one_line(trained, error, exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stablehlo, "write", lambda *_: None)
     monkeypatch.setattr(stablehlo, "load", another_program)
-    assert "what join.stablehlo computes differs from the model by" in error(*export)
+    assert "outputs of join.stablehlo differ from the model's by" in error(*export)
     assert not (tmp_path / "out").exists()

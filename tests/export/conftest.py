@@ -1,8 +1,6 @@
-"""A small model of any kind, for what is written of it."""
+"""A small model of any kind to export."""
 
 from collections.abc import Callable
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
@@ -11,21 +9,21 @@ from flax import nnx
 from asr_jax.config import Config, EncoderConfig, FeaturesConfig, JointConfig, PredictorConfig
 from asr_jax.models.composition import make_model
 
-SIZES: dict[str, Any] = dict(
+SIZES: dict = dict(
     **dict(layers=4, width=12, heads=2, kernel_frames=5, subsampling_channels=6),
     **dict(feedforward_factor=2, left_chunks=2),
 )
 
 
 @pytest.fixture(scope="session")
-def small_model() -> Callable[..., tuple[Config, nnx.GraphDef, Any]]:
-    """A config, the structure of its model, and parameters as NumPy, none of which is zero."""
+def small_model() -> Callable[..., tuple[Config, nnx.GraphDef, dict]]:
+    """Make a config, the structure of its model, and nonzero parameters as NumPy."""
     return make_small_model
 
 
 def make_small_model(
     encoder: dict, *, vocabulary: int = 11, noise: float = 0.1, **sections
-) -> tuple[Config, nnx.GraphDef, Any]:
+) -> tuple[Config, nnx.GraphDef, dict]:
     config = Config(
         encoder=EncoderConfig(**SIZES | encoder),
         **dict(

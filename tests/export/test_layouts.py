@@ -1,4 +1,4 @@
-"""onnxruntime and the released sherpa-onnx search as the JAX model does, in every layout."""
+"""onnxruntime and the released sherpa-onnx find the labels of the JAX model, in every layout."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from asr_jax.text import UNKNOWN_ID, Tokenizer
 
 pytestmark = pytest.mark.slow
 RANDOM = np.random.default_rng(0)
-# Of a changing loudness, then silence, all in whole chunks of 1280 samples.
+# Noise of changing loudness, then silence; both are multiples of chunks of 1280 samples.
 RECORDINGS = [
     np.pad(
         RANDOM.normal(size=n) * np.repeat(RANDOM.uniform(0.01, 0.3, 50), n // 50), (0, 2560)
@@ -49,11 +49,11 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
         (nemo_layout.FEATURES, LSTM, dict(subsampling_factor=8), "tdt"),
         (nemo_layout.FEATURES, STATELESS, dict(subsampling_factor=8), "transducer"),
         (PLAIN, STATELESS, STREAM | dict(attention="rotary"), "transducer"),
-        # Fewer channels for convolutions than the features that are kept beside them.
+        # The cached features are more than the cached frames of a convolution.
         (PLAIN, STATELESS, STREAM | dict(attention="relative", kernel_frames=3), "transducer"),
     ],
 )
-def test_it_searches_as_the_model_does(
+def test_exported_files_find_the_labels_of_the_model(
     features, predictor, encoder, objective, small_model, tokenizer, tmp_path
 ):
     vocabulary = tokenizer.vocabulary_size
@@ -67,14 +67,14 @@ def test_it_searches_as_the_model_does(
         objective=ObjectiveConfig(kind=objective),
         decoding=DecodingConfig(chunk_ms=80.0 if is_stream else 0.0),
     )
-    # So that several labels are found, and blanks between them; no unknown, which sherpa-onnx
-    # writes otherwise.
+    # The model finds several labels with blanks between them, but never the unknown label, which
+    # sherpa-onnx writes differently.
     params["joint"]["out"]["kernel"] *= 3
     params["joint"]["out"]["bias"][UNKNOWN_ID] = -99
     params["joint"]["out"]["bias"][UNKNOWN_ID + 1 : vocabulary] -= 2
     if objective == "tdt":
-        # One label a frame: behind the bound sherpa-onnx goes on by 1, and the model as far as a
-        # blank would.
+        # One label a frame: after the bound sherpa-onnx moves on by 1, the model by the duration
+        # of a blank.
         params["joint"]["out"]["bias"][vocabulary] = -99
     model = nnx.merge(graphdef, params)
     bound = sherpa_onnx.max_symbols_per_frame(config)
@@ -87,8 +87,8 @@ def test_it_searches_as_the_model_does(
 
     lengths = np.array([*map(len, RECORDINGS)], np.int32)
     samples = np.stack([np.pad(r, (0, max(lengths) - len(r))) for r in RECORDINGS])
-    found = in_process(samples, lengths)
-    expected = [row[:n].tolist() for row, n in zip(found.labels[:, 0], found.counts[:, 0])]
+    best = in_process(samples, lengths)
+    expected = [row[:n].tolist() for row, n in zip(best.labels[:, 0], best.counts[:, 0])]
     assert sum(map(bool, expected)) > 1 and len(set(sum(expected, []))) > 2
 
     sherpa_onnx.write(tmp_path, config, params, tokenizer)
@@ -102,16 +102,16 @@ def test_it_searches_as_the_model_does(
     blank = 0 if features is PLAIN else vocabulary - 1
     assert len(lines) == vocabulary and lines[blank] == f"<blk> {blank}"
     texts = transcripts(tmp_path, "", RECORDINGS, config)
-    # Of spaces the random model makes more than there are between words.
+    # The random model emits more spaces than there are between words.
     words = [text.split() for text in texts]
     assert words == [tokenizer.decode(labels).split() for labels in expected]
     assert any(transcripts(tmp_path, ".int8", RECORDINGS, config))
     for part in sherpa_onnx.PARTS:
-        assert signs_of_matrices(tmp_path / f"{part}.int8.onnx") == {"UINT8"}
+        assert types_of_matrices(tmp_path / f"{part}.int8.onnx") == {"UINT8"}
 
 
-def signs_of_matrices(path: Path) -> set[str]:
-    """Types of what products in eight bits are taken with: signed ones overflow without VNNI."""
+def types_of_matrices(path: Path) -> set[str]:
+    """Return the types of quantized matrices: signed ones overflow without VNNI."""
     graph = onnx.load(path).graph
     types = {x.name: onnx.TensorProto.DataType.Name(x.data_type) for x in graph.initializer}
     return {types[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"}

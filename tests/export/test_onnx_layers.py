@@ -1,4 +1,4 @@
-"""Graphs run by onnxruntime compute what the JAX models do, whatever the padding holds."""
+"""Graphs in onnxruntime compute the outputs of the JAX models, whatever the padding holds."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +52,7 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
         (dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)), 80.0),
     ],
 )
-def test_encoder_is_that_of_jax(encoder, chunk_ms, small_model, tmp_path):
+def test_encoder_equals_jax(encoder, chunk_ms, small_model, tmp_path):
     config, graphdef, params = small_model(encoder, decoding=DecodingConfig(chunk_ms=chunk_ms))
     model = nnx.merge(graphdef, params)
     g = Graph()
@@ -70,7 +70,7 @@ def test_encoder_is_that_of_jax(encoder, chunk_ms, small_model, tmp_path):
         encoded, frames = run(g, tmp_path / "g.onnx", features, LENGTHS)
         np.testing.assert_array_equal(frames, expected_frames)
         np.testing.assert_allclose(encoded, expected, atol=1e-5)
-    # A batch of one, of another length.
+    # A batch of one with another length.
     (encoded, _) = run(g, tmp_path / "g.onnx", features[2:, :9], LENGTHS[2:])
     np.testing.assert_allclose(encoded, expected[2:, : encoded.shape[1]], atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_shared_matrices_are_stored_once(small_model, tmp_path):
     assert len(onnx.load(tmp_path / "g.onnx").graph.initializer) == 2
 
 
-def test_normalization_is_over_the_real_frames(tmp_path):
+def test_normalization_uses_only_real_frames(tmp_path):
     g = Graph()
     x = g.input("x", np.float32, ("N", "T", BINS))
     lengths = g.input("x_lens", np.int64, ("N",))
@@ -101,7 +101,7 @@ def test_normalization_is_over_the_real_frames(tmp_path):
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_predictor_and_joint_are_those_of_jax(activation, small_model, tmp_path):
+def test_predictor_and_joint_equal_jax(activation, small_model, tmp_path):
     config, graphdef, params = small_model({}, joint=JointConfig(width=9, activation=activation))
     model = nnx.merge(graphdef, params)
     g = Graph()

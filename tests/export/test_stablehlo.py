@@ -1,4 +1,4 @@
-"""Programs that were written and read again are the models, for any batch and length."""
+"""Programs that were written and loaded equal their models, for any batch and length."""
 
 import json
 
@@ -23,7 +23,7 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture
 def make(small_model, sizes_may_be_symbols):
     def make(encoder: dict, **sections):
-        """With less of the blank, lest nothing should be found."""
+        """Make a model whose blank is unlikely enough for labels to be found."""
         config, graphdef, params = small_model(encoder, **sections)
         if "joint" in params:
             params["joint"]["out"]["bias"][0] -= 2
@@ -62,7 +62,7 @@ def make(small_model, sizes_may_be_symbols):
         ),
     ],
 )
-def test_programs_are_the_model(encoder, sections, make, tmp_path):
+def test_programs_equal_the_model(encoder, sections, make, tmp_path):
     config, graphdef, params = make(encoder, **sections)
     programs = stablehlo.programs(graphdef, params, config)
     stablehlo.write(tmp_path, programs, stablehlo.flat(params), config)
@@ -76,11 +76,11 @@ def test_programs_are_the_model(encoder, sections, make, tmp_path):
         encoded, frames = model.encoder(*features, chunk_frames=chunk)
         return encoded, frames, search(model, encoded, frames, config=config.decoding)
 
-    whole = stablehlo.frame_samples(config)
+    frame = stablehlo.frame_samples(config)
     labels_found = 0
-    for lengths in ([9 * whole - 60, 4000, 700], [2 * whole]):
+    for lengths in ([9 * frame - 60, 4000, 700], [2 * frame]):
         lengths = np.array(lengths, np.int32)
-        samples = RANDOM.normal(size=(len(lengths), -(-max(lengths) // whole) * whole)) * 0.1
+        samples = RANDOM.normal(size=(len(lengths), -(-max(lengths) // frame) * frame)) * 0.1
         samples = samples.astype(np.float32)
         encoded, frames, expected = in_process(samples, lengths)
         labels, counts, at = written["recognize"](flat, samples, lengths)
@@ -89,25 +89,26 @@ def test_programs_are_the_model(encoder, sections, make, tmp_path):
         np.testing.assert_array_equal(counts, expected.counts[:, 0])
         np.testing.assert_array_equal(at, expected.frames[:, 0])
 
-        found, found_frames = written["encode"](flat, samples, lengths)
-        np.testing.assert_array_equal(found_frames, frames)
+        actual, actual_frames = written["encode"](flat, samples, lengths)
+        np.testing.assert_array_equal(actual_frames, frames)
         if "joint" not in params:
             assert written.keys() == {"recognize", "encode"}
-            np.testing.assert_allclose(found, encoded, atol=1e-5)
+            np.testing.assert_allclose(actual, encoded, atol=1e-5)
             continue
-        np.testing.assert_allclose(found, model.joint.encoder_projection(encoded), atol=1e-5)
+        np.testing.assert_allclose(actual, model.joint.encoder_projection(encoded), atol=1e-5)
         state, _ = written["start"](flat, lengths)
         _, predicted = written["step"](flat, state, np.full(len(lengths), 3, np.int32))
         expected_state = model.predictor.step(model.predictor.start(len(lengths)), lengths * 0 + 3)
         projected = model.joint.predictor_projection(model.predictor.output(expected_state))
         np.testing.assert_allclose(predicted, projected, atol=1e-6)
-        scores = written["join"](flat, found[:, 1], predicted)
-        for one, other in zip(scores, model.joint.scores(found[:, 1], projected), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        scores = written["join"](flat, actual[:, 1], predicted)
+        expected_scores = model.joint.scores(actual[:, 1], projected)
+        for pair in zip(scores, expected_scores, strict=True):
+            np.testing.assert_allclose(*pair, atol=1e-5)
     assert labels_found
 
 
-def test_a_program_is_for_every_platform(make, tmp_path):
+def test_a_program_runs_on_every_platform(make, tmp_path):
     config, graphdef, params = make(dict(subsampling="conv1d", layers=1))
     programs = stablehlo.programs(graphdef, params, config)
     stablehlo.write(tmp_path, {"join": programs["join"]}, stablehlo.flat(params), config)
@@ -123,10 +124,8 @@ def test_a_program_is_for_every_platform(make, tmp_path):
         ("hat", PredictorConfig(width=7, embedding_width=5), dict(subsampling_factor=8)),
     ],
 )
-def test_chunk_by_chunk_they_find_what_they_find_in_the_whole(
-    objective, predictor, encoder, make, tmp_path
-):
-    """Of streams that end at different times, within a chunk, at its end, and just behind it."""
+def test_chunks_give_the_labels_of_whole_recordings(objective, predictor, encoder, make, tmp_path):
+    """Streams end at different times: within a chunk, at its end, and just after it."""
     config, graphdef, params = make(
         dict(subsampling="conv1d", chunk_ms=(160.0,), layers=2) | encoder,
         decoding=DecodingConfig(chunk_ms=160.0),
@@ -149,32 +148,34 @@ def test_chunk_by_chunk_they_find_what_they_find_in_the_whole(
             [*zip(row[:n].tolist(), frames[:n].tolist())]
             for row, frames, n in zip(labels, at, counts)
         ]
-        whole, whole_lengths = written["encode"](flat, samples, lengths)
+        all_encoded, all_frames = written["encode"](flat, samples, lengths)
         state = written["start_stream"](flat, lengths)
         found = [[] for _ in batch]
-        for number, (chunk, here) in enumerate(chunks(batch, config)):
-            # Before a stream begins and behind its end there may be anything.
-            chunk = np.where(np.arange(chunk.shape[1]) < here[:, None], chunk, 9)
+        for number, (chunk, chunk_lengths) in enumerate(chunks(batch, config)):
+            # Samples before a stream and after its end may have any values.
+            chunk = np.where(np.arange(chunk.shape[1]) < chunk_lengths[:, None], chunk, 9)
             chunk[:, : about["hop_samples"]] += 9 * (number == 0)
-            _, encoded, frames = written["encode_chunk"](flat, state, chunk, here)
-            state, labels, counts, at = written["recognize_chunk"](flat, state, chunk, here)
+            _, encoded, frames = written["encode_chunk"](flat, state, chunk, chunk_lengths)
+            state, labels, counts, at = written["recognize_chunk"](
+                flat, state, chunk, chunk_lengths
+            )
             first = number * about["chunk_samples"] // frame
             for row, of_row in enumerate(found):
                 n = int(counts[row])
                 of_row += zip(labels[row, :n].tolist(), (at[row, :n] + first).tolist())
                 n = int(frames[row])
-                assert n == np.clip(whole_lengths[row] - first, 0, encoded.shape[1])
-                expected_frames = whole[row, first : first + n]
+                assert n == np.clip(all_frames[row] - first, 0, encoded.shape[1])
+                expected_frames = all_encoded[row, first : first + n]
                 np.testing.assert_allclose(encoded[row, :n], expected_frames, atol=1e-5)
         assert found == expected and any(found)
 
 
-def test_programs_of_another_version_are_not_read(make, tmp_path, monkeypatch):
+def test_programs_of_another_version_are_rejected(make, tmp_path, monkeypatch):
     config, graphdef, params = make(dict(subsampling="conv1d", layers=1))
     programs = stablehlo.programs(graphdef, params, config)
     stablehlo.write(tmp_path, {"join": programs["join"]}, stablehlo.flat(params), config)
 
-    def complaint():
+    def message():
         with pytest.raises(ArtifactError) as error:
             stablehlo.load(tmp_path)
         assert "\n" not in str(error.value)
@@ -185,9 +186,9 @@ def test_programs_of_another_version_are_not_read(make, tmp_path, monkeypatch):
     ).calling_convention_version
     name = "minimum_supported_calling_convention_version"
     monkeypatch.setattr(jax.export, name, convention + 1)
-    assert f"written by JAX {jax.__version__}, calling convention {convention}" in complaint()
+    assert f"written by JAX {jax.__version__}, calling convention {convention}" in message()
     about = json.loads((tmp_path / "about.json").read_text())
     (tmp_path / "about.json").write_text(json.dumps(about | {"version": "0"}))
-    assert "written by asr_jax, version 0; this is asr_jax, version 1" in complaint()
+    assert "written by asr_jax, version 0; this is asr_jax, version 1" in message()
     (tmp_path / "about.json").unlink()
-    assert "written by something else, version unknown" in complaint()
+    assert "written by something else, version unknown" in message()

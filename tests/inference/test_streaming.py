@@ -140,7 +140,7 @@ def test_raw_samples_come_by_standard_input(recognizer, capsys):
         transcribe_stream.stream_source(Path("-"), recognizer, as_json=False)
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith("-\t") and len(out.splitlines()) > 1
-    assert err.startswith("4 chunks of 320 ms; from the end of one to its words ")
+    assert err.startswith("4 chunks of 320 ms; latency after the end of a chunk: median ")
 
     # Ctrl-C ends what one says as its end would.
     said = [contents[:20_000], contents[20_000:-1], KeyboardInterrupt]

@@ -1,4 +1,4 @@
-"""What an evaluation writes agrees with itself, survives any text, and needs no network."""
+"""Files of an evaluation are consistent, hold any text, and need no network."""
 
 import base64
 import json
@@ -16,11 +16,11 @@ HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
 
 
 WORDS = (Word("yes", 0.08, 0.2, 0.75),)
-HEARD = Transcript("yes", WORDS, -0.5)
+TRANSCRIPT = Transcript("yes", WORDS, -0.5)
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text of each script by its id."""
+    """Elements of a page with their attributes, and the text of each script by id."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -123,10 +123,10 @@ def test_figures_are_percent_and_agree_with_the_files(tmp_path):
     ]
 
 
-def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
+def test_texts_are_scored_normalized_and_stored_unchanged(tmp_path):
     baseline = Baseline("other", {"u1": "THE CAT SAT DOWN", "u2": "no", "v": "x"})
     figures = evaluate(tmp_path, PAIRS, normalize=str.lower, baseline=baseline)
-    # Größe is right now.
+    # Größe is correct now.
     assert (figures["substitutions"], figures["deletions"], figures["insertions"]) == (1, 1, 1)
     expected = {"wer": 40.0, "other_wer": 20.0, "utterances": 2, "better": 1, "worse": 1}
     expected |= {"only_here": ["u3", "u4"], "only_there": ["v"]}
@@ -134,27 +134,27 @@ def test_texts_are_scored_normalised_and_kept_as_they_are(tmp_path):
     assert '"reference": "Größe zählt doch"' in (tmp_path / "hypotheses.jsonl").read_text()
     shown = " ".join(page_of(tmp_path).words)
     assert "Compared with other" in shown and "WER 40.00 % against 20.00 %: +20.00" in shown
-    with pytest.raises(ValueError, match=r"^other: recognised none of the 4 utterances$"):
+    with pytest.raises(ValueError, match=r"^other: recognized none of the 4 utterances$"):
         evaluate(tmp_path, PAIRS, baseline=Baseline("other", {"v": "x"}))
 
 
 def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
     words = [Word("a", 0.0, 1.0, p) for p in (1.0, 0.99, 0.4)]
-    heard = [Transcript("a", (words[0],), 0.0), Transcript("a b", tuple(words[1:]), 0.0)]
-    heard.append(Transcript("", (), 0.0))
+    transcripts = [Transcript("a", (words[0],), 0.0), Transcript("a b", tuple(words[1:]), 0.0)]
+    transcripts.append(Transcript("", (), 0.0))
     utterances = [utterance(f"u{n}", "a") for n in range(3)]
-    evaluation = make_evaluation(utterances=utterances, transcripts=heard)
+    evaluation = make_evaluation(utterances=utterances, transcripts=transcripts)
     figures = report.write_evaluation(tmp_path, evaluation)
     assert figures["wer_by_confidence"] == {
-        **{"98 to 100 %": 0.0, "50 to 70 %": 100.0, "nothing heard": 100.0}
+        **{"98 to 100 %": 0.0, "50 to 70 %": 100.0, "no words": 100.0}
     }
 
 
-def test_a_row_knows_what_a_click_shows(tmp_path):
-    """Times in ms, probabilities in percent; of the worst two utterances the labels."""
+def test_a_row_has_the_data_that_a_click_shows(tmp_path):
+    """Times are in ms, probabilities in percent; the worst two utterances have labels."""
 
     def posteriors_of(utterances):
-        asked.extend(one.id for one in utterances)
+        asked.extend(utterance.id for utterance in utterances)
         return {"u1": [LabelPosterior("\u2581a", 0.4, 0.04, (0.25, 0.751))]}
 
     asked = []
@@ -174,7 +174,7 @@ def test_a_row_knows_what_a_click_shows(tmp_path):
     assert zero["times"] == [80, 200, 75] and zero["sure"] == 75
     assert zero["file"] == "../a%20b/0.wav"
     assert (zero["other"], zero["gain"], zero["heard"]) == ("yes", -1, ["yes"])
-    assert "other" not in one and "heard" not in two  # where the words are the transcript's
+    assert "other" not in one and "heard" not in two  # the words equal the transcript
 
 
 def test_the_page_holds_every_utterance_aligned(tmp_path):
@@ -182,8 +182,8 @@ def test_the_page_holds_every_utterance_aligned(tmp_path):
     page = page_of(tmp_path)
     for row, (source, hypothesis) in zip(page.rows, PAIRS, strict=True):
         pieces = [[p, p] if isinstance(p, str) else p for p in row["text"]]
-        said, heard = ([p[side] for p in pieces if p[side] is not None] for side in (0, 1))
-        assert (" ".join(said), " ".join(heard)) == (source.text, hypothesis)
+        sides = [[p[side] for p in pieces if p[side] is not None] for side in (0, 1)]
+        assert [" ".join(side) for side in sides] == [source.text, hypothesis]
         assert row["errors"] == wer.count_word_errors(source.text, hypothesis).errors
         assert row["id"] == source.id and row["seconds"] == source.duration_seconds
     assert page.rows[0]["text"] == ["the", ["cat", "hat"], "sat down", [None, "there"]]
@@ -196,13 +196,13 @@ def test_the_page_shows_the_figures_and_the_confusions(tmp_path):
     text = " ".join(page.words)
     for shown in ("a < b", "one & only", "50.00", "up to 1 s", "2 to 4 s", "4 to 8 s", "8 to 16 s"):
         assert shown in text
-    found = [value for name, value in page.attributes if name == "data-find"]
-    assert found[0] == "red→dead"  # The commonest comes first.
-    assert set(found[1:]) == {"cat→hat", "Größe→größe", "zählt→∅", "∅→there"}
+    errors = [value for name, value in page.attributes if name == "data-find"]
+    assert errors[0] == "red→dead"  # The most frequent error comes first.
+    assert set(errors[1:]) == {"cat→hat", "Größe→größe", "zählt→∅", "∅→there"}
 
 
 def test_bars_are_as_long_as_their_rates_and_the_worst_speakers_come_first(tmp_path):
-    """Speaker n has n errors in 20 words, half of them deletions; those beyond 12 are left out."""
+    """Speaker n has n errors in 20 words, half of them deletions; only 12 speakers are shown."""
     words = list("abcdefghijklmnopqrst")
     pairs = [
         (
@@ -226,8 +226,8 @@ def test_bars_are_as_long_as_their_rates_and_the_worst_speakers_come_first(tmp_p
         assert {k: round(17 * w / 26, 1) for k, w in zip(kinds, widths)} == expected
 
 
-def test_no_text_can_leave_its_place(tmp_path):
-    """The page has the same elements whether its texts are hostile or plain."""
+def test_texts_cannot_become_markup(tmp_path):
+    """The elements of the page do not depend on its texts."""
 
     def page(name: str, text: str) -> Page:
         word = text.split()[0]
@@ -247,7 +247,7 @@ def test_no_text_can_leave_its_place(tmp_path):
     assert hostile.scripts["program"] == plain.scripts["program"]
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
+def test_the_page_loads_nothing_from_the_network(tmp_path):
     evaluate(tmp_path, PAIRS)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     attributes = Page(html).attributes
@@ -267,8 +267,8 @@ def test_recordings_are_embedded_once_the_worst_first_up_to_the_cap(tmp_path, mo
 
     def stored(utterance: Utterance, at_most_bytes: int) -> bytes | None:
         asked.append(utterance.id)
-        found = contents.get((utterance.audio, utterance.within))
-        return found if found is not None and len(found) <= at_most_bytes else None
+        recording = contents.get((utterance.audio, utterance.within))
+        return recording if recording is not None and len(recording) <= at_most_bytes else None
 
     shared = recording("shared", b"fLaC", 60)
     inside = [Member(512, 20), Member(1536, 25)]
@@ -334,12 +334,12 @@ def test_a_second_evaluation_replaces_the_first_and_leaves_nothing_else(tmp_path
     "change, message",
     [
         ({"utterances": [], "transcripts": []}, r"^utterances = \[\]: "),
-        ({"transcripts": [HEARD, HEARD]}, r"^len\(transcripts\) = 2: .* = 1$"),
+        ({"transcripts": [TRANSCRIPT, TRANSCRIPT]}, r"^len\(transcripts\) = 2: .* = 1$"),
         ({"wall_seconds": 0.0}, r"^wall_seconds = 0\.0: must be positive$"),
     ],
 )
-def test_it_refuses_before_it_writes(tmp_path, change, message):
-    pair = dict(utterances=[utterance("u", "a")], transcripts=[HEARD])
+def test_invalid_evaluations_are_rejected_before_writing(tmp_path, change, message):
+    pair = dict(utterances=[utterance("u", "a")], transcripts=[TRANSCRIPT])
     with pytest.raises(ValueError, match=message):
         report.write_evaluation(tmp_path / "out", make_evaluation(**(pair | change)))
     assert not (tmp_path / "out").exists()

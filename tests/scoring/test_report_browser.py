@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: sorted, searched, clicked and drawn, with ten thousand rows."""
+"""report.html with ten thousand rows in headless Chromium: sorting, search, clicks, drawing."""
 
 import json
 import re
@@ -36,7 +36,7 @@ type(""); press("errors"); document.querySelector("tbody tr").click();
 seen.words = [...document.querySelectorAll(".words span")].map(word =>
   [word.textContent, word.className, parseFloat(word.style.left), word.title]);
 setTimeout(() => {
-  // The loudest row of the spectrogram, in Hz, and when labels come, as shares of the width.
+  // The loudest row of the spectrogram in Hz, and the time of labels as fractions of the width.
   const drawn = document.querySelector(".spectrogram"), at = drawn.getContext("2d");
   const pixels = at.getImageData(0, 0, drawn.width, drawn.height).data;
   const sums = Array(drawn.height).fill(0);
@@ -73,17 +73,17 @@ def test_in_a_browser(tmp_path):
         for n in range(UTTERANCES)
     ]
     utterances[77] = Utterance("u77", audio, "one two three four", 2.0)
-    heard = [
+    transcripts = [
         Transcript(u.text.replace("red", "dead") if n % 2 == 0 else u.text, (), 0.0)
         for n, u in enumerate(utterances)
     ]
     words = (Word("one", 0.5, 0.6, 0.9), Word("x", 1.0, 1.1, 0.25))
-    heard[77] = Transcript("one x", words, 0.0)
+    transcripts[77] = Transcript("one x", words, 0.0)
     label = LabelPosterior("one", 0.5, 0.04, (1.0, 1.0))
     evaluation = Evaluation(
         title="ten thousand",
         utterances=utterances,
-        transcripts=heard,
+        transcripts=transcripts,
         audio_seconds=1.0,
         wall_seconds=1.0,
         facts={},
@@ -93,25 +93,25 @@ def test_in_a_browser(tmp_path):
         evaluation,
         recording_of=lambda utterance, at_most_bytes: flac,
         lattices=1,
-        posteriors_of=lambda utterances: {one.id: [label] for one in utterances},
+        posteriors_of=lambda utterances: {utterance.id: [label] for utterance in utterances},
     )
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     page = page.replace("</body>", f"<script>{SCRIPT}</script></body>")
-    (tmp_path / "out/tried.html").write_text(page, encoding="utf-8")
+    (tmp_path / "out/with_script.html").write_text(page, encoding="utf-8")
     shown = subprocess.run(
         [
             *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"),
             *(f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000", "--dump-dom"),
-            f"file://{tmp_path}/out/tried.html",
+            f"file://{tmp_path}/out/with_script.html",
         ],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert "CONSOLE" not in shown.stderr, shown.stderr
-    found = re.search(r'<pre id="seen">(.*?)</pre>', shown.stdout)
-    assert found, shown.stdout[-2000:] + shown.stderr
-    seen = json.loads(unescape(found[1]))
+    match = re.search(r'<pre id="seen">(.*?)</pre>', shown.stdout)
+    assert match, shown.stdout[-2000:] + shown.stderr
+    seen = json.loads(unescape(match[1]))
     assert 0 < seen["drawn"] <= 200, "rows are drawn as they are scrolled to"
     assert [seen[name] for name in ("worst", "first", "last", "longest")] == [
         *("u77", "u0", "u9999", "u9999")
@@ -120,8 +120,8 @@ def test_in_a_browser(tmp_path):
     assert seen["found"] == ["red bird 1235"]
     assert seen["confused"] == "5,000 of 10,000 utterances"
     assert seen["words"] == [
-        ["one", "", 25, "0.50 to 0.60 s, 90 % sure"],
-        ["x", "sub", 50, "1.00 to 1.10 s, 25 % sure"],
+        ["one", "", 25, "0.50 to 0.60 s, confidence 90 %"],
+        ["x", "sub", 50, "1.00 to 1.10 s, confidence 25 %"],
     ]
     assert seen["pitch"] == pytest.approx(pitch_hz, abs=8000 / 128)
     assert seen["playable"] == seen["drawn"]

@@ -1,4 +1,4 @@
-"""Counts beside those of NIST's sclite (Debian: apt-get install sctk)."""
+"""Error counts compared with those of NIST's sclite (Debian: apt-get install sctk)."""
 
 import random
 import re
@@ -16,59 +16,61 @@ pytestmark = [
 
 
 def sclite(folder, pairs: list[tuple[list[str], list[str]]]) -> list[tuple[int, int, int]]:
-    """(substitutions, deletions, insertions) of every pair."""
+    """Return (substitutions, deletions, insertions) of every pair."""
     for name, side in (("ref", 0), ("hyp", 1)):
         lines = (f"{' '.join(pair[side])} (spk_{n:05})\n" for n, pair in enumerate(pairs))
         (folder / name).write_text("".join(lines))
     arguments = "sctk sclite -s -r ref trn -h hyp trn -i rm -o pra stdout".split()
     out = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"id: \(spk_(\d+)\)\nScores: \(#C #S #D #I\) \d+ (\d+) (\d+) (\d+)", out)
-    assert [int(n) for n, *_ in found] == list(range(len(pairs)))
-    return [(int(s), int(d), int(i)) for _, s, d, i in found]
+    scores = re.findall(r"id: \(spk_(\d+)\)\nScores: \(#C #S #D #I\) \d+ (\d+) (\d+) (\d+)", out)
+    assert [int(n) for n, *_ in scores] == list(range(len(pairs)))
+    return [(int(s), int(d), int(i)) for _, s, d, i in scores]
 
 
-def garbled(rng: random.Random, said: list[str], rate: float, vocabulary: list[str]) -> list[str]:
-    heard = []
-    for word in said:
+def with_errors(
+    rng: random.Random, reference: list[str], rate: float, vocabulary: list[str]
+) -> list[str]:
+    hypothesis = []
+    for word in reference:
         draw = rng.random()
         if draw < rate / 3:
             continue
-        heard.append(rng.choice(vocabulary) if draw < 2 * rate / 3 else word)
+        hypothesis.append(rng.choice(vocabulary) if draw < 2 * rate / 3 else word)
         if draw > 1 - rate / 3:
-            heard.append(rng.choice(vocabulary))
-    return heard
+            hypothesis.append(rng.choice(vocabulary))
+    return hypothesis
 
 
-def cheapest(said: list[str], heard: list[str], weights: tuple[int, int]) -> int:
-    """Least sum of a substitution's weight and that of a deletion or insertion."""
+def least_cost(reference: list[str], hypothesis: list[str], weights: tuple[int, int]) -> int:
+    """Return the cost of the cheapest alignment; weights of a substitution and of other edits."""
     substitution, gap = weights
-    row = [gap * j for j in range(len(heard) + 1)]
-    for i, word in enumerate(said, 1):
+    row = [gap * j for j in range(len(hypothesis) + 1)]
+    for i, word in enumerate(reference, 1):
         diagonal, row[0] = row[0], gap * i
-        for j, other in enumerate(heard, 1):
+        for j, other in enumerate(hypothesis, 1):
             best = min(row[j] + gap, row[j - 1] + gap, diagonal + substitution * (word != other))
             diagonal, row[j] = row[j], best
     return row[-1]
 
 
-def pairs_of(seed: int, rate: float, words: int) -> list[tuple[list[str], list[str]]]:
+def random_pairs(seed: int, rate: float, vocabulary_size: int) -> list[tuple[list[str], list[str]]]:
     rng = random.Random(seed)
-    vocabulary = [f"w{n}" for n in range(words)]
-    said = [rng.choices(vocabulary, k=rng.randint(1, 30)) for _ in range(1500)]
-    return [(one, garbled(rng, one, rate, vocabulary)) for one in said]
+    vocabulary = [f"w{n}" for n in range(vocabulary_size)]
+    references = [rng.choices(vocabulary, k=rng.randint(1, 30)) for _ in range(1500)]
+    return [(words, with_errors(rng, words, rate, vocabulary)) for words in references]
 
 
-def test_wer_is_sclites_on_errors_of_a_recogniser(tmp_path):
-    pairs = pairs_of(0, rate=0.15, words=2000)
-    judged = sclite(tmp_path, pairs)
-    for (said, heard), theirs in zip(pairs, judged):
-        assert wer.count_errors(said, heard).errors == sum(theirs), (said, heard)
+def test_counts_equal_sclites_at_the_error_rate_of_a_recognizer(tmp_path):
+    pairs = random_pairs(0, rate=0.15, vocabulary_size=2000)
+    sclite_all = sclite(tmp_path, pairs)
+    for pair, sclite_counts in zip(pairs, sclite_all):
+        assert wer.count_errors(*pair).errors == sum(sclite_counts), pair
 
 
-def test_sclite_differs_only_as_its_weights_do(tmp_path):
-    """It minimises 4 S + 3 (D + I), so that among many errors it has a few more than the fewest."""
-    pairs = pairs_of(1, rate=0.7, words=12)
-    judged = sclite(tmp_path, pairs)
-    for (said, heard), (s, d, i) in zip(pairs, judged):
-        assert 4 * s + 3 * (d + i) == cheapest(said, heard, (4, 3))
-        assert wer.count_errors(said, heard).errors == cheapest(said, heard, (1, 1)) <= s + d + i
+def test_sclite_differs_only_by_its_weights(tmp_path):
+    """sclite minimizes 4 S + 3 (D + I), so that its errors may not be the fewest."""
+    pairs = random_pairs(1, rate=0.7, vocabulary_size=12)
+    sclite_all = sclite(tmp_path, pairs)
+    for pair, (s, d, i) in zip(pairs, sclite_all):
+        assert 4 * s + 3 * (d + i) == least_cost(*pair, (4, 3))
+        assert wer.count_errors(*pair).errors == least_cost(*pair, (1, 1)) <= s + d + i

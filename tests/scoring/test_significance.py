@@ -1,4 +1,4 @@
-"""The matched-pairs test keeps its level, and agrees with the paired statistic of a library."""
+"""The matched-pairs test keeps its level and agrees with scipy's paired statistic."""
 
 import math
 
@@ -14,35 +14,37 @@ def counts_of(errors, words=10) -> list[ErrorCounts]:
     return [ErrorCounts(int(e), 0, 0, words) for e in errors]
 
 
-def test_it_is_the_paired_statistic_taken_for_normal():
+def test_p_value_is_that_of_the_paired_statistic_as_normal():
     rng = np.random.default_rng(0)
     ours, theirs = rng.poisson(1.0, 200), rng.poisson(1.2, 200)
-    found = compare(counts_of(ours), counts_of(theirs), seed=0)
+    result = compare(counts_of(ours), counts_of(theirs), seed=0)
     statistic = scipy.stats.ttest_rel(ours, theirs).statistic
-    assert found.p_value == pytest.approx(2 * scipy.stats.norm.sf(abs(statistic)), rel=1e-9)
-    assert found.difference == pytest.approx((ours.sum() - theirs.sum()) / 2000)
-    assert (found.better, found.worse) == (np.sum(ours < theirs), np.sum(ours > theirs))
-    # That of a mean, where all utterances have as many words.
+    assert result.p_value == pytest.approx(2 * scipy.stats.norm.sf(abs(statistic)), rel=1e-9)
+    assert result.difference == pytest.approx((ours.sum() - theirs.sum()) / 2000)
+    assert (result.better, result.worse) == (np.sum(ours < theirs), np.sum(ours > theirs))
+    # With equal numbers of words the interval is that of a mean.
     half = 1.96 * np.std((ours - theirs) / 10) / math.sqrt(200)
-    middle = found.difference
-    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=0.1 * half)
+    middle = result.difference
+    assert (result.low, result.high) == pytest.approx(
+        (middle - half, middle + half), abs=0.1 * half
+    )
     other_way = compare(counts_of(theirs), counts_of(ours), seed=0)
-    assert other_way.p_value == found.p_value and other_way.difference == -found.difference
+    assert other_way.p_value == result.p_value and other_way.difference == -result.difference
 
 
-def test_of_equal_recognisers_one_in_twenty_differs():
-    """Errors that utterances share, as hard ones are hard for both, do not blur the test."""
+def test_one_in_twenty_pairs_of_equal_recognizers_differs():
+    """Errors that both recognizers share, as in hard utterances, do not blur the test."""
     rng = np.random.default_rng(1)
     below = 0
     for _ in range(400):
         shared = rng.poisson(3.0, 100)
         both = (counts_of(shared + rng.poisson(0.5, 100)) for _ in range(2))
         below += compare(*both, seed=0, samples=1).p_value < 0.05
-    # Four deviations of 400 draws at 5 %.
+    # Four standard deviations of 400 draws at 5 %.
     assert abs(below - 20) <= 4 * math.sqrt(400 * 0.05 * 0.95)
 
 
-def test_what_cannot_be_told():
+def test_undefined_results_are_nan():
     same = compare(counts_of([1, 0, 2]), counts_of([1, 0, 2]), seed=0)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert math.isnan(compare(counts_of([1]), counts_of([0]), seed=0).p_value)

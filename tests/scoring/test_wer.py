@@ -1,4 +1,4 @@
-"""Counts are those of a shortest edit script, and agree with jiwer, the usual judge."""
+"""Counts are those of a shortest edit script and agree with jiwer."""
 
 import math
 
@@ -17,12 +17,12 @@ fuzzed = settings(deadline=None, max_examples=200)
 
 
 def distance(reference: list[str], hypothesis: list[str]) -> int:
-    """Levenshtein's recurrence, written out."""
+    """Compute Levenshtein's recurrence."""
     row = list(range(len(hypothesis) + 1))
-    for i, said in enumerate(reference, 1):
+    for i, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], i
-        for j, heard in enumerate(hypothesis, 1):
-            best = min(row[j] + 1, row[j - 1] + 1, diagonal + (said != heard))
+        for j, actual in enumerate(hypothesis, 1):
+            best = min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != actual))
             diagonal, row[j] = row[j], best
     return row[-1]
 
@@ -33,11 +33,11 @@ def test_an_alignment_spells_both_sides_with_the_fewest_edits(reference, hypothe
     columns = wer.align(reference, hypothesis)
     assert [c.reference for c in columns if c.reference is not None] == reference
     assert [c.hypothesis for c in columns if c.hypothesis is not None] == hypothesis
-    for op, said, heard in columns:
+    for op, expected, actual in columns:
         kind = (
-            ("equal" if said == heard else "substitute")
-            if said is not None and heard is not None
-            else ("delete" if heard is None else "insert")
+            ("equal" if expected == actual else "substitute")
+            if expected is not None and actual is not None
+            else ("delete" if actual is None else "insert")
         )
         assert op == kind
     ops = [c.op for c in columns]
@@ -50,23 +50,23 @@ def test_an_alignment_spells_both_sides_with_the_fewest_edits(reference, hypothe
 
 @fuzzed
 @given(SENTENCES)
-def test_a_corpus_is_counted_as_jiwer_counts_it(pairs):
+def test_counts_of_a_corpus_equal_jiwers(pairs):
     references, hypotheses = zip(*((" ".join(r), " ".join(h)) for r, h in pairs))
-    judge = jiwer.process_words(list(references), list(hypotheses))
+    measured = jiwer.process_words(list(references), list(hypotheses))
     counts = wer.total(map(wer.count_word_errors, references, hypotheses))
     assert counts == ErrorCounts(
-        judge.substitutions,
-        judge.deletions,
-        judge.insertions,
-        judge.hits + judge.substitutions + judge.deletions,
+        measured.substitutions,
+        measured.deletions,
+        measured.insertions,
+        measured.hits + measured.substitutions + measured.deletions,
     )
-    assert wer.word_error_rate(references, hypotheses) == pytest.approx(judge.wer, rel=1e-12)
+    assert wer.word_error_rate(references, hypotheses) == pytest.approx(measured.wer, rel=1e-12)
     characters = wer.total(map(wer.count_character_errors, references, hypotheses))
     expected = jiwer.cer(list(references), list(hypotheses))
     assert characters.rate == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_pair_worked_by_hand():
+def test_an_example_worked_by_hand():
     assert wer.align("the cat sat down".split(), "the hat sat down there".split()) == [
         Edit("equal", "the", "the"),
         Edit("substitute", "cat", "hat"),
@@ -78,13 +78,13 @@ def test_a_pair_worked_by_hand():
     assert counts == ErrorCounts(1, 0, 1, 4) and counts.rate == 0.5
 
 
-def test_case_counts_and_the_amount_of_space_does_not():
+def test_case_counts_and_the_number_of_spaces_does_not():
     assert wer.count_word_errors("Hello there", "hello  there\n").errors == 1
     assert wer.count_character_errors(" Hello   there", "hello there ") == ErrorCounts(1, 0, 0, 11)
     assert wer.count_character_errors("hello there", "hellothere").deletions == 1
 
 
-def test_silence_has_no_rate_of_its_own_but_its_insertions_count_in_the_corpus():
+def test_silence_has_no_rate_but_its_insertions_count_in_the_corpus():
     silence = wer.count_word_errors("", "hm yes")
     assert silence == ErrorCounts(insertions=2) and math.isnan(silence.rate)
     assert wer.count_word_errors("one two", "") == ErrorCounts(deletions=2, reference_words=2)
@@ -94,7 +94,7 @@ def test_silence_has_no_rate_of_its_own_but_its_insertions_count_in_the_corpus()
 
 
 def test_long_utterances_weigh_more():
-    """All wrong on 1 word and all right on 9 is 10 %, not the 50 % that a mean of rates gives."""
+    """One wrong word and nine right words are 10 %, although the mean of the rates is 50 %."""
     assert wer.word_error_rate(["a", "b " * 9], ["x", "b " * 9]) == 0.1
 
 
@@ -108,13 +108,13 @@ def test_sentence_errors_and_groups():
     }
 
 
-def test_references_and_hypotheses_are_pairs():
+def test_numbers_of_references_and_hypotheses_must_be_equal():
     with pytest.raises(ValueError, match=r"^len\(hypotheses\) = 1: must equal .* = 2$"):
         wer.word_error_rate(["a", "b"], ["a"])
 
 
-def test_the_interval_is_the_binomial_one_where_theory_knows_it():
-    """One-word utterances: errors are binomial, so the half-width is 1.96 sqrt(p (1 - p) / n)."""
+def test_the_interval_of_one_word_utterances_is_binomial():
+    """The errors are binomial, so the half-width is 1.96 sqrt(p (1 - p) / n)."""
     n, p = 2000, 0.2
     counts = [ErrorCounts(int(i < n * p), 0, 0, 1) for i in range(n)]
     low, high = wer.bootstrap_interval(counts, seed=1, samples=4000)
@@ -125,7 +125,7 @@ def test_the_interval_is_the_binomial_one_where_theory_knows_it():
 
 
 def test_the_interval_keeps_errors_and_words_of_an_utterance_together():
-    """Where every utterance has the same rate, so has every draw, whatever the lengths."""
+    """If all utterances have the same rate, all draws have it, whatever the lengths."""
     counts = [ErrorCounts(n, 0, 0, 4 * n) for n in range(1, 30)]
     assert wer.bootstrap_interval(counts, seed=0) == (0.25, 0.25)
 
@@ -143,13 +143,13 @@ def test_the_interval_without_words():
     low, high = wer.bootstrap_interval([ErrorCounts(insertions=1)], seed=0)
     assert math.isnan(low) and math.isnan(high)
     assert all(map(math.isnan, wer.bootstrap_interval([], seed=0)))
-    # A quarter of the draws from these two has only silence, and no rate; the others have 0 or 1.
+    # A quarter of the draws from this pair has only silence and no rate; other rates are 0 or 1.
     pair = [ErrorCounts(insertions=1), ErrorCounts(reference_words=1)]
     assert wer.bootstrap_interval(pair, seed=0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("options", [{"samples": 0}, {"confidence": 1.0}, {"confidence": 0.0}])
-def test_the_interval_refuses(options):
+def test_invalid_options_of_the_interval_are_rejected(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"^{name} = "):
         wer.bootstrap_interval([ErrorCounts()], seed=0, **options)

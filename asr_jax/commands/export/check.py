@@ -1,4 +1,4 @@
-"""Recordings that an exported model is tried on, beside the run that it was made of."""
+"""Check of an exported model: its transcripts compared with those of its run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from asr_jax.types import Utterance
 
 
 class ReferenceTranscripts(NamedTuple):
-    """Recordings that what is written is tried on, and what the run makes of them."""
+    """Recordings of a dataset, and the run's transcripts of them."""
 
     data: str
     utterances: list[Utterance]
     texts: list[str]
 
     def compare(self, texts: Sequence[str]) -> ExportCheck:
-        """Return how other transcripts of the recordings compare with the run's."""
+        """Compare the exported model's transcripts with the run's."""
         references = [utterance.text for utterance in self.utterances]
         return ExportCheck(
             data=self.data,
@@ -33,20 +33,22 @@ class ReferenceTranscripts(NamedTuple):
         )
 
     def recordings(self, *, sample_rate_hz: int) -> list[np.ndarray]:
-        """Their samples."""
+        """Read the samples of every recording."""
         return [read_recording(u, sample_rate_hz=sample_rate_hz) for u in self.utterances]
 
 
-def recognize_reference(recognizer: Recognizer, data: str, most: int) -> ReferenceTranscripts:
-    """At most so many recordings that can be read, and the run's transcripts."""
+def recognize_reference(recognizer: Recognizer, data: str, limit: int) -> ReferenceTranscripts:
+    """Recognize at most `limit` recordings, evenly spread; unreadable recordings are skipped."""
     config = recognizer.config.data
     sources = {"--data": data, "data.test": config.test, "data.dev": config.dev}
     given = [(name, value) for name, value in sources.items() if value]
     if not given:
-        raise UsageError("the run has neither data.test nor data.dev: say what to try on, --data")
+        raise UsageError(
+            "--data: must name a dataset, because the run has neither data.test nor data.dev"
+        )
     name, data = given[0]
     utterances, _ = read_transcribed(data, name)
-    number = min(most, len(utterances))
+    number = min(limit, len(utterances))
     chosen = [utterances[k * len(utterances) // number] for k in range(number)]
     texts = recognize_utterances(recognizer, chosen).texts
     recognized = [(u, text) for u, text in zip(chosen, texts) if text is not None]
@@ -55,9 +57,9 @@ def recognize_reference(recognizer: Recognizer, data: str, most: int) -> Referen
     return ReferenceTranscripts(data, *map(list, zip(*recognized)))
 
 
-def require_equal(check: ExportCheck, where: str, *, share: float = 1.0) -> None:
-    """Raises ValueError where fewer than that share of the transcripts are the run's."""
-    if check.equal < share * check.recordings:
+def require_equal(check: ExportCheck, where: str, *, fraction: float = 1.0) -> None:
+    """Raise ValueError if less than the fraction `fraction` of the transcripts equal the run's."""
+    if check.equal < fraction * check.recordings:
         raise ValueError(
             f"{where}: {check.recordings - check.equal} of {check.recordings} transcripts differ "
             "from the run's"

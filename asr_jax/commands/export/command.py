@@ -1,4 +1,4 @@
-"""`asr-jax export RUN OUT --format ...`: a model for use without its run, tried and compared."""
+"""`asr-jax export RUN OUT --format ...`: write a self-contained model and check it."""
 
 import importlib.util
 import json
@@ -26,36 +26,36 @@ from asr_jax.models.encoder import fold_shared_layers
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a model, runs it on some recordings and compares; a difference is an error."""
+    """Write a model, run it on some recordings and compare; a difference is an error."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to write, new or empty."""
+    """Folder to write; must be new or empty."""
     format: Literal["params", "stablehlo", "sherpa-onnx"]
-    """params: for asr_jax itself; stablehlo: programs for JAX alone; sherpa-onnx: ONNX files for
-    that runtime (docs/export.md)."""
+    """params: for asr_jax itself; stablehlo: programs that need only JAX; sherpa-onnx: ONNX files
+    for sherpa-onnx (docs/export.md)."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     quantize: Literal["none", "int8"] = "none"
-    """int8: matrices in eight bits, with a scale for each channel (sherpa-onnx: also)."""
+    """int8: matrices in eight bits, with a scale per channel; sherpa-onnx: in additional files."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """params: of what is not quantized."""
+    """Type of the parameters that are not quantized; only for --format params."""
     fold: bool = False
-    """Of an encoder whose layers share matrices: makes the matrix of each, which is faster, and as
-    large as if none were shared."""
+    """Replace matrices that encoder layers share by a matrix for each layer: faster, but as large
+    as without sharing."""
     chunk_ms: float | None = None
-    """decoding.chunk_ms in the config's place: for streaming, by chunks of this size."""
+    """Override decoding.chunk_ms: export for streaming in chunks of this size."""
     data: str = ""
-    """Recordings with transcripts to try it on; data.test, or else data.dev, of the run."""
+    """Recordings with transcripts for the check; default: the run's data.test, or else data.dev."""
     recordings: int = 16
-    """How many of them, evenly spread."""
+    """Number of recordings to check, evenly spread over the dataset."""
 
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax export")
     _check(options)
-    # Imported when asked for: not everyone has their packages.
+    # The packages of the other formats may be missing.
     if options.format == "params":
         require_packages("safetensors")
         from asr_jax.commands.export import write_params as form
@@ -101,16 +101,18 @@ def _check(options: Options) -> None:
     if options.recordings < 1:
         raise UsageError(f"--recordings {options.recordings}: must be positive")
     if options.out.name in ("", ".."):
-        raise UsageError(f"{options.out}: say the name of a folder to make")
+        raise UsageError(f"{options.out}: must name a folder to create")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out}: is there already and not empty; choose another folder")
+        raise UsageError(f"{options.out}: already exists and is not empty; choose another folder")
 
 
 def folded(recognizer: Recognizer) -> Recognizer:
-    """The same model with a matrix W + A B + D for each layer. Raises UsageError where none is
-    shared."""
+    """Return the model with a matrix W + A B + D for each layer.
+
+    Raises UsageError for a model without shared matrices.
+    """
     if recognizer.config.encoder.shared_layers == 1:
-        raise UsageError("--fold: encoder.shared_layers is 1, every layer has matrices of its own")
+        raise UsageError("--fold: encoder.shared_layers is 1, so no matrices are shared")
     config, params = fold_shared_layers(recognizer.config, recognizer.params)
     graphdef, _ = split_model(config, recognizer.tokenizer.vocabulary_size)
     params = jax.device_put(params, state_shardings(params, recognizer.mesh))
@@ -118,7 +120,7 @@ def folded(recognizer: Recognizer) -> Recognizer:
 
 
 def require_packages(*names: str, extra: str = "") -> None:
-    """Raises UsageError where one is not installed, saying how to."""
+    """Raise UsageError if a package is not installed, saying how to install it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             what = f"'asr_jax[{extra}]'" if extra else name
@@ -126,7 +128,7 @@ def require_packages(*names: str, extra: str = "") -> None:
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
-    """What the run's evaluations found; one that cannot be read is left out, and said."""
+    """Read the run's evaluations; report and skip those that cannot be read."""
     evaluations = []
     for path in sorted(run.glob("evaluation/*/wer.json")):
         try:
@@ -134,5 +136,5 @@ def read_evaluations(run: Path) -> list[Evaluation]:
             if evaluation["wer"] is not None:
                 evaluations.append(evaluation)
         except (ValueError, KeyError, TypeError) as error:
-            print(f"{path}: left out of the card: {error}", file=sys.stderr)
+            print(f"{path}: not in the model card: {error}", file=sys.stderr)
     return evaluations

@@ -1,4 +1,4 @@
-"""`asr-jax export --format params`: a folder for asr_jax itself."""
+"""`asr-jax export --format params`: write a folder for asr_jax itself."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,12 +24,12 @@ or `asr-jax transcribe {name} recording.flac`.
 
 
 def usage(name: str, config: Config) -> str:
-    """How to run the folder, for its model card."""
+    """Return how to run the folder, for its model card."""
     return _USE.format(name=name)
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
-    """Any model will do."""
+    """Return the run unchanged: the format holds every model."""
     return recognizer
 
 
@@ -41,7 +41,7 @@ def write(
     dtype: Literal["float32", "bfloat16"],
     int8: bool,
 ) -> dict[str, ExportCheck]:
-    """model.safetensors, config.json and tokenizer.model; loaded again and tried."""
+    """Write model.safetensors, config.json and tokenizer.model, load them again and check them."""
     save_params(
         folder / EXPORTED,
         jax.device_get(recognizer.params),

@@ -1,4 +1,4 @@
-"""`asr-jax export --format sherpa-onnx`: a folder for that runtime, run by it and compared."""
+"""`asr-jax export --format sherpa-onnx`: write a folder for sherpa-onnx and check it."""
 
 import importlib.util
 import sys
@@ -19,12 +19,12 @@ from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances, with_decoding
 from asr_jax.types import InMemory
 
-# 2e-6 was seen, of models of up to 36 blocks; a graph that is wrong differs by a share of 1.
+# Models of up to 36 blocks differed by 2e-6; a wrong graph differs by a fraction near 1.
 _LARGEST_DIFFERENCE = 1e-4
-# The recordings' own features, which sherpa-onnx computes, are not ours to the last bit.
+# sherpa-onnx computes the features itself, with other rounding errors.
 _EQUAL_TRANSCRIPTS = 0.99
 
-# What sherpa-onnx calls the layouts.
+# sherpa-onnx's names of the layouts.
 MODEL_TYPES = {"icefall": "transducer", "nemo": "nemo_transducer"}
 
 _SILENCE_SECONDS = 1
@@ -40,7 +40,7 @@ _USE_OF_STREAMS = """
         joiner="{name}/joiner.onnx", tokens="{name}/tokens.txt",
     )
 
-and the script of asr_jax's docs/export.md.
+and the script in docs/export.md of asr_jax.
 """
 _USE = """
     pip install sherpa-onnx soundfile
@@ -61,16 +61,16 @@ _USE = """
 
 
 def usage(name: str, config: Config) -> str:
-    """How to run the folder, for its model card."""
+    """Return how to run the folder, for its model card."""
     use = _USE_OF_STREAMS if config.decoding.chunk_ms else _USE
     return use.format(name=name, model_type=MODEL_TYPES[sherpa_onnx.layout(config)])
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
-    """The run, searching as sherpa-onnx does. Raises ValueError for what that cannot run."""
+    """Return the run with sherpa-onnx's search. Raises ValueError for what it cannot run."""
     if dtype != "float32":
         raise UsageError(
-            f"--dtype {dtype}: sherpa-onnx computes in float32; smaller is --quantize int8"
+            f"--dtype {dtype}: sherpa-onnx computes in float32; for size, pass --quantize int8"
         )
     bound = sherpa_onnx.max_symbols_per_frame(recognizer.config)
     return with_decoding(recognizer, max_symbols_per_frame=bound, beam=0, window_seconds=0.0)
@@ -79,7 +79,8 @@ def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
 def write(
     folder: Path, recognizer: Recognizer, reference: ReferenceTranscripts, *, dtype: str, int8: bool
 ) -> dict[str, ExportCheck]:
-    """The files of `export.sherpa_onnx`; run by onnxruntime, and by sherpa-onnx if it is here."""
+    """Write the files of `export.sherpa_onnx` and check them with onnxruntime, and with sherpa-onnx
+    if it is installed."""
     config = recognizer.config
     if config.decoding.chunk_ms:
         reference = _followed_by_silence(reference, recognizer)
@@ -88,11 +89,11 @@ def write(
         sherpa_onnx.quantize(folder)
     installed = importlib.util.find_spec("sherpa_onnx") is not None
     if not installed:
-        print("sherpa-onnx is not installed: tried with onnxruntime alone", file=sys.stderr)
+        print("sherpa-onnx is not installed: checked with onnxruntime only", file=sys.stderr)
     recordings = reference.recordings(sample_rate_hz=config.features.sample_rate_hz)
     checks = {}
     for variant, suffix in [("float32", ""), *([("int8", ".int8")] if int8 else [])]:
-        onnx_check = _run_by_onnxruntime(folder, suffix, recognizer, recordings)
+        onnx_check = _check_in_onnxruntime(folder, suffix, recognizer, recordings)
         check = reference.compare([recognizer.tokenizer.decode(ids) for ids in onnx_check.labels])
         print(
             f"{variant}: encoder output within {onnx_check.encoded:.1e}, logits within "
@@ -104,12 +105,12 @@ def write(
         if installed:
             check = reference.compare(transcripts(folder, suffix, recordings, config))
             if variant == "float32":
-                require_equal(check, f"{folder}, in sherpa-onnx", share=_EQUAL_TRANSCRIPTS)
+                require_equal(check, f"{folder}, in sherpa-onnx", fraction=_EQUAL_TRANSCRIPTS)
         checks[variant] = check
     return checks
 
 
-def _run_by_onnxruntime(
+def _check_in_onnxruntime(
     folder: Path, suffix: str, recognizer: Recognizer, recordings: Sequence[np.ndarray]
 ) -> OnnxCheck:
     """Run the files with that suffix and compare them with the model."""
@@ -120,10 +121,10 @@ def _run_by_onnxruntime(
 
 
 def _require_close(check: OnnxCheck, folder: Path) -> None:
-    """Raise ValueError where onnxruntime's numbers are not the model's."""
+    """Raise ValueError if onnxruntime's outputs differ from the model's."""
     if max(check.encoded, check.logits) > _LARGEST_DIFFERENCE:
         raise ValueError(
-            f"{folder}: what onnxruntime computes differs from the model by "
+            f"{folder}: outputs of onnxruntime differ from the model's by "
             f"{check.encoded:.1e} (encoder) and {check.logits:.1e} (logits) of the largest"
         )
 
@@ -131,11 +132,11 @@ def _require_close(check: OnnxCheck, folder: Path) -> None:
 def transcripts(
     folder: Path, suffix: str, recordings: Sequence[np.ndarray], config: Config
 ) -> list[str]:
-    """Of sherpa-onnx's greedy search, of samples at the features' rate."""
+    """Transcribe recordings at the features' sample rate with sherpa-onnx's greedy search."""
     import sherpa_onnx as runtime  # pyright: ignore[reportMissingImports]
 
     if config.decoding.chunk_ms:
-        return _transcripts_of_streams(folder, suffix, recordings, config)
+        return _stream_transcripts(folder, suffix, recordings, config)
     recognizer = runtime.OfflineRecognizer.from_transducer(
         **{part: str(folder / f"{part}{suffix}.onnx") for part in sherpa_onnx.PARTS},
         tokens=str(folder / "tokens.txt"),
@@ -150,7 +151,7 @@ def transcripts(
     return texts
 
 
-def _transcripts_of_streams(
+def _stream_transcripts(
     folder: Path, suffix: str, recordings: Sequence[np.ndarray], config: Config
 ) -> list[str]:
     import sherpa_onnx as runtime  # pyright: ignore[reportMissingImports]
@@ -160,12 +161,12 @@ def _transcripts_of_streams(
         tokens=str(folder / "tokens.txt"),
     )
     rate_hz = config.features.sample_rate_hz
-    # A chunk is taken up when there are more features than it needs.
-    more = np.zeros(2 * hop_samples(config.features), np.float32)
+    # sherpa-onnx starts a chunk when there are more features than it needs.
+    silence = np.zeros(2 * hop_samples(config.features), np.float32)
     texts = []
     for samples in recordings:
         stream = recognizer.create_stream()
-        stream.accept_waveform(rate_hz, np.concatenate([samples, more]))
+        stream.accept_waveform(rate_hz, np.concatenate([samples, silence]))
         stream.input_finished()
         while recognizer.is_ready(stream):
             recognizer.decode_stream(stream)
@@ -176,8 +177,10 @@ def _transcripts_of_streams(
 def _followed_by_silence(
     reference: ReferenceTranscripts, recognizer: Recognizer
 ) -> ReferenceTranscripts:
-    """Each recording to the end of a chunk, and a while longer: what comes of a stream is whole
-    chunks. The transcripts are those of the run for these."""
+    """Return the recordings with silence after them and the run's transcripts of these.
+
+    The recordings then end with a chunk, because sherpa-onnx recognizes only full chunks.
+    """
     features = recognizer.config.features
     chunk = round(recognizer.config.decoding.chunk_ms / features.hop_ms) * hop_samples(features)
     rate_hz = features.sample_rate_hz

@@ -1,4 +1,4 @@
-"""`asr-jax export --format stablehlo`: programs for JAX alone, run and compared."""
+"""`asr-jax export --format stablehlo`: write programs that need only JAX, and check them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,40 +21,43 @@ from asr_jax.inference.recognizer import Recognizer, with_decoding
 from asr_jax.inference.streaming import recognize_stream
 from asr_jax.text import collapse_white_space
 
-# The same operations, compiled for other shapes: sums may be taken in another order.
+# The same operations compiled for other shapes may sum in another order.
 _LARGEST_DIFFERENCE = 1e-4
-# Recordings that are recognised at a time, padded to one length.
+# Recordings in a batch, padded to one length.
 _BATCH = 8
 
 FORM = "programs for JAX (StableHLO)"
 _USE = """
     pip install jax flatbuffers
 
-and the script of asr_jax's docs/export.md:
+and the script in docs/export.md of asr_jax:
 
     python recognize.py {name} recording.wav
 """
 
 
 def usage(name: str, config: Config) -> str:
-    """How to run the folder, for its model card."""
+    """Return how to run the folder, for its model card."""
     return _USE.format(name=name)
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
-    """The run, hearing recordings whole, as the programs do. All but attention models will do."""
+    """Return the run without windows, like the programs. Raises UsageError for attention models."""
     kind = recognizer.config.objective.kind
     if kind == "attention":
-        raise UsageError(f"--format stablehlo: objective.kind = {kind!r} is not exported")
+        raise UsageError(f"--format stablehlo: objective.kind = {kind!r} cannot be exported")
     if dtype != "float32" or int8:
-        raise UsageError("--format stablehlo: its programs compute with float32 parameters")
+        raise UsageError(
+            "--format stablehlo: its programs compute with float32 parameters; drop --dtype and "
+            "--quantize"
+        )
     return with_decoding(recognizer, window_seconds=0.0)
 
 
 def write(
     folder: Path, recognizer: Recognizer, reference: ReferenceTranscripts, *, dtype: str, int8: bool
 ) -> dict[str, ExportCheck]:
-    """The programs of `export.stablehlo`, their parameters, tokens.txt and config.json."""
+    """Write and check the programs of `export.stablehlo`, with tokens.txt and config.json."""
     config = recognizer.config
     params = jax.device_get(recognizer.params)
     programs = stablehlo.programs(recognizer.graphdef, params, config)
@@ -69,30 +72,30 @@ def write(
         print(f"{name}: within {difference:.1e} of the largest")
         if difference > _LARGEST_DIFFERENCE:
             raise ValueError(
-                f"{folder}: what {name}.stablehlo computes differs from the model by "
+                f"{folder}: outputs of {name}.stablehlo differ from the model's by "
                 f"{difference:.1e} of the largest"
             )
     labels = recognized(written["recognize"], params, recordings, config)
     checks = {"float32": reference.compare([recognizer.tokenizer.decode(ids) for ids in labels])}
     if "recognize_chunk" in written:
         texts = [_streamed_text(recognizer, samples) for samples in recordings]
-        in_process = reference._replace(texts=texts)
+        streamed = reference._replace(texts=texts)
         labels = recognized_as_streams(written, params, recordings, config)
         texts = [collapse_white_space(recognizer.tokenizer.decode(ids)) for ids in labels]
-        checks["float32 chunk by chunk"] = in_process.compare(texts)
+        checks["float32 chunk by chunk"] = streamed.compare(texts)
     for variant, check in checks.items():
         require_equal(check, f"{folder}, {variant}")
     return checks
 
 
 def _streamed_text(recognizer: Recognizer, samples: np.ndarray) -> str:
-    """Return what `asr-jax transcribe --stream` prints in the end."""
+    """Return the final text of `asr-jax transcribe --stream`."""
     updates = recognize_stream(recognizer, [samples])
     return " ".join(word.text for update in updates for word in update.final)
 
 
 class Call(NamedTuple):
-    """A program's call and what the model returns for it."""
+    """A call of a program, and the outputs of the model for it."""
 
     program: str
     arguments: tuple[PyTree, ...]
@@ -106,8 +109,8 @@ def compare(
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> dict[str, float]:
-    """Return how far each written program is from the function that it was written from: the
-    largest difference of an output, as a fraction of that output's largest magnitude."""
+    """Return the largest difference of each program's outputs from the model's, as a fraction of
+    the output's largest magnitude."""
     differences: dict[str, float] = {}
     for call in _calls(programs, params, recordings[:_BATCH], config):
         outputs = jax.device_get(written[call.program](params, *call.arguments))
@@ -123,7 +126,7 @@ def _calls(
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> Iterator[Call]:
-    """Yield calls of all programs but `recognize`, as a search and a stream make them."""
+    """Yield the calls of a search and of streams, which cover all programs but `recognize`."""
 
     def call(name: str, *arguments: PyTree) -> Call:
         outputs = jax.jit(programs[name].call)(params, *arguments)
@@ -153,7 +156,7 @@ def recognized(
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> list[list[int]]:
-    """Return the labels of every recording; batches of them are recognized at a time."""
+    """Return the labels of every recording, recognized in batches."""
     labels_of_all = []
     for first in range(0, len(recordings), _BATCH):
         samples, lengths = padded(recordings[first : first + _BATCH], config)
@@ -168,7 +171,7 @@ def recognized_as_streams(
     recordings: Sequence[np.ndarray],
     config: Config,
 ) -> list[list[int]]:
-    """Return the labels of every recording, recognized chunk by chunk."""
+    """Return the labels of every recording, recognized chunk by chunk in batches."""
     labels_of_all = []
     for first in range(0, len(recordings), _BATCH):
         batch = recordings[first : first + _BATCH]
@@ -186,7 +189,7 @@ def recognized_as_streams(
 def chunks(
     recordings: Sequence[np.ndarray], config: Config
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What `recognize_chunk` is given, one after the other: samples [B, S] and their lengths."""
+    """Yield successive arguments of `recognize_chunk`: samples [B, S] and their lengths."""
     size, hop = chunk_samples(config), hop_samples(config.features)
     samples, lengths = padded(recordings, config)
     # A hop before the stream, and the rest of its last chunk.
@@ -196,7 +199,7 @@ def chunks(
 
 
 def padded(recordings: Sequence[np.ndarray], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Samples [B, S] and their lengths, S being a whole number of encoded frames."""
+    """Return samples [B, S] and their lengths; S is a multiple of the encoded frame."""
     lengths = np.array([*map(len, recordings)], np.int32)
     frame = stablehlo.frame_samples(config)
     samples = np.zeros((len(recordings), -(-lengths.max() // frame) * frame), np.float32)

@@ -17,7 +17,12 @@ from asr_jax.data.recordings import recording_bytes
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.processes import Processes, connected_processes, is_first
 from asr_jax.errors import name_full_disk
-from asr_jax.inference.fusion_options import NO_FUSING, Fusing, described, fused
+from asr_jax.inference.fusion_options import (
+    NO_FUSION_OPTIONS,
+    FusionOptions,
+    fusion_facts,
+    with_fusion,
+)
 from asr_jax.inference.label_posteriors import label_posteriors, require_lattice
 from asr_jax.inference.recognizer import (
     Recognizer,
@@ -63,7 +68,7 @@ class Options:
     output: Path | None = None
     """Folder to write to, with a subfolder for each of several datasets; default:
     RUN/evaluation/NAME, named after the dataset."""
-    fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
+    fusing: Annotated[FusionOptions, tyro.conf.arg(name="")] = NO_FUSION_OPTIONS
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -221,7 +226,7 @@ def _open_recognizer(options: Options) -> Recognizer:
         window_seconds=options.window_seconds,
         beam=beam_size(options.decoder, options.beam),
     )
-    recognizer = fused(recognizer, options.fusing)
+    recognizer = with_fusion(recognizer, options.fusing)
     if options.lattices:
         require_lattice(recognizer.config)
     return recognizer
@@ -238,7 +243,7 @@ def _facts(job: Job, recognizer: Recognizer, *, not_recognized: int) -> dict[str
         "chunk, ms (0: whole utterances)": f"{decoding.chunk_ms:g}",
         "texts": "not normalized" if normalize == "none" else f"normalized, {normalize}",
         "not recognized": str(not_recognized),
-        **described(job.options.fusing),
+        **fusion_facts(job.options.fusing),
     }
 
 

@@ -16,7 +16,7 @@ from asr_jax.config import Config, MeshConfig
 from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
-from asr_jax.inference.fusion_options import NO_FUSING, Fusing, fused
+from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
 from asr_jax.inference.recognizer import (
     Recognizer,
     beam_size,
@@ -60,7 +60,7 @@ class Options:
     """Print JSON objects: audio_filepath, duration, text; with --timestamps also words."""
     format: Literal["text", "ctm", "srt", "vtt"] = "text"
     """text; ctm: NIST's CTM, a line for every word; srt, vtt: SubRip or WebVTT subtitles."""
-    fusing: Annotated[Fusing, tyro.conf.arg(name="")] = NO_FUSING
+    fusing: Annotated[FusionOptions, tyro.conf.arg(name="")] = NO_FUSION_OPTIONS
     output: Path | None = None
     """Write a file for every recording into this folder, named after it, and print nothing."""
 
@@ -94,7 +94,7 @@ def _transcribe_files(options: Options) -> int:
             problems.append(str(error))
     if utterances:
         prepare_devices(MeshConfig())
-        recognizer = fused(_open_recognizer(options), options.fusing)
+        recognizer = with_fusion(_open_recognizer(options), options.fusing)
         _check_nbest(options.nbest, utterances, recognizer.config)
         recognition = recognize_utterances(recognizer, utterances)
         for utterance, hypotheses in zip(utterances, recognition.hypotheses):

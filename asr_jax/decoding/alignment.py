@@ -23,7 +23,7 @@ def align_labels(
         labels,
         lengths,
         label_lengths,
-        activation=joint.activation,  # pyright: ignore[reportArgumentType]
-        factorization=joint.factorization,  # pyright: ignore[reportArgumentType]
+        activation=joint.activation,
+        factorization=joint.factorization,
         durations=joint.durations,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Automaton:
     """S states, from each of which every one of V labels leads somewhere, with a gain in nats.
@@ -67,15 +67,14 @@ class Automaton:
         gains = self.root_gains + chain[-1][1][:, None]
         targets = jnp.broadcast_to(self.root_targets, gains.shape)
         for state, gain in reversed(chain[:-1]):
-            first, beyond = self.first_arcs[state], self.first_arcs[state + 1]
-            places = first[:, None] + jnp.arange(self.most_arcs)
-            there = places < beyond[:, None]
+            first, end = self.first_arcs[state], self.first_arcs[state + 1]
+            arcs = first[:, None] + jnp.arange(self.most_arcs)
             # Beyond the last label: nothing is written.
-            labels = jnp.where(there, self.arc_labels[places], gains.shape[1])
+            labels = jnp.where(arcs < end[:, None], self.arc_labels[arcs], gains.shape[1])
             gains = gains.at[rows, labels].set(
-                self.arc_gains[places] + gain[:, None], mode="drop", unique_indices=False
+                self.arc_gains[arcs] + gain[:, None], mode="drop", unique_indices=False
             )
-            targets = targets.at[rows, labels].set(self.arc_targets[places], mode="drop")
+            targets = targets.at[rows, labels].set(self.arc_targets[arcs], mode="drop")
         return gains, targets
 
 
@@ -92,20 +91,9 @@ def build_automaton(
     State 0 backs off to itself; a label it has no arc for leads to itself, with a gain of 0.
     """
     root = [arcs[0].get(label, (0, 0.0)) for label in range(vocabulary_size)]
-    counts = [0, *(len(of) for of in arcs[1:])]
-    flat = [(label, *of[label]) for of in arcs[1:] for label in sorted(of)]
+    counts = [0, *(len(of_state) for of_state in arcs[1:])]
+    flat = [(label, *of_state[label]) for of_state in arcs[1:] for label in sorted(of_state)]
     labels, targets, gains = zip(*flat) if flat else ((0,), (0,), (0.0,))
-    deep = [0] * len(back_offs)
-
-    def depth(state: int) -> int:
-        way = []
-        while state and not deep[state]:
-            way.append(state)
-            state = back_offs[state][0]
-        for further, on_the_way in enumerate(reversed(way), start=1):
-            deep[on_the_way] = deep[state] + further
-        return max((deep[one] for one in way), default=0)
-
     integers = functools.partial(jnp.asarray, dtype=jnp.int32)
     floats = functools.partial(jnp.asarray, dtype=jnp.float32)
     return Automaton(
@@ -120,5 +108,18 @@ def build_automaton(
         end_gains=floats(end_gains),
         start_state=start_state,
         most_arcs=max(counts),
-        most_back_offs=max(map(depth, range(len(back_offs)))),
+        most_back_offs=_longest_chain([state for state, _ in back_offs]),
     )
+
+
+def _longest_chain(back_offs: Sequence[int]) -> int:
+    """Return the most back-offs from any state to state 0."""
+    lengths = {0: 0}
+    for state in range(len(back_offs)):
+        chain = []
+        while state not in lengths:
+            chain.append(state)
+            state = back_offs[state]
+        for further, member in enumerate(reversed(chain), start=1):
+            lengths[member] = lengths[state] + further
+    return max(lengths.values())

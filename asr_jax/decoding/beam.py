@@ -1,10 +1,12 @@
 """Beam search for a whole batch, on the device."""
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
@@ -12,7 +14,7 @@ from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
 
 
-class Sequences(NamedTuple):
+class Beam(NamedTuple):
     """K label sequences of every row, the best first; those that are not there score -inf."""
 
     scores: Float[Array, "B K"]
@@ -24,10 +26,10 @@ class Sequences(NamedTuple):
     """The last label's place in the tree of all labels."""
     predicted: Float[Array, "B K D"]
     """The predictor's output after the labels, projected."""
-    states: Any
-    """The predictor's; leaves begin with axes B, K."""
-    known: tuple
-    """The states of the fusion's scorers; leaves begin with axes B, K."""
+    predictor_states: PyTree[Array]
+    """Leaves begin with axes B, K."""
+    scorer_states: tuple[PyTree[Array], ...]
+    """States of the fusion's scorers; leaves begin with axes B, K."""
     gains: Float[Array, "B K V"] | None
     """What the fusion adds for the next label; None without one."""
 
@@ -39,6 +41,31 @@ class Tree(NamedTuple):
     parents: Int[Array, "B Z"]
     frames: Int[Array, "B Z"]
     log_probabilities: Float[Array, "B Z"]
+
+
+class SearchState(NamedTuple):
+    """Where every row's search stands."""
+
+    steps: Int[Array, ""]
+    frame: Int[Array, " B"]
+    symbols: Int[Array, " B"]
+    """Labels by which sequences were extended at this frame so far."""
+    current: Beam
+    """Sequences at this frame."""
+    next_frame: Beam
+    """Sequences that a blank has taken to the next frame."""
+    tree: Tree
+
+
+class Extensions(NamedTuple):
+    """The K best extensions of a beam's sequences by one label, the best first."""
+
+    scores: Float[Array, "B K"]
+    parents: Int[Array, "B K"]
+    """Sequences of the beam that they extend."""
+    labels: Int[Array, "B K"]
+    log_probabilities: Float[Array, "B K"]
+    """The model's, of the labels."""
 
 
 def beam_search(
@@ -66,145 +93,206 @@ def beam_search(
     labels, and in the end for ending, counts in scores alone.
     """
     batch, frames, _ = encoded.shape
-    projected = model.joint.encoder_projection(encoded)
-    vocabulary_size = model.joint.vocabulary_size
-
-    def turn(carry):
-        number, frame, symbols, here, beyond, tree = carry
-        now = jnp.take_along_axis(projected, frame[:, None, None], axis=1, mode="clip")
-        now = jnp.broadcast_to(now, here.predicted.shape)
-        scores = model.joint.scores(now, here.predicted).symbols
-        by_blank = here._replace(scores=here.scores + scores[..., BLANK_ID])
-        beyond = _united(beyond, by_blank, size)
-
-        extended = here.scores[..., None] + scores
-        if here.gains is not None:
-            extended = extended + here.gains
-        extended = extended.at[..., BLANK_ID].set(-jnp.inf)
-        best, choice = jax.lax.top_k(extended.reshape(batch, -1), size)
-        # What is below all that went on already is out of the running: probabilities only fall.
-        # With a fusion a later label's gain might lift it again; for that, as any beam, this one
-        # does not wait. Where fewer than `size` went on nothing is dropped.
-        in_time = (best > beyond.scores[:, -1:]) & (symbols < max_symbols_per_frame)[:, None]
-        parents, labels = jnp.divmod(choice, vocabulary_size)
-        extended = _extended(
-            model, fusion, _chosen(here, parents), labels, nodes=1 + number * size
-        )._replace(scores=jnp.where(in_time, best, -jnp.inf))
-        taken = jnp.take_along_axis(scores.reshape(batch, -1), choice, axis=1)
-        tree = Tree(
-            *(
-                jax.lax.dynamic_update_slice(
-                    whole, part.astype(whole.dtype), (0, 1 + number * size)
-                )
-                for whole, part in zip(
-                    tree,
-                    (
-                        labels,
-                        jnp.take_along_axis(here.nodes, parents, axis=1),
-                        jnp.broadcast_to(frame[:, None], labels.shape),
-                        taken,
-                    ),
-                )
-            )
-        )
-
-        ended = frame >= lengths
-        goes_on = ~in_time.any(axis=1)
-        nobody = beyond._replace(scores=jnp.full_like(beyond.scores, -jnp.inf))
-        here = _where(ended, here, _where(goes_on, beyond, extended))
-        beyond = _where(goes_on, nobody, beyond)
-        symbols = jnp.where(goes_on, 0, symbols + 1)
-        return number + 1, frame + goes_on, symbols, here, beyond, tree
-
-    here = _start(model, fusion, batch, size)
-    nobody = here._replace(scores=jnp.full_like(here.scores, -jnp.inf))
-    nodes = 1 + frames * (max_symbols_per_frame + 1) * size
-    empty = jnp.zeros((batch, nodes), jnp.int32)
-    tree = Tree(empty, empty, empty, empty.astype(jnp.float32))
+    start = _start(model, fusion, batch, size)
     zeros = jnp.zeros((batch,), jnp.int32)
-    carry = jnp.int32(0), zeros, zeros, here, nobody, tree
-    carry = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < lengths), turn, carry)
-    *_, here, _, tree = carry
-    for scorer, states in zip(fusion.scorers, here.known):
-        here = here._replace(scores=here.scores + _by_row(scorer.ends)(states))
-    if fusion.scorers:
-        best, order = jax.lax.top_k(here.scores, size)
-        here = _chosen(here, order)._replace(scores=best)
-    return _read(tree, here, frames * max_symbols_per_frame)
+    nodes = jnp.zeros((batch, 1 + frames * (max_symbols_per_frame + 1) * size), jnp.int32)
+    tree = Tree(nodes, nodes, nodes, nodes.astype(jnp.float32))
+    end = jax.lax.while_loop(
+        lambda state: jnp.any(state.frame < lengths),
+        functools.partial(
+            _step,
+            model,
+            model.joint.encoder_projection(encoded),
+            lengths,
+            max_symbols_per_frame=max_symbols_per_frame,
+            fusion=fusion,
+        ),
+        SearchState(jnp.int32(0), zeros, zeros, start, _empty(start), tree),
+    )
+    beam = _add_end_gains(fusion, end.current)
+    return _read_tree(end.tree, beam, frames * max_symbols_per_frame)
 
 
-def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Sequences:
+def _step(
+    model: Transducer,
+    projected: Float[Array, "B T D"],
+    lengths: Int[Array, " B"],
+    state: SearchState,
+    *,
+    max_symbols_per_frame: int,
+    fusion: Fusion,
+) -> SearchState:
+    """Extend every row's sequences by a label, or move on to its next frame."""
+    frame, current = state.frame, state.current
+    log_probabilities = _score_symbols(model, projected, state)
+    of_blank = log_probabilities[..., BLANK_ID]
+    after_blank = current._replace(scores=current.scores + of_blank)
+    next_frame = merge_duplicates(state.next_frame, after_blank)
+
+    extensions = _best_extensions(current, log_probabilities)
+    # What is below all that went on already is out of the running: probabilities only fall.
+    # With a fusion a later label's gain might lift it again; for that, as any beam, this one
+    # does not wait. Where fewer than `size` went on nothing is dropped.
+    in_time = extensions.scores > next_frame.scores[:, -1:]
+    in_time &= (state.symbols < max_symbols_per_frame)[:, None]
+    parents = _choose(current, extensions.parents)
+    first_node = 1 + state.steps * extensions.labels.shape[1]
+    extended = _extend(model, fusion, parents, extensions.labels, first_node)
+    extended = extended._replace(scores=jnp.where(in_time, extensions.scores, -jnp.inf))
+
+    ended = frame >= lengths
+    moves_on = ~in_time.any(axis=1)
+    return SearchState(
+        steps=state.steps + 1,
+        frame=frame + moves_on,
+        symbols=jnp.where(moves_on, 0, state.symbols + 1),
+        current=_where(ended, current, _where(moves_on, next_frame, extended)),
+        next_frame=_where(moves_on, _empty(next_frame), next_frame),
+        tree=append_to_tree(state.tree, extensions, current.nodes, frame, first_node),
+    )
+
+
+def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Beam:
     """The empty sequence, and none else."""
-    repeated = lambda leaf: jnp.repeat(leaf[:, None], size, axis=1)
-    states = jax.tree.map(repeated, model.predictor.start(batch))
-    known = tuple(jax.tree.map(repeated, scorer.start(batch)) for scorer in fusion.scorers)
+
+    def repeat(states: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], size, axis=1), states)
+
+    predictor_states = repeat(model.predictor.start(batch))
+    scorer_states = tuple(repeat(scorer.start(batch)) for scorer in fusion.scorers)
     zeros = jnp.zeros((batch, size), jnp.int32)
-    predicted, gains = _outlook(model, fusion, states, known)
-    return Sequences(
+    predicted, gains = _next_label_scores(model, fusion, predictor_states, scorer_states)
+    return Beam(
         scores=jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf) + zeros,
         hashes=jnp.zeros((batch, size, 2), jnp.uint32),
         counts=zeros,
         nodes=zeros,
         predicted=predicted,
-        states=states,
-        known=known,
+        predictor_states=predictor_states,
+        scorer_states=scorer_states,
         gains=gains,
     )
 
 
-def _extended(
+def _empty(beam: Beam) -> Beam:
+    """A beam of the same shapes without a sequence."""
+    return beam._replace(scores=jnp.full_like(beam.scores, -jnp.inf))
+
+
+def _score_symbols(
+    model: Transducer, projected: Float[Array, "B T D"], state: SearchState
+) -> Float[Array, "B K V"]:
+    """Return the log-probabilities of every sequence's next symbol at its row's frame."""
+    frame, predicted = state.frame[:, None, None], state.current.predicted
+    encoded = jnp.take_along_axis(projected, frame, axis=1, mode="clip")
+    return model.joint.scores(jnp.broadcast_to(encoded, predicted.shape), predicted).symbols
+
+
+def _best_extensions(beam: Beam, log_probabilities: Float[Array, "B K V"]) -> Extensions:
+    batch, size, vocabulary_size = log_probabilities.shape
+    scores = beam.scores[..., None] + log_probabilities
+    if beam.gains is not None:
+        scores = scores + beam.gains
+    scores = scores.at[..., BLANK_ID].set(-jnp.inf)
+    best, choice = jax.lax.top_k(scores.reshape(batch, -1), size)
+    parents, labels = jnp.divmod(choice, vocabulary_size)
+    taken = jnp.take_along_axis(log_probabilities.reshape(batch, -1), choice, axis=1)
+    return Extensions(best, parents, labels, taken)
+
+
+def _extend(
     model: Transducer,
     fusion: Fusion,
-    before: Sequences,
+    before: Beam,
     labels: Int[Array, "B K"],
-    *,
-    nodes: Array,
-) -> Sequences:
-    """Each sequence with one more label, whose nodes are those from `nodes` on."""
-    states = _by_row(model.predictor.step)(before.states, labels)
-    known = tuple(
-        _by_row(scorer.step)(of_scorer, labels)
-        for scorer, of_scorer in zip(fusion.scorers, before.known)
+    first_node: Int[Array, ""],
+) -> Beam:
+    """Each sequence with one more label, whose nodes are those from `first_node` on."""
+    predictor_states = _for_sequences(model.predictor.step)(before.predictor_states, labels)
+    scorer_states = tuple(
+        _for_sequences(scorer.step)(states, labels)
+        for scorer, states in zip(fusion.scorers, before.scorer_states)
     )
-    predicted, gains = _outlook(model, fusion, states, known)
-    return Sequences(
+    predicted, gains = _next_label_scores(model, fusion, predictor_states, scorer_states)
+    nodes = first_node + jnp.arange(labels.shape[1], dtype=jnp.int32)
+    return Beam(
         scores=before.scores,
         hashes=_hashed(before.hashes, labels),
         counts=before.counts + 1,
-        nodes=jnp.broadcast_to(nodes + jnp.arange(labels.shape[1], dtype=jnp.int32), labels.shape),
+        nodes=jnp.broadcast_to(nodes, labels.shape),
         predicted=predicted,
-        states=states,
-        known=known,
+        predictor_states=predictor_states,
+        scorer_states=scorer_states,
         gains=gains,
     )
 
 
-def _outlook(
-    model: Transducer, fusion: Fusion, states: Any, known: tuple
+def _next_label_scores(
+    model: Transducer,
+    fusion: Fusion,
+    predictor_states: PyTree[Array],
+    scorer_states: tuple[PyTree[Array], ...],
 ) -> tuple[Float[Array, "B K D"], Float[Array, "B K V"] | None]:
     """What is known of every sequence's next label: the predictor's side, and what fusion adds."""
-    predicted = _by_row(lambda s: model.joint.predictor_projection(model.predictor.output(s)))(
-        states
-    )
+
+    def predict(states: PyTree[Array]) -> Float[Array, "N D"]:
+        return model.joint.predictor_projection(model.predictor.output(states))
+
+    predicted = _for_sequences(predict)(predictor_states)
     if not fusion:
         return predicted, None
     gains = jnp.float32(0)
-    for scorer, of_scorer in zip(fusion.scorers, known):
-        gains = gains + _by_row(scorer.gains)(of_scorer)
+    for scorer, states in zip(fusion.scorers, scorer_states):
+        gains = gains + _for_sequences(scorer.gains)(states)
     if fusion.internal_lm_weight is not None:
         gains = gains - fusion.internal_lm_weight * model.joint.internal_scores(predicted)
     return predicted, gains
 
 
-def _by_row(function):
+def _add_end_gains(fusion: Fusion, beam: Beam) -> Beam:
+    """Return the sequences with what the scorers add for ending there, the best first."""
+    if not fusion.scorers:
+        return beam
+    scores = beam.scores
+    for scorer, states in zip(fusion.scorers, beam.scorer_states):
+        scores = scores + _for_sequences(scorer.ends)(states)
+    best, order = jax.lax.top_k(scores, scores.shape[1])
+    return _choose(beam, order)._replace(scores=best)
+
+
+def _for_sequences(function: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
     """A function of arrays that begin with axis N, for trees that begin with B, K."""
 
-    def of_rows(*trees):
+    def of_beam(*trees: PyTree[Array]) -> PyTree[Array]:
         rows = jax.tree.leaves(trees)[0].shape[:2]
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), trees)
         return jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[1:]), function(*flat))
 
-    return of_rows
+    return of_beam
+
+
+def append_to_tree(
+    tree: Tree,
+    extensions: Extensions,
+    nodes: Int[Array, "B K"],
+    frame: Int[Array, " B"],
+    first_node: Int[Array, ""],
+) -> Tree:
+    """Write the labels of the extensions of sequences that end at `nodes`, from `first_node` on."""
+    labels = extensions.labels
+    columns = Tree(
+        labels=labels,
+        parents=jnp.take_along_axis(nodes, extensions.parents, axis=1),
+        frames=jnp.broadcast_to(frame[:, None], labels.shape),
+        log_probabilities=extensions.log_probabilities,
+    )
+    return jax.tree.map(
+        lambda all_nodes, new: jax.lax.dynamic_update_slice(
+            all_nodes, new.astype(all_nodes.dtype), (0, first_node)
+        ),
+        tree,
+        columns,
+    )
 
 
 def _hashed(hashes: UInt32[Array, "B K 2"], labels: Int[Array, "B K"]) -> UInt32[Array, "B K 2"]:
@@ -215,52 +303,69 @@ def _hashed(hashes: UInt32[Array, "B K 2"], labels: Int[Array, "B K"]) -> UInt32
     return mixed ^ (mixed >> jnp.array([15, 13], jnp.uint32))
 
 
-def _united(some: Sequences, others: Sequences, size: int) -> Sequences:
-    """The best `size` of both; a sequence that both have is one, and its probabilities add up."""
-    there = jnp.isfinite(some.scores)[:, :, None] & jnp.isfinite(others.scores)[:, None]
-    same = (some.hashes[:, :, None] == others.hashes[:, None]).all(axis=-1) & there
-    score_there = jnp.max(others.scores[:, None], axis=2, where=same, initial=-jnp.inf)
-    node_there = jnp.sum(others.nodes[:, None], axis=2, where=same)
-    united = some._replace(
-        scores=jnp.logaddexp(some.scores, score_there),
-        nodes=jnp.where(score_there > some.scores, node_there, some.nodes),
+def merge_duplicates(first: Beam, second: Beam) -> Beam:
+    """The best K of both beams; a sequence in both is one, and its probabilities add up."""
+    exist = jnp.isfinite(first.scores)[:, :, None] & jnp.isfinite(second.scores)[:, None]
+    same = (first.hashes[:, :, None] == second.hashes[:, None]).all(axis=-1) & exist
+    second_score = jnp.max(second.scores[:, None], axis=2, where=same, initial=-jnp.inf)
+    second_node = jnp.sum(second.nodes[:, None], axis=2, where=same)
+    merged = first._replace(
+        scores=jnp.logaddexp(first.scores, second_score),
+        nodes=jnp.where(second_score > first.scores, second_node, first.nodes),
     )
-    rest = others._replace(scores=jnp.where(same.any(axis=1), -jnp.inf, others.scores))
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), united, rest)
-    best, order = jax.lax.top_k(both.scores, size)
-    return _chosen(both, order)._replace(scores=best)
+    rest = second._replace(scores=jnp.where(same.any(axis=1), -jnp.inf, second.scores))
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), merged, rest)
+    best, order = jax.lax.top_k(both.scores, first.scores.shape[1])
+    return _choose(both, order)._replace(scores=best)
 
 
-def _chosen(sequences: Sequences, order: Int[Array, "B K"]) -> Sequences:
+def _choose(beam: Beam, order: Int[Array, "B K"]) -> Beam:
     rows = jnp.arange(order.shape[0])[:, None]
-    return jax.tree.map(lambda leaf: leaf[rows, order], sequences)
+    return jax.tree.map(lambda leaf: leaf[rows, order], beam)
 
 
-def _where(condition, some: Sequences, others: Sequences) -> Sequences:
+def _where(condition: Bool[Array, " B"], first: Beam, second: Beam) -> Beam:
+    """Return the rows of `first` where the condition holds, and those of `second` elsewhere."""
     return jax.tree.map(
-        lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), some, others
+        lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), first, second
     )
 
 
-def _read(tree: Tree, sequences: Sequences, capacity: int) -> Hypotheses:
+class Traceback(NamedTuple):
+    """Labels that are read from the last one to the first."""
+
+    unread: Int[Array, "B K"]
+    """Labels that precede those read so far."""
+    nodes: Int[Array, "B K"]
+    """The last one of them."""
+    labels: Int[Array, "B K N"]
+    frames: Int[Array, "B K N"]
+    log_probabilities: Float[Array, "B K N"]
+
+
+def _read_tree(tree: Tree, beam: Beam, capacity: int) -> Hypotheses:
     """The labels of the sequences, from the last to the first."""
-    batch, size = sequences.scores.shape
-    there = jnp.isfinite(sequences.scores)
-    counts = jnp.where(there, sequences.counts, 0)
+    batch, size = beam.scores.shape
+    counts = jnp.where(jnp.isfinite(beam.scores), beam.counts, 0)
     rows, columns = jnp.arange(batch)[:, None], jnp.arange(size)
 
-    def read_one(carry):
-        left, nodes, found = carry
-        places = jnp.where(left > 0, left - 1, capacity)
-        values = (tree.labels, tree.frames, tree.log_probabilities)
-        found = tuple(
-            whole.at[rows, columns, places].set(value[rows, nodes], mode="drop")
-            for whole, value in zip(found, values)
+    def read_label(before: Traceback) -> Traceback:
+        at = (rows, columns, jnp.where(before.unread > 0, before.unread - 1, capacity))
+        node = (rows, before.nodes)
+        return Traceback(
+            unread=jnp.maximum(before.unread - 1, 0),
+            nodes=tree.parents[node],
+            labels=before.labels.at[at].set(tree.labels[node], mode="drop"),
+            frames=before.frames.at[at].set(tree.frames[node], mode="drop"),
+            log_probabilities=before.log_probabilities.at[at].set(
+                tree.log_probabilities[node], mode="drop"
+            ),
         )
-        return jnp.maximum(left - 1, 0), tree.parents[rows, nodes], found
 
-    empty = jnp.zeros((batch, size, capacity), jnp.int32)
-    start = counts, sequences.nodes, (empty, empty, empty.astype(jnp.float32))
-    _, _, found = jax.lax.while_loop(lambda carry: jnp.any(carry[0] > 0), read_one, start)
-    labels, label_frames, log_probabilities = found
-    return Hypotheses(labels, counts, label_frames, log_probabilities, sequences.scores)
+    zeros = jnp.zeros((batch, size, capacity), jnp.int32)
+    found = jax.lax.while_loop(
+        lambda before: jnp.any(before.unread > 0),
+        read_label,
+        Traceback(counts, beam.nodes, zeros, zeros, zeros.astype(jnp.float32)),
+    )
+    return Hypotheses(found.labels, counts, found.frames, found.log_probabilities, beam.scores)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from asr_jax.decoding.hypotheses import Hypotheses, nothing_found
+from asr_jax.decoding.hypotheses import Hypotheses, empty_hypotheses
 from asr_jax.layers.length import frame_mask
 from asr_jax.models.predictor import BLANK_ID
 
@@ -24,16 +24,17 @@ def best_path(logits: Float[Array, "B T V"], lengths: Int[Array, " B"]) -> Hypot
     before = jnp.pad(best, ((0, 0), (1, 0)), constant_values=BLANK_ID)[:, :-1]
     says_label = (best != BLANK_ID) & inside
     begins = says_label & (best != before)
-    number = jnp.cumsum(begins, axis=1) - 1
-    rows = jnp.arange(batch)[:, None]
-    at = lambda kept: (rows, 0, jnp.where(kept, number, frames))
-    found = nothing_found(batch, frames)
+    rows, number = jnp.arange(batch)[:, None], jnp.cumsum(begins, axis=1) - 1
+    # A label's place among the row's; frames without one write beyond the last place: nowhere.
+    begun = (rows, 0, jnp.where(begins, number, frames))
+    lasting = (rows, 0, jnp.where(says_label, number, frames))
+    found = empty_hypotheses(batch, frames)
     highest = jnp.full_like(found.log_probabilities, -jnp.inf)
-    highest = highest.at[at(says_label)].max(of_best, mode="drop")
+    highest = highest.at[lasting].max(of_best, mode="drop")
     return Hypotheses(
-        labels=found.labels.at[at(begins)].set(best, mode="drop"),
+        labels=found.labels.at[begun].set(best, mode="drop"),
         counts=jnp.sum(begins, axis=1, keepdims=True),
-        frames=found.frames.at[at(begins)].set(jnp.arange(frames), mode="drop"),
+        frames=found.frames.at[begun].set(jnp.arange(frames), mode="drop"),
         log_probabilities=jnp.where(jnp.isfinite(highest), highest, 0),
         scores=jnp.sum(of_best, axis=1, where=inside, keepdims=True),
     )

@@ -1,8 +1,8 @@
 """What a beam search adds to the model's own scores: language models, and hotwords."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 
 class Scorer(Protocol):
@@ -12,19 +12,19 @@ class Scorer(Protocol):
     is the sum of its labels' and of its end's.
     """
 
-    def start(self, batch: int) -> Any:
+    def start(self, batch: int) -> PyTree[Array]:
         """Before the first label."""
         ...
 
-    def gains(self, states: Any) -> Float[Array, "N V"]:
+    def gains(self, states: PyTree[Array]) -> Float[Array, "N V"]:
         """Of every next label; the blank's is not looked at."""
         ...
 
-    def step(self, states: Any, labels: Int[Array, " N"]) -> Any:
+    def step(self, states: PyTree[Array], labels: Int[Array, " N"]) -> PyTree[Array]:
         """After one more label."""
         ...
 
-    def ends(self, states: Any) -> Float[Array, " N"]:
+    def ends(self, states: PyTree[Array]) -> Float[Array, " N"]:
         """Of ending here."""
         ...
 

@@ -1,12 +1,12 @@
 """Greedy search of the transducer, TDT and HAT for a whole batch, on the device."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from asr_jax.decoding.hypotheses import Hypotheses, nothing_found
+from asr_jax.decoding.hypotheses import Hypotheses, empty_hypotheses
 from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
 
@@ -16,7 +16,48 @@ class GreedyState(NamedTuple):
 
     skipped: Int[Array, " B"]
     """Frames ahead that the last symbol still lasts for."""
-    predictor: Any
+    predictor: PyTree[Array]
+
+
+class Cursor(NamedTuple):
+    """Where every row's search stands, and what it has found."""
+
+    frame: Int[Array, " B"]
+    """The encoded frame that is scored next."""
+    symbols: Int[Array, " B"]
+    """Labels emitted at that frame so far."""
+    hypotheses: Hypotheses
+    state: PyTree[Array]
+    """The predictor's, after the labels emitted so far."""
+    predicted: Float[Array, "B D"]
+    """The predictor's output in that state, projected."""
+
+
+class Window(NamedTuple):
+    """The symbol that the search would take at each of the next W frames, for every row."""
+
+    frames: Int[Array, "B W"]
+    symbols: Int[Array, "B W"]
+    durations: Int[Array, "B W"]
+    """Frames that each symbol lasts for."""
+    log_probabilities: Float[Array, "B W"]
+    """Log-probabilities of the symbols, in nats."""
+    scores: Float[Array, "B W"]
+    """Log-probabilities of the symbols and of their durations, in nats."""
+
+
+class Emission(NamedTuple):
+    """The first label of every row's window, and the blanks before it."""
+
+    emits: Bool[Array, " B"]
+    """False where the window has no label; then `label`, `log_probability`, `duration` are 0."""
+    passed: Int[Array, " B"]
+    """Frames that the blanks before the label last for."""
+    label: Int[Array, " B"]
+    duration: Int[Array, " B"]
+    log_probability: Float[Array, " B"]
+    score: Float[Array, " B"]
+    """Log-probability of the blanks and the label, and of their durations."""
 
 
 def greedy_start(model: Transducer, batch: int) -> GreedyState:
@@ -71,73 +112,111 @@ def greedy_step(
     """
     batch, frames, _ = encoded.shape
     projected = model.joint.encoder_projection(encoded)
-    frames_per_turn = frames_per_turn or (1 if model.joint.durations else 4)
-    capacity = frames * max_symbols_per_frame
-    rows = jnp.arange(batch)
-    ahead = jnp.arange(frames_per_turn)
+    ahead = jnp.arange(frames_per_turn or (1 if model.joint.durations else 4))
 
-    def predict(state):
-        return model.joint.predictor_projection(model.predictor.output(state))
-
-    def lasting(durations, is_label):
-        """Frames that the symbols last for, and the log-probabilities of that."""
-        if not model.joint.durations:
-            return jnp.where(is_label, 0, 1), 0.0
-        lengths = jnp.array(model.joint.durations)
-        allowed = jnp.where(is_label[..., None] | (lengths > 0), durations, -jnp.inf)
-        return lengths[jnp.argmax(allowed, axis=-1)], jnp.max(allowed, axis=-1)
-
-    def turn(carry):
-        frame, symbols, found, state, predicted = carry
-        now = frame[:, None] + ahead
-        window = jnp.take_along_axis(projected, now[..., None], axis=1, mode="clip")
-        scores = model.joint.scores(window, jnp.broadcast_to(predicted[:, None], window.shape))
-        full = (symbols == max_symbols_per_frame)[:, None] & (ahead == 0)
-        symbol = jnp.where(full, BLANK_ID, jnp.argmax(scores.symbols, axis=-1))
-        of_symbol = jnp.take_along_axis(scores.symbols, symbol[..., None], axis=-1)[..., 0]
-        is_label = symbol != BLANK_ID
-        lasts, of_duration = lasting(scores.durations, is_label)
-        inside = now < lengths[:, None]
-
-        # Along the blanks to the first label: the frame of it, or one behind the window.
-        passed = jnp.zeros_like(frame)
-        visited = []
-        for n in range(frames_per_turn):
-            visited.append(passed == n)
-            goes_on = visited[-1] & (inside & ~is_label)[:, n]
-            passed = jnp.where(goes_on, n + lasts[:, n], passed)
-        visited = jnp.stack(visited, axis=1) & inside
-        taken = visited & is_label
-        emits = taken.any(axis=1)
-        of_taken = lambda values: jnp.sum(values, axis=1, where=taken)
-        frame = frame + passed
-        label, log_probability, lasts = map(of_taken, (symbol, of_symbol, lasts))
-        score = jnp.sum(of_symbol + of_duration, axis=1, where=visited)
-
-        place = (rows, 0, jnp.where(emits, found.counts[:, 0], capacity))
-        found = Hypotheses(
-            labels=found.labels.at[place].set(label, mode="drop"),
-            counts=found.counts + emits[:, None],
-            frames=found.frames.at[place].set(frame, mode="drop"),
-            log_probabilities=found.log_probabilities.at[place].set(log_probability, mode="drop"),
-            scores=found.scores + score[:, None],
+    def turn(cursor: Cursor) -> Cursor:
+        window = _score_window(
+            model, projected, cursor, ahead, max_symbols_per_frame=max_symbols_per_frame
         )
-        symbols = jnp.where(emits & (lasts == 0), jnp.where(passed > 0, 1, symbols + 1), 0)
-        after = model.predictor.step(state, label)
-        after = after, predict(after)
-        state, predicted = jax.tree.map(
-            lambda a, b: jnp.where(emits.reshape(-1, *[1] * (a.ndim - 1)), a, b),
-            after,
-            (state, predicted),
-        )
-        return frame + lasts, symbols, found, state, predicted
+        return _advance(model, cursor, _first_label(window, lengths))
 
-    zeros = jnp.zeros((batch,), jnp.int32)
-    predictor = state.predictor
-    start = (
-        *(state.skipped, zeros, nothing_found(batch, capacity)),
-        *(predictor, predict(predictor)),
+    start = Cursor(
+        frame=state.skipped,
+        symbols=jnp.zeros((batch,), jnp.int32),
+        hypotheses=empty_hypotheses(batch, frames * max_symbols_per_frame),
+        state=state.predictor,
+        predicted=_predict(model, state.predictor),
     )
-    unfinished = lambda carry: jnp.any(carry[0] < lengths)
-    frame, _, found, predictor, _ = jax.lax.while_loop(unfinished, turn, start)
-    return GreedyState(frame - lengths, predictor), found
+    end = jax.lax.while_loop(lambda cursor: jnp.any(cursor.frame < lengths), turn, start)
+    return GreedyState(end.frame - lengths, end.state), end.hypotheses
+
+
+def _predict(model: Transducer, state: PyTree[Array]) -> Float[Array, "B D"]:
+    return model.joint.predictor_projection(model.predictor.output(state))
+
+
+def _score_window(
+    model: Transducer,
+    projected: Float[Array, "B T D"],
+    cursor: Cursor,
+    ahead: Int[Array, " W"],
+    *,
+    max_symbols_per_frame: int,
+) -> Window:
+    """Return the most probable symbols of the cursor's frame and those `ahead` of it."""
+    frames = cursor.frame[:, None] + ahead
+    encoded = jnp.take_along_axis(projected, frames[..., None], axis=1, mode="clip")
+    scores = model.joint.scores(encoded, jnp.broadcast_to(cursor.predicted[:, None], encoded.shape))
+    is_full = (cursor.symbols == max_symbols_per_frame)[:, None] & (ahead == 0)
+    symbols = jnp.where(is_full, BLANK_ID, jnp.argmax(scores.symbols, axis=-1))
+    log_probabilities = jnp.take_along_axis(scores.symbols, symbols[..., None], axis=-1)[..., 0]
+    durations, of_durations = _best_durations(model, scores.durations, symbols)
+    return Window(frames, symbols, durations, log_probabilities, log_probabilities + of_durations)
+
+
+def _best_durations(
+    model: Transducer, log_probabilities: Float[Array, "B W X"], symbols: Int[Array, "B W"]
+) -> tuple[Int[Array, "B W"], Float[Array, "B W"] | float]:
+    """Return the frames that each symbol lasts for, and the log-probabilities of that."""
+    is_label = symbols != BLANK_ID
+    if not model.joint.durations:
+        return jnp.where(is_label, 0, 1), 0.0
+    durations = jnp.array(model.joint.durations)
+    allowed = jnp.where(is_label[..., None] | (durations > 0), log_probabilities, -jnp.inf)
+    return durations[jnp.argmax(allowed, axis=-1)], jnp.max(allowed, axis=-1)
+
+
+def _first_label(window: Window, lengths: Int[Array, " B"]) -> Emission:
+    """Follow the blanks of the window to its first label."""
+    is_label = window.symbols != BLANK_ID
+    is_real = window.frames < lengths[:, None]
+    passed = jnp.zeros_like(window.frames[:, 0])
+    visited = []
+    for n in range(window.frames.shape[1]):
+        visited.append(passed == n)
+        is_blank = visited[-1] & (is_real & ~is_label)[:, n]
+        passed = jnp.where(is_blank, n + window.durations[:, n], passed)
+    visited = jnp.stack(visited, axis=1) & is_real
+    taken = visited & is_label
+
+    def of_label(values: Array) -> Array:
+        return jnp.sum(values, axis=1, where=taken)
+
+    return Emission(
+        emits=taken.any(axis=1),
+        passed=passed,
+        label=of_label(window.symbols),
+        duration=of_label(window.durations),
+        log_probability=of_label(window.log_probabilities),
+        score=jnp.sum(window.scores, axis=1, where=visited),
+    )
+
+
+def _advance(model: Transducer, cursor: Cursor, emission: Emission) -> Cursor:
+    """Return the cursor after the blanks and the label, which the predictor reads."""
+    hypotheses, emits = cursor.hypotheses, emission.emits
+    batch, _, capacity = hypotheses.labels.shape
+    frame = cursor.frame + emission.passed
+    place = (jnp.arange(batch), 0, jnp.where(emits, hypotheses.counts[:, 0], capacity))
+    symbols = jnp.where(emission.passed > 0, 1, cursor.symbols + 1)
+    state = model.predictor.step(cursor.state, emission.label)
+    state, predicted = jax.tree.map(
+        lambda after, before: jnp.where(emits.reshape(-1, *[1] * (after.ndim - 1)), after, before),
+        (state, _predict(model, state)),
+        (cursor.state, cursor.predicted),
+    )
+    return Cursor(
+        frame=frame + emission.duration,
+        symbols=jnp.where(emits & (emission.duration == 0), symbols, 0),
+        hypotheses=Hypotheses(
+            labels=hypotheses.labels.at[place].set(emission.label, mode="drop"),
+            counts=hypotheses.counts + emits[:, None],
+            frames=hypotheses.frames.at[place].set(frame, mode="drop"),
+            log_probabilities=hypotheses.log_probabilities.at[place].set(
+                emission.log_probability, mode="drop"
+            ),
+            scores=hypotheses.scores + emission.score[:, None],
+        ),
+        state=state,
+        predicted=predicted,
+    )

@@ -24,7 +24,7 @@ class Hypotheses(NamedTuple):
     """What the search ranks by, in nats."""
 
 
-def nothing_found(batch: int, capacity: int) -> Hypotheses:
+def empty_hypotheses(batch: int, capacity: int) -> Hypotheses:
     """One hypothesis a row, without labels, with room for so many."""
     integers = jnp.zeros((batch, 1, capacity), jnp.int32)
     return Hypotheses(

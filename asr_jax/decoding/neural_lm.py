@@ -1,11 +1,10 @@
 """A language model of models/language_model.py as a scorer of the beam search."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from asr_jax.models.encoder_decoder import END_ID
 from asr_jax.models.language_model import LanguageModel
@@ -19,7 +18,7 @@ class NeuralScorer:
     Parameters and weight are arrays of the tree: another weight compiles nothing anew.
     """
 
-    params: Any
+    params: PyTree[Array]
     weight: Float[Array, ""]
     graphdef: nnx.GraphDef = field(metadata=dict(static=True))
 
@@ -27,16 +26,16 @@ class NeuralScorer:
     def _model(self) -> LanguageModel:
         return nnx.merge(self.graphdef, self.params)
 
-    def start(self, batch: int) -> Any:
+    def start(self, batch: int) -> PyTree[Array]:
         return self._model.predictor.start(batch)
 
-    def gains(self, states: Any) -> Float[Array, "N V"]:
+    def gains(self, states: PyTree[Array]) -> Float[Array, "N V"]:
         """The column of the blank is that of ending."""
         model = self._model
         return self.weight * jax.nn.log_softmax(model.out(model.predictor.output(states)))
 
-    def step(self, states: Any, labels: Int[Array, " N"]) -> Any:
+    def step(self, states: PyTree[Array], labels: Int[Array, " N"]) -> PyTree[Array]:
         return self._model.predictor.step(states, labels)
 
-    def ends(self, states: Any) -> Float[Array, " N"]:
+    def ends(self, states: PyTree[Array]) -> Float[Array, " N"]:
         return self.gains(states)[:, END_ID]

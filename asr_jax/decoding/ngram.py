@@ -122,12 +122,17 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
             raise ValueError(f"{path}: line {number}: {error}") from None
     if section != "\\end\\":
         raise ValueError(f"{path}: ends before \\end\\" if section else f"{path}: has no \\data\\")
-    known = [ngrams[ngram].log_probability for ngram in ngrams if len(ngram) == 1 and ngram[0] > 0]
-    least = min(known, default=-math.log(len(pieces)))
-    unknown = ngrams.get((UNKNOWN_ID,), Entry(least))
-    for label in range(UNKNOWN_ID, len(pieces)):
-        ngrams.setdefault((label,), Entry(unknown.log_probability))
+    _add_missing_pieces(ngrams, len(pieces))
     return ngrams
+
+
+def _add_missing_pieces(ngrams: NGrams, vocabulary_size: int) -> None:
+    """Give pieces without a unigram the probability of <unk>, or else the least there is."""
+    known = [ngrams[ngram].log_probability for ngram in ngrams if len(ngram) == 1 and ngram[0] > 0]
+    least = min(known, default=-math.log(vocabulary_size))
+    unknown = ngrams.get((UNKNOWN_ID,), Entry(least))
+    for label in range(UNKNOWN_ID, vocabulary_size):
+        ngrams.setdefault((label,), Entry(unknown.log_probability))
 
 
 def _section(line: str, counts: dict[int, int], order: int) -> tuple[str, int]:
@@ -160,17 +165,7 @@ def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: in
     labels seen after h. Below the highest order c counts the different labels that stood before,
     but where h begins a sentence. Below the lowest all labels, and the end, are alike.
     """
-    counts: dict[NGram, int] = collections.Counter()
-    for sentence in sentences:
-        padded = (BEGIN, *sentence, END)
-        for end in range(2, len(padded) + 1):
-            counts[padded[max(0, end - order) : end]] += 1
-    by_order: list[dict[NGram, int]] = [collections.Counter() for _ in range(order + 1)]
-    for ngram, count in counts.items():
-        by_order[len(ngram)][ngram] = count
-    for length in range(order, 1, -1):
-        for ngram in by_order[length]:
-            by_order[length - 1][ngram[1:]] += 1
+    by_order = _counts_by_order(sentences, order)
     alike = 1 / vocabulary_size  # All but the blank, and the end.
     probabilities: dict[NGram, float] = {(): alike}
     back_offs: dict[NGram, float] = {}
@@ -190,12 +185,31 @@ def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: in
     for label in [*range(UNKNOWN_ID, vocabulary_size), END]:
         probabilities.setdefault((label,), back_offs[()] * alike)
     probabilities[(BEGIN,)] = 1.0  # Asked for by nobody; a context all the same.
-    log = lambda x: math.log(x) if x > 0 else 0.0
     return {
-        ngram: Entry(log(p), log(back_offs.get(ngram, 1.0)))
+        ngram: Entry(_log(p), _log(back_offs.get(ngram, 1.0)))
         for ngram, p in probabilities.items()
         if ngram
     }
+
+
+def _counts_by_order(sentences: Iterable[Sequence[int]], order: int) -> list[dict[NGram, int]]:
+    """Count n-grams at the highest order and sentence starts, and below it the labels before."""
+    counts: dict[NGram, int] = collections.Counter()
+    for sentence in sentences:
+        padded = (BEGIN, *sentence, END)
+        for end in range(2, len(padded) + 1):
+            counts[padded[max(0, end - order) : end]] += 1
+    by_order: list[dict[NGram, int]] = [collections.Counter() for _ in range(order + 1)]
+    for ngram, count in counts.items():
+        by_order[len(ngram)][ngram] = count
+    for length in range(order, 1, -1):
+        for ngram in by_order[length]:
+            by_order[length - 1][ngram[1:]] += 1
+    return by_order
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else 0.0
 
 
 def ngram_automaton(ngrams: NGrams, *, vocabulary_size: int, weight: float) -> Automaton:

@@ -14,7 +14,7 @@ from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.distributed.mesh import local_rows
 from asr_jax.experiment.skipped import print_left_out
-from asr_jax.inference.decode_batch import Recognize, hypotheses, make_recognizer
+from asr_jax.inference.decode_batch import JittedDecoding, jitted_decoding, transcribe_batches
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 from asr_jax.training.loop import Evaluate
@@ -29,7 +29,7 @@ def dev_wer(
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
     print_left_out("data.dev", unreadable)
-    recognize = make_recognizer(graphdef, config, mesh)
+    recognize = jitted_decoding(graphdef, config, mesh)
     return _DevWer(config, tokenizer, mesh, utterances, recognize)
 
 
@@ -39,7 +39,7 @@ class _DevWer:
     tokenizer: Tokenizer
     mesh: Mesh
     utterances: Sequence[Utterance]
-    recognize: Recognize
+    recognize: JittedDecoding
     noted: set[str] = field(default_factory=set)
     """Ids of unreadable recordings that were reported, so that each is reported once."""
 
@@ -53,7 +53,7 @@ class _DevWer:
             multiple=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
             local_rows=functools.partial(local_rows, self.mesh),
         )
-        transcripts = hypotheses(
+        transcripts = transcribe_batches(
             self.recognize,
             averaged,
             batches,

@@ -36,9 +36,10 @@ def time_stretch(
     left = position.astype(jnp.int32)
     right = jnp.minimum(left + 1, last)
     share = (position - left)[..., None]
-    at = lambda index: jnp.take_along_axis(
-        features, index[..., None], axis=1, mode="promise_in_bounds"
-    )
+
+    def at(index: Int32[Array, "B frames"]) -> Float32[Array, "B frames F"]:
+        return jnp.take_along_axis(features, index[..., None], axis=1, mode="promise_in_bounds")
+
     mixed = (1 - share) * at(left) + share * at(right)
     return jnp.where((time < stretched[:, None])[..., None], mixed, 0), stretched
 

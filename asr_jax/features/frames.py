@@ -1,8 +1,15 @@
 """How samples fall into frames: integer arithmetic that host code can use without JAX."""
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from asr_jax.config import FeaturesConfig
+
+if TYPE_CHECKING:
+    import jax
+
+Count = TypeVar("Count", int, np.ndarray, "jax.Array")
 
 
 def window_samples(config: FeaturesConfig) -> int:
@@ -15,7 +22,7 @@ def hop_samples(config: FeaturesConfig) -> int:
     return int(config.sample_rate_hz * config.hop_ms / 1000)
 
 
-def frame_count(num_samples: Any, config: FeaturesConfig) -> Any:
+def frame_count(num_samples: Count, config: FeaturesConfig) -> Count:
     """Frames of a recording: samples / hop, rounded to the nearest (Kaldi's snip_edges=false).
 
     Frame t is centred at sample hop * t + hop / 2.

@@ -87,7 +87,10 @@ def _reflect(
     edges = jnp.take_along_axis(samples, source, axis=1, mode="promise_in_bounds")
     start, end = edges[:, :before], edges[:, before:]
     signal = jnp.concatenate([start, samples, jnp.zeros_like(end)], axis=1)
-    put = lambda row, end, length: jax.lax.dynamic_update_slice(row, end, (before + length,))
+
+    def put(row, end, length):
+        return jax.lax.dynamic_update_slice(row, end, (before + length,))
+
     return jax.vmap(put)(signal, end, lengths)
 
 

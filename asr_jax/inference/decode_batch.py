@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, PyTree
 
 from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
@@ -22,23 +22,16 @@ from asr_jax.text import Tokenizer
 from asr_jax.types import Batch, Transcript, Word
 
 
-@runtime_checkable
-class Recognize(Protocol):
-    def __call__(
-        self, params: Any, batch: Batch, fusion: Fusion = ..., /
-    ) -> tuple[Hypotheses, jax.Array]: ...
-
-
-def recognize(
-    params: Any,
+def decode_batch(
+    params: PyTree,
     batch: Batch,
     fusion: Fusion,
     *,
     graphdef: nnx.GraphDef,
     config: Config,
     mesh: Mesh,
-) -> tuple[Hypotheses, jax.Array]:
-    """What is found for every row, and the utterances in the rows [B]."""
+) -> tuple[Hypotheses, Int[Array, " B"]]:
+    """What is found for every row, and the utterances in the rows."""
     model = nnx.merge(graphdef, params)
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
@@ -48,26 +41,42 @@ def recognize(
     return found, jnp.asarray(batch.utterances)
 
 
-@functools.cache
-def make_recognizer(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> Recognize:
-    """`recognize`, compiled once per batch shape, the rows spread over the mesh.
+class JittedDecoding:
+    """`decode_batch`, compiled once per shape of its arguments, the rows spread over the mesh.
 
     Of a batch each process gives its own rows (mesh.local_rows), and gets the labels of all.
     """
-    compiled = jax.jit(
-        functools.partial(recognize, graphdef=graphdef, config=config, mesh=mesh),
-        out_shardings=NamedSharding(mesh, P()),
-    )
 
-    def run(params: Any, batch: Batch, fusion: Fusion = NO_FUSION, /):
-        return compiled(params, on_devices(batch, mesh), fusion)
+    def __init__(self, graphdef: nnx.GraphDef, config: Config, mesh: Mesh):
+        self._decode = jax.jit(
+            functools.partial(decode_batch, graphdef=graphdef, config=config, mesh=mesh),
+            out_shardings=NamedSharding(mesh, P()),
+        )
+        self._mesh = mesh
+        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
 
-    return run
+    def __call__(
+        self, params: PyTree, batch: Batch, fusion: Fusion = NO_FUSION
+    ) -> tuple[Hypotheses, jax.Array]:
+        return self._decode(params, on_devices(batch, self._mesh), fusion)
+
+    def compile(self, params: PyTree, batch: Batch, fusion: Fusion = NO_FUSION) -> None:
+        """Decode the batch once where its shape is new, so that the next call need not compile."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batch.samples, fusion)))
+        if shapes not in self._compiled:
+            self._compiled.add(shapes)
+            jax.block_until_ready(self(params, batch, fusion))
 
 
-def hypotheses(
-    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
-    params: Any,
+@functools.cache
+def jitted_decoding(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> JittedDecoding:
+    """One JittedDecoding per model structure, config and mesh."""
+    return JittedDecoding(graphdef, config, mesh)
+
+
+def transcribe_batches(
+    decode: JittedDecoding,
+    params: PyTree,
     batches: Iterable[Batch],
     tokenizer: Tokenizer,
     *,
@@ -78,31 +87,24 @@ def hypotheses(
 
     None for one in no batch, since its recording could not be read.
     """
-    frame_seconds = encoded_frame_seconds(config)
-    return [
-        found and transcripts(found, tokenizer, frame_seconds=frame_seconds)
-        for found in found_labels(run, params, batches, utterances=utterances)
-    ]
-
-
-def found_labels(
-    run: Callable[[Any, Batch], tuple[Hypotheses, jax.Array]],
-    params: Any,
-    batches: Iterable[Batch],
-    *,
-    utterances: int,
-) -> list[Hypotheses | None]:
-    """The same as labels: fields without axis B, N the most that one has."""
-    results: list[Hypotheses | None] = [None] * utterances
+    found: list[Hypotheses | None] = [None] * utterances
     for batch in batches:
-        found, rows = jax.device_get(run(params, batch))
-        for row, utterance in enumerate(rows):
-            if utterance >= 0:
-                of_row = Hypotheses(*(field[row] for field in found))
-                most = int(of_row.counts.max())
-                fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in of_row)
-                results[utterance] = Hypotheses(*fields)
-    return results
+        store_rows(found, *decode(params, batch))
+    frame_seconds = encoded_frame_seconds(config)
+    return [row and transcripts(row, tokenizer, frame_seconds=frame_seconds) for row in found]
+
+
+def store_rows(
+    found: list[Hypotheses | None], hypotheses: Hypotheses, utterances: jax.Array
+) -> None:
+    """Store a batch's hypotheses by utterance: fields without axis B, N the most that one has."""
+    hypotheses, utterances = jax.device_get((hypotheses, utterances))
+    for row, utterance in enumerate(utterances):
+        if utterance >= 0:
+            of_row = Hypotheses(*(field[row] for field in hypotheses))
+            most = int(of_row.counts.max())
+            fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in of_row)
+            found[utterance] = Hypotheses(*fields)
 
 
 def transcripts(

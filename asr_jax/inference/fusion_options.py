@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.fusion import Fusion
 from asr_jax.decoding.hotwords import hotword_automaton, read_hotwords
 from asr_jax.decoding.neural_lm import NeuralScorer
@@ -21,7 +22,7 @@ SOURCE_ORDER = 2  # LODR's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusing:
+class FusionOptions:
     """Nothing, or language models and hotwords, with a beam search."""
 
     language_model: Path | None = None
@@ -48,7 +49,7 @@ class Fusing:
     def __post_init__(self) -> None:
         for name in ("language_model_weight", "source_language_model_weight", "internal_lm_weight"):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: must not be negative")
+                raise ValueError(f"{_option(name)} {value}: must not be negative")
         needs = {
             "language_model_weight": "language_model",
             "language_model_order": "language_model",
@@ -57,9 +58,8 @@ class Fusing:
         }
         for name, needed in needs.items():
             value = getattr(self, name)
-            if value != getattr(Fusing, name) and getattr(self, needed) is None:
-                option, other = (f"--{one.replace('_', '-')}" for one in (name, needed))
-                raise ValueError(f"{option} {value}: needs {other}")
+            if value != getattr(FusionOptions, name) and getattr(self, needed) is None:
+                raise ValueError(f"{_option(name)} {value}: needs {_option(needed)}")
         if not 0 < self.hotword_boost < float("inf"):
             raise ValueError(f"--hotword-boost {self.hotword_boost}: must be positive")
         if self.language_model_order < 1:
@@ -72,14 +72,19 @@ class Fusing:
         """The first option that asks for a fusion, if any."""
         for name in ("language_model", "source_language_model", "internal_lm_weight", "hotwords"):
             if getattr(self, name):
-                return f"--{name.replace('_', '-')}"
+                return _option(name)
         return ""
 
 
-NO_FUSING = Fusing()
+def _option(field: str) -> str:
+    """Return the field's name on the command line."""
+    return f"--{field.replace('_', '-')}"
 
 
-def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
+NO_FUSION_OPTIONS = FusionOptions()
+
+
+def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
     """The same with what `options` ask for. Raises ValueError where its search cannot."""
     if not (option := options.asked_for):
         return recognizer
@@ -89,17 +94,13 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
         raise ValueError(f"{option}: is for transducer and HAT, not for {kind}")
     if not config.decoding.beam:
         raise ValueError(f"{option}: needs a beam search; say --decoder beam")
-    scorers = []
-    for path, weight, order in [
-        (options.language_model, options.language_model_weight, options.language_model_order),
-        (options.source_language_model, -options.source_language_model_weight, SOURCE_ORDER),
-    ]:
-        if path and path.is_dir():
-            scorers.append(neural_scorer(path, tokenizer, weight=weight))
-        elif path:
-            scorers.append(
-                load_language_model(path, tokenizer, order=order, weight=weight, warn=_warn)
-            )
+    scorers: list[Automaton | NeuralScorer] = []
+    if path := options.language_model:
+        weight, order = options.language_model_weight, options.language_model_order
+        scorers.append(_language_model_scorer(path, tokenizer, order=order, weight=weight))
+    if path := options.source_language_model:
+        weight = -options.source_language_model_weight
+        scorers.append(_language_model_scorer(path, tokenizer, order=SOURCE_ORDER, weight=weight))
     if options.hotwords:
         phrases = read_hotwords(options.hotwords, boost=options.hotword_boost)
         scorers.append(hotword_automaton(phrases, tokenizer))
@@ -109,7 +110,16 @@ def fused(recognizer: Recognizer, options: Fusing) -> Recognizer:
     return recognizer._replace(fusion=jax.device_put(fusion, everywhere))
 
 
-def neural_scorer(run: Path, tokenizer: Tokenizer, *, weight: float) -> NeuralScorer:
+def _language_model_scorer(
+    path: Path, tokenizer: Tokenizer, *, order: int, weight: float
+) -> Automaton | NeuralScorer:
+    """The scorer of a run directory, or of an n-gram model's file or text."""
+    if path.is_dir():
+        return _neural_scorer(path, tokenizer, weight=weight)
+    return load_language_model(path, tokenizer, order=order, weight=weight, warn=_warn)
+
+
+def _neural_scorer(run: Path, tokenizer: Tokenizer, *, weight: float) -> NeuralScorer:
     """Of the run directory of a language model that has the recogniser's pieces."""
     opened = open_any_run(run, "best")
     if (kind := opened.config.objective.kind) != "language_model":
@@ -127,10 +137,10 @@ def _warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
-def described(options: Fusing) -> dict[str, str]:
+def fusion_facts(options: FusionOptions) -> dict[str, str]:
     """The options that were given, for a report."""
     return {
         field.name.replace("_", " "): str(getattr(options, field.name))
         for field in fields(options)
-        if getattr(options, field.name) != getattr(NO_FUSING, field.name)
+        if getattr(options, field.name) != getattr(NO_FUSION_OPTIONS, field.name)
     }

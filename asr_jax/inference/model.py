@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from asr_jax.audio import as_wav, audio_duration_seconds
 from asr_jax.config import Config
-from asr_jax.inference.fusion_options import Fusing, fused
+from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, with_fusion
 from asr_jax.inference.recognizer import (
     Recognizer,
     open_run,
@@ -57,9 +56,9 @@ class Model:
         Raises:
             ValueError: a recording that cannot be read, or has no samples, by name.
         """
-        several = [audio] if isinstance(audio, str | Path | np.ndarray) else audio
+        recordings = [audio] if isinstance(audio, str | Path | np.ndarray) else audio
         rate_hz = sample_rate_hz or self.config.features.sample_rate_hz
-        utterances = [_utterance(number, one, rate_hz) for number, one in enumerate(several)]
+        utterances = [_utterance(n, recording, rate_hz) for n, recording in enumerate(recordings)]
         recognition = recognize_utterances(self._recognizer, utterances)
         for skipped in recognition.failed:
             raise ValueError(skipped.reason)
@@ -74,7 +73,7 @@ def load(
     beam: int | None = None,
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
-    **fusing: str | Path | float,
+    **fusion: str | Path | float,
 ) -> Model:
     """The model of a run directory, or of one that `asr-jax export --format params` wrote.
 
@@ -86,8 +85,9 @@ def load(
         directory: RUN, or OUT of an export.
         checkpoint: of a run: best (by WER on dev), last, a step, or average:N.
         beam, chunk_ms, window_seconds: in place of the config's decoding.beam, and so on.
-        fusing: what a beam search shall know besides the audio: hotwords, language_model and what
-            else `asr-jax transcribe` has of that kind, under the same names (Fusing's fields).
+        fusion: what a beam search shall know besides the audio: hotwords, language_model and what
+            else `asr-jax transcribe` has of that kind, under the same names (fields of
+            FusionOptions).
 
     Raises:
         ValueError: the directory holds no model, or one that is damaged or of another version; or
@@ -101,10 +101,10 @@ def load(
         chunk_ms=chunk_ms,
         window_seconds=window_seconds,
     )
-    given: dict[str, Any] = {
-        name: Path(value) if isinstance(value, str) else value for name, value in fusing.items()
+    given = {
+        name: Path(value) if isinstance(value, str) else value for name, value in fusion.items()
     }
-    return Model(fused(recognizer, Fusing(**given)))
+    return Model(with_fusion(recognizer, replace(NO_FUSION_OPTIONS, **given)))
 
 
 def _utterance(number: int, audio: str | Path | np.ndarray, rate_hz: int) -> Utterance:

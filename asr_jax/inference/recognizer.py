@@ -5,18 +5,19 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from asr_jax.config import Config, MeshConfig
 from asr_jax.config_file import load_config
-from asr_jax.data.pipeline import evaluation_batches
+from asr_jax.data.pipeline import Batches, evaluation_batches
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.distributed.mesh import local_rows, make_mesh
@@ -24,15 +25,15 @@ from asr_jax.distributed.processes import all_gather_text
 from asr_jax.distributed.sharding import state_shardings
 from asr_jax.inference.decode_batch import (
     encoded_frame_seconds,
-    found_labels,
-    make_recognizer,
+    jitted_decoding,
+    store_rows,
     transcripts,
 )
 from asr_jax.inference.windows import merge_windows, window_starts
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
-from asr_jax.types import Batch, Skipped, Transcript, Utterance
+from asr_jax.types import Skipped, Transcript, Utterance
 
 # The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
@@ -42,20 +43,22 @@ DEFAULT_BEAM = 4
 
 
 class Recognizer(NamedTuple):
+    """A trained model on the devices of a mesh, and how it searches."""
+
     config: Config
     tokenizer: Tokenizer
     graphdef: nnx.GraphDef
-    params: Any
+    params: PyTree
     mesh: Mesh
     checkpoint: str
     """Which steps the parameters are of."""
-    compiled: set[tuple[int, ...]]
-    """Shapes of batches seen so far."""
     fusion: Fusion = NO_FUSION
     """What a beam search adds to the model's scores."""
 
 
 class Recognition(NamedTuple):
+    """What was recognized in utterances, and what could not be read."""
+
     hypotheses: list[list[Transcript] | None]
     """Of every utterance, the best first; None for those that failed."""
     failed: list[Skipped]
@@ -114,15 +117,15 @@ def open_any_run(run: Path, which: str) -> Recognizer:
         params, steps = _load_exported(run, which, abstract)
     else:
         params, steps = load_averaged(run, which, abstract, config.checkpoint)
-    return Recognizer(config, tokenizer, graphdef, params, mesh, steps, set())
+    return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
 
 
-def with_decoding(recognizer: Recognizer, **changes: Any) -> Recognizer:
+def with_decoding(recognizer: Recognizer, **changes: float | None) -> Recognizer:
     """The same with other values of config.decoding's fields; None leaves a field as it is."""
     given = {name: value for name, value in changes.items() if value is not None}
     config = recognizer.config
     config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, **given))
-    return recognizer._replace(config=config, compiled=set())
+    return recognizer._replace(config=config)
 
 
 def beam_size(decoder: str, beam: int | None) -> int | None:
@@ -141,7 +144,7 @@ def _require_readable(path: Path) -> None:
     read_about(path)
 
 
-def _load_exported(directory: Path, which: str, abstract: Any) -> tuple[Any, str]:
+def _load_exported(directory: Path, which: str, abstract: PyTree) -> tuple[PyTree, str]:
     from asr_jax.export.params import load_params
 
     params, about = load_params(directory / EXPORTED, abstract)
@@ -159,45 +162,48 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
 
     Of several processes each reads its share, and all get everything.
     """
-    config, params = recognizer.config, recognizer.params
-    recognize = make_recognizer(recognizer.graphdef, config, recognizer.mesh)
-    run = lambda params, batch: recognize(params, batch, recognizer.fusion)
+    config, params, fusion = recognizer.config, recognizer.params, recognizer.fusion
     windows = [windows_of(utterance, config) for utterance in utterances]
-    stretches = list(itertools.chain.from_iterable(windows))
-    no_labels = [np.zeros(0, np.int32)] * len(stretches)
-    devices = recognizer.mesh.size
-    most = max(1, len(stretches))
+    segments = list(itertools.chain.from_iterable(windows))
+    decode = jitted_decoding(recognizer.graphdef, config, recognizer.mesh)
+    batches = _segment_batches(recognizer, segments)
+    found: list[Hypotheses | None] = [None] * len(segments)
+    began, compile_seconds = time.monotonic(), 0.0
+    for batch in batches:
+        before = time.monotonic()
+        decode.compile(params, batch, fusion)
+        compile_seconds += time.monotonic() - before
+        store_rows(found, *decode(params, batch, fusion))
+    of_segments = iter(found)
+    hypotheses = [
+        _merged(recognizer, segments, list(itertools.islice(of_segments, len(segments))))
+        for segments in windows
+    ]
+    wall_seconds = time.monotonic() - began - compile_seconds
+    audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, hypotheses) if best)
+    return Recognition(hypotheses, _gather_failed(batches.failed), audio_seconds, wall_seconds)
+
+
+def _segment_batches(recognizer: Recognizer, segments: list[Utterance]) -> Batches:
+    config, devices = recognizer.config, recognizer.mesh.size
+    # No more rows than there are segments, in whole rows for every device.
+    most = max(1, len(segments))
     rows = tuple(-(-min(n, most) // devices) * devices for n in config.data.bucket_utterances)
-    data = dataclasses.replace(config.data, bucket_utterances=rows)
-    batches = evaluation_batches(
-        stretches,
-        no_labels,
-        data=data,
+    return evaluation_batches(
+        segments,
+        [np.zeros(0, np.int32)] * len(segments),
+        data=dataclasses.replace(config.data, bucket_utterances=rows),
         sample_rate_hz=config.features.sample_rate_hz,
         multiple=devices,
         local_rows=functools.partial(local_rows, recognizer.mesh),
     )
-    compile_seconds = 0.0
 
-    def compiled_first() -> Iterator[Batch]:
-        nonlocal compile_seconds
-        for batch in batches:
-            if batch.samples.shape not in recognizer.compiled:
-                recognizer.compiled.add(batch.samples.shape)
-                before = time.monotonic()
-                jax.block_until_ready(run(params, batch))
-                compile_seconds += time.monotonic() - before
-            yield batch
 
-    began = time.monotonic()
-    found = iter(found_labels(run, params, compiled_first(), utterances=len(stretches)))
-    whole = [_whole(recognizer, of, list(itertools.islice(found, len(of)))) for of in windows]
-    wall_seconds = time.monotonic() - began - compile_seconds
-    everywhere = all_gather_text(json.dumps([[s.id, s.reason] for s in batches.failed]))
-    failed = [Skipped(*one) for here in everywhere for one in json.loads(here)]
-    failed = list({skipped.id: skipped for skipped in failed}.values())
-    audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, whole) if best)
-    return Recognition(whole, failed, audio_seconds, wall_seconds)
+def _gather_failed(failed: list[Skipped]) -> list[Skipped]:
+    """Return the recordings that any process could not read, each once."""
+    by_process = all_gather_text(json.dumps([[skipped.id, skipped.reason] for skipped in failed]))
+    gathered = [Skipped(*entry) for text in by_process for entry in json.loads(text)]
+    return list({skipped.id: skipped for skipped in gathered}.values())
 
 
 def windows_of(utterance: Utterance, config: Config) -> list[Utterance]:
@@ -221,24 +227,22 @@ def windows_of(utterance: Utterance, config: Config) -> list[Utterance]:
     ]
 
 
-def _whole(
-    recognizer: Recognizer, windows: list[Utterance], found: list[Hypotheses | None]
+def _merged(
+    recognizer: Recognizer, segments: list[Utterance], found: list[Hypotheses | None]
 ) -> list[Transcript] | None:
-    """None where one of the windows could not be read."""
-    there = [one for one in found if one is not None]
-    if len(there) < len(windows):
+    """None where one of the segments could not be read."""
+    config, tokenizer = recognizer.config, recognizer.tokenizer
+    hypotheses = [of_segment for of_segment in found if of_segment is not None]
+    if len(hypotheses) < len(segments):
         return None
-    frame_seconds = encoded_frame_seconds(recognizer.config)
-    if len(windows) > 1:
-        starts = [window.offset_seconds - windows[0].offset_seconds for window in windows]
-        window_seconds = recognizer.config.decoding.window_seconds
-        there = [
-            merge_windows(
-                there,
-                starts,
-                recognizer.tokenizer,
-                window_seconds=window_seconds,
-                frame_seconds=frame_seconds,
-            )
-        ]
-    return transcripts(there[0], recognizer.tokenizer, frame_seconds=frame_seconds)
+    frame_seconds = encoded_frame_seconds(config)
+    merged = hypotheses[0]
+    if len(segments) > 1:
+        merged = merge_windows(
+            hypotheses,
+            [segment.offset_seconds - segments[0].offset_seconds for segment in segments],
+            tokenizer,
+            window_seconds=config.decoding.window_seconds,
+            frame_seconds=frame_seconds,
+        )
+    return transcripts(merged, tokenizer, frame_seconds=frame_seconds)

@@ -1,4 +1,4 @@
-"""A stream of samples to timed words, chunk by chunk, and how long after."""
+"""Streaming recognition: samples to timed words, chunk by chunk, with the latency of each chunk."""
 
 import functools
 import time
@@ -27,34 +27,38 @@ from asr_jax.types import Word
 
 
 class StreamUpdate(NamedTuple):
-    """What a chunk added."""
+    """The words that a chunk of a stream adds."""
 
     seconds: float
-    """Audio recognised so far."""
+    """Audio recognized so far."""
     final: tuple[Word, ...]
-    """Words that are complete now."""
+    """Words that this chunk completes."""
     partial: str
-    """The word that may go on."""
+    """The last word, if a later chunk may extend it."""
     latency_seconds: float
-    """From when the chunk's last sample was there."""
+    """Time from the chunk's last sample to this update."""
 
 
 def recognize_stream(
     recognizer: Recognizer, pieces: Iterable[np.ndarray]
 ) -> Iterator[StreamUpdate]:
-    """What every chunk of a stream adds; `pieces` are samples at the model's rate, of any length.
+    """Yield an update for every chunk of a stream.
 
-    The words are those that greedy search finds in the whole with the same decoding.chunk_ms.
+    The words equal those that greedy search finds in the whole recording with the same
+    decoding.chunk_ms.
+
+    Args:
+        pieces: samples at the model's rate, in pieces of any length.
     """
     config = recognizer.config
-    step, state = _ready(recognizer)
-    waiting = _NO_LABELS
+    step, state = _compile(recognizer)
+    unfinished = _NO_LABELS
     for number, chunk in enumerate(_chunks(pieces, config)):
         began = time.monotonic()
-        state, found = step(state, chunk.samples, chunk.length)
+        state, hypotheses = step(state, chunk.samples, chunk.length)
         first_frame = number * chunk_frames(config.decoding.chunk_ms, config)
-        waiting = _followed_by(waiting, jax.device_get(found), first_frame=first_frame)
-        final, partial, waiting = _complete(waiting, recognizer, is_last=chunk.is_last)
+        labels = _append(unfinished, jax.device_get(hypotheses), first_frame=first_frame)
+        final, partial, unfinished = _split_words(labels, recognizer, is_last=chunk.is_last)
         seconds = chunk.end_sample / config.features.sample_rate_hz
         yield StreamUpdate(seconds, final, partial, time.monotonic() - began)
 
@@ -70,52 +74,54 @@ def _compiled_step(graphdef: nnx.GraphDef, config: Config) -> Callable:
     return step
 
 
-def _ready(recognizer: Recognizer) -> tuple[Callable, StreamState]:
-    """step(state, samples, length) -> (state, labels), compiled, and what a stream begins with."""
+def _compile(recognizer: Recognizer) -> tuple[Callable, StreamState]:
+    """Return step(state, samples, length) -> (state, hypotheses), compiled, and the first state."""
     config, params = recognizer.config, jax.device_get(recognizer.params)
     model = nnx.merge(recognizer.graphdef, params)
     assert isinstance(model, Transducer)
     start = start_stream(model, 1, config=config)
     compiled = _compiled_step(recognizer.graphdef, config)
     step = functools.partial(compiled, jax.device_put(params))
-    nothing = np.zeros(chunk_samples(config), np.float32)
-    jax.block_until_ready(step(start, nothing, np.int32(0)))
+    silence = np.zeros(chunk_samples(config), np.float32)
+    jax.block_until_ready(step(start, silence, np.int32(0)))
     return step, start
 
 
 class _Chunk(NamedTuple):
+    """The samples of one chunk."""
+
     samples: Float32[np.ndarray, " S"]
-    """Of `encode_chunk`."""
+    """Samples as `encode_chunk` takes them, padded to S."""
     length: np.int32
-    """How many of them there are."""
+    """Samples before the padding."""
     end_sample: int
-    """Of the stream, behind the chunk."""
+    """The stream's sample at which the chunk ends."""
     is_last: bool
 
 
 def _chunks(pieces: Iterable[np.ndarray], config: Config) -> Iterator[_Chunk]:
-    """A stream's chunks, each as soon as its samples are there."""
+    """Yield a stream's chunks, each as soon as its samples have arrived."""
     hop, size = hop_samples(config.features), chunk_samples(config)
     step = chunk_features(config) * hop
-    # Samples from a hop before the next chunk on, and where in the stream that one begins.
-    kept, begin = np.zeros(hop, np.float32), 0
+    # Samples from one hop before the next chunk, and the stream's sample at which that begins.
+    buffer, begin = np.zeros(hop, np.float32), 0
     for piece in pieces:
-        kept = np.concatenate([kept, piece])
-        # What such a chunk reaches beyond its end is a frame of the next: that one comes too.
-        while len(kept) >= size:
-            yield _Chunk(kept[:size], np.int32(size), begin + step, is_last=False)
-            kept, begin = kept[step:], begin + step
-    total = begin + len(kept) - hop
+        buffer = np.concatenate([buffer, piece])
+        # A full chunk's samples reach into the first frame of the next, so that one exists too.
+        while len(buffer) >= size:
+            yield _Chunk(buffer[:size], np.int32(size), begin + step, is_last=False)
+            buffer, begin = buffer[step:], begin + step
+    total = begin + len(buffer) - hop
     while frame_count(total - begin, config.features) > 0:
-        there = kept[:size]
-        samples = np.pad(there, (0, size - len(there)))
+        real = buffer[:size]
+        samples = np.pad(real, (0, size - len(real)))
         is_last = frame_count(total - begin - step, config.features) <= 0
-        yield _Chunk(samples, np.int32(len(there)), min(begin + step, total), is_last)
-        kept, begin = kept[step:], begin + step
+        yield _Chunk(samples, np.int32(len(real)), min(begin + step, total), is_last)
+        buffer, begin = buffer[step:], begin + step
 
 
 class _Labels(NamedTuple):
-    """Of words that may go on."""
+    """Labels of words that are not final yet."""
 
     labels: list[int]
     frames: list[int]
@@ -125,29 +131,29 @@ class _Labels(NamedTuple):
 _NO_LABELS = _Labels([], [], [])
 
 
-def _followed_by(waiting: _Labels, found: Hypotheses, *, first_frame: int) -> _Labels:
-    """And then by those of a chunk that begins at the stream's encoded frame `first_frame`."""
-    new = (0, 0, slice(found.counts[0, 0]))
+def _append(labels: _Labels, hypotheses: Hypotheses, *, first_frame: int) -> _Labels:
+    """Append the labels of a chunk that begins at the stream's encoded frame `first_frame`."""
+    best = (0, 0, slice(hypotheses.counts[0, 0]))
     return _Labels(
-        waiting.labels + found.labels[new].tolist(),
-        waiting.frames + (found.frames[new] + first_frame).tolist(),
-        waiting.log_probabilities + found.log_probabilities[new].tolist(),
+        labels.labels + hypotheses.labels[best].tolist(),
+        labels.frames + (hypotheses.frames[best] + first_frame).tolist(),
+        labels.log_probabilities + hypotheses.log_probabilities[best].tolist(),
     )
 
 
-def _complete(
-    found: _Labels, recognizer: Recognizer, *, is_last: bool
+def _split_words(
+    labels: _Labels, recognizer: Recognizer, *, is_last: bool
 ) -> tuple[tuple[Word, ...], str, _Labels]:
-    """The words that are complete, the one that may go on, and its labels."""
-    rows = (found.labels, len(found.labels), found.frames, found.log_probabilities, 0.0)
+    """Return the final words, the partial word, and the labels of the partial word."""
+    rows = (labels.labels, len(labels.labels), labels.frames, labels.log_probabilities, 0.0)
     row = Hypotheses(*(np.array([field]) for field in rows))  # pyright: ignore[reportArgumentType]
     tokenizer, frame_seconds = recognizer.tokenizer, encoded_frame_seconds(recognizer.config)
     words = transcripts(row, tokenizer, frame_seconds=frame_seconds)[0].words
     if not words:
-        return (), "", found
-    places = tokenizer.words(found.labels)[-1][1]
-    if is_last or places[-1] + 1 < len(found.labels):  # something follows the last word
+        return (), "", labels
+    places = tokenizer.words(labels.labels)[-1][1]
+    if is_last or places[-1] + 1 < len(labels.labels):  # something follows the last word
         return words, "", _NO_LABELS
     begin = places[0]
-    rest = _Labels(found.labels[begin:], found.frames[begin:], found.log_probabilities[begin:])
+    rest = _Labels(labels.labels[begin:], labels.frames[begin:], labels.log_probabilities[begin:])
     return words[:-1], words[-1].text, rest

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.text import Tokenizer
@@ -48,73 +50,107 @@ def merge_windows(
     since a window's ends know the least. Where they share no label, words of the one before begin
     before the middle, those of the one after behind it.
     """
-    labels, frames, log_probabilities = _best(windows[0], 0)
+    merged = _emissions(windows[0], 0)
     for k in range(1, len(windows)):
         first = round(starts_seconds[k] / frame_seconds)
         end = (starts_seconds[k - 1] + window_seconds) / frame_seconds
-        after = _best(windows[k], first)
-        place = _join((labels, frames), after[:2], (float(first), end), tokenizer, frame_seconds)
-        if place is not None:
-            i, j = place
-            between = []
-        else:
-            i = _end_before(labels, frames, (first + end) / 2, tokenizer)
-            j = _end_before(after[0], after[1], (first + end) / 2, tokenizer)
-            # A window's first word has no space before it.
-            between = tokenizer.separator if i and j == 0 and len(after[0]) else []
-        at = after[1][:1].repeat(len(between))
-        labels = np.concatenate([labels[:i], np.array(between, np.int64), after[0][j:]])
-        frames = np.concatenate([frames[:i], at, after[1][j:]])
-        log_probabilities = np.concatenate(
-            [log_probabilities[:i], np.zeros(len(between)), after[2][j:]]
+        merged = _append(
+            merged, _emissions(windows[k], first), (float(first), end), tokenizer, frame_seconds
         )
     score = sum(float(window.scores[0]) for window in windows)
-    fields = (labels, len(labels), frames, log_probabilities, score)
+    fields = (merged.labels, len(merged.labels), merged.frames, merged.log_probabilities, score)
     rows = (np.array([field]) for field in fields)
     return Hypotheses(*rows)  # pyright: ignore[reportArgumentType]
 
 
-def _best(window: Hypotheses, first_frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class _Emissions(NamedTuple):
+    """Labels of a recording in order, with the frames at which they are emitted."""
+
+    labels: Int64[np.ndarray, " N"]
+    frames: Int64[np.ndarray, " N"]
+    """From the recording's beginning."""
+    log_probabilities: Float64[np.ndarray, " N"]
+
+
+def _emissions(window: Hypotheses, first_frame: int) -> _Emissions:
+    """The best hypothesis of a window that begins at the recording's `first_frame`."""
     count = window.counts[0]
-    return (
+    return _Emissions(
         np.asarray(window.labels[0, :count], np.int64),
         np.asarray(window.frames[0, :count], np.int64) + first_frame,
         np.asarray(window.log_probabilities[0, :count], np.float64),
     )
 
 
+def _append(
+    before: _Emissions,
+    after: _Emissions,
+    shared: tuple[float, float],
+    tokenizer: Tokenizer,
+    frame_seconds: float,
+) -> _Emissions:
+    """Merge the labels of two windows that share the frames from shared[0] to shared[1]."""
+    place = _join(before, after, shared, tokenizer, frame_seconds)
+    if place is not None:
+        i, j = place
+        between = []
+    else:
+        i = _end_before(before, sum(shared) / 2, tokenizer)
+        j = _end_before(after, sum(shared) / 2, tokenizer)
+        # A window's first word has no space before it.
+        between = tokenizer.separator if i and j == 0 and len(after.labels) else []
+    return _Emissions(
+        np.concatenate([before.labels[:i], np.array(between, np.int64), after.labels[j:]]),
+        np.concatenate(
+            [before.frames[:i], after.frames[:1].repeat(len(between)), after.frames[j:]]
+        ),
+        np.concatenate(
+            [
+                before.log_probabilities[:i],
+                np.zeros(len(between)),
+                after.log_probabilities[j:],
+            ]
+        ),
+    )
+
+
 def _join(
-    before: tuple[np.ndarray, np.ndarray],
-    after: tuple[np.ndarray, np.ndarray],
+    before: _Emissions,
+    after: _Emissions,
     shared: tuple[float, float],
     tokenizer: Tokenizer,
     frame_seconds: float,
 ) -> tuple[int, int] | None:
     """(i, j) of the best label to go over at, before's i being after's j."""
+
+    def places(emissions: _Emissions) -> np.ndarray:
+        frames = emissions.frames
+        return np.flatnonzero((frames >= shared[0]) & (frames <= shared[1]))
+
     middle = sum(shared) / 2
-    begins = _word_starts(after[0], tokenizer)
-    inside = lambda frames: np.flatnonzero((frames >= shared[0]) & (frames <= shared[1]))
-    here, there = inside(before[1]), inside(after[1])
-    apart = np.abs(before[1][here, None] - after[1][there]) * frame_seconds
-    apart[(before[0][here, None] != after[0][there]) | (apart > SAME_SECONDS)] = np.inf
+    begins = _word_starts(after.labels, tokenizer)
+    of_before, of_after = places(before), places(after)
+    apart = np.abs(before.frames[of_before, None] - after.frames[of_after]) * frame_seconds
+    differ = before.labels[of_before, None] != after.labels[of_after]
+    apart[differ | (apart > SAME_SECONDS)] = np.inf
     best, place = None, None
     for a, b in np.argwhere(np.isfinite(apart)):
         # Of a label said several times in a row, those nearest to each other.
         if apart[a, b] > min(apart[a].min(), apart[:, b].min()):
             continue
-        i, j = int(here[a]), int(there[b])
-        run = _same(before[0][:i][::-1], after[0][:j][::-1])
-        run += _same(before[0][i:], after[0][j:])
-        rank = (j in begins, min(run, LONGEST_RUN), -abs(after[1][j] - middle))
+        i, j = int(of_before[a]), int(of_after[b])
+        run = _same(before.labels[:i][::-1], after.labels[:j][::-1])
+        run += _same(before.labels[i:], after.labels[j:])
+        rank = (j in begins, min(run, LONGEST_RUN), -abs(after.frames[j] - middle))
         if best is None or rank > best:
             best, place = rank, (i, j)
     return place
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> int:
+def _same(first: np.ndarray, second: np.ndarray) -> int:
     """Labels at the beginning of both, up to LONGEST_RUN."""
-    n = min(len(one), len(other), LONGEST_RUN)
-    differs = np.flatnonzero(one[:n] != other[:n])
+    n = min(len(first), len(second), LONGEST_RUN)
+    differs = np.flatnonzero(first[:n] != second[:n])
     return int(differs[0]) if len(differs) else n
 
 
@@ -124,9 +160,8 @@ def _word_starts(labels: np.ndarray, tokenizer: Tokenizer) -> set[int]:
     return {place - len(tokenizer.separator) for place in firsts[1:]}
 
 
-def _end_before(
-    labels: np.ndarray, frames: np.ndarray, at_frame: float, tokenizer: Tokenizer
-) -> int:
+def _end_before(emissions: _Emissions, frame: float, tokenizer: Tokenizer) -> int:
     """The place behind the last word that begins before the frame."""
-    ends = [places[-1] + 1 for _, places in tokenizer.words(labels) if frames[places[0]] < at_frame]
+    words = tokenizer.words(emissions.labels)
+    ends = [places[-1] + 1 for _, places in words if emissions.frames[places[0]] < frame]
     return ends[-1] if ends else 0

@@ -242,9 +242,9 @@ class RelativeAttention(nnx.Module):
         return cache, self.out(attended.reshape(x.shape))
 
     def _project(self, x):
-        split = lambda y: y.reshape(*y.shape[:-1], *self.content_bias.shape)
-        x = self.norm(x)
-        return split(self.query(x)), split(self.key(x)), split(self.value(x))
+        x, shape = self.norm(x), (*x.shape[:-1], *self.content_bias.shape)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return query.reshape(shape), key.reshape(shape), value.reshape(shape)
 
     def _attend(self, positions):
         heads, head_width = self.content_bias.shape
@@ -332,9 +332,9 @@ class RotaryAttention(nnx.Module):
         return cache, self.out(attended.reshape(x.shape))
 
     def _project(self, x):
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
-        x = self.norm(x)
-        return split(self.query(x)), split(self.key(x)), split(self.value(x))
+        x, shape = self.norm(x), (*x.shape[:-1], self.heads, -1)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return query.reshape(shape), key.reshape(shape), value.reshape(shape)
 
 
 def _attend_rotated(query, key, value, ahead, mask):

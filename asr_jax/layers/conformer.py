@@ -1,5 +1,6 @@
 """The Conformer block (arXiv 2005.08100, section 2.4)."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -65,11 +66,11 @@ class ConformerBlock(nnx.Module):
         """Frames beyond the lengths change none within. Without a key nothing is dropped; without a
         context attention sees all frames."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        drop = lambda y, key: dropout(y, self.dropout, key)
-        x = x + 0.5 * drop(self.first_feedforward(x), keys[0])
-        x = x + drop(self.attention(x, positions, lengths, context), keys[1])
-        x = x + drop(self.convolution(x, lengths), keys[2])
-        x = x + 0.5 * drop(self.second_feedforward(x), keys[3])
+        drop = functools.partial(dropout, probability=self.dropout)
+        x = x + 0.5 * drop(self.first_feedforward(x), key=keys[0])
+        x = x + drop(self.attention(x, positions, lengths, context), key=keys[1])
+        x = x + drop(self.convolution(x, lengths), key=keys[2])
+        x = x + 0.5 * drop(self.second_feedforward(x), key=keys[3])
         return self.norm(x)
 
     def start(self, batch: int, *, cache_frames: int) -> BlockState:

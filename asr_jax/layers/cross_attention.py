@@ -1,5 +1,7 @@
 """Attention from labels to encoded frames, and the decoder's block that has it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,7 +25,7 @@ class CrossAttention(nnx.Module):
         self.out = Linear(width, width, rngs=rngs)
         self.heads = heads
 
-    def remember(self, encoded: Float[Array, "B T E"]) -> KeyValueCache:
+    def cache(self, encoded: Float[Array, "B T E"]) -> KeyValueCache:
         """What every query of a sequence meets, computed once."""
         return KeyValueCache(self._split(self.key(encoded)), self._split(self.value(encoded)))
 
@@ -69,14 +71,14 @@ class DecoderBlock(nnx.Module):
     ) -> Float[Array, "B U D"]:
         """All labels at once: none sees those after it, nor frames beyond the lengths."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        drop = lambda y, key: dropout(y, self.dropout, key)
+        drop = functools.partial(dropout, probability=self.dropout)
         labels = jnp.full(len(x), x.shape[1])
         # Chunks of one label, and no later ones; an array, as there is no window to cut out.
         earlier = Context(jnp.int32(1), left_chunks=x.shape[1])
-        x = x + drop(self.attention(x, None, labels, earlier), keys[0])
-        cache = self.cross_attention.remember(encoded)
-        x = x + drop(self.cross_attention(x, cache, lengths), keys[1])
-        return x + drop(self.feedforward(x), keys[2])
+        x = x + drop(self.attention(x, None, labels, earlier), key=keys[0])
+        cache = self.cross_attention.cache(encoded)
+        x = x + drop(self.cross_attention(x, cache, lengths), key=keys[1])
+        return x + drop(self.feedforward(x), key=keys[2])
 
     def step(
         self,

@@ -1,11 +1,9 @@
 """A matrix that neighbouring layers share, and what each of them adds to it (arXiv 2310.02489)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from asr_jax.layers.linear import product
 
@@ -62,7 +60,7 @@ class ResidualLinear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
-def folded(params: dict[str, Any]) -> dict[str, Any]:
+def folded(params: dict[str, PyTree]) -> dict[str, PyTree]:
     """Parameters of the same stacked layers with a matrix W + A B + D for each, as Linear has it.
 
     Takes the parameters of a whole model, and leaves all others as they are.

@@ -1,7 +1,7 @@
 """Blocks whose parameters are stacked along a layer axis, and run by a loop over it."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from flax import nnx
@@ -10,6 +10,8 @@ from asr_jax.layers.residual import Shared
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 def stacked(
@@ -26,13 +28,13 @@ def stacked(
 
 
 def scan_layers(
-    body: Callable[[Carry, tuple[Block, Any]], tuple[Carry, Any]],
+    body: Callable[[Carry, tuple[Block, Input]], tuple[Carry, Output]],
     carry: Carry,
     blocks: Block,
-    inputs: Any,
+    inputs: Input,
     *,
     shared_layers: int,
-) -> tuple[Carry, Any]:
+) -> tuple[Carry, Output]:
     """Runs body(carry, (block, input)) -> (carry, output) from the first layer to the last.
 
     Args:
@@ -58,7 +60,8 @@ def scan_layers(
 
         return jax.lax.scan(run_layer, carry, members)
 
-    in_groups = lambda a: a.reshape(len(a) // shared_layers, shared_layers, *a.shape[1:])
-    members = jax.tree.map(in_groups, (own, inputs))
+    members = jax.tree.map(
+        lambda a: a.reshape(len(a) // shared_layers, shared_layers, *a.shape[1:]), (own, inputs)
+    )
     carry, outputs = jax.lax.scan(run_group, carry, (shared, members))
     return carry, jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outputs)

@@ -210,17 +210,17 @@ def subsample(
         return subsampling(features, lengths)
     pieces = -(-frames // PIECE_FRAMES)
     padded = jnp.pad(features, ((0, 0), (0, pieces * PIECE_FRAMES - frames), (0, 0)))
-    apart = jnp.moveaxis(padded.reshape(batch, pieces, PIECE_FRAMES, bins), 1, 0)
+    split = jnp.moveaxis(padded.reshape(batch, pieces, PIECE_FRAMES, bins), 1, 0)
 
     @jax.checkpoint
     def run(tail, piece):
         features, first = piece
-        here = jnp.clip(lengths - first, 0, PIECE_FRAMES)
-        begins = jnp.broadcast_to(first == 0, here.shape)
-        tail, x, _ = following(subsampling, tail, features, here, begins=begins)
+        real = jnp.clip(lengths - first, 0, PIECE_FRAMES)
+        begins = jnp.broadcast_to(first == 0, real.shape)
+        tail, x, _ = following(subsampling, tail, features, real, begins=begins)
         return tail, x
 
     tail = jnp.zeros((batch, subsampling.factor, bins), features.dtype)
-    _, x = jax.lax.scan(run, tail, (apart, PIECE_FRAMES * jnp.arange(pieces)))
+    _, x = jax.lax.scan(run, tail, (split, PIECE_FRAMES * jnp.arange(pieces)))
     x = jnp.moveaxis(x, 0, 1).reshape(batch, -1, x.shape[-1])
     return x[:, : subsampled(frames, subsampling.factor)], subsampled(lengths, subsampling.factor)

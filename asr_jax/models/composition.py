@@ -1,8 +1,7 @@
 """Which networks an objective needs."""
 
-from typing import Any
-
 from flax import nnx
+from jaxtyping import PyTree
 
 from asr_jax.config import Config
 from asr_jax.models.ctc import CTC
@@ -23,7 +22,7 @@ def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model
     return kinds.get(config.objective.kind, Transducer)(config, vocabulary_size, rngs=rngs)
 
 
-def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, Any]:
+def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, PyTree]:
     """The model's structure, and its parameters as a dict of abstract arrays."""
     model = nnx.eval_shape(lambda: make_model(config, vocabulary_size, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)

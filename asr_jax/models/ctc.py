@@ -4,7 +4,7 @@ from flax import nnx
 
 from asr_jax.config import Config
 from asr_jax.layers.linear import Linear
-from asr_jax.models.encoder import make_encoder
+from asr_jax.models.encoder import Encoder
 
 
 def make_ctc_head(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -16,5 +16,5 @@ class CTC(nnx.Module):
     """An encoder and the head on it, with a config's sizes and random parameters."""
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
-        self.encoder = make_encoder(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
         self.ctc_head = make_ctc_head(config, vocabulary_size, rngs=rngs)

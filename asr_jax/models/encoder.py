@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from asr_jax.config import Config, chunk_frames
+from asr_jax.config import Config, EncoderConfig, chunk_frames
 from asr_jax.layers.attention import (
     Context,
     KeyValueCache,
@@ -23,7 +22,13 @@ from asr_jax.layers.length import frame_mask
 from asr_jax.layers.linear import Linear
 from asr_jax.layers.residual import ResidualLinear, folded
 from asr_jax.layers.stack import scan_layers, stacked
-from asr_jax.layers.subsampling import Subsampling1D, Subsampling2D, following, subsample
+from asr_jax.layers.subsampling import (
+    Subsampling,
+    Subsampling1D,
+    Subsampling2D,
+    following,
+    subsample,
+)
 from asr_jax.layers.transformer import TransformerBlock
 
 _REMAT = {
@@ -65,70 +70,28 @@ class Encoder(nnx.Module):
     a key (stochastic depth, arXiv 1603.09382).
     """
 
-    def __init__(
-        self,
-        mel_bins: int,
-        *,
-        kind: Literal["conformer", "transformer"],
-        layers: int,
-        width: int,
-        attention: Literal["relative", "rotary"],
-        heads: int,
-        feedforward_factor: int,
-        kernel_frames: int,
-        shared_layers: int,
-        residual_rank: int,
-        subsampling: Literal["conv1d", "conv2d", "separable"],
-        subsampling_factor: int = 4,
-        subsampling_channels: int,
-        context_frames: Sequence[int] = (),
-        chunk_frames: Sequence[int] = (),
-        left_chunks: int = 0,
-        dropout: float,
-        layer_drop: float = 0.0,
-        remat: str,
-        rngs: nnx.Rngs,
-    ):
-        of_subsampling = {
-            "conv1d": Subsampling1D,
-            "conv2d": Subsampling2D,
-            "separable": functools.partial(Subsampling2D, separable=True),
-        }[subsampling]
-        self.subsampling = of_subsampling(
-            mel_bins, width, channels=subsampling_channels, factor=subsampling_factor, rngs=rngs
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        encoder = config.encoder
+        self.subsampling = _make_subsampling(config, rngs=rngs)
+        self.blocks = stacked(
+            functools.partial(_make_block, encoder),
+            encoder.layers,
+            shared_layers=encoder.shared_layers,
+            rngs=rngs,
         )
-        of_kind = {
-            "conformer": functools.partial(
-                ConformerBlock, kernel_frames=kernel_frames, causal=len(chunk_frames) > 0
-            ),
-            "transformer": TransformerBlock,
-        }[kind]
-        residual = functools.partial(ResidualLinear, rank=residual_rank)
-
-        def block(rngs: nnx.Rngs) -> ConformerBlock | TransformerBlock:
-            return of_kind(
-                width,
-                attention=attention,
-                heads=heads,
-                feedforward_factor=feedforward_factor,
-                dropout=dropout,
-                linear=Linear if shared_layers == 1 else residual,
-                rngs=rngs,
-            )
-
-        self.blocks = stacked(block, layers, shared_layers=shared_layers, rngs=rngs)
         # A Conformer block ends in a norm of its own.
-        self.norm = nnx.LayerNorm(width, rngs=rngs) if kind == "transformer" else None
-        self.mel_bins = mel_bins
-        self.layers = layers
-        self.shared_layers = shared_layers
-        self.dropout = dropout
-        self.layer_drop = layer_drop
-        self.remat = remat
-        self.attention = attention
-        self.context_frames = tuple(context_frames)
-        self.chunk_frames = tuple(chunk_frames)
-        self.left_chunks = left_chunks
+        has_norm = encoder.kind == "transformer"
+        self.norm = nnx.LayerNorm(encoder.width, rngs=rngs) if has_norm else None
+        self.mel_bins = config.features.mel_bins
+        self.layers = encoder.layers
+        self.shared_layers = encoder.shared_layers
+        self.dropout = encoder.dropout
+        self.layer_drop = encoder.layer_drop
+        self.remat = encoder.remat
+        self.attention = encoder.attention
+        self.context_frames = encoder.context_frames
+        self.chunk_frames = tuple(chunk_frames(size, config) for size in encoder.chunk_ms)
+        self.left_chunks = encoder.left_chunks
 
     def __call__(
         self,
@@ -143,7 +106,7 @@ class Encoder(nnx.Module):
         What the padding holds changes no real frame. Without a key nothing is dropped, and chunks
         are of `chunk_frames` (0: all frames are one), as of an encoder that has chunks they may be.
         """
-        encoded, _, lengths = self._encoded(features, lengths, chunk_frames, key, middle=False)
+        encoded, _, lengths = self._encode(features, lengths, chunk_frames, key, middle=False)
         return encoded, lengths
 
     def with_middle(
@@ -155,9 +118,11 @@ class Encoder(nnx.Module):
     ) -> tuple[Float[Array, "B T2 D"], Float[Array, "B T2 D"], Int[Array, " B"]]:
         """The same, and between both what an encoder of the first half of the blocks (rounded down)
         would return."""
-        return self._encoded(features, lengths, 0, key, middle=True)
+        encoded, middle, lengths = self._encode(features, lengths, 0, key, middle=True)
+        assert middle is not None
+        return encoded, middle, lengths
 
-    def _encoded(
+    def _encode(
         self,
         features: Float[Array, "B T F"],
         lengths: Int[Array, " B"],
@@ -165,49 +130,48 @@ class Encoder(nnx.Module):
         key: Key[Array, ""] | None,
         *,
         middle: bool,
-    ) -> tuple[Float[Array, "B T2 D"], Any, Int[Array, " B"]]:
+    ) -> tuple[Float[Array, "B T2 D"], Float[Array, "B T2 D"] | None, Int[Array, " B"]]:
         x, lengths = subsample(self.subsampling, features, lengths)
         context = self._context(chunk_frames, key)
         positions = self._positions(farthest_frames(x.shape[1], context), x)
-        keys = shares = None
+        keys = scales = None
         if key is not None:
             if self.layer_drop:
                 # Beyond the keys that are split off for dropout.
-                shares = self._shares(jax.random.fold_in(key, self.layers + 1), len(x))
+                scales = self._branch_scales(jax.random.fold_in(key, self.layers + 1), len(x))
             key, *_ = keys = jax.random.split(key, self.layers + 1)
             x, keys = dropout(x, self.dropout, key), keys[1:]
 
         @_REMAT[self.remat]
         def run(x_and_lengths, block_and_inputs):
-            (x, lengths), (block, (key, share)) = x_and_lengths, block_and_inputs
+            (x, lengths), (block, (key, scale)) = x_and_lengths, block_and_inputs
             y = block(x, positions, lengths, context=context, key=key)
-            return (y if share is None else x + share.astype(x.dtype) * (y - x), lengths), None
+            return (y if scale is None else x + scale.astype(x.dtype) * (y - x), lengths), None
 
         def run_and_keep(carry, block_and_inputs):
             (before, kept), (block, (number, *inputs)) = carry, block_and_inputs
             after, _ = run(before, (block, inputs))
             return (after, jnp.where(number == self.layers // 2, after[0], kept)), None
 
-        blocks = functools.partial(scan_layers, shared_layers=self.shared_layers)
-        if middle:
-            inputs = (jnp.arange(1, self.layers + 1), keys, shares)
-            ((x, _), kept), _ = blocks(run_and_keep, ((x, lengths), x), self.blocks, inputs)
-        else:
-            (x, _), _ = blocks(run, (x, lengths), self.blocks, (keys, shares))
-            kept = None
-        between = None if kept is None else self._finished(kept, lengths)
-        return self._finished(x, lengths), between, lengths
+        scan = functools.partial(scan_layers, shared_layers=self.shared_layers)
+        if not middle:
+            (x, _), _ = scan(run, (x, lengths), self.blocks, (keys, scales))
+            return self._finish(x, lengths), None, lengths
+        numbers = jnp.arange(1, self.layers + 1)
+        ((x, _), kept), _ = scan(
+            run_and_keep, ((x, lengths), x), self.blocks, (numbers, keys, scales)
+        )
+        between = self._finish(kept, lengths)
+        return self._finish(x, lengths), between, lengths
 
-    def _shares(self, key: Key[Array, ""], rows: int) -> Float[Array, "L B 1 1"]:
-        """How much of what each block adds is taken: none, or so much that the mean is all."""
+    def _branch_scales(self, key: Key[Array, ""], rows: int) -> Float[Array, "L B 1 1"]:
+        """Factors for what each block adds: 0 where it is left out, else so that the mean is 1."""
         survival = 1 - self.layer_drop * jnp.arange(1, self.layers + 1) / self.layers
         survival = survival[:, None, None, None]
-        kept = jax.random.uniform(key, (self.layers, rows, 1, 1)) < survival
-        return jnp.where(kept, 1 / survival, 0)
+        survives = jax.random.uniform(key, (self.layers, rows, 1, 1)) < survival
+        return jnp.where(survives, 1 / survival, 0)
 
-    def _finished(
-        self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]
-    ) -> Float[Array, "B T D"]:
+    def _finish(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]) -> Float[Array, "B T D"]:
         x = x if self.norm is None else self.norm(x)
         return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
 
@@ -216,16 +180,12 @@ class Encoder(nnx.Module):
         cache_frames = self.left_chunks * chunk_frames
         dtype = self.subsampling.project.kernel[...].dtype
         tail = jnp.zeros((batch, self.subsampling.factor, self.mel_bins), dtype)
-        _, blocks = scan_layers(
-            lambda none, block_and_none: (
-                none,
-                block_and_none[0].start(batch, cache_frames=cache_frames),
-            ),
-            None,
-            self.blocks,
-            None,
-            shared_layers=self.shared_layers,
-        )
+
+        def start(nothing, block_and_none):
+            block, _ = block_and_none
+            return nothing, block.start(batch, cache_frames=cache_frames)
+
+        _, blocks = scan_layers(start, None, self.blocks, None, shared_layers=self.shared_layers)
         return EncoderState(jnp.zeros(batch, jnp.int32), tail, blocks)
 
     def step(
@@ -252,7 +212,7 @@ class Encoder(nnx.Module):
             return x, after
 
         x, blocks = scan_layers(run, x, self.blocks, state.blocks, shared_layers=self.shared_layers)
-        x = self._finished(x, lengths)
+        x = self._finish(x, lengths)
         return EncoderState(state.seen + lengths, tail, blocks), x, lengths
 
     def _context(self, chunk_frames: int, key: Key[Array, ""] | None) -> Context | None:
@@ -272,34 +232,44 @@ class Encoder(nnx.Module):
         return relative_positions(farthest, x.shape[2]).astype(x.dtype)
 
 
-def make_encoder(config: Config, *, rngs: nnx.Rngs) -> Encoder:
-    """An encoder of a config's sizes."""
+def _make_subsampling(config: Config, *, rngs: nnx.Rngs) -> Subsampling:
     encoder = config.encoder
-    return Encoder(
+    make = {
+        "conv1d": Subsampling1D,
+        "conv2d": Subsampling2D,
+        "separable": functools.partial(Subsampling2D, separable=True),
+    }[encoder.subsampling]
+    return make(
         config.features.mel_bins,
-        kind=encoder.kind,
-        layers=encoder.layers,
-        width=encoder.width,
-        attention=encoder.attention,
-        heads=encoder.heads,
-        feedforward_factor=encoder.feedforward_factor,
-        kernel_frames=encoder.kernel_frames,
-        shared_layers=encoder.shared_layers,
-        residual_rank=encoder.residual_rank,
-        subsampling=encoder.subsampling,
-        subsampling_factor=encoder.subsampling_factor,
-        subsampling_channels=encoder.subsampling_channels,
-        context_frames=encoder.context_frames,
-        chunk_frames=[chunk_frames(size, config) for size in encoder.chunk_ms],
-        left_chunks=encoder.left_chunks,
-        dropout=encoder.dropout,
-        layer_drop=encoder.layer_drop,
-        remat=encoder.remat,
+        encoder.width,
+        channels=encoder.subsampling_channels,
+        factor=encoder.subsampling_factor,
         rngs=rngs,
     )
 
 
-def fold_shared_layers(config: Config, params: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+def _make_block(encoder: EncoderConfig, rngs: nnx.Rngs) -> ConformerBlock | TransformerBlock:
+    make = {
+        "conformer": functools.partial(
+            ConformerBlock, kernel_frames=encoder.kernel_frames, causal=len(encoder.chunk_ms) > 0
+        ),
+        "transformer": TransformerBlock,
+    }[encoder.kind]
+    residual = functools.partial(ResidualLinear, rank=encoder.residual_rank)
+    return make(
+        encoder.width,
+        attention=encoder.attention,
+        heads=encoder.heads,
+        feedforward_factor=encoder.feedforward_factor,
+        dropout=encoder.dropout,
+        linear=Linear if encoder.shared_layers == 1 else residual,
+        rngs=rngs,
+    )
+
+
+def fold_shared_layers(
+    config: Config, params: dict[str, PyTree]
+) -> tuple[Config, dict[str, PyTree]]:
     """The same model with a matrix for each layer: faster, and as large as if none were shared."""
     encoder = dataclasses.replace(config.encoder, shared_layers=1, residual_rank=0)
     return dataclasses.replace(config, encoder=encoder), folded(params)

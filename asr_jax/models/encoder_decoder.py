@@ -1,6 +1,6 @@
 """An encoder and a decoder that attends to it: Listen, Attend and Spell (arXiv 1508.01211)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from asr_jax.layers.embedding import Embedding
 from asr_jax.layers.linear import Linear
 from asr_jax.layers.stack import scan_layers, stacked
 from asr_jax.models.ctc import make_ctc_head
-from asr_jax.models.encoder import make_encoder
+from asr_jax.models.encoder import Encoder
 
 # The blank, which no transcript has: it stands before the first label and after the last.
 END_ID = 0
@@ -40,35 +40,25 @@ class AttentionDecoder(nnx.Module):
     it and all frames, and a label for the end.
     """
 
-    def __init__(
-        self,
-        encoder_width: int,
-        vocabulary_size: int,
-        *,
-        layers: int,
-        width: int,
-        heads: int,
-        feedforward_factor: int,
-        dropout: float,
-        rngs: nnx.Rngs,
-    ):
-        self.embedding = Embedding(vocabulary_size, width, rngs=rngs)
+    def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
+        decoder = config.decoder
+        self.embedding = Embedding(vocabulary_size, decoder.width, rngs=rngs)
 
-        def block(rngs: nnx.Rngs) -> DecoderBlock:
+        def make_block(rngs: nnx.Rngs) -> DecoderBlock:
             return DecoderBlock(
-                width,
-                encoder_width,
-                heads=heads,
-                feedforward_factor=feedforward_factor,
-                dropout=dropout,
+                decoder.width,
+                config.encoder.width,
+                heads=decoder.heads,
+                feedforward_factor=decoder.feedforward_factor,
+                dropout=decoder.dropout,
                 rngs=rngs,
             )
 
-        self.blocks = stacked(block, layers, shared_layers=1, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.out = Linear(width, vocabulary_size, rngs=rngs)
-        self.layers = layers
-        self.dropout = dropout
+        self.blocks = stacked(make_block, decoder.layers, shared_layers=1, rngs=rngs)
+        self.norm = nnx.LayerNorm(decoder.width, rngs=rngs)
+        self.out = Linear(decoder.width, vocabulary_size, rngs=rngs)
+        self.layers = decoder.layers
+        self.dropout = decoder.dropout
 
     def __call__(
         self,
@@ -94,17 +84,22 @@ class AttentionDecoder(nnx.Module):
         return self.out(self.norm(x))
 
     def start(
-        self, encoded: Float[Array, "B T E"], lengths: Int[Array, " B"], *, size: int, most: int
+        self,
+        encoded: Float[Array, "B T E"],
+        lengths: Int[Array, " B"],
+        *,
+        size: int,
+        max_labels: int,
     ) -> DecoderState:
-        """Before the first label of `size` sequences of every row, of at most `most` labels."""
+        """Return the state before the first label of `size` sequences of every row."""
 
-        def remember(nothing, block_and_none):
+        def start(nothing, block_and_none):
             block, _ = block_and_none
             # The label that is read next need not be cached.
-            before = block.attention.start(len(encoded) * size, cache_frames=most)
-            return nothing, (before, block.cross_attention.remember(encoded))
+            before = block.attention.start(len(encoded) * size, cache_frames=max_labels)
+            return nothing, (before, block.cross_attention.cache(encoded))
 
-        _, (labels, frames) = scan_layers(remember, None, self.blocks, None, shared_layers=1)
+        _, (labels, frames) = scan_layers(start, None, self.blocks, None, shared_layers=1)
         return DecoderState(labels, frames, lengths, jnp.int32(0))
 
     def step(
@@ -127,29 +122,18 @@ class AttentionDecoder(nnx.Module):
         logits = self.out(self.norm(x))
         return state._replace(labels=after, seen=state.seen + 1), logits
 
-    def chosen(self, state: DecoderState, parents: Int[Array, "B K"]) -> DecoderState:
+    def reorder(self, state: DecoderState, parents: Int[Array, "B K"]) -> DecoderState:
         """The state of sequences that go on from those of these numbers."""
         rows = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
-        picked: Any = jax.tree.map(lambda leaf: leaf[:, rows], state.labels)
-        return state._replace(labels=picked)
+        return state._replace(labels=jax.tree.map(lambda leaf: leaf[:, rows], state.labels))
 
 
 class AttentionModel(nnx.Module):
     """Encoder, decoder and, where there is one, a CTC head, with random parameters."""
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
-        decoder = config.decoder
-        self.encoder = make_encoder(config, rngs=rngs)
-        self.decoder = AttentionDecoder(
-            config.encoder.width,
-            vocabulary_size,
-            layers=decoder.layers,
-            width=decoder.width,
-            heads=decoder.heads,
-            feedforward_factor=decoder.feedforward_factor,
-            dropout=decoder.dropout,
-            rngs=rngs,
-        )
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = AttentionDecoder(config, vocabulary_size, rngs=rngs)
         self.ctc_head = (
             make_ctc_head(config, vocabulary_size, rngs=rngs)
             if config.objective.has_ctc_head

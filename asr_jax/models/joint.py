@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from asr_jax.config import Config
 from asr_jax.layers.linear import Linear
 from asr_jax.models.predictor import BLANK_ID
 
@@ -26,25 +27,19 @@ class Joint(nnx.Module):
     projections, `out.kernel` and `out.bias`. The last columns are those of the durations.
     """
 
-    def __init__(
-        self,
-        encoder_width: int,
-        predictor_width: int,
-        vocabulary_size: int,
-        *,
-        width: int,
-        activation: Literal["tanh", "relu"],
-        factorization: Literal["softmax", "hat"] = "softmax",
-        durations: tuple[int, ...] = (),
-        rngs: nnx.Rngs,
-    ):
-        self.encoder_projection = Linear(encoder_width, width, rngs=rngs)
-        self.predictor_projection = Linear(predictor_width, width, use_bias=False, rngs=rngs)
-        self.out = Linear(width, vocabulary_size + len(durations), rngs=rngs)
+    activation: Literal["tanh", "relu"]
+    factorization: Literal["softmax", "hat"]
+    durations: tuple[int, ...]
+
+    def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
+        kind, width = config.objective.kind, config.joint.width
+        self.activation = config.joint.activation
+        self.factorization = "hat" if kind == "hat" else "softmax"
+        self.durations = config.objective.durations if kind == "tdt" else ()
         self.vocabulary_size = vocabulary_size
-        self.activation = activation
-        self.factorization = factorization
-        self.durations = durations
+        self.encoder_projection = Linear(config.encoder.width, width, rngs=rngs)
+        self.predictor_projection = Linear(config.predictor.width, width, use_bias=False, rngs=rngs)
+        self.out = Linear(width, vocabulary_size + len(self.durations), rngs=rngs)
 
     def __call__(
         self, encoded: Float[Array, "*B D"], predicted: Float[Array, "*B D"]

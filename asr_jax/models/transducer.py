@@ -4,7 +4,7 @@ from flax import nnx
 
 from asr_jax.config import Config
 from asr_jax.models.ctc import make_ctc_head
-from asr_jax.models.encoder import make_encoder
+from asr_jax.models.encoder import Encoder
 from asr_jax.models.joint import Joint
 from asr_jax.models.predictor import make_predictor
 
@@ -16,20 +16,11 @@ class Transducer(nnx.Module):
     """
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
-        encoder, predictor, joint = config.encoder, config.predictor, config.joint
-        objective = config.objective
-        self.encoder = make_encoder(config, rngs=rngs)
-        self.predictor = make_predictor(predictor, vocabulary_size, rngs=rngs)
-        self.joint = Joint(
-            encoder.width,
-            predictor.width,
-            vocabulary_size,
-            width=joint.width,
-            activation=joint.activation,
-            factorization="hat" if objective.kind == "hat" else "softmax",
-            durations=objective.durations if objective.kind == "tdt" else (),
-            rngs=rngs,
-        )
+        self.encoder = Encoder(config, rngs=rngs)
+        self.predictor = make_predictor(config.predictor, vocabulary_size, rngs=rngs)
+        self.joint = Joint(config, vocabulary_size, rngs=rngs)
         self.ctc_head = (
-            make_ctc_head(config, vocabulary_size, rngs=rngs) if objective.has_ctc_head else None
+            make_ctc_head(config, vocabulary_size, rngs=rngs)
+            if config.objective.has_ctc_head
+            else None
         )

@@ -94,11 +94,11 @@ def compiled_once(make: Callable) -> Callable:
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
     """Run `asr-jax ARGUMENTS ...` in this process; an error with a traceback fails the test."""
-    make_recognizer = compiled_once(recognizer.make_recognizer)
+    jitted_decoding = compiled_once(recognizer.jitted_decoding)
     patches = [
         mock.patch.object(train, "compile_steps", compiled_once(train.compile_steps)),
-        mock.patch.object(dev_wer, "make_recognizer", make_recognizer),
-        mock.patch.object(recognizer, "make_recognizer", make_recognizer),
+        mock.patch.object(dev_wer, "jitted_decoding", jitted_decoding),
+        mock.patch.object(recognizer, "jitted_decoding", jitted_decoding),
     ]
 
     def run(*arguments: object) -> Outcome:

@@ -197,8 +197,8 @@ def test_evaluate_lists_recordings_that_it_cannot_read(command, trained, mixed, 
     assert outcome.status == 0, outcome.err
     missing, broken = folder / "missing.wav", folder / "not finite.wav"
     assert outcome.err.splitlines() == [
-        f"{missing}: not recognised: no such file: {missing}",
-        f"{broken}: not recognised: samples that are not finite: {broken}",
+        f"{missing}: not recognized: no such file: {missing}",
+        f"{broken}: not recognized: samples that are not finite: {broken}",
     ]
     # The length limits of training do not apply to evaluation.
     assert json.loads((tmp_path / "out" / "wer.json").read_text())["utterances"] == 3

@@ -1,6 +1,7 @@
 """A small model of any kind to export."""
 
 from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest

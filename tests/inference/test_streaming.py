@@ -91,7 +91,7 @@ def recognizer(tmp_path_factory) -> Recognizer:
     config = config_of("transducer")
     graphdef, params = nnx.split(transducer(config, tokenizer.vocabulary_size))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return Recognizer(config, tokenizer, graphdef, params, mesh, "random", set())
+    return Recognizer(config, tokenizer, graphdef, params, mesh, "random")
 
 
 def tones(seconds: float) -> np.ndarray:

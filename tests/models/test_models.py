@@ -13,6 +13,7 @@ from flax import nnx
 from asr_jax.config import (
     Config,
     EncoderConfig,
+    FeaturesConfig,
     JointConfig,
     ObjectiveConfig,
     PredictorConfig,
@@ -35,11 +36,15 @@ SIZES = dict(
     subsampling="conv2d",
     subsampling_channels=4,
     dropout=0.1,
+    remat="none",
 )
 
 
-def encoder(remat="none"):
-    return Encoder(20, **SIZES, remat=remat, rngs=nnx.Rngs(0))
+def encoder(**options):
+    """An encoder of SIZES, but for the options."""
+    features = FeaturesConfig(mel_bins=20, normalization="none")
+    config = EncoderConfig(**SIZES | options)
+    return Encoder(Config(features=features, encoder=config), rngs=nnx.Rngs(0))
 
 
 def features(batch=3, frames=37):
@@ -62,7 +67,7 @@ def test_encoder_ignores_what_padding_holds_and_how_much_there_is():
 @pytest.mark.parametrize("remat", ["layer", "dots"])
 def test_rematerialisation_changes_no_gradient(remat):
     def gradients(remat):
-        graphdef, params = nnx.split(encoder(remat), nnx.Param)
+        graphdef, params = nnx.split(encoder(remat=remat), nnx.Param)
         loss = lambda p: jnp.sum(
             nnx.merge(graphdef, p)(features(), jnp.array([37, 20, 9]), key=jax.random.key(2))[0]
             ** 2
@@ -87,8 +92,8 @@ def test_layers_differ_in_parameters_and_in_dropout():
 
 def perturbed(attention, subsampling, factor, **options):
     """An encoder of which no bias is zero."""
-    sizes = SIZES | dict(attention=attention, subsampling=subsampling, subsampling_factor=factor)
-    model = Encoder(20, **sizes | options, remat="none", rngs=nnx.Rngs(0))
+    sizes = dict(attention=attention, subsampling=subsampling, subsampling_factor=factor)
+    model = encoder(**sizes | options)
     graphdef, params = nnx.split(model, nnx.Param)
     noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)
     return nnx.merge(graphdef, jax.tree.map(noise, params))
@@ -106,7 +111,7 @@ def perturbed(attention, subsampling, factor, **options):
 def test_stream_is_encoded_chunk_by_chunk_as_the_whole_under_the_same_mask(
     attention, subsampling, factor, chunk, left, options
 ):
-    streaming = dict(chunk_frames=(chunk,), left_chunks=left)
+    streaming = dict(chunk_ms=(10.0 * factor * chunk,), left_chunks=left)
     model = perturbed(attention, subsampling, factor, **streaming, **options)
     x, lengths = features(frames=90), jnp.array([90, 51, 3])
     x = jnp.where(jnp.arange(90)[:, None] < lengths[:, None, None], x, jnp.nan)
@@ -126,8 +131,7 @@ def test_stream_is_encoded_chunk_by_chunk_as_the_whole_under_the_same_mask(
 
 
 def test_training_draws_sizes_of_chunks_of_which_each_is_that_of_the_offline_pass():
-    sizes = SIZES | dict(dropout=0.0)
-    model = Encoder(20, **sizes, chunk_frames=(2, 0), left_chunks=1, remat="none", rngs=nnx.Rngs(0))
+    model = encoder(dropout=0.0, chunk_ms=(80.0, 0.0), left_chunks=1)
     x, lengths = features(), jnp.array([37, 20, 9])
     either = [model(x, lengths, chunk_frames=size)[0] for size in (2, 0)]
     assert not jnp.allclose(*either, atol=1e-3)
@@ -229,17 +233,16 @@ def test_auxiliary_head_exists_only_with_a_weight():
 
 
 def rotary(layers, **options):
-    sizes = SIZES | {"layers": layers, "attention": "rotary", "subsampling": "conv1d"}
-    return Encoder(20, **sizes | options, remat="none", rngs=nnx.Rngs(0))
+    return encoder(layers=layers, attention="rotary", subsampling="conv1d", **options)
 
 
 def first_blocks(source, number, **options):
     """An encoder with all parameters of another, of whose blocks it has the first."""
     there = nnx.state(source)
     there["blocks"] = jax.tree.map(lambda a: a[:number], there["blocks"])
-    encoder = rotary(number, **options)
-    nnx.update(encoder, there)
-    return encoder
+    first = rotary(number, **options)
+    nnx.update(first, there)
+    return first
 
 
 def test_the_middle_is_what_an_encoder_of_half_the_blocks_returns():
@@ -279,6 +282,6 @@ def test_layer_drop_leaves_blocks_out_by_utterance_and_keeps_the_mean():
     is_one = lambda y: np.max(np.abs(found - y), axis=(1, 2)) < 1e-5
     assert np.all(is_one(nothing) != is_one(twice)) and 0 < is_one(nothing).sum() < rows
 
-    shares = rotary(2, layer_drop=0.5)._shares(jax.random.key(1), 4000)[..., 0, 0]
+    shares = rotary(2, layer_drop=0.5)._branch_scales(jax.random.key(1), 4000)[..., 0, 0]
     np.testing.assert_allclose(np.mean(shares == 0, axis=1), [0.25, 0.5], atol=0.03)
     np.testing.assert_allclose(np.mean(shares, axis=1), 1, atol=0.05)

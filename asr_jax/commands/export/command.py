@@ -116,7 +116,7 @@ def folded(recognizer: Recognizer) -> Recognizer:
     config, params = fold_shared_layers(recognizer.config, recognizer.params)
     graphdef, _ = split_model(config, recognizer.tokenizer.vocabulary_size)
     params = jax.device_put(params, state_shardings(params, recognizer.mesh))
-    return recognizer._replace(config=config, graphdef=graphdef, params=params, compiled=set())
+    return recognizer._replace(config=config, graphdef=graphdef, params=params)
 
 
 def require_packages(*names: str, extra: str = "") -> None:

@@ -1,3 +1,5 @@
+"""Reading of recordings, changes of rate and speed, and the errors of bad files."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -38,12 +40,12 @@ def test_sixteen_bit_samples_are_read_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_a_stretch_is_that_slice_of_the_whole(tmp_path, suffix):
+def test_a_segment_is_a_slice_of_the_whole(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     soundfile.write(path, np.random.default_rng(3).uniform(-0.9, 0.9, 16_000), 16_000)
     whole = read_audio(path, sample_rate_hz=16_000)
-    stretch = read_audio(path, sample_rate_hz=16_000, offset_seconds=0.25, duration_seconds=0.5)
-    np.testing.assert_array_equal(stretch, whole[4000:12_000])
+    segment = read_audio(path, sample_rate_hz=16_000, offset_seconds=0.25, duration_seconds=0.5)
+    np.testing.assert_array_equal(segment, whole[4000:12_000])
     to_the_end = read_audio(path, sample_rate_hz=16_000, offset_seconds=0.75, duration_seconds=9.0)
     np.testing.assert_array_equal(to_the_end, whole[12_000:])
 
@@ -56,8 +58,8 @@ def test_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 44_100, 48_000])
-def test_blocks_are_the_whole_in_pieces(tmp_path, rate_hz):
-    """Of lengths around a block's, too."""
+def test_blocks_concatenate_to_the_whole(tmp_path, rate_hz):
+    """Also for lengths around a whole number of blocks."""
     for more in (0, 1, 2 * rate_hz - 1, 2 * rate_hz, 2 * rate_hz + 1):
         samples = np.random.default_rng(0).uniform(-0.9, 0.9, (rate_hz // 2 + more, 2))
         soundfile.write(tmp_path / "a.flac", samples, rate_hz)
@@ -73,7 +75,7 @@ def test_another_rate_gives_the_same_sound(tmp_path, rate_hz):
     samples = read_audio(tmp_path / "a.wav", sample_rate_hz=16_000)
     expected = tone(440, sample_rate_hz=16_000)
     assert len(samples) == len(expected) and samples.dtype == np.float32
-    # The ends differ: a filter there sees the tone begin.
+    # The ends differ, because the filter sees the tone start there.
     np.testing.assert_allclose(samples[1000:-1000], expected[1000:-1000], atol=1e-4)
 
 
@@ -87,7 +89,7 @@ def test_speed_divides_the_length_and_multiplies_the_pitch(speed):
 
 
 def unusable(folder: Path) -> list[tuple[str, Path]]:
-    """What the message must say and a file of that kind, for each that cannot be read."""
+    """Write files that cannot be read; return a pattern of the message and the path for each."""
     noise = np.random.default_rng(2).uniform(-0.5, 0.5, 60_000).astype(np.float32)
     for name, samples in (
         ("none.wav", noise[:0]),
@@ -108,7 +110,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
     soundfile.write(folder / "whole.flac", noise, 16_000)
     flac = bytearray((folder / "whole.flac").read_bytes())
     (folder / "half.flac").write_bytes(flac[: len(flac) // 2])
-    # The 36 bits of the number of samples, which a FLAC file written to a pipe leaves at zero.
+    # A FLAC file written to a pipe leaves the 36 bits of the number of samples at zero.
     flac[21] &= 0xF0
     flac[22:26] = bytes(4)
     (folder / "streamed.flac").write_bytes(flac)
@@ -128,7 +130,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
     ]
 
 
-def test_an_unusable_recording_is_one_line_with_path_and_reason(tmp_path):
+def test_error_of_an_unusable_recording_is_one_line_with_path_and_reason(tmp_path):
     for reason, path in unusable(tmp_path):
         with pytest.raises(AudioError, match=reason) as caught:
             read_audio(path, sample_rate_hz=16_000)
@@ -136,7 +138,7 @@ def test_an_unusable_recording_is_one_line_with_path_and_reason(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_stretch_outside_the_recording_is_an_error(tmp_path):
+def test_a_segment_outside_the_recording_is_an_error(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(300, sample_rate_hz=16_000), 16_000)
     for offset, duration in ((1.0, None), (3.0, 1.0), (0.5, 0.0)):
         with pytest.raises(AudioError, match="no samples from .* has 1 s"):
@@ -148,7 +150,7 @@ def test_a_stretch_outside_the_recording_is_an_error(tmp_path):
             )
 
 
-def test_sample_corpus_decodes_to_the_length_of_its_headers():
+def test_sample_corpus_decodes_to_the_lengths_in_its_headers():
     recordings = sorted((SAMPLES / "an4" / "test").rglob("*.ogg"))
     assert len(recordings) == 91
     seconds = 0.0
@@ -160,7 +162,7 @@ def test_sample_corpus_decodes_to_the_length_of_its_headers():
     assert seconds / 60 == pytest.approx(4.36, abs=0.005)
 
 
-def test_encode_opus_keeps_lengths_and_everything_else(tmp_path):
+def test_encode_opus_preserves_lengths_and_other_files(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     chapter = source / "train" / "7" / "1"
     chapter.mkdir(parents=True)
@@ -185,29 +187,29 @@ def test_encode_opus_keeps_lengths_and_everything_else(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus"])
-def test_stretch_of_a_long_recording_is_that_of_the_whole(tmp_path, suffix):
+def test_segment_of_a_long_recording_is_a_slice_of_the_whole(tmp_path, suffix):
     samples = np.random.default_rng(0).uniform(-0.1, 0.1, 40 * RATE).astype(np.float32)
     path = tmp_path / f"long.{suffix}"
     opus = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
     soundfile.write(path, samples, RATE, **opus)
     whole = read_audio(path, sample_rate_hz=RATE)
     for start in (1, 17 * RATE + 5, 38 * RATE):
-        stretch = read_audio(
+        segment = read_audio(
             path, sample_rate_hz=RATE, offset_seconds=start / RATE, duration_seconds=0.75
         )
-        np.testing.assert_array_equal(stretch, whole[start : start + 12_000])
+        np.testing.assert_array_equal(segment, whole[start : start + 12_000])
 
 
-def test_what_lies_before_a_stretch_is_not_decoded(tmp_path):
-    """Damage there does not matter; who decodes it fails or hears it."""
+def test_audio_before_a_segment_is_not_decoded(tmp_path):
+    """Damage before the segment changes nothing, though reading the whole file fails."""
     path = tmp_path / "long.flac"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, 40 * RATE), RATE)
-    stretch = dict(sample_rate_hz=RATE, offset_seconds=30.0, duration_seconds=2.0)
-    before, contents = read_audio(path, **stretch), bytearray(path.read_bytes())
+    segment = dict(sample_rate_hz=RATE, offset_seconds=30.0, duration_seconds=2.0)
+    before, contents = read_audio(path, **segment), bytearray(path.read_bytes())
     quarter = len(contents) // 4
     contents[quarter : 2 * quarter] = bytes(quarter)
     path.write_bytes(contents)
-    np.testing.assert_array_equal(read_audio(path, **stretch), before)
+    np.testing.assert_array_equal(read_audio(path, **segment), before)
     with pytest.raises(AudioError):
         read_audio(path, sample_rate_hz=RATE)
 

@@ -1,3 +1,5 @@
+"""The tokenizer: encoding is invertible, and sizes and errors are as documented."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,10 +38,10 @@ def test_decoding_undoes_encoding(tokenizer, text):
 
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.text([*ALPHABET, " ", "\t", "\x1c", "\u3000", "\u200b"], max_size=12)))
-def test_all_are_encoded_as_each_is(tokenizer, texts):
-    found = tokenizer.encode_all(texts)
-    assert [ids.tolist() for ids in found] == [tokenizer.encode(text) for text in texts]
-    assert all(ids.dtype == "int32" for ids in found)
+def test_encode_all_encodes_as_encode(tokenizer, texts):
+    encoded = tokenizer.encode_all(texts)
+    assert [ids.tolist() for ids in encoded] == [tokenizer.encode(text) for text in texts]
+    assert all(ids.dtype == "int32" for ids in encoded)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,14 +63,14 @@ def test_words_are_those_of_the_text_with_the_labels_that_spell_them(tokenizer, 
     assert [word for word, _ in words] == tokenizer.decode(ids).split()
     for word, places in words:
         assert tokenizer.decode([ids[place] for place in places]).strip() == word
-    # Labels come in order, and what belongs to no word is no part of any.
+    # Labels are in order, and a label of no word adds no text.
     used = [place for _, places in words for place in places]
     assert used == sorted(set(used))
     rest = [id for place, id in enumerate(ids) if place not in used]
     assert tokenizer.decode(rest).strip() == ""
 
 
-def test_sizes_are_those_asked_for(tmp_path):
+def test_vocabulary_sizes_are_as_requested(tmp_path):
     for kind, size in KINDS.items():
         tokenizer = Tokenizer.train(
             TRANSCRIPTS, kind=kind, vocabulary_size=size, path=tmp_path / "tokenizer.model"
@@ -93,7 +95,7 @@ def test_unknown_characters_are_named_and_are_label_1(tokenizer):
     assert tokenizer.encode("") == []
 
 
-def test_a_character_of_one_very_long_transcript_is_kept(tmp_path):
+def test_a_character_of_only_one_very_long_transcript_is_kept(tmp_path):
     tokenizer = Tokenizer.train(
         [*TRANSCRIPTS, "YES " * 3000 + "Q"],
         kind="bpe",
@@ -104,7 +106,7 @@ def test_a_character_of_one_very_long_transcript_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("unigram", 8), ("bpe", 8), ("char", 0)])
-def test_transcripts_of_one_word_each_teach_the_space_too(tmp_path, kind, size):
+def test_transcripts_of_one_word_still_give_the_space_a_piece(tmp_path, kind, size):
     tokenizer = Tokenizer.train(
         ["ONE", "TWO"] * 4, kind=kind, vocabulary_size=size, path=tmp_path / "tokenizer.model"
     )
@@ -128,7 +130,7 @@ def test_a_saved_model_is_the_same_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_the_size_that_an_error_names_is_the_limit(tmp_path, kind, capfd):
+def test_the_size_named_by_an_error_is_the_limit(tmp_path, kind, capfd):
     def train(size: int) -> Tokenizer:
         return Tokenizer.train(
             TRANSCRIPTS, kind=kind, vocabulary_size=size, path=tmp_path / "tokenizer.model"

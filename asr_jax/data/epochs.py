@@ -39,12 +39,12 @@ class Epochs:
         self._epoch_batches = functools.lru_cache(maxsize=2)(plan.batches)
 
     def batch(self, position: int) -> PlannedBatch:
-        """Return the batch that follows `position` others, over all epochs."""
+        """Return the batch at `position`, counted from 0 over all epochs."""
         epoch, index = self.locate(position)
         return self._epoch_batches(epoch)[index]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Return the epoch of that batch and its index there."""
+        """Return the epoch that contains the batch at `position`, and its index in the epoch."""
         with self._lock:
             ends = self._ends
             if not ends or position >= ends[-1]:

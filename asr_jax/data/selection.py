@@ -30,9 +30,9 @@ def select_utterances(
     """
     texts, unknown = [utterance.text for utterance in utterances], tokenizer.unknown_characters
     labels = tokenizer.encode_all(texts) if labels is None else labels
-    seconds = np.array([utterance.duration_seconds for utterance in utterances])
-    frames = frames_of(seconds)
-    lengths = np.array([len(ids) for ids in labels], np.int64)
+    durations = [utterance.duration_seconds for utterance in utterances]
+    seconds = np.array(durations)
+    frames, lengths = frames_of(seconds), np.array([len(ids) for ids in labels], np.int64)
     ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
     ctc_frames = needed_ctc_frames(ids, ends)
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
@@ -43,11 +43,11 @@ def select_utterances(
     rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
         (lengths == 0, lambda n: "empty transcript"),
         (has_unknown, lambda n: f"characters that the tokenizer lacks: {unknown(texts[n])}"),
-        (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {seconds[n]:.3g} s"),
-        (frames < 1, lambda n: f"too short for one frame: {seconds[n]:.3g} s"),
+        (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {durations[n]:.3g} s"),
+        (frames < 1, lambda n: f"too short for one frame: {durations[n]:.3g} s"),
         (
             seconds > max_seconds,
-            lambda n: f"longer than the last bucket's {max_seconds:g} s: {seconds[n]:.4g} s",
+            lambda n: f"longer than the last bucket's {max_seconds:g} s: {durations[n]:.4g} s",
         ),
         (
             lengths > max_labels,
@@ -61,11 +61,12 @@ def select_utterances(
             ),
         ),
     ]
-    masks = [mask for mask, _ in rules]
-    selected = np.flatnonzero(~np.any(masks[:-1], axis=0)).tolist()  # CTC's rule excludes none
+    masks = np.stack([mask for mask, _ in rules])
+    selected = np.flatnonzero(~masks[:-1].any(axis=0)).tolist()  # the rule for CTC excludes none
+    listed, first_rule = np.flatnonzero(masks.any(axis=0)), masks.argmax(axis=0)
     skipped = [
-        Skipped(utterances[n].id, next(reason(n) for mask, reason in rules if mask[n]))
-        for n in np.flatnonzero(np.any(masks, axis=0)).tolist()
+        Skipped(utterances[n].id, rules[rule][1](n))
+        for n, rule in zip(listed.tolist(), first_rule[listed].tolist())
     ]
     return [utterances[n] for n in selected], [labels[n] for n in selected], skipped
 

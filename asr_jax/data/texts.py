@@ -20,9 +20,9 @@ from asr_jax.types import Batch, Skipped, Utterance
 def read_texts(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Read a text file, one sentence per line, or the transcripts of another dataset.
 
-    The sentences of a text file, .txt or .txt.gz, become utterances of 0 s whose ids are their line
-    numbers; any other dataset is read by `read_manifest`. Raises ValueError for a file that cannot
-    be read or that contains no text.
+    The sentences of a text file, .txt or .txt.gz, become utterances of 0 s with the ids NAME:LINE;
+    any other dataset is read by `read_manifest`. Raises ValueError for a file that cannot be read
+    or that contains no text.
     """
     path = Path(data)
     if not path.name.endswith((".txt", ".txt.gz")) or path.is_dir():

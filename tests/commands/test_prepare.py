@@ -1,4 +1,4 @@
-"""prepare: archives in LibriSpeech's own form, and any other DATA, to shards one trains on."""
+"""prepare: LibriSpeech's archives and any other dataset become a prepared dataset."""
 
 import hashlib
 import http.server
@@ -45,7 +45,7 @@ def add(archive: tarfile.TarFile, name: str, contents: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """dev-clean.tar.gz as LibriSpeech has it, and the same unpacked."""
+    """dev-clean.tar.gz in LibriSpeech's layout, and the same unpacked."""
     folder = tmp_path_factory.mktemp("published")
     with tarfile.open(folder / "dev-clean.tar.gz", "w:gz") as archive:
         add(archive, "LibriSpeech/SPEAKERS.TXT", b";ID |SEX| SUBSET\n")
@@ -68,7 +68,7 @@ def prepared(published, tmp_path_factory, command):
     return out / "dev-clean", command("prepare", *arguments), arguments
 
 
-def test_prepared_archives_are_what_they_were(prepared, published, command):
+def test_prepared_dataset_lists_the_recordings_of_the_archive(prepared, published, command):
     out, outcome, arguments = prepared
     assert outcome.status == 0, outcome.err
     assert f"{out}: 77 recordings, 0.05 hours" in outcome.out and "####" in outcome.out
@@ -84,7 +84,7 @@ def test_prepared_archives_are_what_they_were(prepared, published, command):
     assert [path.name for path in out.parent.iterdir()] == ["dev-clean"]
 
 
-def test_a_batch_of_prepared_data_is_that_of_the_folder_bit_for_bit(prepared, published):
+def test_a_batch_of_a_prepared_dataset_is_that_of_the_folder_bit_for_bit(prepared, published):
     def batch(data):
         utterances, _ = read_manifest(data)
         labels = [np.arange(1, len(u.text) % 7 + 2, dtype=np.int32) for u in utterances]
@@ -115,7 +115,7 @@ def test_tensorflow_datasets_reads_it_too(prepared):
     np.testing.assert_array_equal(samples, read_recording(utterance, sample_rate_hz=16_000))
 
 
-def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
+def test_unusable_recordings_are_dropped_and_listed(tmp_path, command):
     seconds = lambda s: np.sin(np.arange(round(16_000 * s)) / 10).astype(np.float32) / 2
     recordings = {
         "good": seconds(1),
@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     (tmp_path / "broken.flac").write_bytes(b"fLaC" + bytes(100))
     soundfile.write(tmp_path / "nine.wav", np.stack(9 * [seconds(1)], axis=1), 16_000)
     soundfile.write(tmp_path / "one.wav", seconds(1)[:1], 48_000)
-    # The 36 bits of the number of samples, all set.
+    # Set all 36 bits of the number of samples.
     soundfile.write(tmp_path / "endless.flac", seconds(1), 16_000)
     flac = bytearray((tmp_path / "endless.flac").read_bytes())
     flac[21] |= 0x0F
@@ -177,7 +177,7 @@ def test_what_cannot_be_used_is_dropped_and_listed(tmp_path, command):
     assert "dropped: 1 recordings, silent (listed in" in outcome.out
 
 
-def test_what_a_config_could_not_train_on_is_listed(prepared, tmp_path, command):
+def test_recordings_that_a_config_cannot_train_on_are_listed(prepared, tmp_path, command):
     out, _, arguments = prepared
     run = tmp_path / "run"
     run.mkdir()
@@ -207,16 +207,16 @@ def test_what_a_config_could_not_train_on_is_listed(prepared, tmp_path, command)
         elif needed > frames:
             reason = f"too short for its text in the CTC loss: needs {needed} frames, has {frames}"
             expected[one.id] = reason
-    told, found = unfit("char")
-    assert found == expected and len({reason[:3] for reason in expected.values()}) == 2
+    printed, listed = unfit("char")
+    assert listed == expected and len({reason[:3] for reason in expected.values()}) == 2
     number = sum(reason.startswith("too short") for reason in expected.values())
     assert (
         f"config.json would leave out: {number} recordings, too short for its text in the CTC loss "
         f"(listed in {out / 'unfit.jsonl'})"
-    ) in told
+    ) in printed
     (out / "unfit.jsonl").write_text("")
-    told, found = unfit("unigram")
-    assert found == {} and "because its unigram tokenizer is yet to be trained" in told
+    printed, listed = unfit("unigram")
+    assert listed == {} and "because its unigram tokenizer is yet to be trained" in printed
     texts = [one.text for one in utterances]
     Tokenizer.train(texts, kind="char", vocabulary_size=0, path=run / "tokenizer.model")
     assert unfit("unigram")[1] == expected
@@ -237,7 +237,7 @@ def test_the_picture_of_durations_counts_every_recording(prepared):
     assert sum(map(int, printed)) == len(seconds)
 
 
-def test_damaged_preparations_are_named(prepared, tmp_path):
+def test_damaged_prepared_datasets_are_named(prepared, tmp_path):
     def copy(name):
         return Path(shutil.copytree(prepared[0], tmp_path / name))
 
@@ -270,42 +270,42 @@ def test_damaged_preparations_are_named(prepared, tmp_path):
         read_manifest(disagrees)
 
 
-def test_wrong_archives_are_named(published, tmp_path, error):
+def test_damaged_archives_and_wrong_parts_are_named(published, tmp_path, error):
     where = ("--parts", "dev-clean", "--archives", tmp_path)
     contents = (published / "dev-clean.tar.gz").read_bytes()
     (tmp_path / "dev-clean.tar.gz").write_bytes(contents[: len(contents) // 2])
     assert "dev-clean.tar.gz: damaged (" in error("prepare", "librispeech", tmp_path / "a", *where)
     with tarfile.open(tmp_path / "dev-clean.tar.gz", "w:gz") as archive:
         add(archive, "LibriSpeech/../../evil.flac", b"x")
-    complaint = error("prepare", "librispeech", tmp_path / "b", *where)
-    assert "dev-clean.tar.gz: its member LibriSpeech/../../evil.flac leads out of its" in complaint
+    message = error("prepare", "librispeech", tmp_path / "b", *where)
+    assert "dev-clean.tar.gz: its member LibriSpeech/../../evil.flac leads out of its" in message
     assert not (tmp_path / "a/dev-clean").exists() and not list((tmp_path / "a").glob(".*"))
-    complaint = error("prepare", "librispeech", tmp_path / "c", "--parts", "dev-dirty")
-    assert complaint.startswith("--parts dev-dirty: must be one of dev-clean, ")
+    message = error("prepare", "librispeech", tmp_path / "c", "--parts", "dev-dirty")
+    assert message.startswith("--parts dev-dirty: must be one of dev-clean, ")
     assert "exists and is not empty" in error("prepare", DEV, tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, error):
-    """Seen through a limit on the size of files, which write() meets as it does a full disk."""
+    """A limit on the size of files stands for the full disk: write() fails in the same way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        complaint = error("prepare", DEV, tmp_path / "out")
+        message = error("prepare", DEV, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert complaint.startswith(f"{tmp_path / 'out'}: cannot be written (")
-    assert "File too large" in complaint
+    assert message.startswith(f"{tmp_path / 'out'}: cannot be written (")
+    assert "File too large" in message
     assert not list(tmp_path.iterdir())
 
 
 class Server(http.server.BaseHTTPRequestHandler):
     contents = bytes(range(256)) * 4000
-    asked: list[str | None] = []
+    requested_ranges: list[str | None] = []
     faults: list[str] = []
 
     def do_GET(self):
         wanted = self.headers.get("Range")
-        self.asked.append(wanted)
+        self.requested_ranges.append(wanted)
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "error":
             self.send_error(503)
@@ -327,7 +327,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
-        Server.asked, Server.faults = [], []
+        Server.requested_ranges, Server.faults = [], []
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_address[1]}/file"
         running.shutdown()
@@ -355,24 +355,24 @@ def fetch(address, path):
         (["wrong"], 2),
     ],
 )
-def test_what_breaks_is_fetched_on_or_again(server, tmp_path, faults, requests):
+def test_a_broken_download_resumes_or_starts_again(server, tmp_path, faults, requests):
     Server.faults = list(faults)
     fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == Server.contents
-    assert len(Server.asked) == requests
+    assert len(Server.requested_ranges) == requests
     if faults == ["breaks", "breaks"]:
-        assert [a is not None for a in Server.asked] == [False, True, True]
+        assert [a is not None for a in Server.requested_ranges] == [False, True, True]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_download_goes_on_where_an_earlier_start_was_stopped(server, tmp_path):
+def test_a_download_resumes_where_an_earlier_start_was_stopped(server, tmp_path):
     (tmp_path / "file.part").write_bytes(Server.contents[:1000])
     fetch(server, tmp_path / "file")
-    assert Server.asked == ["bytes=1000-"]
+    assert Server.requested_ranges == ["bytes=1000-"]
     assert (tmp_path / "file").read_bytes() == Server.contents
 
 
-def test_a_download_that_is_hopeless_says_so(server, tmp_path, monkeypatch):
+def test_a_hopeless_download_is_an_error(server, tmp_path, monkeypatch):
     Server.faults = ["wrong", "wrong"]
     with pytest.raises(ValueError, match="the wrong checksum; gave up after 2 attempts"):
         fetch(server, tmp_path / "file")
@@ -383,7 +383,7 @@ def test_a_download_that_is_hopeless_says_so(server, tmp_path, monkeypatch):
     assert not (tmp_path / "file").exists()
 
 
-def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monkeypatch, command):
+def test_librispeech_is_downloaded_from_a_mirror(server, published, tmp_path, monkeypatch, command):
     contents = (published / "dev-clean.tar.gz").read_bytes()
     monkeypatch.setattr(Server, "contents", contents)
     known = Archive(len(contents), hashlib.sha256(contents).hexdigest())
@@ -396,26 +396,26 @@ def test_librispeech_is_fetched_from_a_mirror(server, published, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "options, complaint",
+    "options, message",
     [
         (["--max-seconds=nan"], "--min-seconds 0.1 --max-seconds nan: needs 0 <= shortest <= long"),
         (["--min-seconds=nan"], "--min-seconds nan --max-seconds inf: needs 0 <= shortest <= long"),
         ([], "OUT = .: must name a folder to create"),
     ],
 )
-def test_options_that_cannot_be(error, tmp_path, options, complaint):
-    assert error("prepare", tmp_path, ".", *options).startswith(complaint)
+def test_invalid_options_are_rejected(error, tmp_path, options, message):
+    assert error("prepare", tmp_path, ".", *options).startswith(message)
 
 
 @pytest.mark.parametrize("config", ["default", "lazy_decode"])
-def test_directories_of_the_stock_builder(tmp_path, config):
-    """tests/data/stock_librispeech/make.py says how they were made, and of what."""
+def test_reads_datasets_of_the_stock_builder(tmp_path, config):
+    """tests/data/stock_librispeech/make.py documents how they were made."""
     where = STOCK / config
     held = json.loads((STOCK / "recordings.json").read_text())
     texts = {
         id: text
-        for listed in DEV.rglob("*.trans.txt")
-        for id, _, text in (line.partition(" ") for line in listed.read_text().splitlines())
+        for listing in DEV.rglob("*.trans.txt")
+        for id, _, text in (line.partition(" ") for line in listing.read_text().splitlines())
     }
     for split, recordings in held.items():
         require_exists(where / split)
@@ -427,7 +427,7 @@ def test_directories_of_the_stock_builder(tmp_path, config):
             assert utterance.speaker == name.partition("/")[0]
             expected = soundfile.read(DEV / name, dtype="float32")[0]
             found = read_recording(utterance, sample_rate_hz=16_000)
-            # Decoded from Opus on another machine, and rounded to 16 bits.
+            # The stored samples were decoded from Opus on another machine and rounded to 16 bits.
             np.testing.assert_allclose(found, expected, rtol=0, atol=2**-14)
             assert utterance.duration_seconds == len(expected) / 16_000
             other = utterance._replace(audio=Path(str(utterance.audio).replace(config, "default")))

@@ -1,4 +1,4 @@
-"""The same recordings, listed in every way there is, are the same utterances and samples."""
+"""The same recordings, listed in every supported form, give the same utterances and samples."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ def samples_of(utterance: Utterance) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def listed():
-    """Utterances of three speakers, read from their folder, and their samples."""
+    """Utterances of several speakers, read from their folder, with their samples."""
     everything, skipped = read_manifest(DEV)
     assert skipped == []
     utterances = [one for one in everything if one.id.endswith(("1", "4"))][:12]
@@ -58,11 +58,11 @@ def jsonl(folder, listed):
 
 
 def jsonl_of_shards(folder, listed):
-    """As NeMo's converter lays them out; all of a speaker is one member, of several lines."""
+    """Write shards in the layout of NeMo's converter, with one member for each speaker."""
     lines = []
-    for shard, (name, contents, stretches) in enumerate(joined(listed)):
+    for shard, (name, contents, segment_starts) in enumerate(joined(listed)):
         write_tar(folder / f"audio_{shard}.tar", {f"{name}.wav": contents})
-        for n, (one, start) in enumerate(stretches):
+        for n, (one, start) in enumerate(segment_starts):
             ending = f"-sub{n}" if n else ""
             fields = {"audio_filepath": f"{name}{ending}.wav", "shard_id": shard, "text": one.text}
             fields |= {"offset": start, "duration": one.duration_seconds, "speaker": one.speaker}
@@ -74,18 +74,18 @@ def jsonl_of_shards(folder, listed):
 
 
 def joined(listed):
-    """(speaker, WAV file of all of theirs, [(utterance, its start in seconds)])."""
+    """Yield each speaker, a WAV file of all their speech, and [(utterance, its start in s)]."""
     for speaker in sorted({one.speaker for one, _ in listed}):
-        pieces, stretches, start = [], [], 0
+        pieces, segment_starts, start = [], [], 0
         for one, samples in listed:
             if one.speaker == speaker:
-                # The silence before each is nobody's.
+                # The silence before each utterance belongs to none.
                 pieces += [np.zeros(777, np.float32), samples]
-                stretches.append((one, (start + 777) / RATE_HZ))
+                segment_starts.append((one, (start + 777) / RATE_HZ))
                 start += 777 + len(samples)
         file = io.BytesIO()
         soundfile.write(file, np.concatenate(pieces), RATE_HZ, format="WAV", subtype="FLOAT")
-        yield speaker, file.getvalue(), stretches
+        yield speaker, file.getvalue(), segment_starts
 
 
 def recording_of(path: Path, duration: float, channels: list[int]) -> dict:
@@ -113,8 +113,8 @@ def cut_of(recording: dict, supervisions: list[dict], start: float) -> dict:
 
 
 def supervision_of(one: Utterance, start: float) -> dict:
-    where = {"start": start, "duration": one.duration_seconds}
-    return {"id": one.id, "text": one.text, "speaker": one.speaker, "language": "English"} | where
+    fields = {"start": start, "duration": one.duration_seconds}
+    return {"id": one.id, "text": one.text, "speaker": one.speaker, "language": "English"} | fields
 
 
 def lhotse(folder, listed):
@@ -129,14 +129,14 @@ def lhotse(folder, listed):
 
 
 def lhotse_of_long_recordings(folder, listed):
-    """Cuts of several supervisions, of the second channel, that begin within their recordings."""
+    """Write cuts of the second channel with several supervisions, which start inside recordings."""
     cuts = []
-    for name, contents, stretches in joined(listed):
+    for name, contents, segment_starts in joined(listed):
         mono, _ = soundfile.read(io.BytesIO(contents), dtype="float32")
         both = np.stack([np.full_like(mono, 0.5), mono], axis=1)
         soundfile.write(folder / f"{name}.wav", both, RATE_HZ, subtype="FLOAT")
         recording = recording_of(Path(f"{name}.wav"), len(mono) / RATE_HZ, [0, 1])
-        supervisions = [supervision_of(one, start - 0.01) for one, start in stretches]
+        supervisions = [supervision_of(one, start - 0.01) for one, start in segment_starts]
         cuts.append(cut_of(recording, supervisions, 0.01))
     path = folder / "cuts.jsonl"
     path.write_text("".join(json.dumps(cut) + "\n" for cut in cuts))
@@ -158,11 +158,13 @@ def kaldi(folder, listed):
 def kaldi_of_segments(folder, listed):
     kaldi(folder, listed)
     scp, segments = [], []
-    for name, contents, stretches in joined(listed):
+    for name, contents, segment_starts in joined(listed):
         (folder / f"{name}.wav").write_bytes(contents)
         scp.append(f"{name} {name}.wav")
-        segments += [f"{u.id} {name} {at} {at + u.duration_seconds}" for u, at in stretches[:-1]]
-        segments.append(f"{stretches[-1][0].id} {name} {stretches[-1][1]} -1")
+        segments += [
+            f"{u.id} {name} {at} {at + u.duration_seconds}" for u, at in segment_starts[:-1]
+        ]
+        segments.append(f"{segment_starts[-1][0].id} {name} {segment_starts[-1][1]} -1")
     write_lines(folder / "wav.scp", scp)
     write_lines(folder / "segments", segments)
     return folder
@@ -206,7 +208,7 @@ def tar_range(folder, listed):
         tar_range,
     ],
 )
-def test_kinds_list_the_same(write, tmp_path, listed):
+def test_all_forms_list_the_same_utterances(write, tmp_path, listed):
     utterances, skipped = read_manifest(write(tmp_path, listed))
     assert skipped == []
     assert [one.id for one in utterances] == [one.id for one, _ in listed]
@@ -216,8 +218,8 @@ def test_kinds_list_the_same(write, tmp_path, listed):
         np.testing.assert_array_equal(samples_of(one), samples)
 
 
-def test_examples_of_the_documentation_name_the_same_stretch(tmp_path):
-    """The blocks of docs/data.md, put into files as it says."""
+def test_examples_of_the_documentation_name_the_same_segment(tmp_path):
+    """The examples of docs/data.md, in the files that it names."""
     document = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 
     def example(heading: str) -> str:

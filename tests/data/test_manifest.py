@@ -1,3 +1,5 @@
+"""Manifests: what is read from folders and JSON lines, and the errors of bad ones."""
+
 import json
 import tarfile
 from collections import Counter
@@ -44,8 +46,8 @@ def test_folder_in_librispeech_layout(tmp_path):
     write_tone(flat / "b.ogg", 0.25)
     write_folder(flat, {"c": "THERE"}, name="more")
     write_tone(flat / "c.flac", 0.25)
-    write_tone(flat / "untold.wav", 0.25)
-    # Links to what is there already, one of them without end, and to what lies elsewhere.
+    write_tone(flat / "unlisted.wav", 0.25)
+    # Links to a folder that is listed already, to a parent, and to a folder elsewhere.
     (tmp_path / "extra" / "again").symlink_to(tmp_path / "train")
     (tmp_path / "extra" / "round").symlink_to(tmp_path)
     elsewhere = write_folder(tmp_path.with_name(f"{tmp_path.name}-disk"), {"z": "FAR"}, name="all")
@@ -53,7 +55,7 @@ def test_folder_in_librispeech_layout(tmp_path):
     (tmp_path / "link").symlink_to(elsewhere)
 
     utterances, skipped = read_manifest(str(tmp_path))
-    assert skipped == [Skipped("untold", f"no line in a *.trans.txt: {flat / 'untold.wav'}")]
+    assert skipped == [Skipped("unlisted", f"no line in a *.trans.txt: {flat / 'unlisted.wav'}")]
     assert utterances == [
         Utterance("7-1-0000", chapter / "7-1-0000.opus", "größer", 1.25, "7"),
         Utterance("7-1-0001", chapter / "7-1-0001.flac", "TWO WORDS", 0.5, "7"),
@@ -83,7 +85,7 @@ def test_jsonl_with_offsets(tmp_path):
     ]
 
 
-def test_text_may_lie_in_a_file(tmp_path):
+def test_text_may_be_in_a_file(tmp_path):
     write_tone(tmp_path / "a.wav", 0.5)
     (tmp_path / "a.txt").write_text("ONE\nTWO\n")
     entry = {"audio_filepath": "a.wav", "text_filepath": "a.txt"}
@@ -112,7 +114,7 @@ def test_shards_of_a_manifest(tmp_path):
             read_manifest(tmp_path / "manifest.jsonl")
 
 
-def test_with_durations_only_the_first_files_are_looked_for(tmp_path, monkeypatch):
+def test_with_durations_only_the_first_files_are_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "FILES_LOOKED_FOR", 2)
 
     def read(*found: str) -> tuple[list[str], list[str]]:
@@ -127,7 +129,7 @@ def test_with_durations_only_the_first_files_are_looked_for(tmp_path, monkeypatc
         return [one.id[0] for one in utterances], [one.id[0] for one in skipped]
 
     assert read("b") == (["b", "c", "d"], ["a"])
-    assert read("c") == (["c"], ["a", "b", "d"]), "none of the first: then all are"
+    assert read("c") == (["c"], ["a", "b", "d"]), "if none of the first exist, all are checked"
     with pytest.raises(
         ValueError, match="none of its 4 recordings can be read, the first is a.wav"
     ):
@@ -158,7 +160,7 @@ def test_bad_recordings_are_skipped_with_countable_reasons(tmp_path):
     ]
 
 
-def test_errors_of_a_whole_data_set_are_one_line(tmp_path):
+def test_errors_of_a_whole_dataset_are_one_line(tmp_path):
     def require(data: Path, message: str) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             read_manifest(data)
@@ -202,7 +204,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert str(caught.value).startswith(f"{listing}:3: ") and "\n" not in str(caught.value)
 
 
-def test_sample_corpus_is_what_its_readme_says():
+def test_sample_corpus_matches_its_readme():
     utterances, skipped = read_manifest(AN4 / "dev")
     assert (len(utterances), skipped) == (77, [])
     assert len({utterance.speaker for utterance in utterances}) == 6

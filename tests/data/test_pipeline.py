@@ -1,3 +1,5 @@
+"""Batches of audio: each row is what the plan says, on any number of threads and processes."""
+
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -36,7 +38,7 @@ SEPARATOR = (2,)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    """23 stretches of noise by three speakers, at three rates, some resampled when read."""
+    """23 recordings of noise by three speakers, at three rates, some resampled when read."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     utterances, labels = [], []
@@ -116,7 +118,7 @@ def test_processes_share_the_rows_of_each_batch(corpus):
             np.testing.assert_array_equal(column[1::2], second)
 
 
-def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
+def test_unreadable_recording_becomes_a_padding_row(corpus, tmp_path):
     utterances = corpus.utterances
     broken = list(utterances)
     for n, content in ((4, b""), (9, b"no recording")):
@@ -143,16 +145,16 @@ def test_a_recording_that_fails_becomes_a_padding_row(corpus, tmp_path):
 
 
 def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
-    """Without a frame its loss would be infinite, and its batches lost."""
+    """Without a frame its loss would be infinite, and its batches would be lost."""
     utterances = corpus.utterances
     soundfile.write(tmp_path / "0.wav", np.zeros(48), RATE_HZ)
-    lying = [utterances[0]._replace(audio=tmp_path / "0.wav"), *utterances[1:]]
-    stream = training(corpus._replace(utterances=lying), augment=AugmentConfig())
+    mislisted = [utterances[0]._replace(audio=tmp_path / "0.wav"), *utterances[1:]]
+    stream = training(corpus._replace(utterances=mislisted), augment=AugmentConfig())
     for batch in islice(stream, 20):
         assert 0 not in batch.utterances
     (failed,) = stream.failed
     assert (failed.id, failed.reason) == (
-        lying[0].id,
+        mislisted[0].id,
         f"shorter than its manifest says: 48 samples: {tmp_path / '0.wav'}",
     )
 
@@ -198,11 +200,11 @@ def test_evaluation_reads_each_utterance_once_unchanged(corpus):
     assert sorted(seen) == list(range(24))
 
 
-def test_nothing_to_evaluate_is_no_batches():
+def test_evaluation_of_no_utterances_has_no_batches():
     assert list(evaluation_batches([], [], data=DATA, sample_rate_hz=RATE_HZ)) == []
 
 
-def test_the_cache_is_exact_and_bounded(corpus):
+def test_cache_is_exact_and_bounded(corpus):
     utterances = corpus.utterances
     fresh = {u.id: read_audio(u.audio, sample_rate_hz=RATE_HZ) for u in utterances}
     capacity_bytes = sum(samples.nbytes for samples in fresh.values()) // 3
@@ -213,7 +215,7 @@ def test_the_cache_is_exact_and_bounded(corpus):
     assert 0 <= cache.free_bytes < capacity_bytes / 2
 
 
-def test_the_cache_keeps_sixteen_bits_in_two_bytes_and_reads_once(tmp_path):
+def test_cache_stores_sixteen_bits_in_two_bytes_and_reads_once(tmp_path):
     integers = np.random.default_rng(0).integers(-32768, 32768, 4000).astype(np.int16)
     integers[:2] = -32768, 32767
     soundfile.write(tmp_path / "a.wav", integers, RATE_HZ)
@@ -236,7 +238,7 @@ NOISY = AugmentConfig(
 
 @pytest.fixture(scope="module")
 def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
-    """Noise shorter and longer than the utterances, and two impulse responses."""
+    """Noise recordings shorter and longer than the utterances, and two impulse responses."""
     folder = tmp_path_factory.mktemp("effects")
     rng = np.random.default_rng(1)
     for name, seconds in (
@@ -255,7 +257,7 @@ def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
     }
 
 
-def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
+def test_augmentation_is_that_of_the_plan_in_its_order(corpus, effects):
     utterances, corpus = corpus.utterances, corpus._replace(**effects)
     plan = training_plan(corpus, data=DATA, augment=NOISY, seed=5)
     planned, seen = plan.batches(0), np.zeros(4, int)
@@ -266,28 +268,33 @@ def test_effects_are_those_of_the_plan_in_their_order(corpus, effects):
                 continue
             samples = read_audio(utterances[n].audio, sample_rate_hz=RATE_HZ)
             samples = change_speed(samples, drawn.speed[row])
-            if (room := drawn.impulse_response[row]) >= 0:
+            if (impulse_response := drawn.impulse_response[row]) >= 0:
                 response = read_audio(
-                    effects["impulse_responses"][room].audio, sample_rate_hz=RATE_HZ
+                    effects["impulse_responses"][impulse_response].audio, sample_rate_hz=RATE_HZ
                 )
                 samples = add_reverberation(samples, response)
-            heard = batch.samples[row, : batch.sample_lengths[row]].astype(np.float64)
-            heard /= 10 ** (drawn.gain_db[row] / 20)
-            added = heard - samples
+            augmented = batch.samples[row, : batch.sample_lengths[row]].astype(np.float64)
+            augmented /= 10 ** (drawn.gain_db[row] / 20)
+            added = augmented - samples
             if (noise := drawn.noise[row]) >= 0:
                 snr_db = 10 * np.log10(np.mean(np.square(samples)) / np.mean(np.square(added)))
                 assert snr_db == pytest.approx(drawn.snr_db[row], abs=1e-3)
                 whole = read_audio(effects["noise"][noise].audio, sample_rate_hz=RATE_HZ)
                 start = round(drawn.noise_start_seconds[row] * RATE_HZ)
-                stretch = np.resize(np.roll(whole, -start), len(samples))
-                assert np.corrcoef(added, stretch)[0, 1] > 0.999
+                segment = np.resize(np.roll(whole, -start), len(samples))
+                assert np.corrcoef(added, segment)[0, 1] > 0.999
             else:
-                np.testing.assert_allclose(heard, samples, atol=1e-5)
-            seen += [noise == 0, noise == 1, room >= 0, np.abs(batch.samples[row]).max() > 1]
+                np.testing.assert_allclose(augmented, samples, atol=1e-5)
+            seen += [
+                noise == 0,
+                noise == 1,
+                impulse_response >= 0,
+                np.abs(batch.samples[row]).max() > 1,
+            ]
     assert (seen > 3).all()
 
 
-def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tmp_path):
+def test_unreadable_augmentation_recordings_are_listed_and_not_applied(corpus, effects, tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no recording")
     broken = {
         name: [one._replace(audio=tmp_path / "broken.wav") for one in listed]
@@ -303,7 +310,7 @@ def test_effects_that_cannot_be_read_are_listed_and_left_out(corpus, effects, tm
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_any_number_of_processes_and_threads_read_the_same_batches(corpus, effects, processes):
+def test_any_number_of_processes_and_threads_reads_the_same_batches(corpus, effects, processes):
     corpus = corpus._replace(sizes=(10, 13), weights=(1.0, 0.5), **effects)
     augment, data = replace(NOISY, join_probability=0.3), replace(DATA, bucket_utterances=(4, 4))
     whole = list(islice(training(corpus, data=data, augment=augment), 14))

@@ -1,3 +1,5 @@
+"""Plans of batches: an epoch has every utterance once, in batches that hold it, as drawn."""
+
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -34,7 +36,7 @@ def items_of(batch: PlannedBatch) -> list[tuple[int, int, float, float]]:
 
 
 def lengths_of(plan: TrainingPlan, item: tuple[int, int, float, float]) -> tuple[float, int]:
-    """Written out: seconds after the changes, and labels."""
+    """Return the item's seconds after speed and tempo, and its labels, by their definition."""
     first, second, speed, tempo = item
     seconds, labels = plan.durations_seconds[first], plan.label_lengths[first]
     if second >= 0:
@@ -70,7 +72,7 @@ def test_an_epoch_has_every_utterance_once_in_batches_that_hold_it(N, seed, epoc
         )
         for edge in BUCKETS.seconds:
             carried[edge] += first_fit <= edge < batches[k].seconds
-    # What goes up is less than a batch of the bucket that it leaves.
+    # The items that leave a bucket for the next one are less than a batch of it.
     for edge, utterances in zip(BUCKETS.seconds, BUCKETS.utterances):
         assert carried[edge] < utterances
 
@@ -98,7 +100,7 @@ def test_joined_utterances_are_two_of_one_known_speaker(N, seed):
                 assert plan.speakers[first] == plan.speakers[second] >= 0
 
 
-def test_draws_have_the_distributions_they_claim():
+def test_speed_tempo_and_joins_have_their_distributions():
     N = 4000
     augment = AugmentConfig(speeds=(0.5, 2.0), tempo_range=(0.5, 2.0), join_probability=0.25)
     plan = TrainingPlan(
@@ -111,7 +113,7 @@ def test_draws_have_the_distributions_they_claim():
     )
     items = np.array([item for batch in plan.batches(0) for item in items_of(batch)])
     first, second, speed, tempo = items[np.argsort(items[:, 0])].T
-    # Five deviations of each sample mean, for draws that the seed fixes.
+    # Five standard deviations of each sample mean; the seed fixes the draws.
     assert abs(np.mean(second >= 0) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / N)
     assert abs(np.mean(speed == 0.5) - 0.5) < 5 * 0.5 / np.sqrt(N)
     quartiles = np.quantile(np.log2(tempo), [0.25, 0.5, 0.75])
@@ -124,7 +126,7 @@ def test_draws_have_the_distributions_they_claim():
     )
 
 
-def test_an_item_that_would_not_fit_gives_up_the_join_then_the_changes():
+def test_item_that_does_not_fit_loses_its_join_then_its_changes():
     def only(durations, labels, **augment) -> list[tuple[int, int, float, float]]:
         plan = TrainingPlan(
             durations_seconds=np.array(durations),
@@ -148,7 +150,7 @@ def test_an_item_that_would_not_fit_gives_up_the_join_then_the_changes():
     assert [item[1] for item in only([6.0, 6.0], [1, 1], **slow, join_probability=1.0)] == [-1, -1]
 
 
-def test_the_plan_depends_on_seed_and_epoch_alone():
+def test_plan_depends_only_on_seed_and_epoch():
     plan = random_plan(100)
     later = plan.batches(7)
     plan.batches(3), Epochs(plan).locate(50)
@@ -171,8 +173,8 @@ def test_position_counts_the_batches_of_all_epochs():
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), VARIED])
-def test_epochs_that_were_counted_once_are_not_counted_again(tmp_path, monkeypatch, augment):
-    plan, kept = random_plan(50, augment=augment), tmp_path / "epochs.json"
+def test_counted_epochs_are_not_counted_again(tmp_path, monkeypatch, augment):
+    plan, cache_path = random_plan(50, augment=augment), tmp_path / "epochs.json"
     counted = []
     count = TrainingPlan.number_of_batches
 
@@ -183,32 +185,35 @@ def test_epochs_that_were_counted_once_are_not_counted_again(tmp_path, monkeypat
     monkeypatch.setattr(TrainingPlan, "number_of_batches", noted)
     positions = [0, 7, 40, 4000, 41, 4010]
     expected = [Epochs(plan).locate(position) for position in positions]
-    Epochs(plan, cache_path=kept, write_cache=False).locate(0)
-    assert not kept.exists() and expected[3][0] > 200
-    Epochs(plan, cache_path=kept).locate(0)
-    assert Epochs(plan, cache_path=kept).locate(4000) == expected[3]
+    Epochs(plan, cache_path=cache_path, write_cache=False).locate(0)
+    assert not cache_path.exists() and expected[3][0] > 200
+    Epochs(plan, cache_path=cache_path).locate(0)
+    assert Epochs(plan, cache_path=cache_path).locate(4000) == expected[3]
     before = len(counted)
     for position, place in zip(positions, expected):
-        assert Epochs(random_plan(50, augment=augment), cache_path=kept).locate(position) == place
+        assert (
+            Epochs(random_plan(50, augment=augment), cache_path=cache_path).locate(position)
+            == place
+        )
     assert len(counted) <= before + COUNTED_EPOCHS
 
-    # Another plan, and a file that is none, are no guides.
+    # The file of another plan and a damaged file are not used.
     others = [replace(plan, seed=1), replace(plan, buckets=BUCKETS._replace(utterances=(8, 4, 2)))]
     others += [replace(plan, durations_seconds=plan.durations_seconds / 2)]
     for other in others:
-        assert Epochs(other, cache_path=kept, write_cache=False).locate(40) == Epochs(other).locate(
-            40
-        )
-    whole = kept.read_text()
+        assert Epochs(other, cache_path=cache_path, write_cache=False).locate(40) == Epochs(
+            other
+        ).locate(40)
+    whole = cache_path.read_text()
     for damaged in ("", whole[: len(whole) // 2], "[]", '{"plan": "", "ends": [1]}'):
-        kept.write_text(damaged)
-        assert Epochs(plan, cache_path=kept).locate(40) == expected[2]
+        cache_path.write_text(damaged)
+        assert Epochs(plan, cache_path=cache_path).locate(40) == expected[2]
     assert Epochs(plan, cache_path=tmp_path / "none" / "epochs.json").locate(40) == expected[2]
 
 
 @settings(max_examples=30, deadline=None)
 @given(N=st.integers(1, 120), seed=st.integers(0, 10_000), epoch=st.integers(0, 50))
-def test_batches_are_counted_rightly_where_only_speed_is_drawn(N, seed, epoch):
+def test_batch_counts_are_exact_if_only_speed_is_drawn(N, seed, epoch):
     plan = random_plan(N, seed, AugmentConfig(speeds=(0.5, 0.8, 1.0, 1.25)))
     sizes = (N // 2, N - N // 2)
     for other in (plan, replace(plan, weights=(0.3, 1.5), dataset_sizes=sizes)):
@@ -216,7 +221,7 @@ def test_batches_are_counted_rightly_where_only_speed_is_drawn(N, seed, epoch):
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), VARIED])
-def test_threads_may_ask_for_positions_in_any_order(augment):
+def test_threads_may_locate_positions_in_any_order(augment):
     plan = random_plan(40, augment=augment)
     expected = [(epoch, n) for epoch in range(40) for n in range(plan.number_of_batches(epoch))]
     positions = np.random.default_rng(0).permutation(len(expected)).tolist()
@@ -228,7 +233,7 @@ def test_threads_may_ask_for_positions_in_any_order(augment):
 SIZES, WEIGHTS = (30, 7, 11), (1.0, 0.3, 2.5)
 
 
-def test_corpora_are_gone_through_by_weight_and_evenly():
+def test_passes_through_datasets_follow_their_weights_evenly():
     plan = replace(random_plan(48), dataset_sizes=SIZES, weights=WEIGHTS)
     corpus = np.repeat(np.arange(3), SIZES)
     counts, orders = np.zeros(48, int), []
@@ -240,15 +245,15 @@ def test_corpora_are_gone_through_by_weight_and_evenly():
         for number, (size, weight) in enumerate(zip(SIZES, WEIGHTS)):
             own = counts[corpus == number]
             assert own.max() - own.min() <= 1
-            # Up to one item, which the next epoch has: 0.3 x 7 = 2.1.
+            # Up to one item, which the next epoch contains: 0.3 x 7 = 2.1.
             assert int(epoch * weight * 10 + 0.5) * size // 10 == own.sum()
-    # Ten epochs of 0.3 are three times through.
+    # Twenty epochs with a weight of 0.3 are six passes.
     assert counts[corpus == 1].tolist() == [6] * 7
     halves = [sorted(a + b + c) for a, b, c in zip(orders, orders[1:], orders[2:])]
     assert len({tuple(half) for half in halves}) > 5
 
 
-def test_half_of_a_corpus_is_in_one_epoch_and_the_other_in_the_next():
+def test_weight_of_one_half_splits_each_pass_between_two_epochs():
     plan = replace(random_plan(50), dataset_sizes=(20, 30), weights=(1.0, 0.5))
     pairs = []
     for epoch in range(0, 8, 2):
@@ -259,14 +264,14 @@ def test_half_of_a_corpus_is_in_one_epoch_and_the_other_in_the_next():
     assert len(set(pairs)) == 4
 
 
-def test_weights_of_one_are_no_weights():
+def test_weights_of_one_change_nothing():
     plan = random_plan(50)
     assert_same(
         replace(plan, dataset_sizes=(20, 30), weights=(1.0, 1.0)).batches(3), plan.batches(3)
     )
 
 
-def test_noise_rooms_and_gain_shift_no_other_draw():
+def test_noise_impulse_responses_and_gain_change_no_other_draw():
     plan = random_plan(60)
     noise_seconds = np.array([0.5, 7.0, 40.0])
     augment = replace(
@@ -280,10 +285,10 @@ def test_noise_rooms_and_gain_shift_no_other_draw():
             for batch, plain in zip(noisy.batches(epoch), plan.batches(epoch))
         ]
         assert_same(without, plan.batches(epoch))
-        only_rooms = replace(
+        only_impulse_responses = replace(
             plan, augment=replace(VARIED, impulse_response_probability=0.4), impulse_responses=5
         )
-        for one, other in zip(only_rooms.batches(epoch), noisy.batches(epoch)):
+        for one, other in zip(only_impulse_responses.batches(epoch), noisy.batches(epoch)):
             np.testing.assert_array_equal(one.impulse_response, other.impulse_response)
     for batch in noisy.batches(1):
         padding = batch.first < 0
@@ -292,7 +297,7 @@ def test_noise_rooms_and_gain_shift_no_other_draw():
             assert (getattr(batch, name)[padding] == blank).all()
 
 
-def test_effects_have_the_distributions_they_claim():
+def test_noise_impulse_responses_and_gain_have_their_distributions():
     N = 4000
     augment = AugmentConfig(
         noise_probability=0.25,
@@ -312,9 +317,13 @@ def test_effects_have_the_distributions_they_claim():
     )
     batches = plan.batches(0)
     column = lambda name: np.concatenate([getattr(batch, name) for batch in batches])
-    noise, room, real = column("noise"), column("impulse_response"), column("first") >= 0
+    noise, impulse_response, real = (
+        column("noise"),
+        column("impulse_response"),
+        column("first") >= 0,
+    )
     error = lambda p: 5 * np.sqrt(p * (1 - p) / N)
-    for values, kinds, share in ((noise, 2, 0.25), (room, 4, 0.75)):
+    for values, kinds, share in ((noise, 2, 0.25), (impulse_response, 4, 0.75)):
         found = np.bincount(values[real] + 1, minlength=kinds + 1) / N
         expected = [1 - share, *[share / kinds] * kinds]
         np.testing.assert_allclose(found, expected, atol=error(0.25))
@@ -322,7 +331,7 @@ def test_effects_have_the_distributions_they_claim():
         drawn = column(name)[real]
         assert low <= drawn.min() and drawn.max() <= high
         assert abs(drawn.mean() - (low + high) / 2) < 5 * (high - low) / np.sqrt(12 * N)
-    # One that is long enough is not wrapped around; the other begins anywhere in it.
+    # A recording that is long enough is not repeated; a shorter one may start anywhere.
     start, seconds = column("noise_start_seconds"), 4.0 / column("speed")
     long, short = real & (noise == 1), real & (noise == 0)
     assert 0 <= start[long].min() and (start + seconds)[long].max() <= 10 * (1 + 1e-12)
@@ -345,7 +354,7 @@ def test_an_epoch_of_librispeech():
     first = np.concatenate([batch.first for batch in batches])
     np.testing.assert_array_equal(np.sort(first[first >= 0]), np.arange(N))
     assert np.sum(first < 0) < 24 and len(batches) == plan.number_of_batches(0)
-    # Shuffled: no bucket comes in one piece.
+    # Batches are shuffled: the bucket often changes from one to the next.
     seconds = np.array([batch.seconds for batch in batches])
     assert np.mean(seconds[1:] != seconds[:-1]) > 0.3
 
@@ -393,5 +402,5 @@ def test_longer_evaluation_buckets_hold_no_more_audio_than_the_last():
     assert buckets.seconds[3:] == (32.0, 48.0, 64.0, 80.0, 96.0)
     assert buckets.utterances[3:] == (1, 1, 1, 1, 1)
     assert Buckets((10.0,), (5,), (32,)).extended(39.0, 5, multiple=4).utterances == (32, 16, 8, 8)
-    # Every device has a row, though that is more audio.
+    # Every device has a row, although that is more audio.
     assert Buckets((10.0,), (5,), (8,)).extended(19.0, 5, multiple=8).utterances == (8, 8)

@@ -1,3 +1,5 @@
+"""Recordings that are parts of a file read as the same recordings in files of their own."""
+
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,20 @@ RATE_HZ = 16_000
 
 @pytest.fixture
 def parts(tmp_path):
-    """Recordings one after the other in a single file, and each as a file of its own."""
+    """Recordings in separate files, and the same recordings in sequence in a single file."""
     file = tmp_path / "many"
-    apart, inside = [], []
+    separate, contained = [], []
     for path in sorted(DEV.rglob("*.ogg"))[:3]:
         seconds = recording_seconds(Utterance("", path, "", 0.0))
         contents, start = path.read_bytes(), file.stat().st_size if file.exists() else 0
         with file.open("ab") as many:
             many.write(contents)
-        apart.append(Utterance(path.stem, path, "", seconds))
-        inside.append(Utterance(path.stem, file, "", seconds, within=Member(start, len(contents))))
-    assert apart
-    return apart, inside
+        separate.append(Utterance(path.stem, path, "", seconds))
+        contained.append(
+            Utterance(path.stem, file, "", seconds, within=Member(start, len(contents)))
+        )
+    assert separate
+    return separate, contained
 
 
 def test_part_of_a_file_reads_as_the_file(parts):
@@ -36,7 +40,7 @@ def test_part_of_a_file_reads_as_the_file(parts):
         )
 
 
-def test_stretch_of_a_part_is_that_of_the_file(parts):
+def test_segment_of_a_part_is_the_segment_of_the_file(parts):
     for whole, part in zip(*parts, strict=True):
         both = (u._replace(offset_seconds=0.25, duration_seconds=0.5) for u in (whole, part))
         one, other = (read_recording(u, sample_rate_hz=RATE_HZ) for u in both)

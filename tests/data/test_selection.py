@@ -1,4 +1,4 @@
-"""An utterance that cannot be trained on is left out with its reason."""
+"""Utterances that cannot be trained on are left out, each with its reason."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_selection_gives_each_reason(tmp_path):
     ]
 
     def select(ctc: bool) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:
-        kept, labels, skipped = select_utterances(
+        selected, labels, skipped = select_utterances(
             utterances,
             tokenizer,
             min_seconds=0.05,
@@ -37,12 +37,12 @@ def test_selection_gives_each_reason(tmp_path):
             frames_of=lambda seconds: (seconds * 10).astype(int),
             ctc=ctc,
         )
-        return kept, labels, {one.id: one.reason for one in skipped}
+        return selected, labels, {one.id: one.reason for one in skipped}
 
-    kept, labels, reasons = select(ctc=True)
+    selected, labels, reasons = select(ctc=True)
     trained_on = ["good", "at the edge", "ctc holds it", "ctc repeats"]
-    assert [utterance.id for utterance in kept] == trained_on
-    assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in kept]
+    assert [utterance.id for utterance in selected] == trained_on
+    assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in selected]
     assert all(ids.dtype == np.int32 for ids in labels)
     assert reasons == {
         "empty": "empty transcript",
@@ -53,6 +53,6 @@ def test_selection_gives_each_reason(tmp_path):
         "labels": "more labels than the last bucket's 10: 11",
         "ctc repeats": "too short for its text in the CTC loss: needs 6 frames, has 5",
     }
-    kept, _, without = select(ctc=False)
-    assert [utterance.id for utterance in kept] == trained_on
+    selected, _, without = select(ctc=False)
+    assert [utterance.id for utterance in selected] == trained_on
     assert without == {id: reason for id, reason in reasons.items() if id != "ctc repeats"}

@@ -1,4 +1,4 @@
-"""Texts for a language model: what is read, and which batches they make."""
+"""Texts for a language model: how they are read, and the batches that they make."""
 
 import collections
 import gzip
@@ -40,7 +40,7 @@ def take(number, *, seed, cache_path=None, **options):
     return list(itertools.islice(training_text_batches(LABELS, epochs, **options), number))
 
 
-def test_an_epoch_has_every_text_once_in_an_order_of_its_own():
+def test_every_epoch_has_every_text_once_in_its_own_order():
     batches, epochs, seen = take(60, seed=3), [], []
     for batch in batches:
         assert batch.samples.shape[1] == 0
@@ -56,12 +56,12 @@ def test_an_epoch_has_every_text_once_in_an_order_of_its_own():
     assert take(60, seed=4)[0].utterances.tolist() != batches[0].utterances.tolist()
 
 
-def test_the_stream_goes_on_from_any_position_and_in_parts(tmp_path):
+def test_stream_resumes_at_any_position_and_is_shared_by_processes(tmp_path):
     batches = take(30, seed=3, cache_path=tmp_path / "epochs.json")
     for position in (1, 13, 29):
-        (after,) = take(1, seed=3, position=position, cache_path=tmp_path / "epochs.json")
-        for one, other in zip(after, batches[position]):
-            np.testing.assert_array_equal(one, other)
+        (batch,) = take(1, seed=3, position=position, cache_path=tmp_path / "epochs.json")
+        for value, expected_value in zip(batch, batches[position]):
+            np.testing.assert_array_equal(value, expected_value)
     halves = [
         take(30, seed=3, local_rows=lambda rows, start=start: np.arange(start, rows, 2))
         for start in (0, 1)
@@ -71,15 +71,15 @@ def test_the_stream_goes_on_from_any_position_and_in_parts(tmp_path):
             np.testing.assert_array_equal(part.labels, whole.labels[start::2])
 
 
-def test_for_evaluation_every_text_comes_once_also_one_longer_than_the_last_bucket():
+def test_evaluation_has_every_text_once_including_one_longer_than_the_last_bucket():
     labels = [*LABELS, np.arange(1, 15, dtype=np.int32)]
-    found = collections.Counter(
+    counts = collections.Counter(
         n for batch in evaluation_text_batches(labels, data=DATA) for n, _ in texts_of(batch)
     )
-    assert found == collections.Counter(range(24))
+    assert counts == collections.Counter(range(24))
 
 
-def test_a_text_file_a_compressed_one_and_the_transcripts_of_a_listing(tmp_path):
+def test_reads_text_files_compressed_text_files_and_transcripts(tmp_path):
     text = "ONE  TWO\n\n THREE \n"
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
@@ -98,7 +98,7 @@ def test_a_text_file_a_compressed_one_and_the_transcripts_of_a_listing(tmp_path)
     "contents, wrong",
     [(b" \n\n", "holds no text"), (b"\xff\xfe", "not UTF-8 text"), (None, "No such")],
 )
-def test_a_text_that_is_none_is_named(tmp_path, contents, wrong):
+def test_unusable_text_files_are_named(tmp_path, contents, wrong):
     path = tmp_path / "a.txt"
     if contents is not None:
         path.write_bytes(contents)

@@ -1,3 +1,5 @@
+"""Kaldi data directories: which files are optional, and the errors of bad lines."""
+
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ def refuse(folder: Path, name: str, contents: str, message: str) -> None:
     (folder / name).unlink() if before is None else (folder / name).write_text(before)
 
 
-def test_what_may_be_missing(folder):
+def test_speakers_and_durations_are_optional(folder):
     utterances, skipped = read_manifest(folder)
     assert skipped == []
     assert [(u.id, u.text, u.speaker, u.duration_seconds) for u in utterances] == [
@@ -42,7 +44,7 @@ def test_what_may_be_missing(folder):
     assert [u.duration_seconds for u in read_manifest(folder)[0]] == [0.5, 1.0]
 
 
-def test_what_lacks_its_other_half_is_skipped(folder):
+def test_recordings_without_text_and_texts_without_recording_are_skipped(folder):
     (folder / "text").write_text("u1 A\nu3 C\n")
     utterances, skipped = read_manifest(folder)
     assert [one.id for one in utterances] == ["u1"]
@@ -84,7 +86,7 @@ def test_a_bad_line_is_named(folder, name, contents, message):
     refuse(folder, name, contents, message)
 
 
-def test_without_text_nothing_is_there(folder):
+def test_a_missing_text_file_is_an_error(folder):
     (folder / "text").unlink()
     with pytest.raises(ValueError, match="text: No such file"):
         read_manifest(folder)

@@ -1,3 +1,5 @@
+"""Lhotse's cuts: each supervision is an utterance, and the errors of bad cuts."""
+
 import copy
 import gzip
 import json
@@ -53,7 +55,7 @@ def test_a_supervision_is_an_utterance(folder):
     assert (utterance.audio, utterance.channel) == (folder / "long.wav", None)
 
 
-def test_paths_may_begin_in_the_working_directory(folder, monkeypatch):
+def test_paths_may_start_in_the_working_directory(folder, monkeypatch):
     (folder / "data").mkdir()
     path = write(folder / "data", CUT)
     with pytest.raises(ValueError, match="none of its 1 recordings can be read.* no such file"):

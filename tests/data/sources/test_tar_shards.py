@@ -1,3 +1,5 @@
+"""Tar shards: what is read from their members, and the errors of bad shards."""
+
 import io
 import os
 import tarfile
@@ -40,7 +42,7 @@ def test_names_texts_and_durations(tmp_path):
     assert utterances[0].place.startswith(f"{shard} from byte ")
 
 
-def test_what_lacks_its_other_half_is_skipped(tmp_path):
+def test_recordings_without_text_and_texts_without_recording_are_skipped(tmp_path):
     files = {"c.ogg": OGG, "e.txt": b"E", "noise.ogg": b"not a recording", "noise.txt": b"N"}
     utterances, skipped = read_manifest(write(tmp_path / "x.tar", WHOLE | files))
     assert len(utterances) == 2
@@ -57,7 +59,7 @@ def test_a_member_that_leaves_the_folder_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_a_member_that_is_no_file_is_named(tmp_path, kind):
+def test_a_member_that_is_not_a_file_is_named(tmp_path, kind):
     link = tarfile.TarInfo("link.ogg")
     link.type, link.linkname = kind, "a.ogg"
     shard = write(tmp_path / "x.tar", WHOLE, link=link)
@@ -89,7 +91,7 @@ def test_a_truncated_shard_is_named(tmp_path):
     refuse(shard, f"x.tar: truncated or damaged after byte {between}")
 
 
-def test_other_mistakes_are_named(tmp_path):
+def test_damaged_shards_wrong_ranges_and_wrong_transcripts_are_named(tmp_path):
     (tmp_path / "text.tar").write_text("no tar " * 200)
     refuse(tmp_path / "text.tar", "text.tar: truncated, or not a tar")
     refuse(tmp_path / "none.tar", "none.tar: No such file")

@@ -1,12 +1,13 @@
-"""Audio seconds per second of the input pipeline: python benchmarks/data_pipeline.py CONFIG ...
+"""Throughput of the input pipeline, in seconds of audio per second.
 
+    python benchmarks/data_pipeline.py CONFIG [--FIELD VALUE ...]
     taskset -c 0 python benchmarks/data_pipeline.py configs/quickstart.py     (one core)
     python benchmarks/data_pipeline.py configs/quickstart.py --flac           (the corpus as FLAC)
     python benchmarks/data_pipeline.py --planning                             (281,241 transcripts)
 
-Every part by itself in one thread, each with those above it; then all of `training_batches` with
-data.read_threads, nothing cached. Noise and impulse responses are synthetic. Seconds are those of
-the recordings before speed changes. Prints a table, and a line of JSON at the end.
+Each stage is measured in one thread, including the stages before it; then `training_batches` with
+data.read_threads and without a cache. Noise and impulse responses are synthetic. Seconds are those
+of the recordings before speed changes. Prints a table, and a line of JSON at the end.
 """
 
 import argparse
@@ -47,7 +48,7 @@ UTTERANCES, CHARACTERS, VOCABULARY = 281_241, 180, 1024
 
 
 def best_seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds, the least of a few: what else the machine does only adds."""
+    """Return the least wall and CPU seconds of a few runs; other load can only add to them."""
     taken = []
     for _ in range(REPEATS):
         began, began_work = time.perf_counter(), time.process_time()
@@ -58,17 +59,17 @@ def best_seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def as_flac(utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
-    found = []
+    stored = []
     for n, utterance in enumerate(utterances):
         samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
         path = folder / f"{n}.flac"
         soundfile.write(path, samples, RATE_HZ, subtype="PCM_16")
-        found.append(utterance._replace(audio=path, offset_seconds=0.0))
-    return found
+        stored.append(utterance._replace(audio=path, offset_seconds=0.0))
+    return stored
 
 
 def effects(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
-    """A minute of noise, and half a second of decay."""
+    """Write a minute of noise and an impulse response of half a second, and list both."""
     random = np.random.default_rng(0)
     for name, seconds in (("noise", 60.0), ("impulse_responses", 0.5)):
         time_seconds = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
@@ -86,7 +87,7 @@ def effects(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
 def reading(
     config: Config, corpus: Corpus, noise: list[Utterance], impulse_responses: list[Utterance]
 ) -> dict:
-    """Seconds of audio per second, by part."""
+    """Return seconds of audio per second, by stage."""
     utterances, seconds = corpus.utterances, sum(u.duration_seconds for u in corpus.utterances)
     speeds = np.random.default_rng(1).choice(config.augment.speeds, len(utterances))
     response = read_audio(impulse_responses[0].audio, sample_rate_hz=RATE_HZ)
@@ -121,9 +122,9 @@ def reading(
     parts = {
         "decode": lambda: prepare(faster=False, effects=False),
         "+ speed": lambda: prepare(faster=True, effects=False),
-        "+ room, noise": lambda: prepare(faster=True, effects=True),
+        "+ reverberation, noise": lambda: prepare(faster=True, effects=True),
         "training_batches": lambda: batches(bare, plain),
-        "training_batches with room and noise": lambda: batches(
+        "training_batches, reverberation, noise": lambda: batches(
             bare._replace(noise=noise, impulse_responses=impulse_responses), certain
         ),
     }
@@ -133,13 +134,13 @@ def reading(
         figures[name] = {"per_second": seconds / wall, "per_core_second": seconds / processor}
         print(
             f"{name:40s} {seconds / wall:8.0f} audio s/s {seconds / processor:8.0f} audio s per "
-            "second of a core"
+            "core-second"
         )
     return {"hours": seconds / 3600, "audio_seconds_per_second": figures}
 
 
-def made_up_index(folder: Path) -> None:
-    """index.json of a prepared dataset as large as LibriSpeech's training parts, without shards."""
+def synthetic_index(folder: Path) -> None:
+    """Write index.json of a prepared dataset of LibriSpeech's size, without its shards."""
     random = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     lengths = random.integers(2, 9, 20_000)
@@ -159,8 +160,8 @@ def made_up_index(folder: Path) -> None:
 
 
 def planning(folder: Path) -> dict:
-    """Seconds from an index on disk to the first batch, at a first start and at a second."""
-    made_up_index(folder)
+    """Return the seconds from an index on disk to the first batch, at a first and second start."""
+    synthetic_index(folder)
     speech = np.random.default_rng(1).normal(size=12 * RATE_HZ) / 10
     soundfile.write(folder / "12s.flac", speech, RATE_HZ)
     config = Config(
@@ -226,7 +227,7 @@ def planning(folder: Path) -> dict:
     )
     first = len(next(stream).samples)
     figures["planned, and a first batch read"] = {f"{first} rows": time.perf_counter() - began}
-    print(f"planned, and {first} rows of a first batch read: {time.perf_counter() - began:.2f} s")
+    print(f"planned, and read {first} rows of the first batch: {time.perf_counter() - began:.2f} s")
 
     for name, augment in (
         ("speed alone", config.augment),
@@ -249,8 +250,10 @@ def planning(folder: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", type=Path)
-    parser.add_argument("--flac", action="store_true", help="with the recordings as FLAC")
-    parser.add_argument("--planning", action="store_true", help="of 960 hours made up")
+    parser.add_argument("--flac", action="store_true", help="store the recordings as FLAC first")
+    parser.add_argument(
+        "--planning", action="store_true", help="measure planning of 960 synthetic hours"
+    )
     options, overrides = parser.parse_known_args()
     cores = len(os.sched_getaffinity(0))
     result: dict = {"cores": cores, "soxr": soxr.__version__, "grain": grain.__version__}

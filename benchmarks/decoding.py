@@ -1,20 +1,20 @@
-"""What searching takes with a trained model, and what it finds:
+"""Speed and accuracy of the searches with a trained model.
 
     python benchmarks/decoding.py RUN [--data DATA] [--beams 2 4 8] [--frames-per-turn 4]
                                   [--rows N] [--repeats N]
 
-Every batch of DATA (default: the run's data.dev) is encoded; then encoder and searches are timed by
-themselves, compiled, the best of --repeats times each. A line has
+Every batch of DATA (default: the run's data.dev) is encoded. Encoder and searches are compiled and
+timed separately; the best of --repeats times counts. Searches are greedy search with each number of
+frames per turn, beams, and the CTC head if there is one. Each has a line with
 
-    the seconds, RTFx (seconds of audio per second) of encoder and search, the WER
-    log P: the mean of log P(labels), in nats, and of how many recordings it is below greedy's;
-        and of how many the search's own score is, which sums the alignments that it kept
-    drift: of words recognised rightly, between their starts as found and as in the most probable
-        alignment of the reference, in ms: the mean, and what 95 of 100 are below
-    AUC: how often a right word has a higher confidence than a wrong one
+    seconds, RTFx (seconds of audio per second) of encoder and search, WER
+    log P: the mean of log P(labels) in nats; the number of recordings for which it is below greedy
+        search's; the same number for the search's own score, a sum over the alignments it kept
+    drift: differences in ms between the starts of correct words in the hypothesis and in the most
+        probable alignment of the reference; their mean and 95th percentile
+    AUC: how often a correct word has a higher confidence than a wrong word
 
-of greedy search with each number of frames a turn, of beams, and of the CTC head where there is
-one. One process, one device.
+It runs in one process on one device.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--beams", type=int, nargs="*", default=[2, 4, 8])
     parser.add_argument("--frames-per-turn", type=int, nargs="*", default=[4])
-    parser.add_argument("--rows", type=int, help="utterances in a batch")
+    parser.add_argument("--rows", type=int, help="utterances per batch")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     run = open_run(options.run, "best")
@@ -79,7 +79,7 @@ def main() -> None:
     )
 
     def timed(function, inputs):
-        """Results, and the best time for all inputs."""
+        """Return the results, and the best time for all inputs."""
         compiled = jax.jit(
             lambda params, *inputs: function(nnx.merge(run.graphdef, params), *inputs)
         )
@@ -95,10 +95,10 @@ def main() -> None:
         features, lengths = log_mel(batch.samples, batch.sample_lengths, config.features)
         return model.encoder(features, lengths)
 
-    def read(found: Sequence[Hypotheses]):
-        """The best transcript of every utterance."""
+    def read(hypotheses: Sequence[Hypotheses]):
+        """Return the best transcript of every utterance."""
         transcript_of = {}
-        for batch, of_batch in zip(batches, jax.device_get(found)):
+        for batch, of_batch in zip(batches, jax.device_get(hypotheses)):
             for row, utterance in enumerate(batch.utterances):
                 of_row = Hypotheses(*(field[row] for field in of_batch))
                 transcript_of[int(utterance)] = transcripts(
@@ -114,7 +114,7 @@ def main() -> None:
 
     bound = config.decoding.max_symbols_per_frame
     searches = {
-        f"greedy, {n} frames a turn": functools.partial(
+        f"greedy, {n} frames per turn": functools.partial(
             greedy_search, max_symbols_per_frame=bound, frames_per_turn=n
         )
         for n in options.frames_per_turn
@@ -126,24 +126,25 @@ def main() -> None:
     }
     if config.objective.has_ctc_head:
         searches["CTC head"] = functools.partial(search, config=DecodingConfig(head="ctc"))
-    print("| search | s | RTFx | WER % | log P | below | score | drift, ms | 95 of 100 | AUC |")
+    print("| search | s | RTFx | WER % | log P | below | score | drift, ms | p95 | AUC |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     of_greedy = None
     real = np.concatenate([batch.utterances for batch in batches]) >= 0
     for name, search_with in searches.items():
-        found, seconds = timed(search_with, encoded)
-        labelled = []
-        for e, one in zip(encoded, found):
-            labels = one.labels[:, 0, : int(one.counts.max()) + 1]
-            labelled.append((*e, labels, one.counts[:, 0]))
-        likelihoods = np.concatenate(timed(log_likelihood, labelled)[0])[real]
-        scores = np.concatenate([one.scores[:, 0] for one in found])[real]
-        of_greedy = (likelihoods, scores) if of_greedy is None else of_greedy
-        below = [np.sum(one < other - 1e-3) for one, other in zip((likelihoods, scores), of_greedy)]
-        below = below if name != "CTC head" else [below[0], ""]  # its scores are another model's
-        recognised = read(found)
-        wer = word_error_rate([u.text for u in utterances], [t.text for t in recognised])
-        pairs = [(a.words, r.words) for a, r in zip(aligned, recognised)]
+        hypotheses, seconds = timed(search_with, encoded)
+        labeled = []
+        for e, h in zip(encoded, hypotheses):
+            labels = h.labels[:, 0, : int(h.counts.max()) + 1]
+            labeled.append((*e, labels, h.counts[:, 0]))
+        likelihoods = np.concatenate(timed(log_likelihood, labeled)[0])[real]
+        scores = np.concatenate([h.scores[:, 0] for h in hypotheses])[real]
+        values = likelihoods, scores
+        of_greedy = values if of_greedy is None else of_greedy
+        below = [np.sum(ours < greedy - 1e-3) for ours, greedy in zip(values, of_greedy)]
+        below = below if name != "CTC head" else [below[0], ""]  # its scores are of another model
+        recognized = read(hypotheses)
+        wer = word_error_rate([u.text for u in utterances], [t.text for t in recognized])
+        pairs = [(a.words, r.words) for a, r in zip(aligned, recognized)]
         drifts = np.concatenate([drift_ms(*pair) for pair in pairs])
         print(
             f"| {name} | {seconds:.3f} | {seconds_of_audio / (seconds + encoder_seconds):.0f} "
@@ -177,38 +178,40 @@ def log_likelihood(model: Transducer, *inputs):
 
 
 def alignment(model: Transducer, frames, lengths, labels, counts) -> Hypotheses:
-    """The labels, where the most probable alignment has them."""
+    """Return the labels at the frames of the most probable alignment."""
     best = align_labels(model, frames, lengths, labels, counts)
     nothing = jnp.zeros(labels.shape)
     fields = (labels, counts, best.best_frames, nothing, best.best_log_probability)
     return Hypotheses(*(field[:, None] for field in fields))
 
 
-def right(said: Sequence[Word], heard: Sequence[Word]) -> Iterator[tuple[Word, Word]]:
-    """(said, heard) of the words that were recognised rightly."""
-    before, after = iter(said), iter(heard)
-    for column in align([word.text for word in said], [word.text for word in heard]):
+def correct_words(
+    reference: Sequence[Word], hypothesis: Sequence[Word]
+) -> Iterator[tuple[Word, Word]]:
+    """Yield (reference, hypothesis) of the correct words."""
+    expected, recognized = iter(reference), iter(hypothesis)
+    for column in align([word.text for word in reference], [word.text for word in hypothesis]):
         if column.op == "equal":
-            yield next(before), next(after)
+            yield next(expected), next(recognized)
             continue
-        for word, words in ((column.reference, before), (column.hypothesis, after)):
+        for word, words in ((column.reference, expected), (column.hypothesis, recognized)):
             if word is not None:
                 next(words)
 
 
-def drift_ms(said: Sequence[Word], heard: Sequence[Word]) -> np.ndarray:
-    pairs = right(said, heard)
+def drift_ms(reference: Sequence[Word], hypothesis: Sequence[Word]) -> np.ndarray:
+    pairs = correct_words(reference, hypothesis)
     return np.array([1000 * abs(a.start_seconds - b.start_seconds) for a, b in pairs])
 
 
 def area_under_curve(pairs) -> float:
-    """Of the pairs of a right and a wrong word those where the right one is surer; equal: half."""
-    good = [b.confidence for said, heard in pairs for _, b in right(said, heard)]
-    rest = [word.confidence for _, heard in pairs for word in heard]
-    for confidence in good:
-        rest.remove(confidence)
-    good, bad = np.array(good)[:, None], np.array(rest)
-    return float(np.mean((good > bad) + 0.5 * (good == bad)))
+    """Return the fraction of (correct, wrong) pairs where the correct word is surer; ties half."""
+    correct = [word.confidence for pair in pairs for _, word in correct_words(*pair)]
+    wrong = [word.confidence for _, hypothesis in pairs for word in hypothesis]
+    for confidence in correct:
+        wrong.remove(confidence)
+    correct, wrong = np.array(correct)[:, None], np.array(wrong)
+    return float(np.mean((correct > wrong) + 0.5 * (correct == wrong)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PAGE = ROOT / "docs/fit.md"
 
 
 def compile_buckets(config: str, target: str, result: Path) -> None:
-    """In a process of its own: libtpu wants to be alone."""
+    """Compile in a separate process: libtpu serves one process at a time."""
     began = time.monotonic()
     command = [sys.executable, "-m", "asr_jax", "fit", f"configs/{config}.py", "--json"]
     done = subprocess.run(
@@ -40,11 +40,11 @@ def compile_buckets(config: str, target: str, result: Path) -> None:
 
 
 def read_buckets(result: Path) -> list[BucketFit]:
-    found = []
+    buckets = []
     for bucket in json.loads(result.read_text()):
         sent = {kind: Collective(**amount) for kind, amount in bucket.pop("collectives").items()}
-        found.append(BucketFit(**bucket, collectives=sent))
-    return found
+        buckets.append(BucketFit(**bucket, collectives=sent))
+    return buckets
 
 
 def main() -> None:
@@ -65,9 +65,9 @@ def main() -> None:
         results = sorted(options.results.glob(f"{config}.*.json"))
         tables = [f"{config}.py"]
         for result in results:
-            found, target = read_buckets(result), result.name.split(".")[1]
-            limit = f"{found[0].limit_bytes / 1e9:.1f} GB"
-            tables.append(f"{target}, of which a program may take {limit}:\n\n{table(found)}")
+            buckets, target = read_buckets(result), result.name.split(".")[1]
+            limit = f"{buckets[0].limit_bytes / 1e9:.1f} GB"
+            tables.append(f"{target}, {limit} available to a program:\n\n{table(buckets)}")
         if results:
             sections[config] = "\n\n".join(tables)
     written = [text.rstrip("\n"), *(f"## configs/{sections[name]}" for name in sorted(sections))]

@@ -1,11 +1,11 @@
-"""Starts a tiny training run and kills it (SIGKILL) at random instants, again and again.
+"""Start a tiny training run and kill it (SIGKILL) at random moments, many times.
 
     python benchmarks/kills.py --kills 1000 --output kills.json
 
-A run that has come to its end although it was killed is compared, bit for bit, with one that never
-was, and the next one starts, until so many kills have passed. Results are in docs/reliability.md.
-Stops at the first thing that is not as promised: a checkpoint that cannot be read, more steps lost
-than those since the last save but one, another end.
+A killed run that reaches its end is compared, bit for bit, with a run that was never killed. Then
+the next run starts, until the number of kills is reached. Results are in docs/reliability.md. Stops
+at the first failure: a checkpoint that cannot be read, more lost steps than since the save before
+the last, or a different final state.
 """
 
 import argparse
@@ -55,11 +55,11 @@ def start(config: Path, run: Path) -> subprocess.Popen[str]:
 
 
 def last_step(run: Path) -> int:
-    """The last one in metrics.jsonl, whose last line may be half a line."""
+    """Return the last step in metrics.jsonl, ignoring an incomplete last line."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    whole = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
-    return max(whole, default=0)
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    return max(steps, default=0)
 
 
 def saved_step(run: Path) -> int:
@@ -70,9 +70,9 @@ def saved_step(run: Path) -> int:
 def final_state(run: Path) -> Any:
     directory: Any = run / "checkpoints"
     with ocp.training.Checkpointer(directory) as checkpointer:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here),
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
             checkpointer.metadata(STEPS).metadata,
         )
         return checkpointer.load(STEPS, abstract)
@@ -85,10 +85,10 @@ def require_same_bits(a: Any, b: Any) -> None:
 
 
 def kill_once(process: subprocess.Popen[str], run: Path, draw: random.Random) -> str | None:
-    """Kills the process at a random instant and names the phase; None where it came to its end.
+    """Kill the process at a random moment and return the phase, or None if it ended before.
 
-    A fourth of the kills fall evenly into the first seconds, while it starts; the others come
-    some time after the first step that it takes.
+    A quarter of the kills are uniform over the first seconds, while it starts. The others follow
+    the first step that it takes.
     """
     began, before = time.monotonic(), last_step(run)
     if draw.random() < 0.25:
@@ -117,11 +117,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "tiny.py"
         config.write_text(CONFIG)
-        whole = Path(folder) / "never-killed"
-        _, said = (process := start(config, whole)).communicate()
+        uninterrupted = Path(folder) / "never-killed"
+        _, messages = (process := start(config, uninterrupted)).communicate()
         if process.returncode:
-            sys.exit(said)
-        expected = final_state(whole)
+            sys.exit(messages)
+        expected = final_state(uninterrupted)
 
         run = Path(folder) / "killed-0"
         while phases.total() < options.kills:
@@ -129,26 +129,26 @@ def main() -> None:
             lost = reached - saved
             most_lost = max(most_lost, lost)
             if lost > 2 * SAVE_EVERY_STEPS:
-                sys.exit(f"{run}: step {reached} was taken, but only {saved} is saved")
+                sys.exit(f"{run}: step {reached} was taken, but only step {saved} is saved")
             process = start(config, run)
             phase = kill_once(process, run, draw)
-            said = process.stderr.read() if process.stderr else ""
-            if "cannot be read" in said or "Traceback" in said:
-                sys.exit(f"after {phases.total()} kills: {said}")
-            if saved and phase == "taking steps" and f"resuming from step {saved} " not in said:
-                sys.exit(f"{run}: {saved} is saved, but it said {said}")
+            messages = process.stderr.read() if process.stderr else ""
+            if "cannot be read" in messages or "Traceback" in messages:
+                sys.exit(f"after {phases.total()} kills: {messages}")
+            if saved and phase == "taking steps" and f"from step {saved} of" not in messages:
+                sys.exit(f"{run}: step {saved} is saved, but the run reported {messages}")
             if phase is not None:
                 phases[phase] += 1
             elif process.returncode:
-                sys.exit(said)
+                sys.exit(messages)
             if last_step(run) == STEPS and saved_step(run) == STEPS:
                 require_same_bits(final_state(run), expected)
                 ended += 1
                 run = Path(folder) / f"killed-{ended}"
             minutes = (time.monotonic() - began) / 60
             print(
-                f"\r{phases.total()} kills {dict(phases)}, {ended} runs at their end with the bits "
-                f"of the one never killed, {minutes:.0f} minutes",
+                f"\r{phases.total()} kills {dict(phases)}, {ended} runs ended bit-identical to the "
+                f"run never killed, {minutes:.0f} minutes",
                 end="",
                 file=sys.stderr,
                 flush=True,

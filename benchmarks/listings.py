@@ -1,8 +1,9 @@
-"""CPU seconds to read lists of recordings, and stretches of long ones: benchmarks/listings.py
+"""CPU seconds to read manifests, and segments of long recordings: python benchmarks/listings.py
 
-First 281,241 utterances, as many as LibriSpeech trains on, with made-up transcripts of 35 words, as
-a JSONL manifest, Lhotse cuts and a Kaldi data directory that give durations, and 20,000 as a tar
-shard; then ten seconds out of an hour of noise at 16 kHz in each format, opening the file included.
+Manifests of 281,241 utterances, the number in LibriSpeech's training parts, with random transcripts
+of 35 words and with durations: a JSONL manifest, Lhotse cuts and a Kaldi data directory. A tar
+shard of 20,000 utterances. Then ten seconds of an hour of noise at 16 kHz in each format, including
+opening the file.
 """
 
 import io
@@ -30,8 +31,8 @@ FORMATS = {
 }
 
 
-def made_up() -> list[tuple[str, str, float, str]]:
-    """(id, path, seconds, transcript), sorted by id."""
+def synthetic_utterances() -> list[tuple[str, str, float, str]]:
+    """Return (id, path, seconds, transcript), sorted by id."""
     draw = random.Random(0)
     words = "SPEECH IS A LONG STORY THAT PEOPLE TELL EACH OTHER".split()
     listed = []
@@ -44,11 +45,11 @@ def made_up() -> list[tuple[str, str, float, str]]:
 
 
 def write_listings(folder: Path) -> list[Path]:
-    """All three side by side, and the recordings that are looked for."""
+    """Write the three manifests, and the recordings that reading them checks for."""
     jsonl, cuts = folder / "manifest.jsonl", folder / "cuts.jsonl"
     lines = {name: [] for name in (jsonl, cuts, folder / "wav.scp", folder / "text")}
     lines |= {folder / "utt2dur": []}
-    for n, (id, path, seconds, text) in enumerate(made_up()):
+    for n, (id, path, seconds, text) in enumerate(synthetic_utterances()):
         if n < FILES_LOOKED_FOR:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).touch()

@@ -1,11 +1,11 @@
-"""The pictures of docs/losses.md, drawn anew.
+"""Draw the pictures of docs/losses.md.
 
     python benchmarks/loss_pictures.py [--output DIR]
 
-lattice.svg and tiles.svg are drawings. posteriors.svg comes from a small transducer, trained here
-in some seconds. memory.svg comes from the compiler's own account of the step (arguments, outputs
-and temporaries of `compiled.memory_analysis()`), on the backend that JAX finds; the picture names
-it. Nothing of that size is allocated: the steps are compiled, not run.
+lattice.svg and tiles.svg are drawings. posteriors.svg shows a small transducer, which is trained in
+a few seconds. memory.svg shows the compiler's account of the step (arguments, outputs and
+temporaries of `compiled.memory_analysis()`) on the default backend, which the picture names. The
+steps are compiled, not run, so that memory is never allocated.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 
 class Drawing:
-    """SVG, element by element, on a light sheet that dark pages do not shine through."""
+    """An SVG on an opaque light background, so that it is readable on dark pages."""
 
     def __init__(self, width: int, height: int, title: str):
         self.size, self.title, self.parts = (width, height), title, []
@@ -46,7 +46,7 @@ class Drawing:
         self.add("polyline", points=listed, **style)
 
     def arrow(self, start, end, stroke, width, gap=9.0):
-        """From near one node's middle to near another's."""
+        """Draw an arrow between two nodes, leaving a gap at both."""
         a, b = np.array(start, float), np.array(end, float)
         along = (b - a) / np.linalg.norm(b - a)
         across, head = np.array([-along[1], along[0]]), 3.0 + 1.5 * width
@@ -75,11 +75,11 @@ class Drawing:
 
 
 def lattice() -> Drawing:
-    """All alignments of 4 labels with 7 frames, one of them marked."""
+    """Draw all alignments of 4 labels with 7 frames, one of them marked."""
     labels, frames, alignment = "cats", 7, ".c..a.t.s.."
     drawing = Drawing(640, 370, "The lattice of alignments of 4 labels with 7 frames")
     place = lambda t, u: (98.0 + 72 * t, 274.0 - 58 * u)
-    for number in range(frames + len(labels)):  # anti-diagonals, behind all else
+    for number in range(frames + len(labels)):  # anti-diagonals, in the background
         ends = [place(t, number - t) for t in range(frames) if 0 <= number - t <= len(labels)]
         over = np.array([10.0, 10.0 * 58 / 72])
         points = ends[0] - over, ends[-1] + over
@@ -93,8 +93,8 @@ def lattice() -> Drawing:
         onward = [(t + 1, u)] * (t + 1 < frames or u == len(labels))
         onward += [(t, u + 1)] * (u < len(labels))
         for after in onward:
-            colour = path.get(((t, u), after), GREY)
-            drawing.arrow(place(t, u), place(*after), colour, 0.9 if colour == GREY else 3.0)
+            color = path.get(((t, u), after), GREY)
+            drawing.arrow(place(t, u), place(*after), color, 0.9 if color == GREY else 3.0)
     on_path = {node for edge in path for node in edge}
     for t, u in np.ndindex(frames, len(labels) + 1):
         style = dict(fill=INK) if (t, u) in on_path else dict(fill=PAPER, stroke=GREY)
@@ -117,15 +117,15 @@ def lattice() -> Drawing:
     drawing.arrow((36, 342), (88, 342), BLUE, 3.0, gap=4)
     drawing.text(96, 346, "blank: next frame")
     drawing.arrow((232, 358), (232, 322), RED, 3.0, gap=4)
-    drawing.text(244, 346, "label: one label more")
+    drawing.text(244, 346, "label: next label")
     drawing.line((400, 342), (440, 342), stroke=PALE, width=1.8, stroke_dasharray="5 4")
     drawing.text(448, 346, "anti-diagonal: same t + u")
     return drawing
 
 
 def tiles() -> Drawing:
-    """Of a padded batch, the tiles that are computed."""
-    utterances = [(433, 101), (288, 73), (133, 32), (312, 76)]  # of LibriSpeech: frames, labels
+    """Draw a padded batch and the tiles that are computed."""
+    utterances = [(433, 101), (288, 73), (133, 32), (312, 76)]  # frames and labels of LibriSpeech
     frames, cells = (max(x) for x in zip(*((t, u + 1) for t, u in utterances)))
     tile = choose_tile(4, frames, cells, 512, 500, itemsize=4, shards=1, chunk_frames=None)
     drawing = Drawing(720, 268, "A padded batch of four utterances, and the tiles computed")
@@ -147,18 +147,18 @@ def tiles() -> Drawing:
         outline = dict(fill="none", stroke=INK, stroke_width=1.5)
         drawing.rect(x, foot - exist, t * across, exist, **outline)
     padded, real = len(utterances) * frames * cells, sum(t * (u + 1) for t, u in utterances)
-    named = f"tiles of {tile.frames} frames x {tile.cells} cells", "cells that exist", "padding"
+    named = f"tiles of {tile.frames} frames x {tile.cells} cells", "real cells", "padding"
     styles = dict(fill=shade), dict(fill="none", stroke=INK), dict(fill=mist, stroke=PALE)
     for x, name, style in zip((22, 244, 400), named, styles):
         drawing.rect(x, 209, 14, 12, **style)
         drawing.text(x + 22, 219, name)
-    share = f"{real / padded:.0%} exist, and {computed / padded:.0%} are computed"
-    drawing.text(22, 246, f"Of {padded:,} padded cells {share}", fill=GREY)
+    text = f"{padded:,} padded cells: {real / padded:.0%} real, {computed / padded:.0%} computed"
+    drawing.text(22, 246, text, fill=GREY)
     return drawing
 
 
 def spoken(rng, symbols, letters, width):
-    """Frames for a row of letters: each sounds for 3 to 5 frames, softly where it ends."""
+    """Draw frames of letters: each lasts for 3 to 5 frames, and is soft at its end."""
     lengths = rng.integers(3, 6, len(symbols))
     loudness = np.concatenate([[0.6, *[1.0] * (n - 2), 0.1] for n in lengths])
     sound = loudness[:, None] * letters[np.repeat(symbols, lengths)]
@@ -166,7 +166,7 @@ def spoken(rng, symbols, letters, width):
 
 
 def posteriors() -> Drawing:
-    """Where a toy transducer, which hears letters and writes them, puts "hello world"."""
+    """Draw when a toy transducer, trained on letters, emits those of "hello world"."""
     words, width, hidden, batch, most = "hello world", 12, 48, 16, 11
     alphabet = sorted(set(words))
     rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def posteriors() -> Drawing:
         encoder, embedding, kernel = params
         near = [jnp.roll(frames, shift, 1) for shift in (-1, 0, 1)]
         encoded = jnp.concatenate(near, -1) @ encoder
-        predicted = embedding[jnp.pad(labels, ((0, 0), (1, 0)))]  # of the label before
+        predicted = embedding[jnp.pad(labels, ((0, 0), (1, 0)))]  # of the previous label
         return encoded, predicted, kernel, None, labels, *lengths
 
     optimizer = optax.adam(0.01)
@@ -209,9 +209,9 @@ def posteriors() -> Drawing:
     print(f"toy: {float(loss):.2f} nats after 300 steps")
 
     data, sizes = utterances([np.array([alphabet.index(x) + 1 for x in words])])
-    found = jax.jit(transducer_alignment)(*joint(params, *data))
+    alignment = jax.jit(transducer_alignment)(*joint(params, *data))
     frames, _, lengths = sizes[0]
-    shown, best = np.asarray(found.posteriors[0]), np.asarray(found.best_frames[0])
+    shown, best = np.asarray(alignment.posteriors[0]), np.asarray(alignment.best_frames[0])
 
     drawing = Drawing(720, 324, "Posteriors of the labels over the frames")
     left, bottom, across, up = 58, 232, 620 / frames, 18
@@ -232,13 +232,13 @@ def posteriors() -> Drawing:
     middle = (top + bottom) / 2
     turned = f"rotate(-90 20 {middle})"
     drawing.text(20, middle, "labels", anchor="middle", fill=GREY, transform=turned)
-    drawing.text(left, bottom + 43, f"what is heard, in {frames} frames", fill=GREY)
+    drawing.text(left, bottom + 43, f"input: {frames} frames", fill=GREY)
     for i in range(60):
         drawing.rect(left + 2 * i, 293, 2.3, 12, fill=blue(i / 59))
     drawing.rect(left, 293, 120, 12, fill="none", stroke=GREY)
     drawing.text(left - 8, 303, "0", anchor="end")
     drawing.text(left + 128, 303, "1")
-    drawing.text(left + 150, 303, "probability that the label comes here")
+    drawing.text(left + 150, 303, "probability that the label is emitted")
     drawing.circle(490, 299, 5, fill="none", stroke=RED, stroke_width=2)
     drawing.text(502, 303, "the best alignment")
     return drawing
@@ -249,12 +249,12 @@ def blue(probability) -> str:
     return "#{:02x}{:02x}{:02x}".format(*map(mix, (255, 255, 255), (8, 60, 140)))
 
 
-# Thirty utterances of LibriSpeech, the longest with 437 frames and 101 labels.
+# Thirty utterances of LibriSpeech, of at most 437 frames and 101 labels.
 SHAPE = dict(B=30, T=437, U=101, V=500, D=512)
 
 
 def megabytes(implementation, *, B, T, U, V, D) -> tuple[float, float]:
-    """Of loss and gradients: peak memory, and the inputs and gradients alone."""
+    """Return the peak of loss and gradients, and the size of inputs and gradients alone."""
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     integer = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     floats = float32(B, T, D), float32(B, U + 1, D), float32(D, V), float32(V)
@@ -262,22 +262,22 @@ def megabytes(implementation, *, B, T, U, V, D) -> tuple[float, float]:
     step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))
     account = step.lower(*floats, integer(B, U), integer(B), integer(B)).compile().memory_analysis()
     if account is None:
-        raise SystemExit("this backend does not account for its memory")
+        raise SystemExit("this backend does not report compiled memory")
     given = (account.argument_size_in_bytes + account.output_size_in_bytes) / 1e6
     return given + account.temp_size_in_bytes / 1e6, given
 
 
 def memory() -> Drawing:
-    """Peak memory of the step against V and against T."""
+    """Draw the peak memory of the step against V and against T."""
     drawing = Drawing(760, 400, "Peak memory against vocabulary and frames")
     backend = f"{jax.default_backend().upper()}, JAX {jax.__version__}"
     sizes = ", ".join(f"{k} {v}" for k, v in SHAPE.items())
     drawing.text(20, 26, "Peak memory of loss and all gradients", size=14, font_weight="bold")
-    drawing.text(20, 44, f"float32, {sizes} where not said; {backend}", fill=GREY)
+    drawing.text(20, 44, f"float32, {sizes} unless noted; {backend}", fill=GREY)
     vocabularies = [128, 256, 512, 1024, 2048, 4096, 8192, 16384]
     grow = lambda t: SHAPE | dict(T=t, U=t // 4)
     plain, (tiled, given) = megabytes("reference", **SHAPE)[0], megabytes("xla", **SHAPE)
-    print(f"{sizes}: 4-D {plain:.0f}, tiles {tiled:.0f}, of which given {given:.0f} MB")
+    print(f"{sizes}: 4-D {plain:.0f}, tiles {tiled:.0f}, inputs and gradients {given:.0f} MB")
     panels = [
         (70, "vocabulary V", [(v, SHAPE | dict(V=v)) for v in vocabularies]),
         (430, "frames T, with U = T / 4 labels", [(t, grow(t)) for t in (50, 100, 200, 400, 800)]),
@@ -297,7 +297,7 @@ def memory() -> Drawing:
         plain = [megabytes("reference", **shape)[0] for _, shape in points]
         tiled, given = zip(*(megabytes("xla", **shape) for _, shape in points))
         for (value, _), *row in zip(points, plain, tiled, given):
-            row = "4-D {:.0f}, tiles {:.0f}, of which given {:.0f} MB".format(*row)
+            row = "4-D {:.0f}, tiles {:.0f}, inputs and gradients {:.0f} MB".format(*row)
             print(f"{name.partition(',')[0]} {value}: {row}")
         middle = len(points) // 2
         curves = [
@@ -307,11 +307,11 @@ def memory() -> Drawing:
         ]
         for values, style in curves:
             drawing.line(*((x(p[0]), y(v)) for p, v in zip(points, values)), **style)
-        here = x(points[middle][0]) - 4
+        left_of_curve = x(points[middle][0]) - 4
         halo = dict(stroke=PAPER, stroke_width=4, stroke_linejoin="round", paint_order="stroke")
-        for words, values, colour in (("4-D form", plain, RED), ("tiles", tiled, BLUE)):
+        for words, values, color in (("4-D form", plain, RED), ("tiles", tiled, BLUE)):
             height = y(values[middle]) - 9
-            drawing.text(here, height, words, size=13, fill=colour, anchor="end", **halo)
+            drawing.text(left_of_curve, height, words, size=13, fill=color, anchor="end", **halo)
         words, end = "inputs and gradients alone", left + across
         drawing.text(end, y(given[middle]) + 19, words, fill=GREY, anchor="end")
     return drawing

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Draw docs/memory.md's pictures and print docs/benchmarks.md's tables: memory by objective.
 
     python benchmarks/memory.py RESULTS [TARGET ...]
@@ -7,6 +8,17 @@ one objective after the other, for TARGETs that need not be there (h100, ...) or
 (cpu). Nothing is run or allocated. RESULTS is a folder for the figures, a JSON
 file for each target; what it holds already is not compiled again. Targets need their compilers
 (`asr-jax fit` says which packages). Pictures and tables are of what RESULTS holds.
+=======
+"""Write docs/memory.md and its pictures: the memory of training with each objective.
+
+    python benchmarks/memory.py RESULTS [TARGET ...]
+
+Compiles the gradients of the encoder of configs/librispeech_960h_m.py, and of the part after the
+encoder for each objective, for accelerators (h100, ...), which this machine need not have, or for
+the CPU (cpu). Nothing is run or allocated. RESULTS is a folder of JSON files, one for each target;
+existing figures are not compiled again. The targets' compilers must be installed (`asr-jax fit`
+names the packages). The page shows all figures in RESULTS.
+>>>>>>> 6b5e544 (Plain English in losses, capacity, fit, their tests and the benchmarks)
 """
 
 import argparse
@@ -38,10 +50,49 @@ from asr_jax.training import objective, step
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import abstract_state
 
+<<<<<<< HEAD
 SHARES = """\
 The same as multiples of the encoder's memory, and in GB the sizes of the logits alone (float32): of
 CTC [batch, frames, vocabulary], of the decoder [batch, labels + 1, vocabulary], of the joint
 [batch, frames, labels + 1, vocabulary]."""
+=======
+PAGE = """# Is it always the transducer that takes the memory?
+
+No: only if its joint is a tensor of [batch, frames, labels + 1, vocabulary]. That takes 1.5 to 80
+times as much memory as the encoder in the table below. In tiles ([losses.md](losses.md)) the same
+loss takes a twentieth of the encoder's memory, and no more with a larger vocabulary. The logits of
+CTC grow with the vocabulary: with 1024 pieces CTC takes 1.3 times as much as the transducer in
+tiles, with 16384 pieces 15 times as much. The attention decoder takes 7 times as much, because of
+its layers, not its logits; TDT takes one to two times as much.
+
+The encoder and the part after it do not need their memory at the same time. Compiled together, 32
+utterances of 16 s with 1024 pieces take no more than the encoder alone, 3.42 GB, with CTC, with the
+attention decoder, and with the transducer in tiles. With the 4-D joint they take 20.46 GB (CPU,
+float32; the row "all in one").
+
+The compiled program is the gradients of Conformer-M as in configs/librispeech_960h_m.py, with 5
+labels per second; the backward pass recomputes the encoder's layers. Figures are temporaries by
+`compiled.memory_analysis()`, in GB (10^9 bytes): everything allocated between arguments and
+gradients. **Encoder alone**: features and encoder of a training step, without the part after it.
+The other columns are the part after the encoder, given its frames: predictor or decoder (6 layers,
+not recomputed), joint, loss, and their gradients. Parameters, average, moments and gradients are
+additional, and almost equal for all objectives. Nothing was run or allocated. The 4-D joint is the
+plain form (`transducer_loss` with `implementation="reference"`) in float32, differentiated by JAX:
+it keeps four or more such tensors, where a hand-written gradient would need one. The second table
+has the size of one tensor.
+
+    export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
+    python benchmarks/memory.py RESULTS TARGET
+
+TARGET is cpu or a target of `asr-jax fit`, such as h100. The flag makes compilation faster (the
+figures were made with `--xla_llvm_disable_expensive_passes=true`, too). There are no figures for
+accelerators: their compilation was not finished.
+"""
+SHARES = """\
+Memory of the part after the encoder, as a multiple of the encoder's; and the sizes in GB of the
+logits alone (float32): for CTC [batch, frames, vocabulary], for the decoder [batch, labels + 1,
+vocabulary], for the joint [batch, frames, labels + 1, vocabulary]."""
+>>>>>>> 6b5e544 (Plain English in losses, capacity, fit, their tests and the benchmarks)
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/librispeech_960h_m.py"
 
@@ -53,26 +104,26 @@ class Point(NamedTuple):
 
     @property
     def labels(self) -> int:
-        """Five a second, which 99 of 100 recordings of LibriSpeech stay below."""
+        """Five per second, more than 99 % of LibriSpeech's recordings have."""
         return 5 * self.seconds
 
 
-CENTRE = Point()
+CENTER = Point()
 AXES = {
     "utterances": [Point(utterances=n) for n in (8, 32, 128)],
     "seconds": [Point(seconds=n) for n in (4, 8, 16, 32)],
     "vocabulary": [Point(vocabulary=n) for n in (128, 1024, 4096, 16384)],
 }
-# The ends of the axes first.
+# The ends of the axes come first.
 POINTS = list(
     dict.fromkeys(
-        [CENTRE, *(points[end] for end in (-1, 0, -2, 1) for points in reversed(AXES.values()))]
+        [CENTER, *(points[end] for end in (-1, 0, -2, 1) for points in reversed(AXES.values()))]
     )
 )
 
 
 def encoded_alone(model, features, lengths, labels, label_lengths, *, config, key=None):
-    """As `utterance_losses`, with no network and no loss behind the encoder."""
+    """Replace `utterance_losses`, without any network or loss after the encoder."""
     encoded, _ = model.encoder(features, lengths, key=key)
     return {"loss": jnp.sum(encoded.astype(jnp.float32), axis=(1, 2))}
 
@@ -93,7 +144,7 @@ class Row(NamedTuple):
     words: str
     kind: str
     instead: Callable[[], contextlib.AbstractContextManager[Any]]
-    """What of the training code is exchanged while the step is traced."""
+    """Replaces parts of the training code while the step is traced."""
     style: dict[str, Any]
 
 
@@ -117,10 +168,11 @@ ROWS = {
 def temporaries(
     config: Config, point: Point, name: str, device: Any, *, whole: bool = False
 ) -> int | None:
-    """Bytes of all that lives between the arguments and the gradients of what has this name; None:
-    the compiler found no room for it. Of the encoder, of the whole step in which nothing stands
-    behind it; of an objective, of what stands behind the encoder, given its frames, or of the whole
-    step."""
+    """Return the bytes of temporaries, or None if the compiler ran out of memory.
+
+    name: "encoder" for a step without the part after the encoder; an objective for the part after
+        the encoder, given its frames, or with `whole` for the entire step.
+    """
     config = replace(
         config,
         data=replace(
@@ -130,7 +182,7 @@ def temporaries(
             bucket_utterances=(point.utterances,),
         ),
         objective=replace(config.objective, kind=ROWS[name].kind, ctc_weight=0.0),
-        # A processor computes bfloat16 in float32, and keeps both.
+        # A CPU computes bfloat16 in float32, and keeps both.
         train=replace(
             config.train, compute_dtype="float32" if device.platform == "cpu" else "bfloat16"
         ),
@@ -195,9 +247,9 @@ def measure(path: Path, target: str) -> None:
     if path.exists():
         content |= json.loads(path.read_text())
     done = [(Point(*figure["point"]), figure["objective"]) for figure in content["figures"]]
-    # Nothing of the encoder knows the vocabulary. It compiles longest.
+    # The encoder does not depend on the vocabulary, and takes longest to compile.
     asked = [(point, name) for point in POINTS for name in ROWS if name != "encoder"]
-    asked += [(p, "encoder") for p in POINTS if p.vocabulary == CENTRE.vocabulary]
+    asked += [(p, "encoder") for p in POINTS if p.vocabulary == CENTER.vocabulary]
     for point, name in asked:
         if (point, name) in done:
             continue
@@ -210,27 +262,27 @@ def measure(path: Path, target: str) -> None:
         print(f"{target} {point} {name}: {count} bytes ({seconds:.0f} s)", flush=True)
     for name in ROWS:
         if name not in content["whole"]:
-            content["whole"][name] = temporaries(config, CENTRE, name, device, whole=True)
+            content["whole"][name] = temporaries(config, CENTER, name, device, whole=True)
             path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def draw(content: dict[str, Any]) -> Drawing:
-    """The temporaries of every objective along each axis."""
+    """Draw the temporaries of every objective along each axis."""
     drawing = Drawing(940, 420, f"Training memory by objective, compiled for {content['kind']}")
     drawing.text(
-        20, 26, "Memory of the encoder, and of what stands behind it", size=14, font_weight="bold"
+        20, 26, "Memory of the encoder and of the part after it", size=14, font_weight="bold"
     )
-    centre = f"{CENTRE.utterances} utterances of {CENTRE.seconds} s, vocabulary {CENTRE.vocabulary}"
-    said = f"Conformer-M, {centre} where not said; {content['kind'].upper()}, compiled, not run"
-    drawing.text(20, 44, said, fill=GREY)
-    found = by_point(content)
-    values = [value for of_point in found.values() for value in of_point.values() if value]
+    center = f"{CENTER.utterances} utterances of {CENTER.seconds} s, vocabulary {CENTER.vocabulary}"
+    conditions = f"Conformer-M, {center} unless noted; {content['kind'].upper()}, compiled, not run"
+    drawing.text(20, 44, conditions, fill=GREY)
+    bytes_of = by_point(content)
+    values = [value for of_point in bytes_of.values() for value in of_point.values() if value]
     low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
     top, bottom, across = 70, 330, 250
     y = lambda value: bottom - (np.log10(value) - low) / (high - low) * (bottom - top)
     names = {6: "1 MB", 7: "10 MB", 8: "100 MB", 9: "1 GB", 10: "10 GB", 11: "100 GB", 12: "1 TB"}
     for panel, (axis, points) in enumerate(AXES.items()):
-        points = [point for point in points if point in found]
+        points = [point for point in points if point in bytes_of]
         left = 62 + panel * 300
         first, last = (np.log2(getattr(points[i], axis)) for i in (0, -1))
         x = lambda value, left=left, first=first, last=last: (
@@ -249,9 +301,9 @@ def draw(content: dict[str, Any]) -> Drawing:
         drawing.text(left + across / 2, bottom + 38, words, size=13, anchor="middle")
         for name, row in ROWS.items():
             curve = [
-                (x(getattr(point, axis)), y(found[point][name]))
+                (x(getattr(point, axis)), y(bytes_of[point][name]))
                 for point in points
-                if found[point].get(name)
+                if bytes_of[point].get(name)
             ]
             drawing.line(*curve, **ROW_STYLE | row.style)
     for number, row in enumerate(ROWS.values()):
@@ -262,14 +314,14 @@ def draw(content: dict[str, Any]) -> Drawing:
 
 
 def by_point(content: dict[str, Any]) -> dict[Point, dict[str, int | None]]:
-    found: dict[Point, dict[str, int | None]] = {}
+    figures: dict[Point, dict[str, int | None]] = {}
     for figure in content["figures"]:
-        of_point = found.setdefault(Point(*figure["point"]), {})
+        of_point = figures.setdefault(Point(*figure["point"]), {})
         of_point[figure["objective"]] = figure["temporary_bytes"]
-    for point, of_point in found.items():
-        of_encoder = found.get(point._replace(vocabulary=CENTRE.vocabulary), {})
+    for point, of_point in figures.items():
+        of_encoder = figures.get(point._replace(vocabulary=CENTER.vocabulary), {})
         of_point["encoder"] = of_encoder.get("encoder")
-    return {point: of_point for point, of_point in found.items() if len(of_point) == len(ROWS)}
+    return {point: of_point for point, of_point in figures.items() if len(of_point) == len(ROWS)}
 
 
 def gigabytes(count: float | None) -> str:
@@ -277,15 +329,15 @@ def gigabytes(count: float | None) -> str:
 
 
 def tables(content: dict[str, Any], config: Config) -> str:
-    found = by_point(content)
+    bytes_of = by_point(content)
     sizes = ["utterances", "seconds", "labels", "vocabulary"]
     heads = [*sizes, *(row.words for row in ROWS.values())]
     lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
-    for point in sorted(found):
+    for point in sorted(bytes_of):
         cells = [point.utterances, point.seconds, point.labels, point.vocabulary]
-        cells += [gigabytes(found[point][name]) for name in ROWS]
+        cells += [gigabytes(bytes_of[point][name]) for name in ROWS]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    cells = [f"{CENTRE.utterances}, all in one", CENTRE.seconds, CENTRE.labels, CENTRE.vocabulary]
+    cells = [f"{CENTER.utterances}, all in one", CENTER.seconds, CENTER.labels, CENTER.vocabulary]
     cells += [gigabytes(content["whole"].get(name)) for name in ROWS]
     lines.append(f"| {' | '.join(map(str, cells))} |")
     behind = [name for name in ROWS if name != "encoder"]
@@ -293,11 +345,11 @@ def tables(content: dict[str, Any], config: Config) -> str:
     heads += ["logits of CTC", "attention", "4-D"]
     lines += ["", SHARES, "", f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
     frame_ms = config.encoder.subsampling_factor * config.features.hop_ms
-    for point in sorted(found):
+    for point in sorted(bytes_of):
         cells: list[Any] = [point.utterances, point.seconds, point.labels, point.vocabulary]
-        encoder = found[point]["encoder"]
+        encoder = bytes_of[point]["encoder"]
         for name in behind:
-            head = found[point][name]
+            head = bytes_of[point][name]
             cells.append(f"{head / encoder:.2g}" if head and encoder else "?")
         frames, columns = round(1000 * point.seconds / frame_ms), point.labels + 1
         each = 4 * point.utterances * point.vocabulary

@@ -3,11 +3,11 @@
     python benchmarks/models.py RUNS [--only MODEL ...] [--seeds 0 1 2]
     python benchmarks/models.py RUNS --table
 
-Trains each model with each seed in RUNS/MODEL-SEED (a run that was stopped goes on), evaluates its
-best checkpoint by WER on dev, and writes RUNS/MODEL-SEED/figures.json. Several may train at a time,
-each with its own models or seeds. --table prints what there is in RUNS: means over seeds with
-95 % intervals (Student's t), and core-minutes of the runs trained in one go. Programs that JAX
-compiles are kept for all seeds in RUNS/compiled.
+Each model is trained with each seed in RUNS/MODEL-SEED; stopped runs resume. The checkpoint with
+the best WER on dev is evaluated, and RUNS/MODEL-SEED/figures.json is written. Several processes may
+run at a time with different models or seeds. --table prints the results in RUNS: means over seeds
+with 95 % intervals (Student's t), and core-minutes of runs trained without interruption. All seeds
+share JAX's compiled programs in RUNS/compiled.
 """
 
 import argparse
@@ -36,8 +36,11 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def megabytes(params) -> dict[str, float]:
-    """Of the parameters as float32, as bfloat16, and as int8: matrices, convolutions and embeddings
-    with a float32 scale for every output channel, all other parameters in float32."""
+    """Return the size of the parameters as float32, bfloat16 and int8.
+
+    For int8, matrices, convolutions and embeddings have a float32 scale for every output channel,
+    and all other parameters are float32.
+    """
     matrices = ("kernel", "down", "up", "depthwise", "embedding")
     count = int8 = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -76,7 +79,7 @@ def train(runs: Path, model: str, seed: int) -> None:
         "encoder_parameters": sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])),
         "megabytes": megabytes(params),
         "wer_percent": wer,
-        # Of a run that was there before it is the time of the rest.
+        # For a resumed run it would be the time of the remaining steps only.
         "core_minutes": seconds / 60 if is_new else None,
     }
     (run / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

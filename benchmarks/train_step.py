@@ -1,16 +1,15 @@
-"""What a training step takes on the devices at hand, and where its time goes:
+"""Time and memory of a training step on this machine's devices, and the time of its parts.
 
     python benchmarks/train_step.py [CONFIG ...] [--repeats N] [--rows N] [--split BUCKET ...]
         [--peak-tflops X] [--output FILE] [--FIELD VALUE ...]
 
-Without CONFIG: Conformer-S, M and L of configs/librispeech_960h_*.py. For every bucket, with
-batches of noise whose lengths fill the bucket as recordings would: the median time of the compiled
-step that training takes, memory, the operations that the model needs (training/flops.py: of real
-frames and cells, without recomputation), their rate, its share of the device's peak, and seconds of
-audio per second, which are hours per hour. Rates are of one device. For the buckets of --split, the
-parts of the step, each compiled by itself.
+The default CONFIGs are Conformer-S, M and L, configs/librispeech_960h_*.py. For every bucket, with
+batches of noise of realistic lengths: the median time of the compiled training step, memory, the
+operations of the model (capacity/flops.py: of real frames and cells, without recomputation), their
+rate, the fraction of the device's peak, and seconds of audio per second. Rates are per device. For
+the buckets of --split, also the parts of the step, each compiled separately.
 
-Waiting for data is not measured here: `data_wait_fraction` in a run's metrics.jsonl is.
+The time of waiting for data is not included; see `data_wait_fraction` in a run's metrics.jsonl.
 """
 
 import argparse
@@ -47,7 +46,7 @@ from asr_jax.training.step import augmented_features, cast
 from asr_jax.types import Batch
 
 DEFAULT_CONFIGS = [f"configs/librispeech_960h_{size}.py" for size in "sml"]
-# Published dense bfloat16 TFLOP/s by a part of the device's name; the first that fits.
+# Published dense bfloat16 TFLOP/s by a part of the device's name; the first match counts.
 PEAK_TFLOPS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -62,29 +61,33 @@ PEAK_TFLOPS = {
 
 
 def parse(arguments: list[str]) -> tuple[list[str], argparse.Namespace, list[str]]:
-    """Config files, our own options, and the overrides of fields."""
+    """Return config files, this script's options, and overrides of config fields."""
     configs = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
     parser = argparse.ArgumentParser(
         usage=str(__doc__), formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--repeats", type=int, default=15, help="steps timed, of which the median")
-    parser.add_argument("--rows", type=int, help="at most so many utterances in a batch")
-    parser.add_argument("--split", type=int, nargs="*", help="buckets, from 1; default: the middle")
-    parser.add_argument("--peak-tflops", type=float, help="of a device, where not of the table")
-    parser.add_argument("--output", type=Path, help="for the figures as JSON")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="timed steps, of which the median counts"
+    )
+    parser.add_argument("--rows", type=int, help="limit of utterances per batch")
+    parser.add_argument(
+        "--split", type=int, nargs="*", help="buckets, from 1 (default: the middle one)"
+    )
+    parser.add_argument("--peak-tflops", type=float, help="peak of a device that the table lacks")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options, overrides = parser.parse_known_args(arguments[len(configs) :])
     return configs or DEFAULT_CONFIGS, options, overrides
 
 
 def peak_tflops(config: Config, given: float | None) -> float | None:
-    """Of one device; a table's figure is of bfloat16 and of no use to float32."""
+    """Return the peak of one device; the table is for bfloat16 only."""
     kind = jax.devices()[0].device_kind
-    found = next((peak for name, peak in PEAK_TFLOPS.items() if name in kind), None)
-    return given or (found if config.train.compute_dtype == "bfloat16" else None)
+    listed = next((peak for name, peak in PEAK_TFLOPS.items() if name in kind), None)
+    return given or (listed if config.train.compute_dtype == "bfloat16" else None)
 
 
 def fabricated_batch(shape: Batch, edges: tuple[float, float], rate_hz: int, symbols: int) -> Batch:
-    """Noise, of lengths drawn evenly between the edges, with three quarters of the labels."""
+    """Draw noise of lengths uniform between the edges, with three quarters of the labels."""
     random = np.random.default_rng(0)
     rows, samples = shape.samples.shape
     most, longest = shape.labels.shape[1], edges[1]
@@ -104,7 +107,7 @@ def fabricated_batch(shape: Batch, edges: tuple[float, float], rate_hz: int, sym
 
 
 def milliseconds(call: Any, repeats: int) -> float:
-    """Median of synchronised calls, the first ones not counted."""
+    """Return the median time of synchronized calls, after two that do not count."""
     times = []
     for _ in range(2 + repeats):
         began = time.perf_counter()
@@ -126,7 +129,7 @@ def split(
     mesh: Mesh,
     repeats: int,
 ) -> dict[str, float]:
-    """Milliseconds of the step's parts, each compiled by itself, with its gradients."""
+    """Return milliseconds of the step's parts, each compiled separately with its gradients."""
     time_of = functools.partial(measured, repeats=repeats)
     key, dtype = jax.random.key(0), config.train.compute_dtype
     host_batch = jax.device_get(batch)
@@ -163,7 +166,7 @@ def split(
 
 
 def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Figures of every bucket, printed as they come."""
+    """Measure every bucket, printing its figures."""
     mesh = make_mesh(config.mesh, jax.devices())
     symbols = 29 if config.tokenizer.kind == "char" else config.tokenizer.vocabulary_size
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
@@ -175,12 +178,12 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
         raise UsageError(f"--split {chosen}: buckets are 1 to {len(shapes)}")
     if chosen and {"intermediate_ctc_loss", "consistency_loss"} & loss_weights(config).keys():
         raise UsageError(
-            "--split: has no parts for the middle's CTC nor for two views; --split alone"
+            "--split: does not support intermediate CTC or two views; pass --split without buckets"
         )
     note = lambda text: print(text, file=sys.stderr, flush=True)
     steps = compile_steps(config, graphdef, optimizer, abstract, mesh, shapes, note=note)
     begin = lambda: initial_state(config, symbols, optimizer, mesh)
-    state, found = begin(), []
+    state, buckets = begin(), []
     print_row("bucket", "ms/step", "GB", "TFLOP", "TFLOP/s", "of peak", "audio s/s", "padding")
     edges = itertools.pairwise((0.0, *config.data.bucket_seconds))
     rate_hz = config.features.sample_rate_hz
@@ -220,11 +223,11 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            figures["not_run"] = "does not fit into the device's memory"
+            figures["not_run"] = "does not fit in the device's memory"
             state = begin()
         report(figures)
-        found.append(figures)
-    return found
+        buckets.append(figures)
+    return buckets
 
 
 def at_most(rows: int | None, shape: Batch) -> Batch:
@@ -234,7 +237,7 @@ def at_most(rows: int | None, shape: Batch) -> Batch:
 
 
 def rates(figures: dict[str, Any], devices: int, peak: float | None) -> dict[str, Any]:
-    """Per device."""
+    """Return the rates per device."""
     seconds = figures["step_ms"] / 1e3 * devices
     tflops = sum(figures["model_flops"].values()) / 1e12 / seconds
     return {
@@ -269,24 +272,24 @@ def print_row(first: str, *others: str) -> None:
 
 def main() -> None:
     paths, options, overrides = parse(sys.argv[1:])
-    found = {}
+    results = {}
     for path in paths:
         config = override(load_config(Path(path)), overrides)
-        if not found:
+        if not results:
             prepare_devices(config.mesh)
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         peak = peak_tflops(config, options.peak_tflops)
         print(
             f"\n{path}: {device}, JAX {jax.__version__}, {config.train.compute_dtype}, peak "
-            + (f"{peak:g} TFLOP/s a device" if peak else "unknown: --peak-tflops")
-            + (f"; cut to {options.rows} rows" if options.rows else "")
+            + (f"{peak:g} TFLOP/s per device" if peak else "unknown (pass --peak-tflops)")
+            + (f"; at most {options.rows} rows" if options.rows else "")
         )
-        found[path] = {"device": device, "jax": jax.__version__, "peak_tflops": peak}
-        found[path] |= {"buckets": benchmark(config, options)}
+        results[path] = {"device": device, "jax": jax.__version__, "peak_tflops": peak}
+        results[path] |= {"buckets": benchmark(config, options)}
     if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
     else:
-        print(json.dumps(found))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Time and peak memory of joint + transducer loss + all gradients, ours against rivals.
+"""Time and peak memory of joint, transducer loss and all gradients, compared with other libraries.
 
     python benchmarks/transducer_loss.py [SHAPE ...] [--implementations NAME ...] [--output FILE]
     python benchmarks/transducer_loss.py --compile-only
 
-Every implementation runs in a process of its own and they take turns, so that noise hits all; ms is
-the median of their runs. MB (of a million bytes) are the whole step's, inputs and gradients
-included: "compiled" is the compiler's account of a JAX step (arguments + outputs + temporaries -
-aliases, nothing donated), "measured" what the process grew by on a CPU, and the allocator's peak on
-a GPU. The floor is 8 D V operations for each cell that exists, at the device's best speed in a
-matrix product during the run. "off by" is the largest relative difference of an utterance's loss
-from the first row's. benchmarks/requirements.txt says how to install the rivals; one that is
-missing says so in its row.
+Every implementation runs in a separate process, and they take turns, so that noise affects all; ms
+is the median of their runs. MB (10^6 bytes) include the inputs and gradients of the step:
+"compiled" is the compiler's account of a JAX step (arguments + outputs + temporaries - aliases,
+nothing donated), "measured" the growth of the process on a CPU, and the allocator's peak on a GPU.
+The floor is 8 D V operations for each real cell, at the device's best speed in a matrix product
+during the run. "off by" is the largest relative difference of an utterance's loss from the first
+row. benchmarks/requirements.txt says how to install the other libraries; missing ones are not run.
 """
 
 import argparse
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transducer_rivals import INEXACT, JAX, TORCH, NotRun, Problem
+from transducer_implementations import INEXACT, JAX, TORCH, NotRun, Problem
 from transducer_worker import multiply, serve
 
 PUBLIC = json.loads((Path(__file__).parent / "rnnt_bench_shapes.json").read_text())
 SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
-    # batch, frames, labels, vocabulary, width (0: 4-D logits are given), dtype
+    # batch, frames, labels, vocabulary, width (0: the inputs are 4-D logits), dtype
     "small": (8, 128, 40, 512, 256, "float32"),
     "logits": (4, 200, 40, 129, 0, "float32"),
     "nemo": (32, 400, 128, 1024, 640, "bfloat16"),
@@ -46,7 +45,7 @@ COMPILED_ONLY = {"1024x40s"}
 
 
 def problems(name: str, *, batches: int, ragged: bool) -> list[Problem]:
-    """The batches of a shape; its row is their mean time and their largest memory."""
+    """Return the batches of a shape; its row is their mean time and their largest memory."""
     if name in PUBLIC_SHAPES:
         mode, dtype = PUBLIC_SHAPES[name]
         window = PUBLIC["batches"][mode]
@@ -55,13 +54,13 @@ def problems(name: str, *, batches: int, ragged: bool) -> list[Problem]:
         return [Problem(tuple(map(tuple, batch)), *sizes, dtype) for batch in chosen]
     batch, frames, labels, vocabulary, width, dtype = SHAPES[name]
     lengths = np.tile((frames, labels), (batch, 1))
-    if ragged:  # from half the length on; the first utterance stays
+    if ragged:  # from half to full length; the first utterance stays
         lengths[1:] -= np.random.default_rng(0).integers(0, lengths[1:] // 2 + 1)
     return [Problem(tuple(map(tuple, lengths.tolist())), vocabulary, width, dtype)]
 
 
 class Worker:
-    """An implementation's process."""
+    """The process of one implementation."""
 
     def __init__(self, *arguments: Any, target: Any = serve):
         context = multiprocessing.get_context("spawn")
@@ -90,17 +89,17 @@ class Worker:
 def measure(
     problem: Problem, names: list[str], platform: str, product: Worker, options: Any
 ) -> tuple[dict[str, Any], float]:
-    """Each worker's report, with the seconds of its runs, and a product's operations per second."""
+    """Return each worker's report with the seconds of its runs, and operations per second."""
     results, workers = {}, {}
     speeds = [product.ask(problem.dtype) for _ in range(3)]
-    for name in names:  # one after the other: XLA times kernels while it compiles
+    for name in names:  # one at a time: XLA times kernels while it compiles
         worker = Worker(name, problem, platform, not options.compile_only)
         try:
             results[name] = worker.receive()
             if "not_run" in results[name] or options.compile_only:
                 continue
             results[name]["seconds"] = []
-            # The report was about a first run already; a second one, then, unless runs are slow.
+            # The report included a first run; a second one follows, unless runs are slow.
             if worker.ask() < options.seconds / 10:
                 worker.ask()
             workers[name] = worker
@@ -125,30 +124,30 @@ def measure(
 def summarize(
     name: str, batches: list[Problem], results: list[dict], speeds: list[float]
 ) -> list[dict]:
-    """One row for each implementation."""
+    """Return a row for each implementation."""
     rows = []
     exact = [x for x in results[0] if x not in INEXACT and "losses" in results[0][x]]
     for implementation in results[0]:
-        found = [result[implementation] for result in results]
+        reports = [result[implementation] for result in results]
         row: dict[str, Any] = {"shape": name, "implementation": implementation}
         row["exact"] = implementation not in INEXACT
         rows.append(row)
-        reasons = [x["not_run"] for x in found if "not_run" in x]
+        reasons = [x["not_run"] for x in reports if "not_run" in x]
         if reasons:
             row["not_run"] = reasons[0]
             continue
         for kind in ("compiled", "measured"):
-            sizes = [x.get(f"{kind}_bytes") for x in found]
+            sizes = [x.get(f"{kind}_bytes") for x in reports]
             row[f"{kind}_mb"] = None if None in sizes else max(sizes) / 1e6
         if batches[0].width and row["exact"]:
             operations = [8 * x.width * x.vocabulary * x.cells for x in batches]
             row["floor_ms"] = 1e3 * statistics.mean(map(operator.truediv, operations, speeds))
-        if "seconds" in found[0]:
-            row["runs"] = [len(x["seconds"]) for x in found]
-            row["ms"] = 1e3 * statistics.mean(statistics.median(x["seconds"]) for x in found)
-            row["best_ms"] = 1e3 * statistics.mean(min(x["seconds"]) for x in found)
+        if "seconds" in reports[0]:
+            row["runs"] = [len(x["seconds"]) for x in reports]
+            row["ms"] = 1e3 * statistics.mean(statistics.median(x["seconds"]) for x in reports)
+            row["best_ms"] = 1e3 * statistics.mean(min(x["seconds"]) for x in reports)
             row["share_of_floor"] = row["floor_ms"] / row["ms"] if "floor_ms" in row else None
-        if exact and "losses" in found[0]:
+        if exact and "losses" in reports[0]:
             off = lambda key: max(
                 np.max(np.abs(np.divide(result[implementation][key], result[exact[0]][key]) - 1))
                 for result in results
@@ -159,7 +158,7 @@ def summarize(
 
 
 def table(name: str, batches: list[Problem], rows: list[dict]) -> str:
-    """Readable rows under a headline."""
+    """Return the rows as text, with a headline."""
     first = batches[0]
     size = lambda values: "/".join(map(str, dict.fromkeys(values)))
     real = sum(x.cells for x in batches) / sum(x.padded_cells for x in batches)
@@ -195,7 +194,7 @@ def table(name: str, batches: list[Problem], rows: list[dict]) -> str:
             )
         )
     if any(not row["exact"] for row in rows):
-        lines.append("  * not exact: leaves alignments out")
+        lines.append("  * not exact: leaves out alignments")
     if name in PUBLIC_SHAPES:
         published = PUBLIC["published"]
         figures = published[PUBLIC_SHAPES[name][0]].items()
@@ -209,30 +208,41 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = [*SHAPES, *PUBLIC_SHAPES]
-    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(known)}; or all")
+    parser.add_argument(
+        "shapes", nargs="*", metavar="SHAPE", help=f"any of {', '.join(known)} (default: all)"
+    )
     parser.add_argument(
         "--implementations",
         nargs="+",
         default=[*JAX, *TORCH],
         metavar="NAME",
-        help=f"of {', '.join([*JAX, *TORCH])}, and ours=X for transducer_loss(implementation=X)",
+        help=f"any of {', '.join([*JAX, *TORCH])}; ours=X is transducer_loss(implementation=X)",
     )
-    parser.add_argument("--runs", type=int, default=15, help="of each implementation and batch")
-    parser.add_argument("--seconds", type=float, default=20.0, help="no further run after so many")
-    parser.add_argument("--batches", type=int, default=2, help="of the public benchmark's 20")
-    parser.add_argument("--ragged", action="store_true", help="lengths from half to full")
-    parser.add_argument("--compile-only", action="store_true", help="compiled memory, JAX only")
-    parser.add_argument("--output", type=Path, help="for JSON")
+    parser.add_argument("--runs", type=int, default=15, help="runs per implementation and batch")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="seconds after which an implementation is not run again",
+    )
+    parser.add_argument(
+        "--batches", type=int, default=2, help="how many of the public benchmark's 20 batches"
+    )
+    parser.add_argument("--ragged", action="store_true", help="draw lengths from half to full")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="report the memory of compiled JAX only"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     unknown = [x for x in options.shapes if x not in known]
     unknown += [x for x in options.implementations if x not in (*JAX, *TORCH) and x[:5] != "ours="]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
 
-    # Else the first JAX process takes most of a GPU from all the others.
+    # Otherwise the first JAX process takes most of the GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Else torch's threads spin while they wait for each other, and another job on the same cores
-    # was seen to slow a rival tenfold.
+    # Otherwise torch's threads spin while they wait for each other; another job on the same cores
+    # has slowed torch tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     product = Worker(target=multiply)
     device = product.receive()
@@ -245,11 +255,11 @@ def main() -> None:
         settings = argparse.Namespace(**vars(options) | {"compile_only": compile_only})
         measured = [measure(x, names, device["platform"], product, settings) for x in batches]
         results, speeds = map(list, zip(*measured))
-        found = summarize(name, batches, results, speeds)
-        print(table(name, batches, found), flush=True)
-        rows += found
+        summary = summarize(name, batches, results, speeds)
+        print(table(name, batches, summary), flush=True)
+        rows += summary
         if batches[0].dtype == "float32":
-            compared = [row for row in found if row["exact"] and "losses_off_by" in row]
+            compared = [row for row in summary if row["exact"] and "losses_off_by" in row]
             for row in compared:
                 off = np.array([row["losses_off_by"], row["gradient_norms_off_by"]])
                 if not np.all(off <= 1e-4):

@@ -1,4 +1,4 @@
-"""Runs one implementation in a process of its own, for benchmarks/transducer_loss.py."""
+"""Run one implementation in a separate process, for benchmarks/transducer_loss.py."""
 
 import importlib
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transducer_rivals import INEXACT, JAX, TORCH, NotRun, Problem, ours
+from transducer_implementations import INEXACT, JAX, TORCH, NotRun, Problem, ours
 
 
 class JaxStep:
-    """A jitted loss with its gradients, compiled for arrays that may have any content."""
+    """A jitted loss with its gradients, compiled for arrays of any content."""
 
     def __init__(self, loss: Any, problem: Problem):
         import jax
         import jax.numpy as jnp
 
         self.jax, self.dtype = jax, jnp.dtype(problem.dtype)
-        if problem.dtype == "float32":  # as torch does, and the public benchmark did: no TF32
+        if problem.dtype == "float32":  # no TF32, as in torch and in the public benchmark
             jax.config.update("jax_default_matmul_precision", "highest")
         batch = len(problem.lengths)
         floats = [jax.ShapeDtypeStruct(x, self.dtype) for x in problem.float_shapes()]
@@ -47,7 +47,7 @@ class JaxStep:
         return (self.jax.devices()[0].memory_stats() or {}).get("bytes_limit") or _free_memory()
 
     def place(self, floats, integers):
-        # Copies, even on a CPU: a memory that numpy lends would be missing from the peak.
+        # Copy, even on a CPU: memory shared with NumPy would be missing from the peak.
         put = lambda x: self.jax.numpy.array(x, copy=True)
         floats = [put(x.astype(self.dtype)) for x in floats]
         self.arguments = self.jax.block_until_ready([*floats, *map(put, integers)])
@@ -65,7 +65,7 @@ class JaxStep:
 
 
 class TorchStep:
-    """A rival's loss with its gradients."""
+    """A torch loss with its gradients."""
 
     def __init__(self, name: str, problem: Problem, platform: str):
         self.torch = torch = importlib.import_module("torch")
@@ -74,13 +74,15 @@ class TorchStep:
             raise NotRun("this torch has no GPU")
         self.device = "cpu" if platform == "cpu" else "cuda"
         self.dtype = getattr(torch, problem.dtype)
-        # What the exact forms hold in float32: logits, their log-softmax and gradients; hidden
-        # states and theirs. By this the public benchmark's 22 GB would have been 21.
+        # The exact implementations hold in float32: logits, their log-softmax and two gradients;
+        # hidden states and their gradients. This estimates the public benchmark's 22 GB as 21.
         values = 4 * problem.vocabulary + 3 * problem.width
         needed = 0 if name in INEXACT else 4 * problem.padded_cells * values
         free = _free_memory() if platform == "cpu" else torch.cuda.mem_get_info()[0]
         if needed > free:
-            raise NotRun(f"would need about {needed / 1e9:.1f} GB of {free / 1e9:.1f}")
+            raise NotRun(
+                f"would need about {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free"
+            )
 
     def place(self, floats, integers):
         put = lambda x: self.torch.from_numpy(x).to(self.device, copy=True)
@@ -112,7 +114,7 @@ def _norm(x: np.ndarray) -> float:
 
 
 def make_step(name: str, problem: Problem, platform: str) -> JaxStep | TorchStep:
-    """Of a name in JAX or TORCH, or "ours=NAME" for transducer_loss(implementation=NAME)."""
+    """Build a name of JAX or TORCH, or "ours=NAME": transducer_loss(implementation=NAME)."""
     if name in TORCH:
         return TorchStep(name, problem, platform)
     if name.startswith("ours="):
@@ -121,9 +123,9 @@ def make_step(name: str, problem: Problem, platform: str) -> JaxStep | TorchStep
 
 
 def serve(connection: Any, name: str, problem: Problem, platform: str, run: bool) -> None:
-    """A worker: reports once, then answers each message that is not None with a run's seconds.
+    """Report once, then answer each message that is not None with the seconds of a run.
 
-    A process of its own, since a process's peak of resident memory belongs to all it has ever done.
+    It needs a separate process, since peak resident memory counts everything a process has done.
     """
     try:
         step = make_step(name, problem, platform)
@@ -153,7 +155,7 @@ def _first_run(step: JaxStep | TorchStep, problem: Problem, platform: str) -> di
     if isinstance(step, JaxStep) and step.compiled_bytes() > step.free_bytes():
         raise NotRun(f"needs {step.compiled_bytes() / 1e9:.1f} GB")
     floats, integers = problem.draw()
-    # A tiny batch first: what libraries load and keep at their first call is no batch's memory.
+    # A tiny batch first: what libraries load and keep at their first call does not count.
     if isinstance(step, TorchStep):
         tiny = Problem(((4, 2),), problem.vocabulary, problem.width, problem.dtype)
         step.place(*tiny.draw())
@@ -184,9 +186,9 @@ def _free_memory() -> int:
 
 
 def multiply(connection: Any) -> None:
-    """A worker: reports what JAX runs on, then answers a dtype with operations per second in it.
+    """Report JAX's device, then answer each dtype with the operations per second of a product.
 
-    Those of a matrix product. It is asked in every round, for the best is a quiet moment's.
+    The product is timed in every round, since the best time needs a moment without other load.
     """
     import jax
     import jax.numpy as jnp
@@ -200,7 +202,7 @@ def multiply(connection: Any) -> None:
     prepared = {}
     while dtype := connection.recv():
         if dtype == "bfloat16" and any(x in device.device_kind for x in ("H100", "H200")):
-            connection.send(790e12)  # what such a card reaches, of the 989e12 on paper
+            connection.send(790e12)  # measured on such a GPU, whose data sheet says 989e12
             continue
         if dtype not in prepared:
             matrix = jnp.ones((size, size), dtype)

@@ -1,7 +1,7 @@
-"""Accelerators that need not be there: what compiles for them, and their published rates.
+"""Accelerators to compile for, also without having them, and their published rates.
 
 Sources: NVIDIA's data sheets of H100 SXM, H200 SXM and A100 SXM, Google's pages on Cloud TPU v5e
-and v6e. Rates are peaks in one direction; of memory what JAX gives a program.
+and v6e. Rates are peaks in one direction. Memory is what JAX gives a program.
 """
 
 import re
@@ -13,7 +13,7 @@ from jax.experimental import topologies
 
 @runtime_checkable
 class Device(Protocol):
-    """What is asked of a `jax.Device`, which type checkers do not know."""
+    """The part of `jax.Device` that is used here; type checkers do not know `jax.Device`."""
 
     device_kind: str
     platform: str
@@ -22,20 +22,20 @@ class Device(Protocol):
 
 
 class Accelerator(NamedTuple):
-    """One device. Rates: dense bfloat16 TFLOP/s, and GB/s of memory and to other devices."""
+    """A device. Rates: dense bfloat16 TFLOP/s, and GB/s of memory and to other devices."""
 
     kind: str
-    """How its device_kind names it."""
+    """Its name as `device_kind`."""
     memory_bytes: float
     bfloat16_tflops: float
     memory_gb_per_second: float
     link_gb_per_second: float
     target_config: str = ""
-    """XLA's description of a GPU; empty: a TPU."""
+    """XLA's description of a GPU; empty for a TPU."""
 
 
 class _Architecture(NamedTuple):
-    """What all GPUs of an architecture have alike."""
+    """Properties that all GPUs of an architecture share."""
 
     tflops: float
     link_gb_per_second: float
@@ -81,7 +81,7 @@ def _gpu(kind: str, gpu: _Architecture, *, gb: float, gb_per_second: float) -> A
  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
  platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 13 }}
  device_description_str: "{kind}" """
-    # JAX takes three quarters of a GPU's memory unless it is told otherwise.
+    # By default JAX uses three quarters of a GPU's memory.
     memory_bytes, link = 0.75 * gb * 1e9, gpu.link_gb_per_second
     return Accelerator(kind, memory_bytes, gpu.tflops, gb_per_second, link, config)
 
@@ -98,16 +98,19 @@ _SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "
 
 
 def target_devices(target: str) -> tuple[list[Device], Accelerator]:
-    """Devices to compile for, which are not here: `target` is a name above, or NAME-COUNT.
+    """Return devices to compile for, which this machine need not have, and their rates.
 
-    Raises ValueError where there is no such target, or where its compiler is not installed.
+    target: a name in ACCELERATORS, or NAME-COUNT.
+
+    Raises:
+        ValueError: there is no such target, or its compiler is not installed.
     """
     name, count = target, 1
     if name not in ACCELERATORS and (counted := re.fullmatch(r"(.+)-(\d+)", target)):
         name, count = counted[1], int(counted[2])
     if name not in ACCELERATORS or count == 0:
         raise ValueError(
-            f"--target {target}: must be one of {', '.join(ACCELERATORS)}, each with -COUNT for "
+            f"--target {target}: must be one of {', '.join(ACCELERATORS)}; append -COUNT for "
             "several devices"
         )
     accelerator = ACCELERATORS[name]
@@ -124,17 +127,19 @@ def target_devices(target: str) -> tuple[list[Device], Accelerator]:
         else:
             packages = f"'jax[tpu]=={jax.__version__}'"
             if count not in _SLICES:
-                raise ValueError(f"--target {target}: slices have {list(_SLICES)} devices")
+                raise ValueError(
+                    f"--target {target}: the number of devices must be one of {list(_SLICES)}"
+                )
             topology = topologies.get_topology_desc(f"{name}:{_SLICES[count]}", platform="tpu")
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        # A TPU's compiler that is there serves one process at a time, and says so too.
+        # The TPU compiler also fails if it is installed but serves another process.
         if isinstance(error, NotImplementedError) or "not installed" in reason:
-            reason = f"its compiler is needed, pip install {packages} ({reason})"
+            reason = f"its compiler is not installed; pip install {packages} ({reason})"
         raise ValueError(f"--target {target}: {reason}") from None
     return list(topology.devices), accelerator
 
 
 def accelerator_of(device: Device) -> Accelerator | None:
-    """Published rates of a device that is here."""
+    """Return the published rates of a device, if they are known."""
     return next((a for a in ACCELERATORS.values() if a.kind == device.device_kind), None)

@@ -1,4 +1,4 @@
-"""Whether a training step fits a device's memory, and how fast it can be at best."""
+"""The memory and the shortest possible time of a training step, for each bucket."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from asr_jax.types import Batch
 
 
 class BucketFit(NamedTuple):
-    """One bucket's step on one device. Bytes and FLOPs are of a device, utterances of all."""
+    """One bucket's step. Bytes and FLOPs are per device; utterances are those of all devices."""
 
     seconds: float
     labels: int
@@ -34,19 +34,19 @@ class BucketFit(NamedTuple):
     """The parameters and their average."""
     optimizer_bytes: int
     activations_bytes: int
-    """Kept from the forward for the backward pass, traced: a part of `temporary_bytes`."""
+    """What the forward pass keeps for the backward pass, as traced; part of `temporary_bytes`."""
     temporary_bytes: int | None
-    """All that lives within a step; None: the compiler found no room for it."""
+    """Everything allocated within a step; None if the compiler ran out of memory."""
     memory_bytes: int | None
-    """The most that is held at once, by the compiler's account."""
+    """Peak memory by the compiler's account."""
     limit_bytes: float
-    """What a program may take; infinite where that is not known."""
+    """Memory available to a program; infinite if unknown."""
     fits: bool
     model_flops: int
-    """Of the padded batch, without what is computed again."""
+    """Operations of the padded batch, without recomputation."""
     collectives: dict[str, Collective]
     least_step_seconds: float | None
-    """An estimate: at the accelerator's published rates, which no real step reaches."""
+    """An estimate at the accelerator's published rates, which no real step reaches."""
 
 
 class Target(NamedTuple):
@@ -54,13 +54,13 @@ class Target(NamedTuple):
 
     devices: list[Device]
     accelerator: Accelerator | None
-    """Their published rates; None: not known."""
+    """Published rates of these devices; None if unknown."""
     limit_bytes: float
-    """What a program may take on each; infinite where that is not known."""
+    """Memory available to a program on each device; infinite if unknown."""
 
 
 class StepSetup(NamedTuple):
-    """What the steps of all buckets share."""
+    """The part of a training step that does not depend on the bucket."""
 
     config: Config
     vocabulary_size: int
@@ -79,7 +79,7 @@ def step_setup(config: Config, vocabulary_size: int, mesh: Mesh, target: Target)
 
 
 def fit_bucket(setup: StepSetup, shape: Batch, *, seconds: float) -> BucketFit:
-    """Compiles the step for batches of this shape, of recordings of up to so many seconds."""
+    """Compile the step for batches of this shape, with recordings of up to `seconds`."""
     config, vocabulary_size, _, _, abstract, mesh, target = setup
     rows, labels = shape.labels.shape
     activations = _activations_bytes(setup, shape)
@@ -104,7 +104,7 @@ def fit_bucket(setup: StepSetup, shape: Batch, *, seconds: float) -> BucketFit:
 
 
 class _CompiledStep(NamedTuple):
-    """What the compiler says of a step; it has no temporaries where it found no room for them."""
+    """The compiler's account of a step; temporary_bytes is None if it ran out of memory."""
 
     memory_bytes: int | None
     temporary_bytes: int | None
@@ -130,11 +130,11 @@ def _compile(setup: StepSetup, shape: Batch) -> _CompiledStep:
 
 
 def largest_batch(fit: Callable[[int], BucketFit], *, start: int, unit: int) -> BucketFit:
-    """The step of about the most utterances, a multiple of `unit`, that fits; tries `start` first.
+    """Search for about the largest number of utterances, a multiple of `unit`, that fits.
 
-    What a step takes grows about evenly with its batch, so what was tried points at the next try, a
-    twentieth below the limit. It ends where a step takes 85 % of the limit or cannot take one unit
-    more; where nothing fits, with the smallest that was tried.
+    Memory grows almost linearly with the batch, so the tries so far predict the next one, aiming
+    5 % below the limit. The first try is `start`. The search ends if a step takes 85 % of the
+    limit, or if one more unit does not fit. If nothing fits, the smallest try is returned.
     """
     tried: dict[int, BucketFit] = {}
     rows = max(unit, start // unit * unit)
@@ -155,7 +155,7 @@ def largest_batch(fit: Callable[[int], BucketFit], *, start: int, unit: int) -> 
 
 
 def _near_the_limit(tried: list[BucketFit]) -> int:
-    """Where a line through the last two tries, or one and the state, comes near the limit."""
+    """Return where a line through the last two tries, or one and the state, nears the limit."""
     last = tried[-1]
     state_bytes = last.parameters_bytes + last.optimizer_bytes
     points = [(0, state_bytes), *((f.utterances, f.memory_bytes) for f in tried if f.memory_bytes)]
@@ -167,7 +167,7 @@ def _near_the_limit(tried: list[BucketFit]) -> int:
 
 
 def with_rows(shape: Batch, rows: int) -> Batch:
-    """The bucket's batch, of another number of utterances."""
+    """Return the bucket's batch with another number of utterances."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), shape)
 
 
@@ -183,7 +183,7 @@ def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _activations_bytes(setup: StepSetup, shape: Batch) -> int:
-    """What the backward pass is given beside the parameters, of one micro-batch on one device."""
+    """Return the bytes that the forward pass keeps, of one micro-batch on one device."""
     config, mesh, dtype = setup.config, setup.mesh, setup.config.train.compute_dtype
 
     def residuals(params, batch, key):
@@ -207,7 +207,7 @@ def _activations_bytes(setup: StepSetup, shape: Batch) -> int:
         kept = jax.eval_shape(residuals, setup.abstract.params, with_rows(shape, rows), key)
         return sum(math.prod(a.shape) * _itemsize(a) for a in jax.tree.leaves(kept))
 
-    # Parameters are among them: what grows with the batch is not.
+    # The difference leaves out the parameters, which do not grow with the batch.
     shards = math.prod(mesh.shape[axis] for axis in BATCH[0])
     return (
         (traced_bytes(2 * shards) - traced_bytes(shards))
@@ -219,7 +219,7 @@ def _activations_bytes(setup: StepSetup, shape: Batch) -> int:
 def _least_seconds(
     setup: StepSetup, flops: dict[str, int], sent: dict[str, Collective], activations_bytes: int
 ) -> float | None:
-    """The longest of computing, sending, and reading and writing what must lie in memory."""
+    """Return the longest of computing, sending, and reading and writing memory."""
     config, accelerator = setup.config, setup.target.accelerator
     if accelerator is None or config.train.compute_dtype != "bfloat16":
         return None
@@ -227,11 +227,11 @@ def _least_seconds(
     if config.encoder.remat == "layer":
         again |= {"feed-forward", "attention", "convolution"}
     computed = sum(count * (4 / 3 if part in again else 1) for part, count in flops.items())
-    # A ring sends a sum's bytes twice, and is given the shards that a gather gives whole.
+    # A ring sends the bytes of a sum twice, those of a gather's result once.
     sent_bytes = sum(
         (2 if kind == "all-reduce" else 1) * amount.bytes for kind, amount in sent.items()
     )
-    # The state after the step lies where the state before it did.
+    # The new state overwrites the old one.
     state_bytes = _bytes_on_a_device(setup.abstract)
     moved_bytes = 2 * state_bytes + 2 * config.train.accumulate * activations_bytes
     return max(
@@ -242,7 +242,7 @@ def _least_seconds(
 
 
 def _memory_asked_for(message: str) -> int | None:
-    """Of a compiler that has no room: `Used 23.40G of 15.75G hbm`."""
+    """Parse the compiler's out-of-memory message: `Used 23.40G of 15.75G hbm`."""
     if not (used := re.search(r"Used ([\d.]+)([KMG]) of", message)):
         return None
     return int(float(used[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[used[2]])

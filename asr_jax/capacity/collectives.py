@@ -1,4 +1,4 @@
-"""What a compiled program sends from device to device, read off XLA's text."""
+"""Collectives of a compiled program, read from XLA's text."""
 
 import math
 import re
@@ -19,16 +19,16 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z\d]*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """How many times a step does it, and the bytes of its results on each device."""
+    """Executions per step, and the bytes of all results on each device."""
 
     count: int
     bytes: int
 
 
 class _Sent(NamedTuple):
-    """A collective as the program has it: the bytes of its results, and how often a step does it.
+    """A collective operation: the bytes of its results, and its executions per step.
 
-    channel: of a piece, which it shares with the collective's other pieces; empty if it is whole.
+    channel: shared by the pieces of one collective; empty if it is not cut into pieces.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class _Sent(NamedTuple):
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """By kind. A loop whose length only the batch decides counts once.
+    """Return the collectives of a program by kind. Loops of data-dependent length count once.
 
-    A GPU's compiler writes down how often a loop runs. A TPU's does not, and there it is what the
-    loop's condition compares its counter with, as JAX's loops count from 0 by ones. It also cuts
-    collectives into pieces, each fused with what is computed meanwhile, some of them in loops that
-    the rest has nothing to do with: pieces share their channel, and count as often as the rarest.
+    The GPU compiler states how often a loop runs. The TPU compiler does not; there it is the number
+    that the loop's condition compares its counter with, since JAX's loops count from 0 by ones. The
+    TPU compiler also cuts collectives into pieces, each fused with concurrent computation, some in
+    unrelated loops. Pieces share their channel, and count as often as the rarest of them.
     """
     counts, sizes = Counter(), Counter()
     pieces: dict[tuple[str, str, int], int] = {}
@@ -61,7 +61,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Return the lines of every computation by its name, and the name of the entry."""
+    """Return the lines of every computation by name, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
@@ -77,11 +77,11 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 def _walk(
     computations: dict[str, list[str]], name: str, times: int, *, fused: bool = False
 ) -> Iterator[_Sent]:
-    """Yield the collectives of a computation that runs so many times, and of all that it calls."""
+    """Yield the collectives of a computation that runs `times` times, and of all that it calls."""
     for line in computations.get(name, []):
         if operation := _OPERATION.search(line):
             shape, kind, started = operation.groups()
-            # Waited for elsewhere, they name what they were given too; sums not always do.
+            # Asynchronous collectives list their operands, too; sums only sometimes.
             given_too = bool(started) and (kind != "all-reduce" or shape.startswith("(("))
             channel = _CHANNEL.search(line) if fused else None
             size = _result_bytes(shape, has_operands=given_too)
@@ -96,7 +96,7 @@ def _walk(
 
 
 def _trips(computations: dict[str, list[str]], line: str) -> int:
-    """Return how often the loop of this line runs; 1 if it is not a loop, or nothing says it."""
+    """Return how often the loop of this line runs; 1 for other lines, or if unknown."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = _CONDITION.search(line)
@@ -109,7 +109,7 @@ def _trips(computations: dict[str, list[str]], line: str) -> int:
 
 
 def _result_bytes(shape: str, *, has_operands: bool) -> int:
-    """Of the arrays that a shape names; where operands stand before as many results, of these."""
+    """Return the bytes of a shape's arrays; with operands, only of the results, its second half."""
     arrays = [
         _itemsize(kind) * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _ARRAY.findall(shape)

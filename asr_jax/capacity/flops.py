@@ -1,4 +1,4 @@
-"""How many operations a training step must do: what its speed on a device is judged by."""
+"""The operations of a training step, by which its speed on a device is judged."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,21 +11,21 @@ from asr_jax.layers.length import halved, subsampled
 
 
 class Sizes(NamedTuple):
-    """Lengths of the utterances of a batch [rows], and sums of them."""
+    """Lengths of a batch's utterances, [rows], and their sums."""
 
     feature_frames: np.ndarray
     frames: np.ndarray
     """Frames that the encoder returns."""
     cells: np.ndarray
-    """Label positions, labels + 1."""
+    """Label positions: labels + 1."""
     frame_sum: int
     cell_sum: int
     pair_sum: int
     """Pairs of a frame and a frame that it attends to."""
 
 
-# Operations of a multiplication: it comes with an addition, and is done once forward and once for
-# each of the gradients of parameters and of inputs.
+# Operations per multiplication of the forward pass: with its addition it counts two, and the
+# gradients of parameters and of inputs need two more each.
 TRAINED, WITHOUT_INPUT_GRADIENT = 6, 4
 
 
@@ -37,29 +37,29 @@ def model_flops(
     seconds: float | Sequence[float] | np.ndarray,
     labels: int | Sequence[int] | np.ndarray,
 ) -> dict[str, int]:
-    """Floating-point operations of one step's forward and backward pass, by part of the model.
+    """Return the floating-point operations of one forward and backward pass, by part of the model.
 
     Counted are the multiplications and additions (two operations) of matrix products and
-    convolutions: once forward, and twice backward, for the gradients of inputs and of parameters
-    (features and sinusoids have none). Of the joint's lattice the cells that exist are counted,
-    frames times labels + 1 of each utterance; of relative attention one score by position for each
-    pair of frames.
+    convolutions: once forward and twice backward, for the gradients of inputs and of parameters
+    (features and sinusoids have no gradient). The joint's lattice counts its real cells, frames
+    times labels + 1 of each utterance; relative attention, one score by position for each pair of
+    frames.
 
-    Not counted is what the definition does not need: padding (unless `seconds` and `labels` hold
-    it), recomputation, scores by distances that no pair of frames has. Nor is what is small beside
-    the products: features, augmentation, norms, activations, softmax, dropout, the lattice, the
-    optimizer.
+    Not counted is what the definition does not need: padding (unless `seconds` and `labels` include
+    it), recomputation, and scores of distances that no pair of frames has. Also not counted are
+    parts that are small compared with the products: features, augmentation, norms, activations,
+    softmax, dropout, the lattice, the optimizer.
 
     Args:
         config: sizes of the model.
-        vocabulary_size: of the tokenizer, blank included.
+        vocabulary_size: vocabulary of the tokenizer, blank included.
         rows: utterances of the (global) batch.
-        seconds: of audio after changes of speed and tempo: a number for all rows (a bucket's edge
-            counts its padding), or each row's own.
-        labels: likewise.
+        seconds: seconds of audio after changes of speed and tempo: one number for all rows (the
+            bucket's limit counts its padding), or one per row.
+        labels: labels of the transcript, one number or one per row.
 
     Returns:
-        Operations by part; their sum is the step's, over all devices together.
+        Operations by part; their sum is the step's total over all devices.
     """
     sizes = _sizes(config, rows, seconds, labels)
     objective = config.objective
@@ -97,8 +97,10 @@ def _sizes(
 
 
 def _subsampling(config: Config, sizes: Sizes) -> int:
-    """Operations of the convolutions, of which the first has features as its inputs, and of the
-    projection to the encoder's width."""
+    """Return the operations of the convolutions and of the projection to the encoder's width.
+
+    The inputs of the first convolution are features, which have no gradient.
+    """
     encoder, bins = config.encoder, config.features.mel_bins
     channels, factor = encoder.subsampling_channels, encoder.subsampling_factor
     is_1d = encoder.subsampling == "conv1d"
@@ -128,7 +130,7 @@ def _feedforward(config: Config, sizes: Sizes) -> int:
 
 
 def _attention(config: Config, sizes: Sizes) -> int:
-    """Operations of the attention; in relative attention also of scores by position."""
+    """Return the operations of attention, for relative attention with the scores by position."""
     encoder, width = config.encoder, config.encoder.width
     square = _matrix(encoder, width, width)
     products, of_distances = 4 * sizes.frame_sum * square + 2 * sizes.pair_sum * width, 0
@@ -148,7 +150,7 @@ def _convolution(config: Config, sizes: Sizes) -> int:
 
 
 def _decoder(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
-    """Operations of the decoder that attends to the encoder's frames, and of its output layer."""
+    """Return the operations of the attention decoder and its output layer."""
     decoder = config.decoder
     of_cell = (6 + 2 * decoder.feedforward_factor) * decoder.width
     pairs = 2 * int((sizes.cells * (sizes.cells + sizes.frames)).sum())
@@ -167,7 +169,7 @@ def _predictor(config: Config, sizes: Sizes) -> int:
 
 
 def _joint(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
-    """Operations of the projections to the joint's width, and of its output layer in every cell."""
+    """Return the operations of the joint's projections, and of its output layer in every cell."""
     objective = config.objective
     columns = vocabulary_size + (len(objective.durations) if objective.kind == "tdt" else 0)
     lattice = int((sizes.frames * sizes.cells).sum()) * columns
@@ -181,7 +183,7 @@ def _ctc(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
 
 
 def _pairs(frames: int, config: Config) -> int:
-    """Pairs of a frame and one that it sees; of sizes of chunks that are drawn, the mean."""
+    """Return the pairs of a frame and a frame that it sees, the mean over chunk sizes."""
     encoder, number = config.encoder, np.arange(frames)
     if encoder.context_frames:
         before, after = encoder.context_frames

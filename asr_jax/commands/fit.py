@@ -1,4 +1,4 @@
-"""`asr-jax fit CONFIG`: whether every bucket's step fits the devices, before anything trains."""
+"""`asr-jax fit CONFIG`: check that every bucket's step fits the devices, without training."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.text import Tokenizer
 from asr_jax.types import Batch
 
-# What libtpu would ask a cloud machine, which this need not be.
+# libtpu would query these from a cloud machine, which this machine need not be.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -46,13 +46,13 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compiles the training step of every bucket of CONFIG and prints what it takes."""
+    """Compile the training step of every bucket of CONFIG, and print its memory and time."""
 
     target: str = ""
-    """What to compile for: h100, h200, a100-40, a100-80, v5e or v6e, with -COUNT for several
-    devices (h200-8, v5e-256); the devices at hand where not given."""
+    """Accelerator to compile for: h100, h200, a100-40, a100-80, v5e or v6e, with -COUNT for several
+    devices (h200-8, v5e-256). Default: the devices of this machine."""
     largest: bool = False
-    """Search the most utterances of each bucket that fit, instead of taking the config's."""
+    """Search for the largest batch of each bucket that fits, instead of the config's."""
     json: bool = False
     """Print JSON instead of a table."""
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -61,7 +61,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     _, options = parse_after_config(Options, arguments, program="asr-jax fit")
     if options.config.objective.kind == "language_model":
-        raise UsageError("objective.kind = 'language_model': fit is for recognisers")
+        raise UsageError("objective.kind = 'language_model': fit supports speech recognizers only")
     target = _target(options.config, options.target)
     buckets = _fit_buckets(options, target)
     if options.json:
@@ -72,9 +72,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _target(config: Config, name: str) -> Target:
-    """The devices of this name; those at hand where it is empty."""
+    """Return the devices of this name, or those of this machine if it is empty."""
     if name:
-        # Else JAX wants libraries that only running on a GPU takes, and leaves out its compiler.
+        # Without it, JAX requires libraries for running on a GPU, and omits the GPU compiler.
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     prepare_devices(config.mesh)
     if name:
@@ -94,7 +94,8 @@ def _fit_buckets(options: Options, target: Target) -> list[BucketFit]:
     config = options.config
     mesh = make_mesh(config.mesh, target.devices)
     if options.largest and target.limit_bytes == math.inf:
-        raise UsageError(f"--largest: the memory of {target.devices[0].device_kind} is not known")
+        kind = target.devices[0].device_kind
+        raise UsageError(f"--largest: the memory of {kind} is unknown; pass --target")
     if not options.largest:
         for utterances in config.data.bucket_utterances:
             check_batch(utterances, mesh, config.train.accumulate)
@@ -114,21 +115,21 @@ def _fit_rows(setup: StepSetup, shape: Batch, seconds: float, utterances: int) -
 
 
 def _vocabulary_size(config: Config) -> int:
-    """Of the tokenizer that there is, or of the one that is to be trained."""
+    """Return the vocabulary size of the tokenizer, existing or still to be trained."""
     if config.tokenizer.model:
         return Tokenizer.load(Path(config.tokenizer.model)).vocabulary_size
     size = config.tokenizer.vocabulary_size
     if config.tokenizer.kind == "char":
         print(
-            f"counted with {size} characters, as only the transcripts tell how many there are; "
-            "say --tokenizer.vocabulary-size",
+            f"assuming {size} characters, as their number is only known from the transcripts; "
+            "pass --tokenizer.vocabulary-size to change it",
             file=sys.stderr,
         )
     return size
 
 
 def _note(text: str) -> None:
-    """One line that the next one replaces; silent where nobody looks on."""
+    """Show a line that the next one replaces, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -137,29 +138,29 @@ def _explain(options: Options, target: Target, buckets: list[BucketFit]) -> None
     config, (devices, _, limit_bytes) = options.config, target
     limit = "an unknown part" if limit_bytes == math.inf else f"{limit_bytes / 1e9:.1f} GB"
     print(
-        f"{len(devices)} x {devices[0].device_kind}, a program may take {limit} of the memory of "
+        f"{len(devices)} x {devices[0].device_kind}, a program may use {limit} of the memory of "
         f"each; {config.train.compute_dtype}, encoder.remat {config.encoder.remat}, "
         f"train.accumulate {config.train.accumulate}\n"
     )
     print(table(buckets))
     print(
-        "\nMemory, TFLOP (of the model, padding included) and sent bytes are of one device, in GB. "
-        "Parameters\ninclude their average; activations are kept for the backward pass, a part of "
-        "the temporaries. The\nleast time is an estimate at published rates, which no real step "
-        "reaches."
+        "\nMemory, TFLOP (of the model, padding included) and sent bytes are per device, in GB. "
+        "Parameters include\ntheir average; activations are kept for the backward pass, and are "
+        "part of the temporaries. The least\ntime is an estimate at published rates, which no real "
+        "step reaches."
     )
     if options.largest and all(bucket.fits for bucket in buckets):
         utterances = " ".join(str(bucket.utterances) for bucket in buckets)
         print(f"\nThe largest batches that fit: --data.bucket-utterances {utterances}")
     elif not all(bucket.fits for bucket in buckets):
         print(
-            "\nNot every bucket fits. --largest searches batches that do; --train.accumulate takes "
-            "a batch in parts;\n--mesh.fsdp splits parameters and optimizer over devices."
+            "\nNot every bucket fits. --largest searches for batches that do; --train.accumulate "
+            "splits a batch into\nparts; --mesh.fsdp splits parameters and optimizer over devices."
         )
 
 
 def table(buckets: list[BucketFit]) -> str:
-    """In Markdown, a row for each bucket."""
+    """Return a Markdown table with a row for each bucket."""
     rows = [_COLUMNS.split(" | "), *map(_row, buckets)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * (width - 1) + ":" for width in widths])

@@ -1,4 +1,4 @@
-"""Transducer losses: JAX functions of arrays, which need nothing else of this package."""
+"""Transducer losses: JAX functions of arrays, independent of the rest of this package."""
 
 from asr_jax.losses._alignment import Alignment, transducer_alignment
 from asr_jax.losses._rnnt import rnnt_loss

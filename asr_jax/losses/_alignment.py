@@ -1,4 +1,4 @@
-"""When labels come: posteriors over all alignments, and the best alignment."""
+"""When labels are emitted: posteriors over all alignments, and the best alignment."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,12 +20,12 @@ from asr_jax.losses._lattice import Topology
 class Alignment(NamedTuple):
     """When each label is emitted.
 
-    posteriors: P(label u + 1 comes at frame t | encoded, labels). Sums to one over the frames for
-        every label; zero beyond the lengths, and where there is no alignment.
-    best_frames: the frame of each label in the most probable alignment; -1 beyond the labels, and
-        where there is none.
-    best_log_probability: of that alignment, in nats; -inf if there is none, NaN where something
-        in the utterance is NaN.
+    posteriors: P(label u + 1 is emitted at frame t | encoded, labels). Sums to one over the frames
+        for every label; zero beyond the lengths, and if there is no alignment.
+    best_frames: frame of each label in the most probable alignment; -1 beyond the labels, and if
+        there is no alignment.
+    best_log_probability: log-probability of that alignment, in nats; -inf if there is none, NaN if
+        anything in the utterance is NaN.
     """
 
     posteriors: Float32[Array, "B T U"]
@@ -49,21 +49,22 @@ def transducer_alignment(
     durations: Sequence[int] = (),
     chunk_frames: int | None = None,
 ) -> Alignment:
-    """Labels aligned with frames, softly and hard: for timestamps and forced alignment.
+    """Align labels with frames, for timestamps and forced alignment.
 
-    A posterior is the derivative of the log-likelihood by the log-probability of the label's edge;
-    so is the best alignment, with maxima in place of sums over alignments (Viterbi). Under jit,
-    what is not used of the result is not computed.
+    A posterior is the derivative of the log-likelihood with respect to the log-probability of the
+    label's edge. The best alignment is the same derivative with maxima instead of sums over
+    alignments (Viterbi). Under jit, unused parts of the result are not computed.
 
-    Arguments as in `transducer_loss`; with durations, as in `tdt_loss`, where best_frames says when
-    a label starts. No gradient.
+    Arguments are those of `transducer_loss`, the arrays separate for the same reason. With
+    durations they are those of `tdt_loss`, and best_frames has the frames at which labels start.
+    There is no gradient.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.
     """
     durations = () if durations == () else check_durations(durations)
     if topology != "rnnt" and durations:
-        raise ValueError(f"{topology = }: there is none beside durations")
+        raise ValueError(f"{topology = }: must be 'rnnt' with durations")
     joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(activation, chunk_frames)
     check_joint(joint, computation, blank_id=blank_id, durations=durations)
@@ -81,7 +82,7 @@ def transducer_alignment(
 
 
 def _scores(edges, lengths, topology, durations):
-    """Return two functions of the labels' edges: log P of all alignments, and of the best one."""
+    """Return log P of all alignments, and of the best one, as functions of the label edges."""
     frames, labels = lengths
     blank = edges.blank
     if durations:

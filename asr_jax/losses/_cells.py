@@ -1,8 +1,8 @@
-"""What a loss needs of one cell's logits, how its gradient comes back, and the edges it gives.
+"""What a loss reads from one cell's logits, its gradient, and the edges that follow from it.
 
-A cell (t, u) is frame t after u labels. Of its logits a lattice needs the logsumexp of the symbols,
-the blank's and the next label's; with durations (TDT) also those, which stand behind the symbols.
-Everything else follows from these few numbers, so these are what is computed in tiles.
+A cell (t, u) is frame t after u labels. A lattice needs three numbers of its logits: the logsumexp
+of the symbols, the blank's logit and the next label's. With durations (TDT) it also needs their
+logits, in the columns after the symbols. These few numbers are what tiles compute.
 """
 
 from functools import partial
@@ -16,10 +16,10 @@ Factorization = Literal["softmax", "hat"]
 
 
 class VocabularyLayout(NamedTuple):
-    """How the logits' columns are read: `symbols` of them are symbols, the blank one of these.
+    """The meaning of the logits' columns: first `symbols` symbols, the blank among them.
 
-    factorization: "softmax" normalises all symbols together. "hat" lets a sigmoid of the blank's
-    logit decide on blank, and normalises the labels alone (Variani et al. 2020, arXiv 2003.07705).
+    factorization: "softmax" normalizes all symbols together. "hat" decides on blank by a sigmoid of
+        its logit, and normalizes the labels alone (Variani et al. 2020, arXiv 2003.07705).
     """
 
     blank_id: int
@@ -28,7 +28,7 @@ class VocabularyLayout(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """Of each cell: logsumexp of the normalised symbols; logits of blank, next label, the rest."""
+    """Logsumexp of each cell's normalized symbols; logits of its blank, next label and the rest."""
 
     normalizer: Float32[Array, "... U1"]
     blank: Float32[Array, "... U1"]
@@ -39,7 +39,7 @@ class Planes(NamedTuple):
 def labels_of_cells(
     labels: Int[Array, "B U"], label_lengths: Int[Array, " B"], layout: VocabularyLayout
 ) -> Int[Array, "B U1"]:
-    """The next label of every cell: 0 where there is none; for a wrong one V, which gives NaN."""
+    """Return every cell's next label: 0 if there is none; V, which gives NaN, if it is invalid."""
     labels = jnp.pad(labels, ((0, 0), (0, 1)))
     inside = jnp.arange(labels.shape[1]) < label_lengths[:, None]
     right = (labels >= 0) & (labels < layout.symbols)
@@ -49,7 +49,7 @@ def labels_of_cells(
 def select_logits(
     logits: Float32[Array, "... U1 V"], labels: Int[Array, "... U1"], layout: VocabularyLayout
 ) -> Planes:
-    """Labels broadcast against the cells; the one behind an utterance's last may be any symbol."""
+    """Return the planes of cells; labels broadcast against them, any symbol where there is none."""
     symbols, rest = jnp.split(logits, [layout.symbols], -1)
     labels = jnp.broadcast_to(labels, symbols.shape[:-1])
     label = jnp.take_along_axis(symbols, labels[..., None], -1)[..., 0]
@@ -64,7 +64,7 @@ def select_logits_vjp(
     cotangents: Planes,
     layout: VocabularyLayout,
 ) -> Float32[Array, "... U1 V"]:
-    """Return select_logits' vector-Jacobian product, in one pass and without a scatter."""
+    """Return the vector-Jacobian product of select_logits, in one pass and without a scatter."""
     softmax = jnp.exp(logits[..., : layout.symbols] - normalizer[..., None])
     softmax = jnp.where(_normalized(layout), softmax, 0.0)
     symbols = jnp.arange(layout.symbols)
@@ -83,10 +83,10 @@ def select_planes(
     real: Bool[Array, "B T U1"],
     layout: VocabularyLayout,
 ) -> Planes:
-    """select_logits for ready-made 4-D logits of any float type, in float32.
+    """Return select_logits of 4-D logits of any float type, in float32.
 
-    Cells that are not real may hold anything and give anything; their gradient is zero. That is one
-    pass over the logits, and a copy of them, less than to clear these cells beforehand.
+    Cells that are not real may hold anything and return anything; their gradient is zero. Masking
+    the gradient saves the pass over the logits, and the copy, that clearing these cells would take.
     """
     return select_logits(logits.astype(jnp.float32), labels[:, None], layout)
 
@@ -109,7 +109,7 @@ select_planes.defvjp(_fwd, _bwd)
 def edges(
     planes: Planes, layout: VocabularyLayout
 ) -> tuple[Float32[Array, "B T U1"], Float32[Array, "B T U"]]:
-    """log P(blank) of every cell, and log P(next label) of all cells but the last."""
+    """Return log P(blank) of every cell, and log P(next label) of all cells but the last."""
     label = (planes.label - planes.normalizer)[..., :-1]
     if layout.factorization == "softmax":
         return planes.blank - planes.normalizer, label

@@ -1,4 +1,4 @@
-"""What a caller can get wrong, as one line that names the argument, its value and the rule."""
+"""Checks of arguments; each error is one line that names the argument, its value and the rule."""
 
 import math
 import operator
@@ -18,14 +18,14 @@ FLOATS = ("float16", "bfloat16", "float32")
 
 
 def check_float(name, array, *shape) -> None:
-    """A float array of this shape, where None stands for any size."""
+    """Require a float array of this shape, where None stands for any size."""
     if _dtype(name, array) not in FLOATS:
         raise ValueError(f"{name}.dtype = {array.dtype}: must be one of {', '.join(FLOATS)}")
     _check_shape(name, array, shape)
 
 
 def check_integer(name, array, *shape) -> None:
-    """An integer array of this shape."""
+    """Require an integer array of this shape."""
     if not jnp.issubdtype(_dtype(name, array), jnp.integer):
         raise ValueError(f"{name}.dtype = {array.dtype}: must be an integer type")
     _check_shape(name, array, shape)
@@ -37,7 +37,7 @@ def check_blank(blank_id, vocabulary: int) -> None:
 
 
 def as_int32(*integers):
-    """What is unsigned cannot be negated, and what is narrow overflows."""
+    """Cast to int32, clipped: unsigned lengths cannot be negated, and narrow ones overflow."""
     limits = jnp.iinfo(jnp.int32)
 
     def cast(x):
@@ -57,13 +57,13 @@ def check_objective(topology, factorization, fastemit_lambda) -> None:
 
 
 def check_durations(durations) -> tuple[int, ...]:
-    """The durations as whole numbers."""
+    """Return the durations as integers."""
     try:
         frames = tuple(operator.index(d) for d in durations)
     except TypeError:
         frames = ()
     if min(frames, default=-1) < 0 or len(set(frames)) < len(frames) or not any(frames):
-        rule = "must be different whole numbers of frames, one of them positive"
+        rule = "must be distinct integers of frames, none negative, one positive"
         raise ValueError(f"{durations = }: {rule}")
     return frames
 
@@ -75,7 +75,7 @@ def check_sigma(sigma) -> None:
 def check_joint(
     joint: JointArguments, computation: Computation, *, blank_id, durations: tuple[int, ...] = ()
 ) -> None:
-    """The arguments of every loss of a joint. The kernel's last columns are for the durations."""
+    """Check what every loss of a joint takes. The kernel's last columns are for the durations."""
     encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
     check_float("encoded", encoded, None, None, None)
     batch, _, width = encoded.shape
@@ -90,13 +90,13 @@ def check_joint(
         _check_axes(name, array)
     symbols = kernel.shape[1] - len(durations)
     if symbols < 1:
-        rule = f"needs a column for each of {len(durations)} durations and for each symbol"
+        rule = f"must have a column for each of {len(durations)} durations and for each symbol"
         raise ValueError(f"kernel.shape = {kernel.shape}: {rule}")
     check_blank(blank_id, symbols)
     _check_computation(computation)
     if computation.implementation == "mosaic_gpu":
         dtypes = encoded.dtype, predicted.dtype, kernel.dtype
-        reason = "it knows no durations" if durations else None
+        reason = "it does not support durations" if durations else None
         if reason := reason or obstacle(dtypes, width, jax.devices()[0]):
             raise ValueError(f"implementation = 'mosaic_gpu': {reason}; 'xla' runs everywhere")
 
@@ -106,7 +106,7 @@ def _check_computation(computation: Computation) -> None:
     for name in ("chunk_frames", "utterances_per_group"):
         value = getattr(computation, name)
         if value is not None and _integer(name, value) < 1:
-            raise ValueError(f"{name} = {value}: must be positive, or None to choose")
+            raise ValueError(f"{name} = {value}: must be positive, or None to choose automatically")
     negligible_gradient = computation.negligible_gradient
     _check_finite("negligible_gradient", negligible_gradient)
     if not negligible_gradient >= 0:
@@ -127,7 +127,7 @@ def _integer(name, value) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:  # jax's, of a traced value, too
-        raise ValueError(f"{name} = {value!r:.60}: must be a whole number") from None
+        raise ValueError(f"{name} = {value!r:.60}: must be an integer") from None
 
 
 def _check_finite(name, value) -> None:
@@ -140,13 +140,13 @@ def _check_finite(name, value) -> None:
 
 
 def _check_axes(name, array) -> None:
-    """Slices of tiles at places that only the data knows have no sharding that a type could say."""
+    """Require Auto axes: tiles are sliced at data-dependent places, of unknown sharded types."""
     if array is None:
         return
     sharding = jax.typeof(array).sharding
     if any(sharding.spec) and AxisType.Explicit in sharding.mesh.axis_types:
         axes = ", ".join(map(str, filter(None, sharding.spec)))
-        rule = "needs a mesh whose axes are of AxisType.Auto"
+        rule = "must use a mesh with axes of AxisType.Auto"
         raise ValueError(f"{name} is sharded over {axes}, of AxisType.Explicit: {rule}")
 
 

@@ -2,8 +2,8 @@
 
 From node (t, u) a label of duration d goes to (t + d, u + 1) and a blank to (t + d, u), blanks for
 at least one frame. The last edge of an alignment is a blank that ends at the last frame exactly.
-Edges go on by one to max(durations) + 1 anti-diagonals t + u; a scan over these carries what has
-been reached on the next ones.
+Edges advance by 1 to max(durations) + 1 anti-diagonals t + u. A scan over the anti-diagonals
+carries the log-probabilities of reaching each node of the next ones.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from asr_jax.losses._lattice import diagonals
 
-NEVER = -1e30  # finite, so that differences of impossible nodes are no NaN in the derivative
+NEVER = -1e30  # finite, so that differences of impossible nodes are not NaN in the derivative
 
 
 def log_likelihood(
@@ -27,11 +27,11 @@ def log_likelihood(
     durations: tuple[int, ...],
     plus: Callable = jnp.logaddexp,
 ) -> Float[Array, " B"]:
-    """log of the summed probability of all alignments, in nats.
+    """Return the log of the summed probability of all alignments, in nats.
 
-    blank, label and duration are the log-probabilities of edges that leave (t, u); X of durations.
-    What lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient.
-    plus: how two ways to a node join; `first_largest` gives the best alignment instead.
+    blank, label and duration are log-probabilities of edges that leave (t, u), for X durations.
+    Padding beyond the lengths is never read. No alignment: -inf and a zero gradient.
+    plus: combines two paths to a node; `first_largest` returns the best alignment's instead.
     """
     _, frames, cells = blank.shape
     label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
@@ -46,7 +46,7 @@ def log_likelihood(
         step, (start, *[never] * (max(durations) + 1)), (numbers, *edges)
     )
     total = jnp.where(u == u_end, last, 0.0).sum(-1) + shifts.sum(0)
-    never = ~possible[:, 0] | (total <= NEVER / 2)  # NaN is not: it stays NaN
+    never = ~possible[:, 0] | (total <= NEVER / 2)  # NaN compares false and stays NaN
     return jnp.where(never, -jnp.inf, total)
 
 
@@ -66,7 +66,7 @@ def _step(ends, durations, plus, reached, edges):
     def by_blank(before, log_prob, allowed):
         return plus(before, jnp.where(allowed, alpha + log_prob, NEVER))
 
-    # A free edge from an utterance's end to the last anti-diagonal of all.
+    # A free edge from an utterance's end to the last anti-diagonal of the batch.
     reached[0] = by_blank(reached[0], 0.0, possible & (t >= t_end) & (u == u_end))
     for d, log_prob in zip(durations, duration):
         if d > 0:
@@ -74,7 +74,7 @@ def _step(ends, durations, plus, reached, edges):
         moved = jnp.pad((alpha + label + log_prob)[:, :-1], ((0, 0), (1, 0)))
         came = jnp.roll(inside & (u < u_end) & (t + d < t_end), 1, -1)
         reached[d] = plus(reached[d], jnp.where(came, moved, NEVER))
-    # What has been reached is kept near 0, where float32 is finest: see _lattice.
+    # Keep the largest entry near 0, where float32 is most precise: see `_lattice.walk`.
     top = jax.lax.stop_gradient(reached[0].max(-1, keepdims=True))
     shift = jnp.where(top > NEVER / 2, top, 0.0)
     return tuple(x - shift for x in reached), shift[:, 0]

@@ -1,4 +1,4 @@
-"""From a joint's arguments to log-probabilities of edges: what every loss of it begins with."""
+"""From the joint network's arguments to log-probabilities of edges, and to a loss of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from asr_jax.losses._tiles import choose_kernel_tile, choose_tile
 
 
 class Edges(NamedTuple):
-    """log-probabilities of the edges from each cell, and logits of columns behind the symbols."""
+    """Log-probabilities of each cell's edges, and the logits in the columns after the symbols."""
 
     blank: Float32[Array, "B T U1"]
     label: Float32[Array, "B T U"]
@@ -24,7 +24,7 @@ class Edges(NamedTuple):
 
 
 def joint_edges(joint: JointArguments, computation: Computation, layout: VocabularyLayout) -> Edges:
-    """Edges of activation(encoded + predicted) @ kernel + bias; padding may hold anything."""
+    """Return edges of activation(encoded + predicted) @ kernel + bias; padding may be anything."""
     frames, cells = joint.encoded.shape[1], joint.predicted.shape[1]
     real_frames = jnp.arange(frames) < joint.encoded_lengths[:, None]
     real_cells = jnp.arange(cells) <= joint.label_lengths[:, None]
@@ -84,7 +84,7 @@ def joint_loss(
     computation: Computation,
     layout: VocabularyLayout,
 ) -> Float32[Array, " B"]:
-    """-log_likelihood(edges, encoded_lengths, label_lengths), for large batches in groups."""
+    """Return -log_likelihood(edges, encoded_lengths, label_lengths), large batches in groups."""
     joint = as_one_kind(joint)
     floats, weights, integers = joint[:2], joint[2:4], joint[4:]
 
@@ -104,14 +104,14 @@ def joint_loss(
 
 
 def as_one_kind(joint: JointArguments) -> JointArguments:
-    """With int32 lengths and labels, at least one frame, and all varying over the same devices."""
+    """Return int32 labels and lengths, one frame or more, all varying over the same devices."""
     encoded, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
     integers = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
     return vary_alike(JointArguments(encoded, *joint[1:4], *integers))
 
 
 def at_least_one_frame(frames, lengths):
-    """Where the axis is empty, a frame that belongs to no utterance; else what was given."""
+    """Return the arguments, with a frame that belongs to no utterance if the axis is empty."""
     if frames.shape[1]:
         return frames, lengths
     padding = [(0, 0), (0, 1)] + [(0, 0)] * (frames.ndim - 2)
@@ -123,7 +123,7 @@ def _in_tiles(joint, computation):
 
 
 def lattice_walker(implementation: Implementation) -> Callable | None:
-    """What walks over the lattice, if not `walk`."""
+    """Return the replacement for `_lattice.walk`, if any."""
     if implementation != "mosaic_gpu":
         return None
     from asr_jax.losses._mosaic_gpu import lattice_forward  # imports Pallas

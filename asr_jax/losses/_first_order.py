@@ -1,11 +1,11 @@
-"""Gradients that have none themselves."""
+"""Gradients that cannot be differentiated again."""
 
 import jax
 
 
 @jax.custom_vjp
 def first_order_only(gradients):
-    """The same arrays; differentiating them is an error instead of a wrong number."""
+    """Return the same arrays; differentiating them raises, instead of giving wrong numbers."""
     return gradients
 
 
@@ -14,7 +14,9 @@ def _fwd(gradients):
 
 
 def _bwd(_, cotangents):
-    raise NotImplementedError("these losses are differentiable once: their gradients are not")
+    raise NotImplementedError(
+        "these losses are differentiable once: second derivatives are not supported"
+    )
 
 
 first_order_only.defvjp(_fwd, _bwd)

@@ -1,9 +1,9 @@
-"""A batch a few utterances at a time, for batches whose planes [B, T, U + 1] alone are too much.
+"""A few utterances at a time, for batches whose planes [B, T, U + 1] alone take too much memory.
 
-The forward pass computes each group's gradients at once, as if the losses were only summed up, so
-that no plane outlives its group. The backward pass multiplies them by the cotangents that the
-losses really have. Only the gradient of shared weights mixes utterances: where their cotangents
-differ, which is seldom, it is computed again.
+The forward pass computes each group's gradients immediately, as if the losses were summed, so that
+no plane outlives its group. The backward pass multiplies them by the actual cotangents of the
+losses. Only the gradient of shared weights mixes utterances: if their cotangents differ, which is
+rare, it is computed again.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float32, PyTree, Shaped
 
 from asr_jax.losses._first_order import first_order_only
 
-MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # a float32 plane of them: 67 and 8 MB
-# JAX 0.10 on a CPU keeps a stack of bfloat16 as float32; integers it keeps as they are.
+MANY_CELLS, GROUP_CELLS = 2**24, 2**21  # their float32 planes: 67 and 8 MB
+# On a CPU, JAX 0.10 stores stacked bfloat16 as float32, but integers as they are.
 STACKS_AS_FLOAT32 = jax.__version_info__ < (0, 11)
 
 
 class Grouping(NamedTuple):
-    """Groups of `size` utterances from each of the batch's shards, and the loss of a group.
+    """How a batch is split: `size` utterances from each of its shards form a group.
 
-    loss(floats, weights, integers): floats and integers have a leading batch axis; weights are what
-    all utterances share.
+    loss(floats, weights, integers): losses of a group. floats and integers have a leading batch
+        axis; weights are shared by all utterances.
     """
 
     loss: Callable[..., Float32[Array, " B"]]
@@ -34,7 +34,7 @@ class Grouping(NamedTuple):
 
 
 def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int:
-    """Utterances a group: a divisor of the batch. None: all, unless there are very many cells."""
+    """Return the utterances per group, a divisor of the batch; at_most None: by the cells."""
     if at_most is None:
         few = batch * frames * cells <= MANY_CELLS
         at_most = batch if few else GROUP_CELLS // (frames * cells)
@@ -47,7 +47,7 @@ def choose_size(batch: int, frames: int, cells: int, at_most: int | None) -> int
 def loss_in_groups(
     floats: PyTree[Array], weights: PyTree[Array], integers: PyTree[Array], grouping: Grouping
 ) -> Float32[Array, " B"]:
-    """grouping.loss(floats, weights, integers), one group at a time."""
+    """Return grouping.loss(floats, weights, integers), computed one group at a time."""
     dtypes = _dtypes(floats)
 
     def loss_of_group(group):
@@ -62,7 +62,7 @@ def loss_in_groups(
 def split_groups(
     arrays: PyTree[Shaped[Array, "B ..."]], grouping: Grouping
 ) -> PyTree[Shaped[Array, "G N ..."]]:
-    """Return the G groups of a batch, N utterances each, the same number from every shard."""
+    """Return the G groups of a batch, N utterances each, equally many from every shard."""
     _, shards, size = grouping
 
     def split(x):
@@ -76,7 +76,7 @@ def split_groups(
 def merge_groups(
     arrays: PyTree[Shaped[Array, "G N ..."]], grouping: Grouping
 ) -> PyTree[Shaped[Array, "B ..."]]:
-    """Return the batch that `split_groups` has split."""
+    """Return the batch of these groups: the inverse of `split_groups`."""
     _, shards, size = grouping
 
     def merge(x):
@@ -95,7 +95,7 @@ def _fwd(floats, weights, integers, grouping):
 
 def _bwd(grouping, residuals, cotangents):
     floats, weights, integers, losses, d_floats, d_weights = residuals
-    finite = jnp.isfinite(losses)  # the others have no gradient
+    finite = jnp.isfinite(losses)  # other losses have no gradient
     low = jnp.where(finite, cotangents, jnp.inf).min()
     high = jnp.where(finite, cotangents, -jnp.inf).max()
 
@@ -112,7 +112,7 @@ def _bwd(grouping, residuals, cotangents):
     d_floats = jax.tree.map(
         lambda d: (taken.reshape(-1, *[1] * (d.ndim - 1)) * d).astype(d.dtype), d_floats
     )
-    # With floats, as what was stacked as bits seems to depend on nothing.
+    # Pass floats along: gradients stacked as bits look independent of the inputs.
     return *first_order_only((d_floats, d_weights, floats))[:2], None
 
 
@@ -120,7 +120,7 @@ loss_in_groups.defvjp(_fwd, _bwd)
 
 
 def _with_gradients(floats, weights, integers, cotangents, grouping):
-    """Return losses, and the cotangents of floats and, in float32, of weights."""
+    """Return losses, the gradients of floats, and, in float32, those of weights."""
     dtypes = _dtypes(floats)
 
     def add_group(d_weights, group):
@@ -142,7 +142,7 @@ def _dtypes(floats):
 
 
 def _bits(floats):
-    """As they are best stacked: see STACKS_AS_FLOAT32."""
+    """Return floats as the type in which they are stacked: see STACKS_AS_FLOAT32."""
     if not STACKS_AS_FLOAT32:
         return floats
     return jax.tree.map(lambda x: _view(x, f"uint{8 * x.dtype.itemsize}"), floats)

@@ -1,11 +1,12 @@
-"""What the lattice needs of the joint's logits, computed tile by tile instead of in 4-D.
+"""What the lattice needs of the joint network's logits, computed tile by tile, without 4-D arrays.
 
 logits = activation(encoded + predicted) @ kernel + bias has V numbers in each of B * T * (U + 1)
-cells, of which a loss needs few: the logsumexp, the blank's and the next label's. Loops over tiles
-of existing cells compute those. The backward pass computes each tile's logits a second time, so
-that the logits of more than one step's tiles never exist at once.
+cells, but a loss needs only the logsumexp, the blank's logit and the next label's. Loops over tiles
+of real cells compute these. The backward pass computes the logits of each tile again, so that only
+one step's logits exist at a time.
 
-Axes: S shards of the batch, N tiles listed or blocks in each, G tiles of a step, `rows` cells.
+Axes: S shards of the batch; N tiles or blocks in each; G tiles in a step; `rows`, the cells of
+tiles.
 """
 
 from functools import partial
@@ -33,10 +34,10 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
 class TilePlan(NamedTuple):
-    """What does not change from batch to batch.
+    """The static part of the computation, the same for all batches of one shape.
 
-    shards: utterances are packed within each of so many equal parts of the batch. The kernels of
-        "mosaic_gpu" know of one only.
+    shards: number of equal parts of the batch within which utterances are packed; 1 for
+        "mosaic_gpu".
     """
 
     layout: VocabularyLayout
@@ -48,7 +49,7 @@ class TilePlan(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Frames, and label positions with their labels, in blocks as long as a tile's sides."""
+    """Frames and label positions in blocks of a tile's size. Label positions have their labels."""
 
     encoded: Float[Array, "S N frames D"]
     predicted: Float[Array, "S N cells D"]
@@ -56,7 +57,7 @@ class Blocks(NamedTuple):
 
 
 class StepTiles(NamedTuple):
-    """The tiles of one backward step: numbers of the blocks that meet in them, and their arrays."""
+    """The tiles of one step of the backward pass: their block numbers, blocks, and planes."""
 
     encoded_block: Int[Array, "S G"]
     predicted_block: Int[Array, "S G"]
@@ -66,14 +67,14 @@ class StepTiles(NamedTuple):
 
 
 class TileRows(NamedTuple):
-    """Hidden states of a step's cells, and the gradients of their logits."""
+    """Hidden states of a step's cells, and gradients of their logits."""
 
     hidden: Float[Array, "S rows D"]
     d_logits: Float[Array, "S rows V"]
 
 
 class GradientSums(NamedTuple):
-    """Gradients summed over the tiles so far, those of encoded and predicted in blocks."""
+    """Gradients summed over the tiles so far; encoded and predicted are in blocks."""
 
     encoded: Float32[Array, "S N frames D"]
     predicted: Float32[Array, "S N cells D"]
@@ -92,9 +93,9 @@ def joint_planes(
     cell_lengths: Int[Array, " B"],
     plan: TilePlan,
 ) -> Planes:
-    """The planes of activation(encoded + predicted) @ kernel + bias.
+    """Return the planes of activation(encoded + predicted) @ kernel + bias.
 
-    Lengths have to fit the axes, and padding to be finite. Matrix products take the inputs' dtype
+    Lengths must fit the axes, and padding must be finite. Matrix products take the inputs' dtype
     and accumulate in float32.
     """
     arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
@@ -161,7 +162,7 @@ def tile_planes(
     bias: Float[Array, " V"],
     plan: TilePlan,
 ) -> Planes:
-    """Return the planes [S, N, rows] of all tiles, a step's tiles at a time."""
+    """Return the planes [S, N, rows] of all tiles, computed one step at a time."""
     shards, room = tiles.plane_block.shape
     plane_shape = shards, room, plan.tile.frames * plan.tile.cells
     plane = jnp.zeros_like(blocks.encoded, jnp.float32, shape=plane_shape)
@@ -190,7 +191,7 @@ def _planes_of_blocks(kernel, bias, plan, blocks):
 def tile_gradient_rows(
     kernel: Float[Array, "D V"], bias: Float[Array, " V"], plan: TilePlan, tiles: StepTiles
 ) -> TileRows:
-    """Return the hidden states and the gradients of logits of one shard's tiles."""
+    """Return hidden states and logits' gradients of one shard's tiles."""
     hidden = _hidden(tiles.blocks, kernel, plan)
     normalizer, cotangents = jax.tree.map(_merge_shards, (tiles.normalizer, tiles.cotangents))
     logits, labels = _logits(hidden, kernel, bias), _labels_of_rows(tiles.blocks.labels, plan)
@@ -205,7 +206,7 @@ def add_tiles(
     tiles: StepTiles,
     rows: TileRows,
 ) -> GradientSums:
-    """Return the sums of one shard with its tiles added."""
+    """Return one shard's sums with the gradients of its tiles added."""
     d_bias = sums.bias + rows.d_logits.sum(0, dtype=jnp.float32)
     d_logits = rows.d_logits.astype(rows.hidden.dtype)
     d_kernel = sums.kernel + _dot("nd,nv->dv", rows.hidden, d_logits)
@@ -242,15 +243,15 @@ def _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan):
 
 
 def _steps(counts, plan):
-    """Return how many steps the shard with the most tiles takes."""
+    """Return the number of steps, which the shard with the most tiles determines."""
     return -(-counts.max() // plan.tile.per_step)
 
 
 def _negligible_cotangents(cotangents, tiles, frames, plan):
-    """Which cotangents of each tile count as none: [shards, N].
+    """Return the largest cotangent of each tile [S, N] that counts as zero.
 
-    They are a share of the utterance's largest one, which is its first cell's: all alignments
-    begin there.
+    It is a fraction of the utterance's largest cotangent, that of its first cell, where all
+    alignments start.
     """
     if plan.negligible_gradient == 0:
         return jnp.zeros_like(tiles.encoded_block, jnp.float32)
@@ -266,29 +267,29 @@ def _split_shards(x, shards):
 
 
 def _merge_shards(x):
-    """[shards, n, ...], or anything else of two leading axes, to one."""
+    """Merge the two leading axes, such as [S, n, ...]."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _take_blocks(blocks, encoded_block, predicted_block):
-    """Return the blocks that meet in tiles [S, G], [S, G, ...]."""
+    """Return the blocks [S, G, ...] whose numbers are [S, G]."""
     predicted_and_labels = _take(blocks[1:], predicted_block)
     return Blocks(_take(blocks.encoded, encoded_block), *predicted_and_labels)
 
 
 def _take(arrays, index):
-    """arrays [shards, n, ...] at index [shards, m]."""
+    """Return arrays [S, n, ...] at index [S, m]."""
     return jax.tree.map(lambda x: jax.vmap(lambda x, index: x[index])(x, index), arrays)
 
 
 def _slice_step(arrays, step, plan):
-    """A step's part of arrays [shards, N, ...]."""
+    """Return the part of arrays [S, N, ...] that a step works on."""
     take = partial(jax.lax.dynamic_slice_in_dim, slice_size=plan.tile.per_step, axis=1)
     return jax.tree.map(lambda x: take(x, step * plan.tile.per_step), arrays)
 
 
 def _sum(blocks):
-    """[G, frames, D] and [G, cells, D] to [G, frames, cells, D]."""
+    """Return encoded + predicted, [G, frames, cells, D]."""
     encoded, predicted, _ = blocks
     return encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
 
@@ -305,7 +306,7 @@ def _slope(blocks, plan):
 
 
 def _labels_of_rows(labels, plan):
-    """[G, cells] to one label for every frame and cell of them: [rows]."""
+    """Repeat labels [G, cells] for every frame: [rows]."""
     tiles, cells = labels.shape
     return jnp.broadcast_to(labels[:, None], (tiles, plan.tile.frames, cells)).reshape(-1)
 
@@ -319,10 +320,10 @@ def _dot(subscripts, a, b):
 
 
 def _add_blocks(sums, index, blocks):
-    """sums with blocks added at index, where an index may come often: those are summed up first.
+    """Return sums with blocks added at index; blocks of equal index are summed first.
 
-    The sum is a product and the scatter's indices are unique, so that neither the order of atomic
-    additions nor a loop over tiles comes into it.
+    That sum is a matrix product, and the scatter's indices are unique, so no result depends on the
+    order of atomic additions, and there is no loop over tiles.
     """
     count = len(index)
     same = index[:, None] == index
@@ -330,7 +331,7 @@ def _add_blocks(sums, index, blocks):
     finite = jnp.isfinite(blocks)
     terms = same.astype(blocks.dtype), jnp.where(finite, blocks, 0)
     totals = jnp.einsum("ij,jlw->ilw", *terms, precision="highest")
-    # Zero times NaN is NaN: what is not finite must stay in its own sums.
+    # Zero times NaN is NaN: non-finite values must stay in their own sums.
     spoiled = jnp.any(same[:, :, None] & ~finite.all(-1), axis=1)
     totals = jnp.where(spoiled[..., None], jnp.nan, totals)
     place = jnp.where(first, index, len(sums) + jnp.arange(count))

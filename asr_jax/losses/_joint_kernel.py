@@ -1,7 +1,7 @@
-"""The joint's tiles by the kernels of `_mosaic_gpu`, in the terms of `_joint`.
+"""The tiles of `_joint`, computed by the kernels of `_mosaic_gpu`.
 
-A tile is 64 frames and one cell. The kernels find its blocks themselves: to them all utterances are
-one, of all their blocks' frames and of all their cells.
+A tile is 64 frames and one cell. The kernels fetch its blocks themselves: they see the batch as one
+utterance that has all frames and all cells of its blocks.
 """
 
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ def tile_planes(
     bias: Float[Array, " V"],
     plan: TilePlan,
 ) -> Planes:
-    """Planes [1, N, 64] in the order of the tiles; beyond their count they hold anything."""
+    """Return the planes [1, N, 64] of all tiles; beyond their count, values are arbitrary."""
     joint = _as_one_utterance(blocks, *pad_vocabulary(kernel, bias))
     listed = _listed(tiles.encoded_block[0], tiles.predicted_block[0])
     planes = _run(_mosaic_gpu.joint_forward, plan, joint, listed, tiles.count[0])
     normalizer, blank, label = (x[None] for x in planes)
-    # Of a label outside the vocabulary the kernel finds nothing, or padding.
+    # The kernel finds no logit, or padding, for a label outside the vocabulary.
     outside = joint.labels[0, tiles.predicted_block[0]] >= kernel.shape[1]
     label = jnp.where(outside[:, None], jnp.nan, label)
     return Planes(normalizer, blank, label, normalizer[..., None][..., :0])
@@ -40,9 +40,9 @@ def tile_gradient_rows(
     plan: TilePlan,
     tiles: StepTiles,
 ) -> TileRows:
-    """Hidden states [1, rows, D] and the gradient of logits [1, rows, V] of a step's tiles.
+    """Return hidden states [1, rows, D] and logits' gradients [1, rows, V] of a step's tiles.
 
-    kernel and bias: padded by `pad_vocabulary`.
+    kernel, bias: padded by `pad_vocabulary`.
     """
     joint = _as_one_utterance(blocks, kernel, bias)
     listed = _listed(tiles.encoded_block[0], tiles.predicted_block[0])

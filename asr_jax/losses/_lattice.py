@@ -1,10 +1,10 @@
 """The lattice of alignments: forward and backward variables, all utterances and directions at once.
 
 Node (t, u) means that t frames are consumed and u labels emitted. A blank goes to (t + 1, u), a
-label to (t, u + 1); an alignment is a path from (0, 0) to (T, U), and its probability the product
-of its edges (Graves 2012, arXiv 1211.3711, section 2.4). All edges from one anti-diagonal t + u end
-in the next one, so a scan over T + U anti-diagonals needs one logaddexp a step. Where a label takes
-a frame with it, to (t + 1, u + 1), the same scan runs over the frames.
+label to (t, u + 1). An alignment is a path from (0, 0) to (T, U), and its probability is the
+product of its edges (Graves 2012, arXiv 1211.3711, section 2.4). All edges from one anti-diagonal
+t + u end in the next one, so a scan over T + U anti-diagonals needs one logaddexp per step. If a
+label also consumes a frame, going to (t + 1, u + 1), the same scan runs over the frames.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,11 @@ def log_likelihood(
     fastemit_lambda: float,
     walker: Callable | None = None,
 ) -> Float[Array, " B"]:
-    """log of the summed probability of all alignments, in nats.
+    """Return the log of the summed probability of all alignments, in nats.
 
-    blank and label are the log-probabilities of the edges that leave node (t, u); U1 = U + 1. What
-    lies beyond the lengths is never looked at. No alignment: -inf and a zero gradient. The gradient
-    is the occupancy of each edge, that of labels times 1 + fastemit_lambda. walker does what `walk`
-    does; None is that itself.
+    blank and label are log-probabilities of the edges that leave node (t, u); U1 = U + 1. Padding
+    beyond the lengths is never read. No alignment: -inf and a zero gradient. The gradient is the
+    occupancy of each edge, for labels times 1 + fastemit_lambda. walker replaces `walk`, if given.
     """
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
     return (walker or walk)(*steps)[0]
@@ -50,7 +49,7 @@ def _fwd(blank, label, frame_lengths, label_lengths, topology, fastemit_lambda, 
 
 def _bwd(topology, fastemit_lambda, walker, occupancies, cotangent):
     blank, label = occupancies
-    # An edge that no alignment takes has no gradient, even where the cotangent is infinite.
+    # An edge that no alignment takes has no gradient, even if the cotangent is infinite.
     scaled = lambda taken, by: jnp.where(taken == 0, 0.0, by * cotangent[:, None, None] * taken)
     return *first_order_only((scaled(blank, 1.0), scaled(label, 1.0 + fastemit_lambda))), None, None
 
@@ -65,14 +64,14 @@ def best_alignment(
     label_lengths: Lengths,
     topology: Topology,
 ) -> Float[Array, " B"]:
-    """log-probability of the most probable alignment; its gradient is one on that path's edges."""
+    """Return the best alignment's log-probability; its gradient is one on that path's edges."""
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
     total = walk(*steps, plus=first_largest)[0]
-    return jnp.where(total == -jnp.inf, -jnp.inf, total)  # of which no path has a part
+    return jnp.where(total == -jnp.inf, -jnp.inf, total)  # a constant, without a gradient
 
 
 def first_largest(a, b):
-    """maximum, but of equals the first has all of the gradient; NaN if either is."""
+    """Return the maximum; for equal values, the first gets the whole gradient. NaN if either is."""
     return jnp.where((a >= b) | (a != a), a, b)
 
 
@@ -84,10 +83,10 @@ def occupancy(
     topology: Topology,
     walker: Callable,
 ) -> tuple[Float[Array, " B"], Float[Array, "B T U1"], Float[Array, "B T U"]]:
-    """The log-likelihood, and how probable it is that an alignment takes each blank and label.
+    """Return the log-likelihood, and the probability that an alignment takes each edge.
 
-    Label occupancies sum to one for every label; blank occupancies to one in every frame, where a
-    frame always ends in a blank.
+    Occupancies of a label sum to one over the frames. Occupancies of blanks sum to one in every
+    frame, if every frame ends in a blank.
     """
     frames, labels = label.shape[1:]
     steps = _steps(blank, label, frame_lengths, label_lengths, topology)
@@ -100,10 +99,10 @@ def occupancy(
 
 
 def _steps(blank, label, frame_lengths, label_lengths, topology):
-    """Edges [steps, B, U1] of each scan step, and where paths start and end, as log indicators.
+    """Return edges [steps, B, U1] of each scan step, and log indicators of starts and ends.
 
-    Behind an utterance's end stands a free blank that loops on its last node, so that nothing below
-    has to know the lengths, and the reversed lattice is a lattice of the same kind.
+    After an utterance's end, a free blank loops on its last node. So the code below does not need
+    the lengths, and the reversed lattice is a lattice of the same kind.
     """
     _, frames, cells = blank.shape
     label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
@@ -128,10 +127,10 @@ def _steps(blank, label, frame_lengths, label_lengths, topology):
 
 
 def diagonals(*planes: Float[Array, "B T U1"]) -> tuple[Float[Array, "steps B U1"], ...]:
-    """Element (t, u) moves to anti-diagonal t + u, column u, of the T + U that have edges.
+    """Move element (t, u) to anti-diagonal t + u, column u; T + U anti-diagonals have edges.
 
-    Rows of a transposed and padded plane, read with a stride that is one short, slide by one each:
-    a skew without a gather.
+    Reading the rows of a transposed and padded plane with a stride that is one short shifts each
+    row by one more: a skew without a gather.
     """
 
     def skew(plane):
@@ -144,7 +143,7 @@ def diagonals(*planes: Float[Array, "B T U1"]) -> tuple[Float[Array, "steps B U1
 
 
 def _from_diagonals(plane, frames):
-    """The inverse: [T+U, B, U+1] to [B, T, U+1]."""
+    """Return the plane [B, T, U + 1] of anti-diagonals [T + U, B, U + 1]."""
     steps, batch, cells = plane.shape
     plane = jnp.moveaxis(plane, 0, 2).reshape(batch, cells * steps)
     plane = jnp.pad(plane, ((0, 0), (0, cells))).reshape(batch, cells, steps + 1)
@@ -152,13 +151,14 @@ def _from_diagonals(plane, frames):
 
 
 def walk(blank, label, start, end, plus: Callable = jnp.logaddexp):
-    """Alpha along a lattice's steps, all lattices of a batch at once.
+    """Compute alpha along the steps of all lattices of a batch at once.
 
     blank, label: log-probabilities of edges [steps, ..., U1]; start, end: log indicators [..., U1].
-    Returns the total log-likelihood, alpha before each step less a shift, and the shifts summed up.
+    Returns the total log-likelihood, alpha before each step minus a shift, and the cumulative
+    shifts.
 
-    Far into the lattice alpha is in the thousands, where float32 has four decimals left. So the
-    largest entry of each step is moved out of it, to 0, and added up on its own.
+    Far into the lattice alpha is in the thousands, where float32 has four decimals left. So each
+    step subtracts its largest entry, and sums these shifts separately.
     """
 
     def step(alpha, edges):
@@ -176,22 +176,22 @@ def walk(blank, label, start, end, plus: Callable = jnp.logaddexp):
 
 
 def forward_backward(blank, label, start, end, walker):
-    """Total log-likelihood of a lattice's steps, and what of it goes through each edge.
+    """Return the total log-likelihood, the same from each step's edges, and log occupancies.
 
     Every alignment takes exactly one edge in every step. So the second result [steps, B], the
-    log-likelihood summed over the edges of each, is the total over and over; and the last two, log
-    occupancies of blanks and labels, are normalised by it and keep no error that has piled up on
-    the way. beta is alpha of the reversed lattice; both advance in one scan.
+    log-likelihood summed over the edges of each step, repeats the total. The last two results, log
+    occupancies of blanks and labels, are normalized by it and do not accumulate rounding errors.
+    beta is alpha of the reversed lattice; both advance in one scan.
     """
     reverse = lambda x: jnp.flip(x, (0, -1))
     left = lambda x: jnp.pad(x[..., 1:], ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
     edges = jnp.stack([blank, reverse(blank)], 1), jnp.stack([label, left(reverse(label))], 1)
     ends = jnp.stack([start, jnp.flip(end, -1)]), jnp.stack([end, jnp.flip(start, -1)])
     total, alpha, shifts = walker(*edges, *ends)
-    alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: of the step's far end
+    alpha, beta = alpha[:, 0], reverse(alpha[:, 1])  # beta: at the end of the step
     through = jnp.stack([alpha + blank + beta, alpha + label + left(beta)])
     sums = jax.nn.logsumexp(through, axis=(0, -1))
-    possible = (sums != -jnp.inf)[..., None]  # NaN is: a loss of NaN has a gradient of NaN
+    possible = (sums != -jnp.inf)[..., None]  # true for NaN: a NaN loss has a NaN gradient
     occupancies = jnp.where(possible, through - jnp.where(possible, sums[..., None], 0), -jnp.inf)
     before = jnp.pad(shifts[:-1], ((1, 0), (0, 0), (0, 0)))
     return total[0], sums + before[:, 0] + jnp.flip(before[:, 1], 0), *occupancies

@@ -1,15 +1,15 @@
 """The transducer's joint and lattice as kernels for Hopper GPUs (sm_90a), in Pallas Mosaic GPU.
 
-A tile is 64 frames of one utterance after one and the same number of labels. So all that depends on
-the labels, the predictor's row and the next label, is one row or one scalar a tile. One block works
-on two tiles: two warpgroups keep a tile's hidden rows each in shared memory and multiply them by
-the kernel, which a third streams past both in pieces, 128 symbols after 128 symbols. The logits
-live and die in registers.
+A tile is 64 frames of one utterance at one label position. So everything that depends on the labels
+is one row (the predictor's) or one scalar (the next label) per tile. A block computes two tiles:
+two warpgroups each keep a tile's hidden rows in shared memory and multiply them by the kernel, of
+which a third warpgroup streams pieces to both, 128 symbols after 128 symbols. The logits never
+leave the registers.
 
-Imports Pallas: import this module only where `_mosaic_gpu_support.obstacle` finds none.
+Imports Pallas: import this module only if `_mosaic_gpu_support.obstacle` returns None.
 """
 
-# Annotations of JAX that are wrong, or of versions that this module is never imported with:
+# Wrong annotations in JAX, or annotations of versions that never import this module:
 # pyright: reportAbstractUsage=false, reportCallIssue=false
 
 import math
@@ -25,13 +25,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float32, Int32
 
 ROWS = 64  # frames of a tile: a warpgroup's rows of a matrix product
-SYMBOLS = 128  # of the vocabulary at a time
-DEPTH = 64  # rows of a piece of the kernel, and the width of one row of swizzled shared memory
-TILES = 2  # of a block, one for each computing warpgroup
-SHARED_MEMORY = 232_448  # bytes a block can have
-AHEAD = 4  # anti-diagonals of which the edges are on their way while others are worked on
+SYMBOLS = 128  # vocabulary columns per step
+DEPTH = 64  # rows of a piece of the kernel; also the width of a row of swizzled shared memory
+TILES = 2  # per block, one for each computing warpgroup
+SHARED_MEMORY = 232_448  # bytes per block
+AHEAD = 4  # anti-diagonals whose edges are prefetched
 LANES = 128  # threads of a warpgroup
-NOTHING = -1e30  # stands for -inf where -inf - -inf has to be a number
+NOTHING = -1e30  # replaces -inf where -inf - -inf must be a number
 LOG2E = math.log2(math.e)
 
 LAYOUT = plgpu.Layout.WGMMA
@@ -41,9 +41,9 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": lambda x: jnp.maximum(x, 0.0)}
 
 
 def pad_vocabulary(kernel, bias):
-    """kernel [D, V] and bias [V] with V raised to a multiple of 128 by symbols of probability 0.
+    """Pad kernel [D, V] and bias [V] with symbols of probability 0, to a multiple of 128 symbols.
 
-    To be called once, outside of any loop over tiles. Their gradient is zero.
+    Call it once, outside of any loop over tiles. The gradient of the added symbols is zero.
     """
     missing = -bias.shape[0] % SYMBOLS
     bias = jnp.pad(bias.astype(jnp.float32), (0, missing), constant_values=NOTHING)
@@ -51,12 +51,12 @@ def pad_vocabulary(kernel, bias):
 
 
 class JointOperands(NamedTuple):
-    """The joint's arrays as its kernels take them.
+    """The arrays of the joint that its kernels read.
 
-    encoded: T a multiple of 64; finite, padding included.
+    encoded: T is a multiple of 64. Finite, padding included.
     predicted: finite.
-    kernel: padded, with its bias, by `pad_vocabulary`; D a multiple of 64, at most 640.
-    labels: the label after each position, in the vocabulary even where there is none.
+    kernel, bias: padded by `pad_vocabulary`. D is a multiple of 64, at most 640.
+    labels: next label of each position, in the vocabulary even if there is none.
     """
 
     encoded: BFloat16[Array, "B T D"]
@@ -67,7 +67,7 @@ class JointOperands(NamedTuple):
 
 
 class CellPlanes(NamedTuple):
-    """Of each cell's logits, the logsumexp, the blank's and the next label's."""
+    """Logsumexp of each cell's logits, the blank's logit and the next label's; or cotangents."""
 
     normalizer: Float32[Array, "N 64"]
     blank: Float32[Array, "N 64"]
@@ -84,14 +84,14 @@ def joint_forward(
     normalize_blank: bool,
     interpret=False,
 ) -> CellPlanes:
-    """The planes of logits = activation(encoded[b, t0 + row] + predicted[b, u]) @ kernel + bias.
+    """Return planes of logits = activation(encoded[b, t0 + r] + predicted[b, u]) @ kernel + bias.
 
-    Here row is 0..63 of the tile (b, t0, u).
+    Row r is 0..63 of the tile (b, t0, u).
 
     Args:
-        tiles: rows (b, t0, u), t0 a multiple of 64; N even. All of them exist.
-        count: how many tiles are computed. What the results hold beyond them is arbitrary.
-        normalize_blank: whether the logsumexp includes the blank (HAT's does not).
+        tiles: N rows (b, t0, u), t0 a multiple of 64, N even. All must be valid.
+        count: number of tiles to compute. Results of later tiles are arbitrary.
+        normalize_blank: include the blank in the logsumexp (not for HAT).
         interpret: `plgpu.InterpretGPUParams` to run on a CPU.
     """
     encoded, predicted, kernel, bias, labels = joint
@@ -116,12 +116,12 @@ def joint_gradient_rows(
     normalize_blank: bool,
     interpret=False,
 ) -> tuple[BFloat16[Array, "rows V"], BFloat16[Array, "rows D"]]:
-    """The gradient with respect to the logits of 64 G cells, and the cells' hidden rows.
+    """Return the gradient with respect to the logits of 64 G cells, and the cells' hidden rows.
 
     d_logits = cotangents.normalizer * softmax + cotangents.blank at the blank + cotangents.label at
-    the label, where softmax = exp(logits - normalizer) with the logits computed once more; both add
-    up where the label is the blank. Row 64 i + r belongs to row r of tile i. A row without a
-    cotangent is exactly zero whatever its normalizer. Arguments as in `joint_forward`.
+    the label (their sum if the label is the blank), where softmax = exp(logits - normalizer), with
+    the logits computed again. Row 64 i + r of the results is row r of tile i. A row without a
+    cotangent is exactly zero, whatever its normalizer. See `joint_forward` for other arguments.
     """
     encoded, predicted, kernel, bias, labels = joint
     body = partial(_gradient_body, blank_id=blank_id, activation=activation)
@@ -136,15 +136,15 @@ def joint_gradient_rows(
 
 
 def _normalized_bias(bias, blank_id, normalize_blank):
-    """In units of log 2, and without the blank if the logsumexp is to be without it."""
+    """Return the bias in units of log 2, without the blank if it is not normalized."""
     return LOG2E * (bias if normalize_blank else bias.at[blank_id].set(NOTHING))
 
 
 def _two_tiles_a_block(name, body, results, tiles, kernel, interpret, *staged):
-    """The kernel of this body. Its scratch: hidden rows, pieces of the kernel, barriers, `staged`.
+    """Return the kernel of this body, with scratch for hidden rows, pieces, barriers, `staged`.
 
-    Each block has two warpgroups that compute and one that brings them the pieces. staged are the
-    shapes of more bfloat16 buffers.
+    Each block has two warpgroups that compute, and one that streams the pieces of the kernel to
+    them. staged: shapes of additional bfloat16 buffers.
     """
     (width, vocabulary), count = kernel.shape, len(tiles)
     if count % TILES:
@@ -153,7 +153,7 @@ def _two_tiles_a_block(name, body, results, tiles, kernel, interpret, *staged):
         raise ValueError(f"{vocabulary = }: must be a multiple of {SYMBOLS}; see pad_vocabulary")
     hidden = (TILES, ROWS, width)
     buffer = lambda *shape: plgpu.SMEM(shape, jnp.bfloat16, transforms=SWIZZLED)
-    barriers = 1024  # bytes, more than they take
+    barriers = 1024  # bytes, more than needed
     left = SHARED_MEMORY - barriers - 2 * sum(map(math.prod, (hidden, *staged)))
     slots = min(4, left // (2 * DEPTH * SYMBOLS))
     return plgpu.kernel(
@@ -172,13 +172,13 @@ def _two_tiles_a_block(name, body, results, tiles, kernel, interpret, *staged):
             plgpu.Barrier(num_arrivals=TILES, num_barriers=slots),
             *(buffer(*shape) for shape in staged),
         ],
-        # A row of an accumulator lies within a warp: its sum and maximum need no shared memory.
+        # A warp holds whole rows of an accumulator: their sum and maximum need no shared memory.
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
         interpret=interpret,
     )
 
 
-# What the bodies are given: inputs, results, and the scratch memory of `_two_tiles_a_block`.
+# Arguments of the bodies: inputs, results, and the scratch memory of `_two_tiles_a_block`.
 ForwardRefs = namedtuple(
     "ForwardRefs",
     "encoded predicted kernel bias normalized_bias labels tiles count normalizer blank label "
@@ -277,7 +277,7 @@ def _gradient_body(*given, blank_id, activation):
 
 
 def _stream(refs):
-    """Brings the kernel to shared memory piece by piece, down 128 columns and on to the next."""
+    """Copy the kernel to shared memory in pieces: down 128 columns, then the next 128."""
     kernel, pieces, full, free = refs.kernel, refs.pieces, refs.full, refs.free
     slots, depths = pieces.shape[0], kernel.shape[0] // DEPTH
     count = depths * (kernel.shape[1] // SYMBOLS)
@@ -299,11 +299,11 @@ def _stream(refs):
 
 
 def _activate(refs, hidden, warpgroup, b, t0, u, activation):
-    """activation(encoded + predicted) of a tile in shared memory, where matrix products read it."""
+    """Write activation(encoded + predicted) of a tile to shared memory, for matrix products."""
     frames, arrived = pl.ds(pl.multiple_of(t0, ROWS), ROWS), refs.arrived.at[warpgroup]
     plgpu.copy_gmem_to_smem(refs.encoded.at[b, frames], hidden, arrived)
     parts = [pl.ds(start, DEPTH) for start in range(0, hidden.shape[1], DEPTH)]
-    # On their way together, and while the frames are.
+    # Load all of them together, and while the frames are copied.
     row = [_load_columns(refs.predicted.at[b, u, columns]) for columns in parts]
     plgpu.barrier_wait(arrived)
     for columns, part in zip(parts, row):
@@ -314,10 +314,10 @@ def _activate(refs, hidden, warpgroup, b, t0, u, activation):
 
 
 def _product(refs, hidden, v):
-    """hidden @ kernel [64, 128] for the v-th 128 symbols."""
+    """Return hidden @ kernel [64, 128] for the v-th 128 symbols."""
     pieces, full, free = refs.pieces, refs.full, refs.free
     slots, depths = pieces.shape[0], hidden.shape[1] // DEPTH
-    # A static slot saves a quarter of the loop's instructions.
+    # A static slot number saves a quarter of the loop's instructions.
     slot = lambda k: k % slots if depths % slots == 0 else lax.rem(v * depths + k, slots)
 
     def accumulate(accumulator):
@@ -336,7 +336,7 @@ def _product(refs, hidden, v):
 
 
 def _bias_row(bias, v):
-    """That of the v-th 128 symbols; to be asked for before their product, which covers the wait."""
+    """Load the bias of the v-th 128 symbols; call it before their product, which hides the wait."""
     return _load_columns(bias.at[pl.ds(pl.multiple_of(v * SYMBOLS, SYMBOLS), SYMBOLS)])
 
 
@@ -345,13 +345,13 @@ def _load_columns(values):
 
 
 def _halves(x, v):
-    """Of an array for the v-th 128 symbols: which 64 symbols each is for, and the half itself."""
+    """Return the halves of an array for the v-th 128 symbols, each with its number."""
     parts = range(SYMBOLS // DEPTH)
     return [(len(parts) * v + i, x[:, i * DEPTH : (i + 1) * DEPTH]) for i in parts]
 
 
 def _column(symbol):
-    """Where the symbol is among the 64 that have it."""
+    """Return the mask of the symbol's column in its block of 64 symbols."""
     column = plgpu.broadcasted_iota(jnp.int32, (ROWS, DEPTH), 1, layout=LAYOUT)
     return column == symbol % DEPTH
 
@@ -376,14 +376,14 @@ def lattice_forward(
     *,
     interpret=False,
 ) -> tuple[Float32[Array, "..."], Float32[Array, "S ... U1"], Float32[Array, "S ..."]]:
-    """`_lattice.walk` in one kernel: a block walks over the steps of one lattice.
+    """Compute `_lattice.walk` in one kernel, in which each block walks along one lattice.
 
-    Takes and returns what that does: total log-likelihood, alpha before each step less a shift, and
-    the shifts summed up.
+    Arguments and results are the same: total log-likelihood, alpha before each step minus a shift,
+    and the cumulative shifts.
     """
     steps, *many, cells = blank.shape
     lattices, columns = math.prod(many), LANES * pl.cdiv(cells, LANES)
-    # The last alpha is what one step more would start from, and each step looks ahead.
+    # One more step would start from the last alpha; each step prefetches the next ones.
     rows = AHEAD * (steps // AHEAD + 1)
 
     def padded(plane):
@@ -405,7 +405,7 @@ def lattice_forward(
         interpret=interpret,
     )(
         padded(blank),
-        padded(label[..., :-1]),  # no label leads out of the last column
+        padded(label[..., :-1]),  # no label leaves the last column
         jnp.pad(
             start.reshape(lattices, cells), ((0, 0), (0, columns - cells)), constant_values=-jnp.inf
         ),
@@ -419,9 +419,9 @@ def lattice_forward(
 def _lattice_body(blank, label, start, alphas, shifts, moved):
     lattice, columns = lax.axis_index("lattice"), blank.shape[2]
     layout = plgpu.Layout.WG_STRIDED((columns,), vec_size=1)
-    stay, move = pl.ds(1, columns), pl.ds(0, columns)  # `moved` is read one column further left
+    stay, move = pl.ds(1, columns), pl.ds(0, columns)  # `moved` is read one column to the left
 
-    # A maximum on the GPU may drop NaN.
+    # A maximum on the GPU may lose NaN.
     at_least_nothing = lambda x: jnp.where(x < NOTHING, NOTHING, x)
 
     def edges(step):

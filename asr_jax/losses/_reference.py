@@ -1,6 +1,6 @@
 """The transducer losses written out in NumPy, float64, one utterance and one cell at a time.
 
-Slow and plain on purpose: it is what the other forms are compared with.
+Slow and plain on purpose: tests compare the other implementations with it.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def loss_and_gradient(
     logits: np.ndarray, labels: np.ndarray, blank_id: int = 0
 ) -> tuple[float, np.ndarray]:
-    """Loss of one utterance's logits [T, U+1, V] without padding, and its gradient.
+    """Return the loss of one utterance's logits [T, U+1, V] without padding, and its gradient.
 
-    alpha, beta: probability of getting to, and of getting on from, cell (t, u), as logarithms
-    (Graves 2012, equations 16 to 18); the gradient is softmax times the cell's occupancy, less the
-    occupancy of the edge on that edge's symbol (equation 20 and the softmax's derivative).
+    alpha, beta: log-probabilities of reaching cell (t, u), and of finishing from it (Graves 2012,
+    equations 16 to 18). The gradient is the softmax times the cell's occupancy, minus each edge's
+    occupancy at its symbol (equation 20 and the softmax's derivative).
     """
     log_probs = log_softmax(logits)
     frames, cells, vocabulary = log_probs.shape
@@ -56,7 +56,7 @@ def loss_and_gradient(
 
 
 class Edge(NamedTuple):
-    """From node (t, u): a label, or else a blank, and how many frames it takes."""
+    """An edge from node (t, u): a label or a blank, and the frames that it takes."""
 
     t: int
     u: int
@@ -65,7 +65,7 @@ class Edge(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """Which edges there are and what logits make of them; see `transducer_loss` and `tdt_loss`."""
+    """The lattice's edges and their probabilities; see `transducer_loss` and `tdt_loss`."""
 
     blank_id: int = 0
     topology: str = "rnnt"
@@ -74,7 +74,7 @@ class Objective(NamedTuple):
     sigma: float = 0.0
 
     def edges(self, t: int, u: int, frames: int, labels: int) -> Iterator[Edge]:
-        """Those that leave node (t, u) of a lattice that ends in (frames, labels)."""
+        """Yield the edges that leave node (t, u) of a lattice that ends in (frames, labels)."""
         label_takes_all = self.topology == "one_symbol_per_frame"
         for d in self.durations or (1,):
             if 0 < d <= frames - t:
@@ -84,7 +84,7 @@ class Objective(NamedTuple):
                 yield Edge(t, u, True, d)
 
     def alignments(self, frames: int, labels: int) -> Iterator[list[Edge]]:
-        """All paths from (0, 0) to (frames, labels)."""
+        """Return all paths from (0, 0) to (frames, labels)."""
 
         def paths_from(t, u):
             if (t, u) == (frames, labels):
@@ -97,7 +97,7 @@ class Objective(NamedTuple):
         return paths_from(0, 0)
 
     def log_probability(self, logits: np.ndarray, labels: np.ndarray, edge: Edge) -> float:
-        """Of one edge, from all logits [T, U+1, V] of the utterance."""
+        """Return an edge's log-probability from all logits [T, U+1, V] of the utterance."""
         cell = np.asarray(logits[edge.t, edge.u], np.float64)
         symbols, durations = np.split(cell, [len(cell) - len(self.durations)])
         symbol = labels[edge.u] if edge.is_label else self.blank_id
@@ -114,7 +114,7 @@ class Objective(NamedTuple):
         return score - self.sigma
 
     def loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """-log of the summed probability of all alignments, by recursion over the nodes."""
+        """Return -log of the summed probability of all alignments, by recursion over nodes."""
         frames, cells = logits.shape[:2]
 
         @cache
@@ -132,7 +132,7 @@ class Objective(NamedTuple):
     def scored_alignments(
         self, logits: np.ndarray, labels: np.ndarray
     ) -> list[tuple[float, list[Edge]]]:
-        """(log-probability, edges) of every alignment: the definition, for tiny lattices."""
+        """Return (log-probability, edges) of every alignment: the definition, for tiny lattices."""
         frames, cells = logits.shape[:2]
         return [
             (sum(self.log_probability(logits, labels, edge) for edge in path), path)
@@ -141,13 +141,13 @@ class Objective(NamedTuple):
 
 
 def enumerated_loss(logits: np.ndarray, labels: np.ndarray, blank_id: int = 0) -> float:
-    """The definition: the sum over all alignments. The last symbol of each is a blank."""
+    """Return the loss by its definition, a sum over all alignments, each ending in a blank."""
     scored = Objective(blank_id).scored_alignments(np.asarray(logits), labels)
     return -float(np.logaddexp.reduce([score for score, _ in scored]))
 
 
 def joint_logits(encoded, predicted, kernel, bias, activation: str = "tanh") -> np.ndarray:
-    """[T, U+1, V] of one utterance's encoded [T, D] and predicted [U+1, D]."""
+    """Return logits [T, U+1, V] of one utterance's encoded [T, D] and predicted [U+1, D]."""
     total = np.asarray(encoded, np.float64)[:, None] + np.asarray(predicted, np.float64)
     return (np.tanh(total) if activation == "tanh" else np.maximum(total, 0.0)) @ kernel + bias
 
@@ -161,7 +161,7 @@ def joint_loss_and_gradients(
     blank_id: int = 0,
     activation: str = "tanh",
 ) -> tuple[float, tuple[np.ndarray, ...]]:
-    """One utterance's loss from encoded [T, D] and predicted [U+1, D], and all four gradients."""
+    """Return the loss of one utterance's [T, D] and [U+1, D], and all four gradients."""
     encoded, predicted, kernel, bias = (
         np.asarray(x, np.float64) for x in (encoded, predicted, kernel, bias)
     )

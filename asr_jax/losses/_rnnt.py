@@ -1,4 +1,4 @@
-"""The transducer loss of ready-made logits."""
+"""The transducer loss of 4-D logits."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Integer
@@ -34,28 +34,28 @@ def rnnt_loss(
     factorization: Factorization = "softmax",
     fastemit_lambda: float = 0.0,
 ) -> Float32[Array, " B"]:
-    """-log P(labels | logits), in nats, for each utterance, in the form other libraries have it.
+    """Return -log P(labels | logits) of each utterance, in nats, as other libraries define it.
 
-    The probability is that of all alignments together (Graves 2012, arXiv 1211.3711), computed in
-    float32. `transducer_loss` gives the same number in a small part of the memory, and says what
-    topology, factorization and fastemit_lambda are.
+    P is summed over all alignments (Graves 2012, arXiv 1211.3711), in float32. `transducer_loss`
+    returns the same number with a small fraction of the memory, and explains topology,
+    factorization and fastemit_lambda.
 
     Args:
-        logits: scores, not normalised; cell (t, u) is frame t after u labels, U1 = U + 1.
-        labels: without blanks.
+        logits: unnormalized scores; cell (t, u) is frame t after u labels, U1 = U + 1.
+        labels: label ids without blanks.
         logit_lengths: frames of each utterance. Zero frames: loss inf, gradient zero.
         label_lengths: labels of each utterance; zero, or more than frames, are fine.
         blank_id: index of the blank in the vocabulary.
 
-    What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf.
+    Padding beyond the lengths may hold anything, even NaN. A length beyond its axis gives inf.
 
     Raises:
-        ValueError: a shape, dtype or option does not fit, or blank_id lies outside the vocabulary.
+        ValueError: a shape, dtype or option does not fit, or blank_id is outside the vocabulary.
     """
     check_float("logits", logits, None, None, None, None)
     batch, _, cells, vocabulary = logits.shape
     if cells == 0:
-        raise ValueError(f"logits.shape = {logits.shape}: needs U + 1 cells, at least one")
+        raise ValueError(f"logits.shape = {logits.shape}: must have U + 1 cells, at least one")
     check_integer("labels", labels, batch, cells - 1)
     check_integer("logit_lengths", logit_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)

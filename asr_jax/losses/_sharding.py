@@ -1,4 +1,4 @@
-"""Over which devices a batch of utterances is spread."""
+"""The devices that share a batch of utterances."""
 
 from math import gcd, prod
 from typing import TypeVar
@@ -9,18 +9,17 @@ Arrays = TypeVar("Arrays", bound=tuple)
 
 
 def batch_shards(joint, computation):
-    """Parts of the batch within which utterances are packed. The kernels know of one."""
+    """Return the number of parts of the batch within which utterances are packed."""
     if computation.implementation == "mosaic_gpu":
         return 1
     return gcd(len(joint.encoded), devices())
 
 
 def devices() -> int:
-    """Over how many devices a batch may be spread, where nobody tells how it really is.
+    """Return over how many devices a batch may be spread; its actual sharding is not known.
 
-    Utterances are packed within each of so many parts of the batch. With at least as many parts as
-    the batch has shards no device has to know another's utterances, and one part a device packs
-    best.
+    Utterances are packed within this many parts of the batch. If there are at least as many parts
+    as shards, no device needs another's utterances. One part per device packs best.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -29,10 +28,10 @@ def devices() -> int:
 
 
 def vary_alike(arrays: Arrays) -> Arrays:
-    """Under shard_map: let all arrays of a tuple vary over the axes that one of them varies over.
+    """Under shard_map: let all arrays of a tuple vary over the axes that any of them varies over.
 
-    Loops carry sums of all of them; and the sum over devices that the kernel's gradient needs is
-    then that of this cast.
+    Loops carry sums of all of them, which must vary alike. The transpose of this cast is the sum
+    over devices that the kernel's gradient needs.
     """
     varying = lambda x: jax.typeof(x).manual_axis_type.varying
     axes = frozenset().union(*map(varying, jax.tree.leaves(arrays)))

@@ -1,4 +1,4 @@
-"""The token-and-duration transducer's loss."""
+"""The loss of a token-and-duration transducer (TDT)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -32,24 +32,24 @@ def tdt_loss(
     negligible_gradient: float = 0.0,
     implementation: Implementation = None,
 ) -> Float32[Array, " B"]:
-    """-log P(labels | encoded), in nats, of a transducer whose symbols last for several frames.
+    """Return -log P(labels | encoded) in nats, of a transducer whose symbols have durations.
 
-    At frame t after u labels the joint chooses a symbol and, independently, for how many frames it
-    lasts: the next symbol comes after these. Labels may last no frame at all, blanks last for at
-    least one, and the last symbol is a blank that ends with the last frame (Xu et al. 2023, arXiv
-    2304.06795). Decoding skips frames so, and is faster by what they skip.
+    At frame t after u labels the joint chooses a symbol and, independently, its duration: the next
+    symbol starts that many frames later. Labels may last zero frames, blanks last at least one, and
+    the last symbol is a blank that ends with the last frame (Xu et al. 2023, arXiv 2304.06795).
+    Decoding is faster because it skips the frames of each duration. As usual for such losses, every
+    array is an argument of its own.
 
     Args:
         kernel: output layer, W = V + X columns: first the V symbols, then the X durations.
         bias: of the output layer, or None.
-        durations: how many frames each of the X columns stands for.
-        sigma: subtracted from every log-probability of a symbol, in nats: each costs something, so
-            that few symbols with long durations are preferred (equation 8; 0.05 in the paper).
+        durations: the number of frames that each of the X columns stands for.
+        sigma: subtracted from every log-probability of a symbol, in nats. It penalizes each symbol,
+            so that few symbols of long duration are preferred (equation 8; 0.05 in the paper).
             Only at 0 is the loss a log-probability.
 
-    All else is as in `transducer_loss`: what padding and lengths mean, what is computed in tiles,
-    and the other arguments. An utterance whose frames no sequence of durations fills has loss inf
-    and gradient zero.
+    The other arguments, padding, lengths and memory are those of `transducer_loss`. An utterance
+    whose frames no sequence of durations fills has loss inf and gradient zero.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.

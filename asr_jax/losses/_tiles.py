@@ -1,9 +1,9 @@
-"""The cells that exist, as a list of tiles.
+"""The real cells of a batch, as a list of tiles.
 
-Of a padded batch's B * T * (U + 1) cells about half lie beyond their utterance's lengths. So what
-is computed is a list of tiles of `frames` x `cells` (cells: label positions 0..U), cut from each
-utterance's own T_b * (U_b + 1); loops take a few tiles a step, and as many steps as the lengths at
-hand ask for. Shapes stay static: the list has room for the whole padded batch.
+About half of a padded batch's B * T * (U + 1) cells are beyond their utterance's lengths. So only
+tiles of `frames` x `cells` (cells: label positions 0..U) that cover each utterance's own
+T_b * (U_b + 1) cells are computed. Loops take a few tiles per step, and as many steps as the actual
+lengths need. Shapes are static: the list has room for the whole padded batch.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 
 class Tile(NamedTuple):
-    """Frames and cells of one tile, and how many tiles a step takes."""
+    """Frames and cells of one tile, and the number of tiles per step."""
 
     frames: int
     cells: int
@@ -22,11 +22,11 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """A batch's tiles, by utterance, then frames, then cells; the first `count` of N exist.
+    """A batch's tiles, by utterance, then frames, then cells; only the first `count` of N are real.
 
-    A tile is where a block of `encoded` meets one of `predicted`; blocks are numbered through the
-    padded batch, as are a plane's M blocks of both. slot: where in the list a plane's block stands,
-    or N.
+    A tile is a block of `encoded` together with a block of `predicted`. Blocks are numbered through
+    the padded batch, as are the M blocks of a plane. slot: position in the list of each block of a
+    plane, N if it is not listed.
     """
 
     encoded_block: Int[Array, " N"]
@@ -47,12 +47,12 @@ def choose_tile(
     shards: int,
     chunk_frames: int | None,
 ) -> Tile:
-    """Tiles of at most 16 frames x 8 cells, evened out so that the longest utterance fills them.
+    """Return even tiles of at most 16 frames x 8 cells, which the longest utterance fills.
 
-    A step takes tiles of each of the batch's shards; together these have as many rows as
-    `chunk_frames` frames of the padded batch. None: as many as products need to run at full speed.
-    On a CPU that is 2 MB of logits or hidden states, which stay in its caches; elsewhere 16 MB for
-    each shard, which is taken to be a device's.
+    A step takes tiles of each of the batch's shards, which together have as many cells as
+    `chunk_frames` frames of the padded batch. None: as many as matrix products need for full speed.
+    On a CPU these are 2 MB of logits or hidden states, which stay in its caches; on other devices
+    16 MB for each shard, assuming one shard per device.
     """
     batch //= shards
     even = lambda size, most: -(-size // -(-size // most)) if size else 1
@@ -67,7 +67,7 @@ def choose_tile(
 
 
 def _platform() -> str:
-    """Of the devices that are traced for, where a mesh in use says so; else of those at hand."""
+    """Return the platform of the mesh in use, or else the default backend."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -75,10 +75,10 @@ def _platform() -> str:
 def choose_kernel_tile(
     batch: int, frames: int, cells: int, vocabulary: int, chunk_frames: int | None
 ) -> Tile:
-    """The tiles of `_mosaic_gpu`, 64 frames x 1 cell; a step has an even number of them.
+    """Return the tiles of `_mosaic_gpu`, 64 frames x 1 cell, an even number per step.
 
-    None: about 32 million logits (64 MB in bfloat16), in whole waves of two tiles for each of the
-    132 multiprocessors of a Hopper GPU.
+    chunk_frames None: about 32 million logits (64 MB in bfloat16), in full waves of two tiles for
+    each of the 132 multiprocessors of a Hopper GPU.
     """
     room = batch * -(-frames // 64) * cells
     if chunk_frames is None:
@@ -96,14 +96,14 @@ def list_tiles(
     cells: int,
     tile: Tile,
 ) -> Tiles:
-    """The tiles of a batch padded to these frames and cells. A length of zero has none."""
+    """Return the tiles of a batch padded to these frames and cells; none for lengths of zero."""
     across, down = -(-frames // tile.frames), -(-cells // tile.cells)
     rows, columns = -(-frame_lengths // tile.frames), -(-cell_lengths // tile.cells)
     ends = jnp.cumsum(rows * columns)
     starts = ends - rows * columns
     room = len(ends) * across * down
     index = jnp.arange(-(-room // tile.per_step) * tile.per_step)
-    # How many utterances end at or before each tile.
+    # The number of utterances that end at or before each tile.
     utterance = jnp.cumsum(jnp.zeros_like(index).at[ends].add(1, mode="drop"))
     utterance = jnp.minimum(utterance, len(ends) - 1)
     row, column = jnp.divmod(index - starts[utterance], jnp.maximum(columns[utterance], 1))
@@ -121,11 +121,11 @@ def list_tiles(
 def with_cotangents(
     packed: PyTree[Shaped[Array, "N ..."]], negligible: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Int[Array, ""]]:
-    """The list's order with those tiles first that have a cotangent, and how many these are.
+    """Return an order of the tiles that starts with those that have a cotangent, and their number.
 
-    Where no alignment that matters in float32 passes, occupancies are zero; with a trained model
-    that is nearly everywhere. Such tiles add nothing to any gradient. A tile has one if any of its
-    cotangents is larger than its `negligible`, or NaN.
+    Occupancies are zero wherever no alignment is probable enough for float32; with a trained model
+    that is nearly everywhere. Such tiles contribute nothing to any gradient. A tile has a cotangent
+    if any of its cotangents exceeds its `negligible`, or is NaN.
     """
 
     def matters(x):
@@ -137,7 +137,7 @@ def with_cotangents(
 
 
 def to_blocks(rows: Shaped[Array, "B L ..."], size: int) -> Shaped[Array, "blocks size ..."]:
-    """Each utterance's rows in blocks of `size`; rows added at the end are zero."""
+    """Cut each utterance's rows into blocks of `size`, padded with zeros."""
     batch, length, *rest = rows.shape
     count = -(-length // size)
     rows = jnp.pad(rows, [(0, 0), (0, count * size - length)] + [(0, 0)] * len(rest))
@@ -147,7 +147,7 @@ def to_blocks(rows: Shaped[Array, "B L ..."], size: int) -> Shaped[Array, "block
 def from_blocks(
     blocks: Shaped[Array, "blocks size ..."], batch: int, length: int
 ) -> Shaped[Array, "B L ..."]:
-    """The inverse."""
+    """Return the rows that `to_blocks` has cut, without its padding."""
     count, size, *rest = blocks.shape
     return blocks.reshape(batch, count // batch * size, *rest)[:, :length]
 
@@ -155,9 +155,9 @@ def from_blocks(
 def pack(
     plane: Shaped[Array, "B T U1 ..."], tiles: Tiles, tile: Tile
 ) -> Shaped[Array, "N rows ..."]:
-    """A plane in the list's order; tiles that do not exist are zero.
+    """Return a plane in the list's order; tiles that are not real are zero.
 
-    A tile's rows are one axis: TPUs pad the last one to 128, which they then are.
+    A tile's rows are one axis, usually of length 128, to which TPUs pad the last axis.
     """
     blocks = to_blocks(plane, tile.frames)  # [B * across, frames, U1]
     blocks = to_blocks(jnp.moveaxis(blocks, 2, 1), tile.cells)  # [M, cells, frames]
@@ -178,7 +178,7 @@ def unpack(
     frames: int,
     cells: int,
 ) -> Shaped[Array, "B T U1 ..."]:
-    """The inverse; cells outside every tile are zero."""
+    """Return the plane that `pack` has packed; cells outside every tile are zero."""
     blocks = packed.at[tiles.slot].get(mode="fill", fill_value=0)
     blocks = blocks.reshape(len(blocks), tile.frames, tile.cells, *blocks.shape[2:])
     blocks = jnp.moveaxis(blocks, 2, 1)

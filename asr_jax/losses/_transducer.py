@@ -1,4 +1,4 @@
-"""The transducer's joint network and loss in one."""
+"""The joint network and the loss of a transducer, computed together."""
 
 from functools import partial
 
@@ -31,49 +31,38 @@ def transducer_loss(
     negligible_gradient: float = 0.0,
     implementation: Implementation = None,
 ) -> Float32[Array, " B"]:
-    """-log P(labels | encoded), in nats, for each utterance, without the 4-D tensor of logits.
+    """Return -log P(labels | encoded) of each utterance, in nats, without a 4-D tensor of logits.
 
     logits[b, t, u] = activation(encoded[b, t] + predicted[b, u]) @ kernel + bias, and the loss is
-    `rnnt_loss` of them (Graves 2012, arXiv 1211.3711), exactly: tiles of the cells that exist are
-    computed a few at a time, and once more in the backward pass. Reverse-mode differentiable in
-    every float argument.
+    exactly `rnnt_loss` of them (Graves 2012, arXiv 1211.3711). Logits of real cells are computed a
+    few tiles at a time, and again in the backward pass. Reverse-mode differentiable in every float
+    argument. As usual for such losses, every array is an argument of its own.
 
     Args:
-        encoded: the encoder's frames, projected to the joint's width.
-        predicted: the predictor's outputs after 0..U labels, projected likewise; U1 = U + 1.
-        kernel: output layer. Its product runs in the inputs' dtype and accumulates in float32, as
-            does everything behind it.
-        bias: of the output layer, or None.
-        labels: without blanks.
+        encoded: encoder frames, projected to the joint's width.
+        predicted: predictor outputs after 0..U labels, projected likewise; U1 = U + 1.
+        kernel, bias: output layer; bias may be None. The product runs in the inputs' dtype and
+            accumulates in float32, as does everything after it.
+        labels: label ids without blanks.
         encoded_lengths: frames of each utterance. Zero frames: loss inf, gradient zero.
         label_lengths: labels of each utterance; zero, or more than frames, are fine.
         blank_id: index of the blank in the vocabulary.
-        activation: between the sum and the output layer.
-        topology: "rnnt" lets a frame emit any number of labels. In "one_symbol_per_frame" every
-            frame emits one symbol, a label or a blank (Tripathi et al. 2019; k2's "modified"); more
-            labels than frames have no alignment: loss inf, gradient zero.
-        factorization: "softmax" over all symbols; or "hat": a sigmoid of the blank's logit decides
-            on blank, a softmax of the other logits on the label (Variani et al. 2020, arXiv
-            2003.07705).
-        fastemit_lambda: the gradient of every label's edge is multiplied by 1 + fastemit_lambda, so
-            that labels come early (Yu et al. 2020, arXiv 2010.11148, equation 14). The loss itself
-            stays -log P, and comparable.
-        chunk_frames: logits exist for as many cells at a time as so many frames of the padded batch
-            have; None chooses by the machine.
-        utterances_per_group: planes of [T, U1] exist for at most so many utterances at a time, a
-            divisor of the batch, and at least one on each device; None takes all, but few of very
-            large batches.
-        negligible_gradient: tiles in which no occupancy is larger than this are left out of the
-            backward pass. At 0, where all are zero, that is exact; 1e-9 is far below what float32
-            sums of occupancies keep, and saves most of it with a trained model.
-        implementation: "xla", in tiles; "reference", the plain 4-D form; "mosaic_gpu", kernels for
-            Hopper GPUs and bfloat16, on one device or under shard_map with check_vma=False. None
-            takes "xla".
+        activation: applied to encoded + predicted.
+        topology: "rnnt" allows any number of labels per frame, "one_symbol_per_frame" one label or
+            blank (Tripathi et al. 2019; k2's "modified"; more labels than frames: loss inf).
+        factorization: "softmax" over all symbols; "hat": a sigmoid of the blank's logit, and a
+            softmax over the labels' logits (Variani et al. 2020, arXiv 2003.07705).
+        fastemit_lambda: the gradient of label edges is multiplied by 1 + fastemit_lambda, for early
+            labels (Yu et al. 2020, arXiv 2010.11148, equation 14). The loss stays -log P.
+        chunk_frames: cells per step, in frames of the padded batch; None: chosen by device.
+        utterances_per_group: utterances per pass; None: all, but few of a very large batch.
+        negligible_gradient: tiles without a larger occupancy are left out of the backward pass.
+        implementation: "xla" (None), "reference" (4-D) or "mosaic_gpu" (Hopper); `Computation`
+            explains these four options.
 
-    What lies beyond the lengths never matters, not even NaN. A length beyond its axis gives inf; a
-    label outside the vocabulary NaN. With the batch sharded over devices, these exchange the
-    gradients of kernel and bias, and how many steps the slowest takes; with the vocabulary sharded
-    too, sums over it.
+    Padding beyond the lengths may hold anything, even NaN. A length beyond its axis gives inf, a
+    label outside the vocabulary NaN. Devices that share the batch exchange gradients of kernel and
+    bias, and the number of steps; devices that share the vocabulary, sums over it.
 
     Raises:
         ValueError: a shape, dtype or option does not fit.

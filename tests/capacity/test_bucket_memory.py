@@ -1,4 +1,4 @@
-"""What fits, found from a step's memory, and what a compiled program sends, against known ones."""
+"""The search for the largest batch that fits, and the collectives of known programs."""
 
 import functools
 import math
@@ -56,18 +56,18 @@ def test_the_largest_batch_fills_the_memory(growth, start, compiler_gives_up):
         return bucket(rows, memory_of=GROWTH[growth], compiler_gives_up=compiler_gives_up)
 
     unit = 4
-    found = largest_batch(fit, start=start, unit=unit)
+    largest = largest_batch(fit, start=start, unit=unit)
     assert all(rows % unit == 0 for rows in tries)
     assert len(set(tries)) == len(tries) <= 16
     if GROWTH[growth](unit) > LIMIT_BYTES:
-        assert not found.fits and found.utterances == min(tries)
+        assert not largest.fits and largest.utterances == min(tries)
     else:
-        assert found.fits
-        more = GROWTH[growth](found.utterances + unit)
-        assert (found.memory_bytes or 0) >= 0.85 * LIMIT_BYTES or more > LIMIT_BYTES
+        assert largest.fits
+        more = GROWTH[growth](largest.utterances + unit)
+        assert (largest.memory_bytes or 0) >= 0.85 * LIMIT_BYTES or more > LIMIT_BYTES
 
 
-def test_collectives_of_a_program_are_those_that_it_was_written_with():
+def test_collectives_of_a_program_are_those_of_its_source():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
@@ -79,9 +79,9 @@ def test_collectives_of_a_program_are_those_that_it_was_written_with():
         return jnp.sum(jax.lax.all_gather(jnp.cos(summed), "x"), 0)
 
     compiled = jax.jit(program).lower(jax.ShapeDtypeStruct((8 * 30, 7), np.float32)).compile()
-    found = collectives(compiled.as_text() or "")
+    counted = collectives(compiled.as_text() or "")
     one = 30 * 7 * 4
-    assert found == {"all-reduce": (5, 5 * one), "all-gather": (1, 8 * one)}
+    assert counted == {"all-reduce": (5, 5 * one), "all-gather": (1, 8 * one)}
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_collectives_of_a_program_are_those_that_it_was_written_with():
     [
         ("compare(%i, %n), direction=LT", 16),
         ("compare(s32[]{:T(128)} %i, s32[]{:T(128)} %n), direction=LT", 16),
-        ("compare(%i, %given), direction=LT", 1),  # only the batch decides
+        ("compare(%i, %given), direction=LT", 1),  # depends on the batch
         ("and(%p, %q)", 1),
     ],
 )
-def test_rounds_of_a_loop_are_read_off_its_condition(compared, rounds):
-    """As the compiler for TPUs writes it: nothing is said beside the loop."""
+def test_rounds_of_a_loop_are_read_from_its_condition(compared, rounds):
+    """The TPU compiler writes loops without their trip count."""
     program = f"""
 %cond.clone (state: (s32[], f32[8])) -> pred[] {{
   %m = s32[]{{:T(128)}} constant(7)
@@ -121,8 +121,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
     }
 
 
-def test_pieces_of_a_collective_are_one():
-    """As the compiler for TPUs hides it behind other work: begun, gone on with in a loop, ended."""
+def test_pieces_of_a_collective_count_as_one():
+    """The TPU compiler overlaps a collective with other work: start, pieces in a loop, end."""
     gather = "all-gather(%x), channel_id=84, dimensions={0}"
     program = f"""
 %begin (x: f32[8]) -> f32[16] {{
@@ -153,7 +153,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
     assert collectives(program) == {"all-gather": (10, 64 + 9 * 16), "collective-permute": (2, 16)}
 
 
-def test_waiting_elsewhere_changes_no_count():
+def test_asynchronous_collectives_count_once():
     program = """
 ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %a = (bf16[4,8]{1,0:T(8,128)}, bf16[16,8]{1,0:T(8,128)}) all-gather-start(%p), dimensions={0}

@@ -1,4 +1,4 @@
-"""The analytic count of operations against those that JAX traces and that XLA counts."""
+"""The analytic count of operations, compared with JAX's traced products and XLA's count."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ ROWS, SECONDS, LABELS, VOCABULARY = 2, 0.81, 5, 11
 
 
 def gradients_of_losses(config):
-    """A function of the parameters, and the parameters: the loss in its 4-D form, whole rows."""
+    """Return the gradient function of the loss in its 4-D form, without padding, and parameters."""
     graphdef, params = split_model(config, VOCABULARY)
     features = jnp.zeros((ROWS, round(100 * SECONDS), config.features.mel_bins))
     lengths = jnp.full(ROWS, features.shape[1])
@@ -64,7 +64,7 @@ def gradients_of_losses(config):
 
 @pytest.fixture(autouse=True)
 def plain_losses(monkeypatch):
-    """The joint of all cells in one product, and nothing of it twice; CTC picks no labels."""
+    """Compute the joint of all cells in one product, once, and CTC without selecting labels."""
     for name in ("transducer_loss", "tdt_loss"):
         plain = functools.partial(getattr(objective, name), implementation="reference")
         monkeypatch.setattr(objective, name, plain)
@@ -72,7 +72,7 @@ def plain_losses(monkeypatch):
 
 
 def traced_products(jaxpr):
-    """Operations of all matrix products, those of a scan's body as often as it runs."""
+    """Return the operations of all matrix products; a scan's body counts as often as it runs."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -111,19 +111,19 @@ def test_matrix_products_are_those_that_are_traced(attention, kind, objective_ki
     function, params = gradients_of_losses(config)
     encoder, frames = config.encoder, 21
     traced = traced_products(jax.make_jaxpr(function)(params).jaxpr)
-    # Tracing has gradients of features and sinusoids, which nobody asks for and XLA leaves out.
+    # Tracing includes gradients of features and sinusoids, which are unused and which XLA omits.
     traced -= 2 * ROWS * 41 * 3 * config.features.mel_bins * encoder.subsampling_channels
     if attention == "relative":
         traced -= 2 * encoder.layers * 2 * frames * encoder.width**2
-        traced -= 4 * encoder.layers * encoder.width**2  # the sinusoid that is no pair's
-        # Scores by all distances, of which one in two is a pair's.
+        traced -= 4 * encoder.layers * encoder.width**2  # the sinusoid of no pair
+        # Scores of all distances; half of them belong to a pair.
         traced -= 6 * encoder.layers * ROWS * frames * frames * encoder.width
-    # Which is no matrix product here.
+    # Depthwise convolutions are not traced as matrix products.
     depthwise = ROWS * frames * encoder.kernel_frames * encoder.width
     assert sum(counted(config).values()) - 6 * encoder.layers * depthwise == traced
 
 
-def test_whole_is_what_xla_counts_but_for_what_is_small():
+def test_the_total_is_close_to_what_xla_counts():
     encoder = EncoderConfig(
         layers=1, width=256, subsampling_channels=64, attention="rotary", remat="none"
     )
@@ -131,11 +131,11 @@ def test_whole_is_what_xla_counts_but_for_what_is_small():
     config = Config(encoder=encoder, predictor=predictor, joint=joint)
     function, params = gradients_of_losses(config)
     analysis: Any = jax.jit(function).lower(params).cost_analysis()
-    # XLA counts what is not products besides, and leaves out taps that see only zeros.
+    # XLA also counts other operations, and omits taps that only see zeros.
     assert abs(analysis["flops"] / sum(counted(config).values()) - 1) < 0.02
 
 
-def test_pairs_of_frames_are_those_that_see_each_other():
+def test_pairs_are_the_frames_that_see_each_other():
     features = FeaturesConfig(normalization="none")
 
     def pairs(frames, sees, **options):
@@ -156,7 +156,7 @@ def test_pairs_of_frames_are_those_that_see_each_other():
 
 
 @pytest.mark.parametrize("kind, factor", [("conv1d", 8), ("separable", 8)])
-def test_subsampling_is_what_is_traced(kind, factor):
+def test_operations_of_subsampling_are_those_that_are_traced(kind, factor):
     encoder = dataclasses.replace(CONFIG.encoder, subsampling=kind, subsampling_factor=factor)
     config = dataclasses.replace(CONFIG, encoder=encoder)
     graphdef, params = split_model(config, VOCABULARY)
@@ -173,21 +173,21 @@ def test_subsampling_is_what_is_traced(kind, factor):
         first = 4 * ROWS * 41 * 3 * config.features.mel_bins * channels
         traced -= first // 2  # the gradient of the features
     else:
-        first = 4 * ROWS * 41 * 40 * 9 * channels  # a convolution, as are those channel by channel:
+        first = 4 * ROWS * 41 * 40 * 9 * channels  # a convolution, as are the depthwise ones:
         traced += first + 6 * ROWS * 9 * channels * (21 * 20 + 11 * 10)
     assert counted(config)["subsampling"] == traced
 
 
-def test_real_lengths_are_summed_row_by_row():
+def test_operations_of_a_batch_are_the_sum_of_its_rows():
     of = lambda rows, seconds, labels: model_flops(
         CONFIG, VOCABULARY, rows=rows, seconds=seconds, labels=labels
     )
     alone = [of(1, 0.3, 2), of(1, 1.7, 9)]
     together = of(2, [0.3, 1.7], [2, 9])
-    assert together == {part: sum(one[part] for one in alone) for part in together}
+    assert together == {part: sum(row[part] for row in alone) for part in together}
 
 
-def test_rematerialising_all_but_products_makes_few_of_them_again():
+def test_remat_of_all_but_products_repeats_few_products():
     def executed(remat):
         encoder = dataclasses.replace(CONFIG.encoder, remat=remat)
         function, params = gradients_of_losses(dataclasses.replace(CONFIG, encoder=encoder))
@@ -197,7 +197,7 @@ def test_rematerialising_all_but_products_makes_few_of_them_again():
     assert kept < some_again < kept + (all_again - kept) / 4
 
 
-def test_two_views_are_twice_the_rows_and_the_middle_has_the_head_again():
+def test_two_views_double_the_rows_and_intermediate_ctc_doubles_the_head():
     of = functools.partial(model_flops, vocabulary_size=VOCABULARY, labels=LABELS)
     with_objective = lambda **options: dataclasses.replace(
         CONFIG, objective=dataclasses.replace(CONFIG.objective, **options)

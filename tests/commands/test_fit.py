@@ -1,4 +1,4 @@
-"""`asr-jax fit`: the memory it says is the memory that training takes, here and for what is not."""
+"""`asr-jax fit`: the memory it prints is the memory that training takes, on any accelerator."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from asr_jax.training.state import initial_state
 
 
 @pytest.mark.slow
-def test_state_is_counted_as_it_lies_on_a_device(trained, command, monkeypatch):
+def test_state_bytes_are_those_on_one_device(trained, command, monkeypatch):
     made = []
     really = command_fit.fit_bucket
     keep = lambda *arguments, **options: made.append(really(*arguments, **options)) or made[-1]
@@ -39,7 +39,7 @@ def test_state_is_counted_as_it_lies_on_a_device(trained, command, monkeypatch):
     )
     assert bucket.parameters_bytes == on_first((state.params, state.averaged))
     assert bucket.optimizer_bytes == on_first(state.optimizer)
-    # The gradients are summed over the devices, of some arrays shard by shard.
+    # Gradients are summed over the devices; for some arrays, each device gets only its shard.
     gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     assert sum(amount.bytes for amount in bucket.collectives.values()) >= gradients / 4
     assert bucket.memory_bytes > bucket.temporary_bytes > bucket.activations_bytes > 0
@@ -56,17 +56,17 @@ def test_state_is_counted_as_it_lies_on_a_device(trained, command, monkeypatch):
     [
         ("h300", "must be one of h100, h200, a100-40"),
         ("v5e-0", "must be one of"),
-        ("v5e-5", "slices have [1, 4, 8, 16, 32, 64, 128, 256] devices"),
+        ("v5e-5", "the number of devices must be one of [1, 4, 8, 16, 32, 64, 128, 256]"),
     ],
 )
-def test_unknown_targets_are_one_line(trained, error, target, rule):
+def test_unknown_targets_are_rejected_in_one_line(trained, error, target, rule):
     assert rule in error("fit", trained.config, "--target", target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["v5e-8", "h200-8", "a100-40"])
-def test_accelerators_that_are_not_here(target):
-    """In a process of its own, as libtpu wants to be alone."""
+def test_fit_compiles_for_absent_accelerators(target):
+    """Run in a separate process: libtpu serves one process at a time."""
     small = "--encoder.layers 2 --data.bucket-seconds 4 --data.bucket-labels 16".split()
     found = subprocess.run(
         [sys.executable, "-m", "asr_jax", "fit", "configs/librispeech_960h_s.py", "--json"]
@@ -75,7 +75,7 @@ def test_accelerators_that_are_not_here(target):
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )
-    if "its compiler is needed" in found.stderr:
+    if "its compiler is not installed" in found.stderr:
         pytest.skip(found.stderr.strip())
     assert found.returncode == 0, found.stderr
     (bucket,) = json.loads(found.stdout)
@@ -84,7 +84,7 @@ def test_accelerators_that_are_not_here(target):
     assert bucket["least_step_seconds"] > 0
     sent = sum(amount["bytes"] for amount in bucket["collectives"].values())
     if target.endswith("-8"):
-        # Gradients are summed over devices once, in float32; TPUs' compiler makes it bfloat16.
+        # Gradients are summed over devices once, in float32; the TPU compiler makes it bfloat16.
         assert 0.4 < sent / (bucket["parameters_bytes"] / 2) < 1.1
     else:
         assert sent == 0

@@ -138,7 +138,7 @@ def test_language_model_is_rejected_where_a_recognizer_is_needed(
         assert error(*arguments).startswith(f"{run}: a language model, which recognises nothing")
     fuse = ("transcribe", trained.run, audio, "--decoder=beam", "--language-model")
     assert error("fit", run / "config.json") == (
-        "objective.kind = 'language_model': fit is for recognisers"
+        "objective.kind = 'language_model': fit supports speech recognizers only"
     )
     assert error(*fuse, trained.run) == (
         f"{trained.run}: objective.kind = 'transducer': must be a language model's run"

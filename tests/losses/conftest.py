@@ -65,7 +65,7 @@ def problem():
 
 @pytest.fixture(scope="session")
 def hopper():
-    """A mesh of one H100 to compile for, without one."""
+    """A mesh of one H100 to compile for; this machine needs none."""
     try:
         devices, _ = target_devices("h100")
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The loss and its gradients compiled for accelerators that are not here, and the memory they take.
+"""Memory of the loss and its gradients, compiled for accelerators that this machine does not have.
 
-The compilers come with libtpu and with JAX's CUDA plugins; where these are missing the tests are
-skipped. It is compiled, not run.
+The compilers come with libtpu and with JAX's CUDA plugins; without these the tests are skipped.
+Nothing is run.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from asr_jax.losses import transducer_loss
 
 pytestmark = pytest.mark.slow
-# Batch, frames, labels, vocabulary, width, dtype, and the most megabytes of temporaries.
+# Batch, frames, labels, vocabulary, width, dtype; and the limit of temporaries in megabytes.
 SHAPES = {
     "public": ((30, 437, 101, 500, 512, "float32"), 130),
     "b32": ((32, 400, 100, 1024, 512, "bfloat16"), 190),
@@ -40,7 +40,7 @@ def tpu(request):
 
 
 def megabytes(mesh, sizes, **options):
-    """Temporaries of losses and all gradients."""
+    """Return the megabytes of temporaries of losses and all gradients."""
     batch, frames, labels, vocabulary, width, dtype = sizes
     place = jax.NamedSharding(mesh, jax.P())
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
@@ -58,14 +58,14 @@ def megabytes(mesh, sizes, **options):
 @pytest.mark.parametrize("name", SHAPES)
 def test_memory_on_a_hopper_gpu(hopper, name):
     sizes, most = SHAPES[name]
-    found = megabytes(hopper, sizes)
-    print(f"sm_90a, {name}: {found:.0f} MB")
-    assert found < most
+    temporaries = megabytes(hopper, sizes)
+    print(f"sm_90a, {name}: {temporaries:.0f} MB")
+    assert temporaries < most
 
 
 @pytest.mark.parametrize("name", ["public", "b32"])
 def test_memory_on_a_tpu(tpu, name):
     sizes, most = SHAPES[name]
-    found = megabytes(tpu, sizes)
-    print(f"{tpu.devices.flat[0].device_kind}, {name}: {found:.0f} MB")
-    assert found < most
+    temporaries = megabytes(tpu, sizes)
+    print(f"{tpu.devices.flat[0].device_kind}, {name}: {temporaries:.0f} MB")
+    assert temporaries < most

@@ -1,4 +1,4 @@
-"""What a caller gets wrong is one line that names the argument."""
+"""An invalid argument raises an error of one line that names it."""
 
 import jax.numpy as jnp
 import jaxtyping
@@ -9,7 +9,7 @@ from asr_jax.losses import rnnt_loss, transducer_loss
 
 @pytest.fixture(autouse=True)
 def without_type_checks(monkeypatch):
-    """The suite's own shape checks would be first; users run without them."""
+    """Disable the test suite's shape checks, which would fail first; users run without them."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -83,7 +83,7 @@ def test_transducer_loss(change):
     expect(f"^{next(iter(change))}", transducer_loss, arguments, change)
 
 
-def test_kernels_that_cannot_run_here_say_why():
+def test_kernels_that_cannot_run_name_the_reason():
     arguments = jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5)), jnp.zeros((5, 4)), None
     with pytest.raises(ValueError, match="'mosaic_gpu': .*(Hopper|older than 0.11).*'xla'"):
         transducer_loss(*arguments, LABELS, LENGTHS, LENGTHS, implementation="mosaic_gpu")

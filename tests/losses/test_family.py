@@ -1,6 +1,6 @@
-"""HAT, one symbol a frame, FastEmit, token-and-duration and alignments against their definitions.
+"""HAT, one symbol per frame, FastEmit, TDT and alignments, compared with their definitions.
 
-The reference walks over all alignments in float64; gradients are its central differences.
+The reference enumerates all alignments in float64; its gradients are central differences.
 """
 
 from functools import cache, partial
@@ -32,7 +32,7 @@ def problems(problem):
     make = partial(problem, *SIZES, vocabulary=5, width=2, frames=6, blank_id=BLANK)
 
     def of(objective, seed=0):
-        """With as many columns more as there are durations; their labels stay symbols."""
+        """Return a problem with one more column for each duration; its labels stay symbols."""
         p = make(seed=seed)
         extra = make(vocabulary=max(len(objective.durations), 2), seed=seed + 1)
         count = len(objective.durations)
@@ -69,7 +69,7 @@ def reference_losses(p, objective):
 
 
 def differences(value, p, step=1e-5):
-    """Central differences of value(p) by every number of p's four float arrays, in float64."""
+    """Return central differences of value(p) for all numbers of p's float arrays, in float64."""
     floats = [np.asarray(x, np.float64) for x in p.floats]
 
     def at(i, index, change):
@@ -89,7 +89,7 @@ def differences(value, p, step=1e-5):
 def reference(problems):
     @cache
     def of(objective):
-        """Losses, and the gradients of the weighted sum of those that have an alignment."""
+        """Return losses, and gradients of the weighted sum of losses that have an alignment."""
         p = problems(objective)
         losses = reference_losses(p, objective)
         finite = np.isfinite(losses)
@@ -111,7 +111,7 @@ def test_the_reference_is_the_sum_over_alignments(problems):
             np.testing.assert_allclose(objective.loss(logits, labels), -total, rtol=1e-12)
 
 
-def test_everything_that_can_come_after_a_node_has_probability_one(problems):
+def test_probabilities_of_the_edges_of_a_node_sum_to_one(problems):
     for objective in (Objective(BLANK), HAT, ONE, TDT._replace(sigma=0.0)):
         *floats, _ = problems(objective).row(0)
         logits = joint_logits(*floats)
@@ -160,7 +160,7 @@ def test_no_alignment_is_inf_with_zero_gradient(problems, objective):
     jax.tree.map(np.testing.assert_array_equal, gradients, alone_gradients)
 
 
-def test_more_labels_than_frames_where_each_takes_one():
+def test_more_labels_than_frames_with_one_symbol_per_frame():
     logits = jnp.zeros((2, 3, 6, 4))
     lengths = jnp.array([3, 3]), jnp.array([3, 4])
     one = partial(rnnt_loss, labels=jnp.ones((2, 5), int), topology="one_symbol_per_frame")
@@ -172,7 +172,7 @@ def test_more_labels_than_frames_where_each_takes_one():
 
 @pytest.mark.parametrize("topology", ["rnnt", "one_symbol_per_frame"])
 def test_fastemit_is_the_gradient_of_its_objective(problems, topology):
-    """-log P, and lambda times the expected -log P of the labels' edges, occupancies held fixed."""
+    """The objective adds lambda * expected -log P of label edges, with constant occupancies."""
     weight = 0.3
     objective = Objective(BLANK, topology=topology)
     p = problems(objective)
@@ -180,7 +180,7 @@ def test_fastemit_is_the_gradient_of_its_objective(problems, topology):
     here = objective.scored_alignments(joint_logits(*floats), labels)
     total = np.logaddexp.reduce([score for score, _ in here])
 
-    def regularised(p):
+    def regularized(p):
         *floats, _ = p.row(0)
         logits = joint_logits(*floats)
         value = objective.loss(logits, labels)
@@ -198,7 +198,7 @@ def test_fastemit_is_the_gradient_of_its_objective(problems, topology):
         return *regular(*floats), loss(*floats)
 
     loss, gradients, plain = ours(*p.floats)
-    for mine, theirs in zip(gradients, differences(regularised, p)):
+    for mine, theirs in zip(gradients, differences(regularized, p)):
         np.testing.assert_allclose(mine, theirs, atol=5e-6 * max(1.0, np.abs(theirs).max()))
     np.testing.assert_array_equal(loss, plain)
 
@@ -240,7 +240,7 @@ def test_alignments_are_those_of_the_definition(problems, objective):
         assert got.best_frames[b].tolist() == emitted + padding
 
 
-def test_of_equal_alignments_the_best_is_one_of_them():
+def test_the_best_of_equal_alignments_is_one_of_them():
     zeros = lambda *shape: jnp.zeros(shape)
     floats = zeros(1, 4, 2), zeros(1, 3, 2), zeros(2, 5), None
     lengths = jnp.array([4]), jnp.array([2])
@@ -249,7 +249,7 @@ def test_of_equal_alignments_the_best_is_one_of_them():
     np.testing.assert_allclose(got.best_log_probability, -6 * np.log(5), rtol=1e-6)
 
 
-def test_no_gradient_comes_through_an_alignment(problems):
+def test_alignments_have_no_gradient(problems):
     p = problems(HAT)
     total = lambda *floats: align(p._replace(**dict(zip(p._fields, floats))), HAT).posteriors.sum()
     assert not any(g.any() for g in jax.grad(total, FLOATS)(*p.floats))

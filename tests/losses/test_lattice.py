@@ -34,7 +34,7 @@ def test_alpha_and_beta_give_the_total_on_every_anti_diagonal():
     np.testing.assert_allclose(forward_only, total, rtol=1e-6)
 
 
-def test_every_alignment_takes_one_blank_a_frame_and_every_label_once():
+def test_every_alignment_takes_one_blank_per_frame_and_every_label_once():
     _, blank, label = occupancy(*planes(), *LENGTHS)
     frames, labels = np.array(LENGTHS)[..., None]
     np.testing.assert_allclose(blank.sum(2), np.arange(FRAMES) < frames, atol=3e-6)
@@ -50,8 +50,8 @@ def test_occupancies_are_the_gradient():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 6.0])
-def test_a_long_lattice_loses_no_precision_on_the_way(scale):
-    """float32 has four decimals left beyond a thousand nats; occupancies have to keep more."""
+def test_a_long_lattice_loses_no_precision(scale):
+    """Beyond a thousand nats float32 has four decimals; occupancies must be more precise."""
     frames, labels = 300, 80
     blank, label = planes(scale, frames, labels)
     lengths = jnp.full(4, frames), jnp.full(4, labels)
@@ -61,7 +61,7 @@ def test_a_long_lattice_loses_no_precision_on_the_way(scale):
     np.testing.assert_allclose(label.sum(1), 1.0, atol=4e-5)
 
 
-def test_the_skew_puts_each_cell_on_its_anti_diagonal_and_back():
+def test_the_skew_moves_each_cell_to_its_anti_diagonal_and_back():
     blank = planes()[0]
     (skewed,) = _lattice.diagonals(blank)
     for t, u in np.ndindex(blank.shape[1:]):

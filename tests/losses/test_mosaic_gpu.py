@@ -1,7 +1,7 @@
-"""The Hopper kernels: interpreted against plain JAX, and compiled for sm_90a, without a GPU.
+"""The Hopper kernels without a GPU: interpreted, compared with plain JAX; and compiled for sm_90a.
 
-The interpreter's exp and tanh are exact, and it does not see a missing fence before a matrix
-product: neither test shows what a device would.
+The interpreter's exp and tanh are exact, and it does not detect a missing fence before a matrix
+product, so these tests do not replace runs on a device.
 """
 
 import faulthandler
@@ -28,19 +28,19 @@ from asr_jax.losses import _mosaic_gpu, transducer_loss
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 WIDTH = 128  # two pieces of the kernel for each 128 symbols
-# The first block is live, the second by half, the third is not.
+# All tiles of the first block are computed, one of the second, none of the third.
 TILES = jnp.array([(0, 0, 0), (1, 64, 2), (0, 64, 1), (1, 0, 1), (0, 0, 0), (0, 0, 0)], jnp.int32)
 LIVE = 3
 JOINTS = [
     dict(vocabulary=256, blank_id=0, activation="tanh", normalize_blank=True),
-    # Three times 128 symbols: six pieces, so that their four places are used again.
+    # Three times 128 symbols make six pieces, so that their four slots are reused.
     dict(vocabulary=300, blank_id=299, activation="relu", normalize_blank=False),
 ]
 
 
 @pytest.fixture(autouse=True)
 def a_deadlock_ends():
-    """The interpreter hangs where a GPU would: end the process with a traceback instead."""
+    """End the process with a traceback if the interpreter hangs in a deadlock, as a GPU would."""
     faulthandler.dump_traceback_later(200, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -54,7 +54,7 @@ def no_races():
 
 @pytest.fixture(params=JOINTS, ids=["tanh", "relu, HAT"])
 def joint(request):
-    """The kernels' arrays, their options, and the cells' hidden rows and logits as JAX has them."""
+    """Return the kernels' arrays and options, and JAX's hidden rows and logits of the cells."""
     options = dict(request.param)
     vocabulary, blank_id = options.pop("vocabulary"), options["blank_id"]
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def joint(request):
 
 
 def of_logits(logits, labels, options):
-    """Definition of what the forward kernel computes: normalizer, blank, label [N, 64]."""
+    """Return what the forward kernel computes by definition: normalizer, blank, label [N, 64]."""
     b, _, u = TILES.T
     blank = logits[..., options["blank_id"]]
     label = jnp.take_along_axis(logits, labels[b, u][:, None, None], axis=-1)[..., 0]
@@ -91,7 +91,7 @@ def test_the_forward_kernel_reduces_the_logits(joint, no_races):
     got = _mosaic_gpu.joint_forward(operands, TILES, count, **options, interpret=INTERPRET)
     for mine, want in zip(got, of_logits(logits, operands.labels, options)):
         np.testing.assert_allclose(mine[:LIVE], want[:LIVE], atol=3e-6)
-        # The interpreter's memory begins as NaN: nothing ran here.
+        # The interpreter's memory is NaN at first: nothing ran here.
         assert np.isnan(mine[LIVE + 1 :]).all()
 
 
@@ -123,7 +123,7 @@ def test_the_lattice_kernel_is_the_scan(shape, no_races):
     edges = rng.normal(size=(2, *shape)).astype(np.float32) - 1.0
     edges[rng.random(edges.shape) < 0.2] = -np.inf
     if len(shape) == 4:
-        edges[:, 3, 1, 1] = -np.inf  # no way beyond this anti-diagonal of this lattice
+        edges[:, 3, 1, 1] = -np.inf  # no path passes this anti-diagonal of this lattice
     start, end = np.full((2, *shape[1:]), -np.inf, np.float32)
     start[..., -2] = start[..., 0] = end[..., -1] = 0.0
     lattice = [jnp.asarray(x) for x in (*edges, start, end)]
@@ -140,7 +140,7 @@ def interpreted(monkeypatch):
         monkeypatch.setattr(_mosaic_gpu, name, run)
 
 
-def test_the_kernels_let_nan_and_wrong_labels_be_seen(problem, interpreted):
+def test_the_kernels_return_nan_for_nan_and_wrong_labels(problem, interpreted):
     p = problem((9, 3, 5, 7), (1, 0, 2, 2), frames=9, width=64, vocabulary=128)
     p = p._replace(labels=p.labels.at[2, 1].set(128), encoded=p.encoded.at[3, 2, 5].set(jnp.nan))
     floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
@@ -151,8 +151,8 @@ def test_the_kernels_let_nan_and_wrong_labels_be_seen(problem, interpreted):
 
 
 @pytest.mark.parametrize("factorization", ["softmax", "hat"])
-def test_the_loss_by_kernels_is_that_of_tiles(problem, interpreted, factorization):
-    """Whole, with gradients: ragged lengths, several steps, a vocabulary that has to be padded."""
+def test_the_loss_of_the_kernels_is_that_of_xla(problem, interpreted, factorization):
+    """With gradients, ragged lengths, several steps, and a vocabulary that must be padded."""
     p = problem((70, 3), (1, 0), frames=70, width=64, vocabulary=130)
     floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
     weights = jnp.array([1.0, 2.0])
@@ -171,7 +171,7 @@ def test_the_loss_by_kernels_is_that_of_tiles(problem, interpreted, factorizatio
         np.testing.assert_allclose(mine, theirs, atol=2**-7 * np.abs(theirs).max())
 
 
-def test_shapes_that_the_kernels_do_not_take():
+def test_the_kernels_reject_other_shapes():
     zeros = lambda dtype, *shape: jnp.zeros(shape, dtype)
     operands = lambda symbols: _mosaic_gpu.JointOperands(
         *(zeros(jnp.bfloat16, 1, 64, 64), zeros(jnp.bfloat16, 1, 1, 64)),
@@ -186,7 +186,7 @@ def test_shapes_that_the_kernels_do_not_take():
         _mosaic_gpu.joint_forward(operands(100), tiles[:2], count, **options)
 
 
-def test_what_stands_in_the_way():
+def test_obstacles_are_named():
     h200 = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H200")
     a100 = SimpleNamespace(compute_capability="8.0", device_kind="NVIDIA A100")
     assert obstacle([jnp.bfloat16, jnp.zeros(0, jnp.bfloat16).dtype], 640, h200) is None
@@ -201,7 +201,7 @@ BATCH, FRAMES, CELLS, SYMBOLS = 32, 448, 101, 1024  # T 400, padded to tiles
 
 @pytest.fixture
 def compile_for(hopper, monkeypatch, capfd):
-    """Compiles a function of (shape, dtype) arguments for the GPU; bytes of temporaries."""
+    """Compile a function of (shape, dtype) arguments for the GPU; return bytes of temporaries."""
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     sharding = jax.sharding.NamedSharding(hopper, jax.sharding.PartitionSpec())
 
@@ -265,5 +265,5 @@ def test_the_lattice_compiles_for_hopper_without_spills(compile_for, cells):
 
 
 @pytest.mark.slow
-def test_nothing_stands_in_the_way_on_hopper(hopper):
+def test_a_hopper_gpu_has_no_obstacle(hopper):
     assert obstacle([jnp.bfloat16] * 3, 640, hopper.devices[0]) is None

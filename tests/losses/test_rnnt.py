@@ -1,6 +1,6 @@
-"""rnnt_loss against the definition and against the written-out float64 lattice.
+"""rnnt_loss compared with its definition, and with the written-out float64 lattice.
 
-All tests share one padded shape, so that little is compiled.
+All tests share one padded shape, which saves compilations.
 """
 
 import jax
@@ -11,11 +11,11 @@ import pytest
 from asr_jax.losses import _reference, rnnt_loss
 
 ROWS, FRAMES, LABELS, VOCABULARY = 6, 6, 5, 4
-SIZES = [(1, 0), (1, 3), (4, 0), (3, 2), (2, 5), (6, 3)]  # frames and labels, U > T among them
+SIZES = [(1, 0), (1, 3), (4, 0), (3, 2), (2, 5), (6, 3)]  # frames and labels, including U > T
 
 
 def draw(frames, labels, vocabulary=VOCABULARY, seed=0):
-    """Logits and labels of one utterance; blank is the last symbol."""
+    """Return logits and labels of one utterance; blank is the last symbol."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(frames, labels + 1, vocabulary)) * 2
     return logits.astype(np.float32), rng.integers(0, vocabulary - 1, labels)
@@ -43,7 +43,7 @@ def losses_and_gradients(logits, *rest):
 
 
 def check(utterances, batch, rtol=2e-6):
-    """Against the reference; and whatever is not an utterance's has to have no gradient."""
+    """Compare with the reference; padding must have no gradient."""
     losses, gradients = jax.tree.map(np.array, losses_and_gradients(*batch))
     for b, (logits, labels) in enumerate(utterances):
         blank_id = logits.shape[-1] - 1
@@ -56,7 +56,7 @@ def check(utterances, batch, rtol=2e-6):
 
 
 @pytest.mark.parametrize("vocabulary", [2, VOCABULARY])
-def test_loss_is_the_sum_over_all_alignments_and_the_gradient_its_own(vocabulary):
+def test_loss_is_the_sum_over_all_alignments_with_its_gradient(vocabulary):
     utterances = [draw(*size, vocabulary, seed) for seed, size in enumerate(SIZES)]
     batch = pad(utterances)
     losses, _ = losses_and_gradients(*batch)
@@ -65,14 +65,14 @@ def test_loss_is_the_sum_over_all_alignments_and_the_gradient_its_own(vocabulary
     check(utterances, batch)
 
 
-def test_worked_by_hand():
+def test_loss_computed_by_hand():
     # Two frames, one label, all symbols equally likely: two alignments of three edges each.
     losses, _ = losses_and_gradients(*pad([(np.zeros((2, 2, VOCABULARY)), [1])]))
     np.testing.assert_allclose(losses[0], -np.log(2 / VOCABULARY**3), rtol=1e-6)
 
 
-def test_the_written_out_lattice_itself():
-    """Its loss is the definition's, and its gradient that of finite differences, in float64."""
+def test_the_written_out_lattice_is_the_definition():
+    """The loss equals the definition, and the gradient finite differences, in float64."""
     for size in [(3, 2), (2, 3)]:
         logits, labels = draw(*size)
         loss, gradient = _reference.loss_and_gradient(logits, labels, 3)
@@ -92,11 +92,11 @@ def test_logits_may_be_shifted_in_every_cell():
     shift = np.random.default_rng(1).normal(size=(6, 4, 1)) * 10
     losses, gradients = losses_and_gradients(*pad([(logits, labels), (logits + shift, labels)]))
     np.testing.assert_allclose(losses[1], losses[0], rtol=3e-6)
-    # Logits of about 30 have lost five bits more than those of about 1.
+    # Logits of about 30 have five bits less precision than logits of about 1.
     np.testing.assert_allclose(gradients[1], gradients[0], atol=2e-5)
 
 
-def test_symbols_ruled_out_by_minus_infinity():
+def test_symbols_excluded_by_minus_infinity():
     logits, labels = draw(4, 2)
     logits[..., 0] = -np.inf
     utterance = logits, np.maximum(labels, 1)
@@ -111,7 +111,7 @@ def test_padding_content_never_matters(padding):
 
 
 def test_no_alignment_is_inf_with_zero_gradient():
-    """Zero frames, or lengths that the axes cannot hold; the utterance beside them is untouched."""
+    """Zero frames, or lengths beyond the axes; other utterances of the batch are unaffected."""
     good = draw(FRAMES, LABELS)
     logits, labels, _, _ = pad([good] * ROWS)
     frames = jnp.array([FRAMES, 0, 0, FRAMES + 1, -1, FRAMES])

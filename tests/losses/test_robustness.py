@@ -1,4 +1,4 @@
-"""What is broken in one utterance stays there, and what cannot be is said."""
+"""A broken utterance affects no other, and invalid arguments are named."""
 
 import inspect
 import re
@@ -28,8 +28,10 @@ every_loss = pytest.mark.parametrize(
 
 @pytest.fixture
 def odd(problem):
-    """Five utterances: whatever the number of devices, packed in one part. With three durations
-    five of the columns are symbols."""
+    """Five utterances, an odd number, which any number of devices packs in one part.
+
+    Of the eight columns five are symbols if there are three durations.
+    """
     odd = problem((7, 4, 1, 2, 5), (3, 0, 1, 2, 3), vocabulary=8)
     return odd._replace(labels=odd.labels % 4 + 1)
 
@@ -63,7 +65,7 @@ def test_an_impossible_alignment_has_no_gradient_under_any_cotangent(odd, loss):
     topology = {} if loss is tdt else {"topology": "one_symbol_per_frame"}
     odd = odd._replace(encoded_lengths=odd.encoded_lengths.at[0].set(0).at[3].set(1))
 
-    def squares(*floats):  # whose derivative by an infinite loss is infinite
+    def squares(*floats):  # their derivative with respect to an infinite loss is infinite
         return jnp.sum(jnp.square(loss(*floats, *odd.integers, **topology)))
 
     gradients = jax.grad(squares, argnums=(0, 1))(*odd.floats)
@@ -85,15 +87,15 @@ def test_impossible_logits_have_no_gradient_under_any_cotangent():
 def test_without_an_alignment_there_are_no_frames(odd):
     odd = odd._replace(encoded=odd.encoded.at[4, 2, 1].set(jnp.nan))
     odd = odd._replace(encoded_lengths=jnp.array([2, 4, 1, 0, 5]))
-    found = transducer_alignment(*odd, topology="one_symbol_per_frame")
-    assert (np.asarray(found.best_frames)[[0, 3, 4]] == -1).all()
-    assert not found.posteriors[0].any() and not found.posteriors[3].any()
-    best = found.best_log_probability
+    alignment = transducer_alignment(*odd, topology="one_symbol_per_frame")
+    assert (np.asarray(alignment.best_frames)[[0, 3, 4]] == -1).all()
+    assert not alignment.posteriors[0].any() and not alignment.posteriors[3].any()
+    best = alignment.best_log_probability
     assert best[0] == best[3] == -np.inf and np.isnan(best[4]) and np.isfinite(best[1:3]).all()
 
 
 @every_loss
-def test_the_second_derivative_is_refused_or_right(odd, loss):
+def test_second_derivatives_are_rejected(odd, loss):
     first = jax.grad(lambda x: loss(x, *odd[1:]).sum())
     squares = lambda x: jnp.sum(first(x) ** 2)
     with pytest.raises(NotImplementedError, match="differentiable once"):
@@ -137,13 +139,13 @@ def test_without_frames_or_labels_there_is_nothing_to_align(problem):
         possible = [0 < frames] * 2
         logits = jnp.zeros((2, frames, labels + 1, 8))
         assert (np.isfinite(rnnt_loss(logits, *given.integers)) == possible).all()
-        found = transducer_alignment(*given)
-        assert found.posteriors.shape == (2, frames, labels)
-        assert (np.isfinite(found.best_log_probability) == possible).all()
+        alignment = transducer_alignment(*given)
+        assert alignment.posteriors.shape == (2, frames, labels)
+        assert (np.isfinite(alignment.best_log_probability) == possible).all()
 
 
-def test_under_shard_map_anything_may_be_the_same_on_all_devices(odd):
-    """Lengths and labels that do not vary beside frames that do, with replication checked."""
+def test_under_shard_map_any_argument_may_be_replicated(odd):
+    """Replicated lengths and labels with sharded frames, with replication checked."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     two = jax.tree.map(lambda x: x[:2], odd._replace(kernel=None, bias=None))
     two = two._replace(kernel=odd.kernel, bias=odd.bias)
@@ -161,22 +163,22 @@ def test_under_shard_map_anything_may_be_the_same_on_all_devices(odd):
         np.testing.assert_allclose(ours, np.concatenate([expected] * 2), rtol=1e-6, atol=1e-6)
 
 
-def test_explicit_axes_are_refused_by_name(problem):
+def test_explicit_axes_are_rejected(problem):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     given = problem()
     rows = jax.NamedSharding(mesh, jax.P("data"))
     given = given._replace(encoded=jax.device_put(given.encoded, rows))
-    complaint = "encoded is sharded over data, of AxisType.Explicit: needs a mesh whose axes are of"
-    with pytest.raises(ValueError, match=complaint):
+    message = "encoded is sharded over data, of AxisType.Explicit: must use a mesh with axes of"
+    with pytest.raises(ValueError, match=message):
         jax.jit(transducer_loss)(*given)
 
 
-# Without the check of types that tests add, which is stricter.
+# The function without the stricter type checks that tests add.
 unchecked = inspect.unwrap
 
 
 @pytest.mark.parametrize(
-    "call, complaint",
+    "call, message",
     [
         (
             lambda p: unchecked(transducer_loss)(*p, fastemit_lambda=np.nan),
@@ -184,19 +186,19 @@ unchecked = inspect.unwrap
         ),
         (
             lambda p: unchecked(transducer_loss)(*p, blank_id=1.5),
-            "blank_id = 1.5: must be a whole number",
+            "blank_id = 1.5: must be an integer",
         ),
         (
             lambda p: unchecked(transducer_loss)(*p, blank_id=True),
-            "blank_id = True: must be a whole number",
+            "blank_id = True: must be an integer",
         ),
         (
             lambda p: unchecked(transducer_loss)(*p, chunk_frames=1.5),
-            "chunk_frames = 1.5: must be a whole nu",
+            "chunk_frames = 1.5: must be an integer",
         ),
         (
             lambda p: jax.jit(lambda b: unchecked(transducer_loss)(*p, blank_id=b))(1),
-            "blank_id = .*: must be a whole number",
+            "blank_id = .*: must be an integer",
         ),
         (
             lambda p: jax.jit(lambda x: unchecked(transducer_loss)(*p, negligible_gradient=x))(1.0),
@@ -209,27 +211,27 @@ unchecked = inspect.unwrap
         (lambda p: unchecked(tdt_loss)(*p, sigma=np.inf), "sigma = inf: must be finite"),
         (
             lambda p: unchecked(tdt_loss)(*p, durations=3),
-            "durations = 3: must be different whole numbers",
+            "durations = 3: must be distinct integers",
         ),
         (
             lambda p: unchecked(tdt_loss)(*p, durations=(0, 0.5)),
-            "durations = .*: must be different whole num",
+            "durations = .*: must be distinct integers",
         ),
         (
             lambda p: unchecked(tdt_loss)(*p, durations=range(9)),
-            "kernel.shape = .*: needs a column for each",
+            "kernel.shape = .*: must have a column for each",
         ),
         (
             lambda p: transducer_alignment(*p, durations=(1,), topology="one_symbol_per_frame"),
-            "topology = 'one_symbol_per_frame': there is none beside durations",
+            "topology = 'one_symbol_per_frame': must be 'rnnt' with durations",
         ),
         (
             lambda p: rnnt_loss(jnp.zeros((4, 3, 0, 5)), p[4][:, :0], *p[5:]),
-            r"logits.shape = \(4, 3, 0, 5\): needs U \+ 1 cells",
+            r"logits.shape = \(4, 3, 0, 5\): must have U \+ 1 cells",
         ),
     ],
 )
-def test_one_line_names_what_cannot_be(problem, call, complaint):
+def test_invalid_arguments_are_named_in_one_line(problem, call, message):
     with pytest.raises(ValueError) as error:
         call(problem())
-    assert re.match(complaint, str(error.value)) and "\n" not in str(error.value)
+    assert re.match(message, str(error.value)) and "\n" not in str(error.value)

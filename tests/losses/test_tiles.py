@@ -1,4 +1,4 @@
-"""The list of tiles: every cell that exists is in one, and none is there without need."""
+"""The list of tiles covers every real cell, with few tiles more than needed."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ LENGTHS = [37, 1, 0, 16, 17], [13, 5, 0, 4, 1]
 
 
 @pytest.mark.parametrize("tile", [Tile(16, 4, 3), Tile(1, 1, 7), Tile(37, 13, 1), Tile(8, 5, 100)])
-def test_tiles_are_those_of_the_lengths_and_carry_a_plane_there_and_back(tile):
+def test_tiles_cover_the_lengths_and_unpack_what_they_pack(tile):
     rows, columns = (np.array(x) for x in LENGTHS)
     listed = jax.jit(partial(list_tiles, frames=FRAMES, cells=CELLS, tile=tile))
     tiles = listed(*map(jnp.array, LENGTHS))
@@ -30,7 +30,7 @@ def test_tiles_are_those_of_the_lengths_and_carry_a_plane_there_and_back(tile):
 
 
 def test_padding_is_not_computed():
-    """Nearly no more rows than cells, however much padding there is."""
+    """Tiles have hardly more cells than the utterances, for any amount of padding."""
     lengths = jnp.array([400, 210, 333]), jnp.array([90, 47, 61])
 
     def tiles_computed(frames, cells):
@@ -43,7 +43,7 @@ def test_padding_is_not_computed():
     assert cells <= tiles_computed(1600, 360) < 1.1 * cells
 
 
-def test_tiles_without_cotangents_come_last_and_are_left_out():
+def test_tiles_without_cotangents_come_last_and_are_not_counted():
     planes = jnp.zeros((2, 5, 3)).at[0, 3, 1].set(-2.0).at[1, 1, 0].set(jnp.nan)
     planes = planes.at[0, 4, 2].set(1e-10)
     find = lambda negligible: jax.jit(with_cotangents)(tuple(planes), jnp.full(5, negligible))
@@ -53,8 +53,8 @@ def test_tiles_without_cotangents_come_last_and_are_left_out():
     assert (order.tolist(), int(count)) == ([1, 3, 0, 2, 4], 2)
 
 
-def test_no_cells_no_steps():
-    """Seen from outside: what NaN weights would spoil is not computed for a batch without cells."""
+def test_a_batch_without_cells_takes_no_steps():
+    """NaN weights do not affect the gradient, as nothing is computed from them."""
     zeros = jnp.zeros
     rest = None, zeros((2, 8), int)
 

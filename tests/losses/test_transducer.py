@@ -1,4 +1,4 @@
-"""transducer_loss against the written-out float64 form, and the laws it promises."""
+"""transducer_loss compared with the written-out float64 form, and its documented laws."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ WEIGHTS = np.array([1.0, -0.5, 2.0, 0.25], np.float32)
 
 
 def reference(p, weights, **options):
-    """Losses and the gradients of their weighted sum, in float64, one utterance at a time."""
+    """Return losses and gradients of their weighted sum, in float64, one utterance at a time."""
     losses, sums = [], [np.zeros(x.shape) for x in p.floats]
     for b, weight in enumerate(weights):
         *floats, labels = p.row(b)
@@ -50,7 +50,7 @@ def losses_and_gradients(p, weights, **options):
 
 
 def assert_close(got, want, atol=5e-6):
-    """Within atol of the largest entry: kernel and bias sum over many cells of both signs."""
+    """Compare within atol of the largest entry: kernel and bias are sums with cancellation."""
     for mine, theirs in zip(got, want):
         scale = max(1.0, np.abs(theirs).max(initial=0.0))
         np.testing.assert_allclose(np.asarray(mine, np.float64), theirs, atol=atol * scale)
@@ -77,7 +77,7 @@ def test_losses_and_all_gradients(problem, options):
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_shape_and_any_chunk(problem, data):
-    """Up to several tiles of 16 frames and 8 label positions, and at their boundaries."""
+    """Sizes up to several tiles of 16 frames and 8 label positions, and at their boundaries."""
     integer = lambda low, high: data.draw(st.integers(low, high))
     frames = data.draw(st.sampled_from([1, 2, 5, 15, 16, 17, 33]))
     labels = data.draw(st.sampled_from([0, 1, 5, 7, 8, 15, 16]))
@@ -98,18 +98,20 @@ def test_any_shape_and_any_chunk(problem, data):
 
 
 def test_a_sharp_alignment(problem):
-    """Most occupancies are zero in float32, and what they belong to is left out of the gradient."""
+    """Most occupancies are zero in float32, and their tiles are left out of the gradient."""
     p = problem([33, 20], [14, 9], vocabulary=6, width=4, frames=33)
     p = p._replace(encoded=p.encoded * 3, predicted=p.predicted * 3, kernel=p.kernel * 30)
     weights = np.array([1.0, -2.0], np.float32)
     losses, gradients = losses_and_gradients(p, weights, chunk_frames=1)
     want = reference(p, weights)
     np.testing.assert_allclose(losses, want[0], rtol=3e-6)
-    assert_close(gradients, want[1], atol=2e-4)  # logits of about 100 have two digits less
+    assert_close(
+        gradients, want[1], atol=2e-4
+    )  # logits of about 100 have two digits less precision
 
 
-def test_what_is_negligible_changes_gradients_by_no_more(problem):
-    """A logit's by twice that at most, all others' by the sum of these times their slopes."""
+def test_negligible_gradient_bounds_the_change_of_gradients(problem):
+    """A logit's gradient changes by at most twice the bound; others by sums of these changes."""
     p = problem([60, 41], [40, 17], vocabulary=4, width=3, frames=60)
     of = lambda x: losses_and_gradients(p, np.ones(2, np.float32), negligible_gradient=x)[1]
     exact, cells = of(0.0), 60 * 41 + 41 * 18
@@ -155,7 +157,7 @@ def test_a_batch_is_its_utterances(problem):
         np.testing.assert_allclose(loss(*row), losses[b : b + 1], rtol=2e-6)
 
 
-def test_zero_frames_are_inf_and_add_nothing_to_any_gradient(problem):
+def test_zero_frames_give_inf_and_add_nothing_to_any_gradient(problem):
     p = problem()._replace(encoded_lengths=jnp.array([7, 0, 1, 0]))
     losses, gradients = losses_and_gradients(p, WEIGHTS, chunk_frames=3)
     np.testing.assert_array_equal(np.isinf(losses), [False, True, False, True])
@@ -167,7 +169,7 @@ def test_zero_frames_are_inf_and_add_nothing_to_any_gradient(problem):
 
 
 @pytest.mark.parametrize("label", [-1, 6, 99])
-def test_a_label_outside_the_vocabulary_is_nan(problem, label):
+def test_a_label_outside_the_vocabulary_gives_nan(problem, label):
     p = problem()
     p = p._replace(labels=p.labels.at[0, 1].set(label))
     losses, gradients = losses_and_gradients(p, np.ones(4, np.float32), chunk_frames=3)
@@ -189,7 +191,7 @@ def test_any_integer_type(problem, dtype):
     )
 
 
-def test_no_utterances_at_all(problem):
+def test_a_batch_without_utterances(problem):
     p = problem()
     none = p._replace(**{k: getattr(p, k)[:0] for k in PER_UTTERANCE})
     losses, gradients = losses_and_gradients(none, np.ones(0, np.float32))
@@ -219,7 +221,7 @@ def test_under_vmap_and_checkpoint(problem):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_lower_precision_costs_what_the_matrix_products_round(problem, dtype):
+def test_lower_precision_costs_only_the_rounding_of_products(problem, dtype):
     p = problem([30, 21], [8, 5], frames=30, vocabulary=12, width=16)
     rounded = p._replace(**{k: getattr(p, k).astype(dtype) for k in p._fields[:4]})
     losses, gradients = losses_and_gradients(rounded, np.ones(2, np.float32), chunk_frames=7)
@@ -227,7 +229,7 @@ def test_lower_precision_costs_what_the_matrix_products_round(problem, dtype):
     want_losses, want_gradients = reference(float32, [1.0, 1.0])
     eps = float(jnp.finfo(dtype).eps)
     assert losses.dtype == jnp.float32 and {g.dtype for g in gradients} == {jnp.dtype(dtype)}
-    # Roundings are to half an eps, on either side of about 40 edges, and mostly cancel.
+    # Rounding errors are half an eps, of both signs on about 40 edges, and mostly cancel.
     np.testing.assert_allclose(losses, want_losses, rtol=eps)
     assert_close(gradients, want_gradients, atol=2 * eps)
 
@@ -236,7 +238,7 @@ MANY = [7, 4, 1, 2, 6, 5, 3, 7], [3, 0, 2, 5, 1, 1, 4, 2]
 
 
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2)])
-def test_sharded_over_batch_and_vocabulary_is_the_same_and_gathers_nothing(problem, data, model):
+def test_sharding_batch_and_vocabulary_changes_nothing_and_gathers_nothing(problem, data, model):
     p = problem(*MANY)
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((data, model), ("data", "model"), axis_types=auto)
@@ -256,7 +258,7 @@ def test_sharded_over_batch_and_vocabulary_is_the_same_and_gathers_nothing(probl
     text = step.lower(*args).compile().as_text()
     for exchange in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert exchange not in text
-    assert "all-reduce" in text  # the kernel's gradient: else nothing was sharded
+    assert "all-reduce" in text  # of the kernel's gradient; without it nothing was sharded
     (_, losses), gradients = step(*args)
     want = reference(p, weights)
     np.testing.assert_allclose(losses, want[0], rtol=3e-6)
@@ -275,8 +277,8 @@ def test_under_shard_map(problem, utterances_per_group):
     assert_close(step(*p.floats), reference(p, weights)[1])
 
 
-def test_in_groups_is_the_same_whatever_the_cotangents(problem):
-    """Alike, different, zero, and of an utterance without alignment, which has no say in it."""
+def test_groups_change_nothing_for_any_cotangents(problem):
+    """Equal, different and zero cotangents, ignoring an utterance without an alignment."""
     p = problem(*MANY)._replace(encoded_lengths=jnp.array([0, *MANY[0][1:]]))
     alike = np.array([9, 2, 2, 2, 2, 2, 2, 2], np.float32)
     for weights in (alike, np.linspace(-1, 2, 8, dtype=np.float32), 0 * alike):
@@ -286,8 +288,8 @@ def test_in_groups_is_the_same_whatever_the_cotangents(problem):
         assert_close(grouped[1], plain[1])
 
 
-def test_memory_is_a_small_part_of_the_logits():
-    """At B 8, T 128, U 40, V 512, D 256 the logits alone have 86 MB."""
+def test_memory_is_a_small_fraction_of_the_logits():
+    """At B 8, T 128, U 40, V 512, D 256 the logits alone take 86 MB."""
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     integer = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     floats = float32(8, 128, 256), float32(8, 41, 256), float32(256, 512), float32(512)
@@ -305,7 +307,7 @@ def temporaries(*shapes, **options):
 
 
 def test_memory_of_planes_is_that_of_a_group():
-    """B 64, T 1000, U 200: a plane of all has 51 MB, one of four utterances 3 MB."""
+    """At B 64, T 1000, U 200 a plane takes 51 MB, a plane of four utterances 3 MB."""
     bfloat16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     integer = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     floats = bfloat16(64, 1000, 16), bfloat16(64, 201, 16), bfloat16(16, 20), bfloat16(20)
@@ -316,10 +318,10 @@ def test_memory_of_planes_is_that_of_a_group():
 
 
 def test_learns_to_copy():
-    """A toy task, two frames for each label; greedy decoding has to find all of them."""
+    """Greedy decoding of a toy task, two frames per label, must find all labels."""
     rng = np.random.default_rng(0)
     steps = rng.integers(1, 5, (16, 5))
-    symbols = 1 + np.cumsum(steps, axis=1) % 5  # 1..5, neighbours differ
+    symbols = 1 + np.cumsum(steps, axis=1) % 5  # 1..5, neighbors differ
     frames, labels = (
         np.repeat(np.eye(6, dtype=np.float32)[symbols], 2, axis=1),
         jnp.asarray(symbols),
@@ -346,14 +348,14 @@ def test_learns_to_copy():
     encoder, embedding, kernel, bias = (np.asarray(x) for x in train(params))
 
     def greedy(frames):
-        found = [0]
+        emitted = [0]
         for frame in frames @ encoder:
             for _ in range(3):
-                symbol = int(np.argmax(np.tanh(frame + embedding[found[-1]]) @ kernel + bias))
+                symbol = int(np.argmax(np.tanh(frame + embedding[emitted[-1]]) @ kernel + bias))
                 if symbol == 0:
                     break
-                found.append(symbol)
-        return found[1:]
+                emitted.append(symbol)
+        return emitted[1:]
 
     assert [greedy(x) for x in frames] == symbols.tolist()
 
@@ -361,8 +363,8 @@ def test_learns_to_copy():
 def test_imports_nothing_but_jax():
     code = (
         "import sys, asr_jax.losses as losses; assert losses.__all__;"
-        "found = {m.split('.')[0] for m in sys.modules};"
-        "sys.exit(str(found & {'flax', 'optax', 'orbax', 'grain', 'sentencepiece', 'tensorflow'}))"
+        "loaded = {m.split('.')[0] for m in sys.modules};"
+        "sys.exit(str(loaded & {'flax', 'optax', 'orbax', 'grain', 'sentencepiece', 'tensorflow'}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.strip() == "set()"

@@ -1,8 +1,8 @@
-"""The transducer losses that the benchmark compares, and the batches that it gives them.
+"""The transducer losses that the benchmark compares, and the batches that it runs them on.
 
-JAX's are functions from arrays to the loss of each utterance. A torch rival's is built for a
-platform and a problem, and takes floats and integers. Torch and the rivals are imported where they
-are used, so that any of them may be absent.
+JAX implementations are functions from arrays to the loss of each utterance. Torch implementations
+are built for a platform and a problem, and take floats and integers. Torch and the other libraries
+are imported where they are used, so that any of them may be missing.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Problem:
-    """Shapes of one batch: (frames, labels) of each utterance. Width 0: 4-D logits are given."""
+    """Shapes of a batch: (frames, labels) of each utterance. Width 0: the inputs are 4-D logits."""
 
     lengths: tuple[tuple[int, int], ...]
     vocabulary: int
@@ -45,7 +45,7 @@ class Problem:
         return [*rows, (self.width, vocabulary), (vocabulary,)]
 
     def draw(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Floats and integers as in the public benchmark: uniform, weights of a fresh Linear."""
+        """Draw floats and integers as the public benchmark: uniform, weights of a new Linear."""
         random = np.random.default_rng(20220227)
         floats = [random.random(shape, np.float32) for shape in self.float_shapes()]
         for weights in floats[2:]:
@@ -56,14 +56,14 @@ class Problem:
 
 
 class NotRun(Exception):
-    """Why an implementation is left out of a row."""
+    """The reason why an implementation was not run."""
 
 
 def ours(implementation: str | None = None, **options: float) -> Any:
     def loss(*arguments):
         from asr_jax.losses import rnnt_loss, transducer_loss
 
-        if len(arguments) == 4:  # ready-made logits
+        if len(arguments) == 4:  # 4-D logits
             if implementation is not None:
                 raise NotRun("rnnt_loss has one implementation")
             return rnnt_loss(*arguments)
@@ -73,24 +73,24 @@ def ours(implementation: str | None = None, **options: float) -> Any:
 
 
 def jax_4d(*arguments):
-    """The joint written out, then rnnt_loss of its logits."""
+    """The joint network written out, then rnnt_loss of its logits."""
     import jax.numpy as jnp
 
     from asr_jax.losses import rnnt_loss
 
     if len(arguments) == 4:
-        raise NotRun("needs the joint")
+        raise NotRun("needs the inputs of the joint")
     encoded, predicted, kernel, bias, *lengths = arguments
     return rnnt_loss(jnp.tanh(encoded[:, :, None] + predicted[:, None]) @ kernel + bias, *lengths)
 
 
 def axlearn(*arguments):
-    """The form of axlearn's Transducer layer: one frame at a time, nothing rematerialised."""
+    """The method of axlearn's Transducer layer: one frame at a time, without rematerialization."""
     import jax
     import jax.numpy as jnp
 
     if len(arguments) == 4:
-        raise NotRun("has no loss of ready-made logits")
+        raise NotRun("has no loss of 4-D logits")
     encoded, predicted, kernel, bias, labels, frame_lengths, label_lengths = arguments
     one_hot = jax.nn.one_hot(jnp.pad(labels, ((0, 0), (0, 1))), kernel.shape[1])
 
@@ -101,8 +101,8 @@ def axlearn(*arguments):
 
     blank, label = jax.lax.map(frame, encoded.swapaxes(0, 1))
 
-    # A lattice by frames. With s the labels' log-probabilities summed up to u, the way up a frame
-    # is a cumulative logsumexp: alpha(u) = s(u) + log sum_{v <= u} exp(entered(v) - s(v)).
+    # A lattice by frames. With s(u) the sum of the first u labels' log-probabilities, alpha within
+    # a frame is a cumulative logsumexp: alpha(u) = s(u) + log sum_{v <= u} exp(entered(v) - s(v)).
     def up(entered, label):
         summed = jnp.pad(jnp.cumsum(label, -1), ((0, 0), (1, 0)))
         return summed + jax.lax.cumlogsumexp(entered - summed, 1)
@@ -119,7 +119,7 @@ def axlearn(*arguments):
 
 
 def _logits(floats):
-    """In float32, which the rivals' losses want; the joint runs in the inputs' dtype."""
+    """Return float32 logits, as these losses require; the joint runs in the inputs' dtype."""
     if len(floats) == 1:
         return floats[0].float()
     encoded, predicted, weight, bias = floats
@@ -150,15 +150,15 @@ def fast_rnnt(platform: str, problem: Problem) -> Any:
 
 
 def fast_rnnt_pruned(platform: str, problem: Problem) -> Any:
-    """Not exact: the joint in a window of 5 labels a frame, which an additive joint has chosen.
+    """Not exact: computes the joint in a window of 5 labels per frame, chosen by an additive joint.
 
-    The public benchmark's scale for the additive joint, and no gradient of its loss, as there; but
-    the projection to the vocabulary that training needs, which is there left out.
+    As in the public benchmark, the additive joint has its scale, and its loss has no gradient.
+    Unlike there, the projection to the vocabulary is included, as training needs it.
     """
     library = importlib.import_module("fast_rnnt")
     torch = importlib.import_module("torch")
     if not problem.width:
-        raise NotRun("needs the joint")
+        raise NotRun("needs the inputs of the joint")
 
     def losses(floats, integers):
         encoded, predicted, weight, bias = floats
@@ -188,9 +188,9 @@ def fast_rnnt_pruned(platform: str, problem: Problem) -> Any:
 
 def warprnnt_numba(platform: str, problem: Problem) -> Any:
     loss = importlib.import_module("warprnnt_numba").RNNTLossNumba(blank=0, reduction="none")
-    # Its CPU form is a Python loop over cells, of some 0.4 ms each.
+    # On a CPU it is a Python loop over cells, about 0.4 ms each.
     if platform == "cpu" and problem.cells > 100_000:
-        raise NotRun(f"a Python loop on CPUs, about {problem.cells * 4e-4:.0f} s a step")
+        raise NotRun(f"a Python loop on CPUs, about {problem.cells * 4e-4:.0f} s per step")
     return lambda floats, integers: loss(_logits(floats), *integers)
 
 

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Draw docs/memory.md's pictures and print docs/benchmarks.md's tables: memory by objective.
 
     python benchmarks/memory.py RESULTS [TARGET ...]
@@ -8,17 +7,6 @@ one objective after the other, for TARGETs that need not be there (h100, ...) or
 (cpu). Nothing is run or allocated. RESULTS is a folder for the figures, a JSON
 file for each target; what it holds already is not compiled again. Targets need their compilers
 (`asr-jax fit` says which packages). Pictures and tables are of what RESULTS holds.
-=======
-"""Write docs/memory.md and its pictures: the memory of training with each objective.
-
-    python benchmarks/memory.py RESULTS [TARGET ...]
-
-Compiles the gradients of the encoder of configs/librispeech_960h_m.py, and of the part after the
-encoder for each objective, for accelerators (h100, ...), which this machine need not have, or for
-the CPU (cpu). Nothing is run or allocated. RESULTS is a folder of JSON files, one for each target;
-existing figures are not compiled again. The targets' compilers must be installed (`asr-jax fit`
-names the packages). The page shows all figures in RESULTS.
->>>>>>> 6b5e544 (Plain English in losses, capacity, fit, their tests and the benchmarks)
 """
 
 import argparse
@@ -50,49 +38,10 @@ from asr_jax.training import objective, step
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import abstract_state
 
-<<<<<<< HEAD
 SHARES = """\
 The same as multiples of the encoder's memory, and in GB the sizes of the logits alone (float32): of
 CTC [batch, frames, vocabulary], of the decoder [batch, labels + 1, vocabulary], of the joint
 [batch, frames, labels + 1, vocabulary]."""
-=======
-PAGE = """# Is it always the transducer that takes the memory?
-
-No: only if its joint is a tensor of [batch, frames, labels + 1, vocabulary]. That takes 1.5 to 80
-times as much memory as the encoder in the table below. In tiles ([losses.md](losses.md)) the same
-loss takes a twentieth of the encoder's memory, and no more with a larger vocabulary. The logits of
-CTC grow with the vocabulary: with 1024 pieces CTC takes 1.3 times as much as the transducer in
-tiles, with 16384 pieces 15 times as much. The attention decoder takes 7 times as much, because of
-its layers, not its logits; TDT takes one to two times as much.
-
-The encoder and the part after it do not need their memory at the same time. Compiled together, 32
-utterances of 16 s with 1024 pieces take no more than the encoder alone, 3.42 GB, with CTC, with the
-attention decoder, and with the transducer in tiles. With the 4-D joint they take 20.46 GB (CPU,
-float32; the row "all in one").
-
-The compiled program is the gradients of Conformer-M as in configs/librispeech_960h_m.py, with 5
-labels per second; the backward pass recomputes the encoder's layers. Figures are temporaries by
-`compiled.memory_analysis()`, in GB (10^9 bytes): everything allocated between arguments and
-gradients. **Encoder alone**: features and encoder of a training step, without the part after it.
-The other columns are the part after the encoder, given its frames: predictor or decoder (6 layers,
-not recomputed), joint, loss, and their gradients. Parameters, average, moments and gradients are
-additional, and almost equal for all objectives. Nothing was run or allocated. The 4-D joint is the
-plain form (`transducer_loss` with `implementation="reference"`) in float32, differentiated by JAX:
-it keeps four or more such tensors, where a hand-written gradient would need one. The second table
-has the size of one tensor.
-
-    export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
-    python benchmarks/memory.py RESULTS TARGET
-
-TARGET is cpu or a target of `asr-jax fit`, such as h100. The flag makes compilation faster (the
-figures were made with `--xla_llvm_disable_expensive_passes=true`, too). There are no figures for
-accelerators: their compilation was not finished.
-"""
-SHARES = """\
-Memory of the part after the encoder, as a multiple of the encoder's; and the sizes in GB of the
-logits alone (float32): for CTC [batch, frames, vocabulary], for the decoder [batch, labels + 1,
-vocabulary], for the joint [batch, frames, labels + 1, vocabulary]."""
->>>>>>> 6b5e544 (Plain English in losses, capacity, fit, their tests and the benchmarks)
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/librispeech_960h_m.py"
 

@@ -1,4 +1,4 @@
-"""Where the frames are that a transcript's labels come from."""
+"""Alignment of a transcript's labels to the encoded frames."""
 
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +13,7 @@ def align_labels(
     labels: Int[Array, "B U"],
     label_lengths: Int[Array, " B"],
 ) -> Alignment:
-    """`losses.transducer_alignment` of the transducer, TDT or HAT."""
+    """Return `losses.transducer_alignment` for a transducer, TDT or HAT model."""
     joint = model.joint
     return transducer_alignment(
         joint.encoder_projection(encoded),

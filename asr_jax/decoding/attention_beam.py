@@ -1,4 +1,4 @@
-"""Beam search of an attention decoder, also together with CTC, for a whole batch, on the device."""
+"""Batched beam search on the device for an attention decoder, optionally joint with CTC."""
 
 import functools
 from typing import NamedTuple
@@ -13,16 +13,21 @@ from asr_jax.models.encoder_decoder import END_ID, AttentionModel, DecoderState
 
 
 class Prefixes(NamedTuple):
-    """CTC's forward variables of K label sequences of every row, in nats: log P of all paths of
-    the first t frames that read as the sequence, and end with its last label or with a blank."""
+    """CTC forward variables for K label sequences per row, in nats.
+
+    Entry t is the log-probability of all paths over the first t frames that spell the sequence.
+    """
 
     by_label: Float[Array, "B K T1"]
+    """Paths that end with the sequence's last label."""
     by_blank: Float[Array, "B K T1"]
+    """Paths that end with a blank."""
     last: Int[Array, "B K"]
+    """The last label of each sequence."""
 
 
 class SearchState(NamedTuple):
-    """Where the search stands: K sequences of every row that may go on, and K that have ended."""
+    """K active and K ended sequences per row."""
 
     number: Int[Array, ""]
     """Labels in each active sequence."""
@@ -32,7 +37,7 @@ class SearchState(NamedTuple):
     """The last label of each active sequence, END_ID before the first."""
     decoder: DecoderState
     prefixes: Prefixes | None
-    """CTC's view of the active sequences; None without a CTC head."""
+    """CTC forward variables of the active sequences; None without a CTC head."""
 
 
 def attention_search(
@@ -43,17 +48,19 @@ def attention_search(
     size: int,
     ctc_weight: float,
 ) -> Hypotheses:
-    """The `size` best label sequences of every row, label by label.
+    """Return the `size` best label sequences of every row.
 
-    A sequence that has ended scores (1 - w) log P(labels, end | frames) of the decoder, plus w log
-    P(labels | frames) of the CTC head; one that goes on, the same of its labels so far, where CTC's
-    is the probability of all sequences that begin so (arXiv 1609.06773; Watanabe et al. 2017,
-    "Hybrid CTC/attention architecture for end-to-end speech recognition", algorithm 2). Both only
-    fall with more labels: a row has ended when no sequence can become one of the best.
+    With w = `ctc_weight`, an ended sequence scores (1 - w) log P(labels, end | frames) under the
+    decoder plus w log P(labels | frames) under the CTC head. An active sequence scores the same for
+    its labels so far, except that the CTC term is the probability of all sequences with that prefix
+    (arXiv 1609.06773; Watanabe et al. 2017, "Hybrid CTC/attention architecture for end-to-end
+    speech recognition", algorithm 2). Scores only fall as labels are added, so the search stops
+    when no active sequence can still enter the `size` best.
 
-    N = T: there are no more labels than frames. With size 1 it follows the best label at every
-    step, and ends where that scores best. Log-probabilities are the decoder's. A label's frame is
-    where it comes first with the highest probability by the CTC head; without one all are zero.
+    N = T: a sequence has at most as many labels as frames. With `size` 1 the search follows the
+    best label at every step and stops when ending scores best. Log-probabilities are the decoder's.
+    A label's frame is the frame at which the CTC head most probably emits it first; without a CTC
+    head all frames are zero.
     """
     batch, capacity, _ = encoded.shape
     frames = None
@@ -91,20 +98,20 @@ def _step(
     *,
     ctc_weight: float,
 ) -> SearchState:
-    """Score every active sequence's next label, collect those that end, and extend the best."""
+    """Score the next label of the active sequences, collect those that end, extend the best."""
     active, prefixes = state.active, state.prefixes
     decoder, logits = model.decoder.step(state.decoder, state.last)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     so_far = jnp.sum(active.log_probabilities, axis=-1, keepdims=True)
     scores = (1 - ctc_weight) * (so_far + log_probabilities)
     if ctc_weight:
-        assert prefixes is not None and frames is not None  # Config sees to that
+        assert prefixes is not None and frames is not None  # Config requires a CTC head.
         scores += ctc_weight * _prefix_scores(prefixes, frames)
-    # What is not there stays so.
+    # Sequences that do not exist keep a score of -inf.
     scores = jnp.where(jnp.isfinite(active.scores)[..., None], scores, -jnp.inf)
 
     ended = _best_of_both(state.ended, active._replace(scores=scores[..., END_ID]))
-    # With as many labels as frames a sequence may end, but not go on.
+    # A sequence with as many labels as frames may end but not be extended.
     may_extend = (state.number < lengths)[:, None, None]
     scores = jnp.where(may_extend, scores.at[..., END_ID].set(-jnp.inf), -jnp.inf)
     batch, size, vocabulary_size = scores.shape
@@ -133,7 +140,7 @@ def _append(
     frames: Int[Array, "B K"],
     log_probabilities: Float[Array, "B K"],
 ) -> Hypotheses:
-    """Return the hypotheses with one more label, whose frame is no earlier than the last one's."""
+    """Append a label to every hypothesis, at a frame no earlier than its previous label's."""
     at = (..., jnp.minimum(number, hypotheses.labels.shape[-1] - 1))
     frames = jnp.maximum(frames, jnp.max(hypotheses.frames, axis=-1))
     return Hypotheses(
@@ -146,7 +153,7 @@ def _append(
 
 
 def _best_of_both(first: Hypotheses, second: Hypotheses) -> Hypotheses:
-    """Return the K best of both, zeros where there are fewer."""
+    """Return the K best of both; hypotheses that do not exist hold zeros."""
     both = jax.tree.map(lambda *two: jnp.concatenate(two, axis=1), first, second)
     _, order = jax.lax.top_k(both.scores, first.scores.shape[1])
     rows = jnp.arange(order.shape[0])[:, None]
@@ -162,14 +169,14 @@ def _best_of_both(first: Hypotheses, second: Hypotheses) -> Hypotheses:
 def _log_probabilities(
     logits: Float[Array, "B T V"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B T V"]:
-    """Of a frame's symbols; frames beyond the lengths are blank for sure, and so change nothing."""
+    """Return the symbols' log-probabilities; padding is blank with probability 1."""
     real = frame_mask(lengths, logits.shape[1])[..., None]
     blank = jnp.where(jnp.arange(logits.shape[-1]) == END_ID, 0.0, -jnp.inf)
     return jnp.where(real, jax.nn.log_softmax(logits.astype(jnp.float32)), blank)
 
 
 def _no_labels(frames: Float[Array, "B T V"], size: int) -> Prefixes:
-    """Of the sequence without labels: blanks alone."""
+    """Return the forward variables of the empty sequence, whose only path is all blanks."""
     batch, count, _ = frames.shape
     blanks = jnp.pad(jnp.cumsum(frames[..., END_ID], axis=1), ((0, 0), (1, 0)))
     return Prefixes(
@@ -180,14 +187,14 @@ def _no_labels(frames: Float[Array, "B T V"], size: int) -> Prefixes:
 
 
 def _prefix_scores(prefixes: Prefixes, frames: Float[Array, "B T V"]) -> Float[Array, "B K V"]:
-    """log P of all sequences that begin with each one and the label; at END_ID, of it alone.
+    """Return log P of all sequences that begin with a prefix and a label; at END_ID, of the prefix.
 
-    Of a label, the sum over the frames at which it may come first: before it there is a path of
-    the sequence, which must end with a blank where the label is its last one again.
+    The probability is summed over the frames at which the label may be emitted first. The path up
+    to that frame spells the prefix; it must end with a blank if the label repeats the last one.
     """
     either = jnp.logaddexp(prefixes.by_label, prefixes.by_blank)
     before, highest = either[..., :-1], jnp.max(either, axis=-1, keepdims=True)
-    # A product of probabilities rather than a sum of all [B, K, T, V] logarithms.
+    # A matrix product of probabilities avoids a [B, K, T, V] array of logarithms.
     highest = jnp.where(jnp.isfinite(highest), highest, 0)
     summed = jnp.einsum("bkt,btv->bkv", jnp.exp(before - highest), jnp.exp(frames))
     scores = jnp.log(summed) + highest
@@ -203,7 +210,7 @@ def _prefix_scores(prefixes: Prefixes, frames: Float[Array, "B T V"]) -> Float[A
 def _extend_prefixes(
     prefixes: Prefixes, labels: Int[Array, "B K"], frames: Float[Array, "B T V"]
 ) -> tuple[Prefixes, Int[Array, "B K"]]:
-    """Each sequence with one more label, and the frame that most of its probability enters at."""
+    """Append a label to every prefix; also return the frame that most probably emits it first."""
     either = jnp.logaddexp(prefixes.by_label, prefixes.by_blank)
     enter = jnp.where((labels == prefixes.last)[..., None], prefixes.by_blank, either)[..., :-1]
     of_label = jnp.take_along_axis(frames.transpose(0, 2, 1), labels[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Weighted automata over labels, on the device: n-gram language models and hotwords are such."""
+"""Weighted automata over labels on the device, for n-gram language models and hotwords."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -13,51 +13,52 @@ from jaxtyping import Array, Float, Int
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Automaton:
-    """S states, from each of which every one of V labels leads somewhere, with a gain in nats.
+    """A deterministic automaton with S states; each of V labels has a target and a gain in nats.
 
-    State 0 has all V arcs. Another state has some, and an arc without a label to a state nearer to
-    0, its back-off: a label that it has no arc for is looked up there, and the back-off's gain is
-    added (Katz, 1987; Aho and Corasick, 1975, call it the failure transition). So an automaton
-    takes the room of its arcs, not of S x V.
+    State 0 has an arc for every label. Any other state has arcs for some labels and a back-off to a
+    state nearer to 0: a label without an arc is looked up there, and the back-off's gain is added
+    (Katz, 1987; Aho and Corasick, 1975, call it the failure transition). Memory is therefore
+    proportional to the number of arcs, not to S x V.
     """
 
     root_targets: Int[Array, " V"]
     root_gains: Float[Array, " V"]
     first_arcs: Int[Array, " S1"]
-    """Where a state's arcs begin among all, and the end of all; none are of state 0. S1 = S + 1."""
+    """Each state's first arc, then the number of arcs; S1 = S + 1. State 0 has none here."""
     arc_labels: Int[Array, " A"]
     arc_targets: Int[Array, " A"]
     arc_gains: Float[Array, " A"]
     back_offs: Int[Array, " S"]
     back_off_gains: Float[Array, " S"]
     end_gains: Float[Array, " S"]
-    """Of ending there."""
+    """Gain for ending in each state."""
     start_state: int = field(metadata=dict(static=True))
     most_arcs: int = field(metadata=dict(static=True))
-    """That a state has besides state 0."""
+    """Most arcs of any state but state 0."""
     most_back_offs: int = field(metadata=dict(static=True))
-    """From any state to state 0."""
+    """Most back-offs from any state to state 0."""
 
     def start(self, batch: int) -> Int[Array, " B"]:
-        """The state before the first label, for each of a batch."""
+        """Return the state before the first label, for every row."""
         return jnp.full((batch,), self.start_state, jnp.int32)
 
     def gains(self, states: Int[Array, " N"]) -> Float[Array, "N V"]:
-        """Of every label, from these states."""
+        """Return the gain of every label from these states."""
         return self._arcs(states)[0]
 
     def step(self, states: Int[Array, " N"], labels: Int[Array, " N"]) -> Int[Array, " N"]:
-        """Where the labels lead."""
+        """Return the states that the labels lead to."""
         return jnp.take_along_axis(self._arcs(states)[1], labels[:, None], axis=1)[:, 0]
 
     def ends(self, states: Int[Array, " N"]) -> Float[Array, " N"]:
+        """Return the gain for ending in these states."""
         return self.end_gains[states]
 
     def _arcs(self, states: Int[Array, " N"]) -> tuple[Float[Array, "N V"], Int[Array, "N V"]]:
-        """Gain and target of every label.
+        """Return the gain and the target of every label.
 
-        The row of state 0, over which the states' own arcs are written, from the last back-off to
-        the state itself: as many as `most_arcs` are read of each, in one piece.
+        They start as the row of state 0. The arcs of each state on the back-off chain overwrite it,
+        from the last back-off to the state itself; `most_arcs` arcs are read in one slice.
         """
         chain = [(states, jnp.zeros(states.shape))]
         for _ in range(self.most_back_offs):
@@ -69,7 +70,7 @@ class Automaton:
         for state, gain in reversed(chain[:-1]):
             first, end = self.first_arcs[state], self.first_arcs[state + 1]
             arcs = first[:, None] + jnp.arange(self.most_arcs)
-            # Beyond the last label: nothing is written.
+            # Arcs of later states get an index past the last label, which drops the write.
             labels = jnp.where(arcs < end[:, None], self.arc_labels[arcs], gains.shape[1])
             gains = gains.at[rows, labels].set(
                 self.arc_gains[arcs] + gain[:, None], mode="drop", unique_indices=False
@@ -86,9 +87,13 @@ def build_automaton(
     start_state: int,
     vocabulary_size: int,
 ) -> Automaton:
-    """Of each state's {label: (target, gain)}, and its back-off with that one's gain.
+    """Build an automaton from Python lists.
 
-    State 0 backs off to itself; a label it has no arc for leads to itself, with a gain of 0.
+    Args:
+        arcs: {label: (target, gain)} of each state. A label without an arc from state 0 leads to
+            state 0 with a gain of 0.
+        back_offs: (target, gain) of each state's back-off; state 0 backs off to itself.
+        end_gains: gain for ending in each state.
     """
     root = [arcs[0].get(label, (0, 0.0)) for label in range(vocabulary_size)]
     counts = [0, *(len(of_state) for of_state in arcs[1:])]
@@ -113,7 +118,7 @@ def build_automaton(
 
 
 def _longest_chain(back_offs: Sequence[int]) -> int:
-    """Return the most back-offs from any state to state 0."""
+    """Return the largest number of back-offs from any state to state 0."""
     lengths = {0: 0}
     for state in range(len(back_offs)):
         chain = []

@@ -1,4 +1,4 @@
-"""Beam search for a whole batch, on the device."""
+"""Batched beam search on the device for the transducer and HAT."""
 
 import functools
 from collections.abc import Callable
@@ -15,27 +15,27 @@ from asr_jax.models.transducer import Transducer
 
 
 class Beam(NamedTuple):
-    """K label sequences of every row, the best first; those that are not there score -inf."""
+    """K label sequences per row, best first; sequences that do not exist score -inf."""
 
     scores: Float[Array, "B K"]
     hashes: UInt32[Array, "B K 2"]
-    """Equal for equal sequences, and for others about once in 2**64."""
+    """Hashes of the labels; different sequences collide with a probability of about 2**-64."""
     counts: Int[Array, "B K"]
-    """Labels in each."""
+    """Number of labels."""
     nodes: Int[Array, "B K"]
-    """The last label's place in the tree of all labels."""
+    """Tree node of the last label."""
     predicted: Float[Array, "B K D"]
     """The predictor's output after the labels, projected."""
     predictor_states: PyTree[Array]
-    """Leaves begin with axes B, K."""
+    """Predictor states; leaves begin with axes B, K."""
     scorer_states: tuple[PyTree[Array], ...]
-    """States of the fusion's scorers; leaves begin with axes B, K."""
+    """States of the fusion scorers; leaves begin with axes B, K."""
     gains: Float[Array, "B K V"] | None
-    """What the fusion adds for the next label; None without one."""
+    """Fusion gain of every next label; None without fusion."""
 
 
 class Tree(NamedTuple):
-    """The labels of all sequences, each with the one before it; node 0 stands before the first."""
+    """All labels of all sequences, each with its predecessor; node 0 precedes the first label."""
 
     labels: Int[Array, "B Z"]
     parents: Int[Array, "B Z"]
@@ -44,28 +44,28 @@ class Tree(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """Where every row's search stands."""
+    """The beams of every row at its current frame."""
 
     steps: Int[Array, ""]
     frame: Int[Array, " B"]
     symbols: Int[Array, " B"]
-    """Labels by which sequences were extended at this frame so far."""
+    """Number of extensions at the current frame so far."""
     current: Beam
-    """Sequences at this frame."""
+    """Sequences at the current frame."""
     next_frame: Beam
-    """Sequences that a blank has taken to the next frame."""
+    """Sequences that a blank has moved to the next frame."""
     tree: Tree
 
 
 class Extensions(NamedTuple):
-    """The K best extensions of a beam's sequences by one label, the best first."""
+    """The K best one-label extensions of a beam, best first."""
 
     scores: Float[Array, "B K"]
     parents: Int[Array, "B K"]
-    """Sequences of the beam that they extend."""
+    """Indices of the extended sequences in the beam."""
     labels: Int[Array, "B K"]
     log_probabilities: Float[Array, "B K"]
-    """The model's, of the labels."""
+    """Log-probabilities of the labels under the model alone."""
 
 
 def beam_search(
@@ -77,20 +77,20 @@ def beam_search(
     max_symbols_per_frame: int,
     fusion: Fusion = NO_FUSION,
 ) -> Hypotheses:
-    """The `size` best label sequences of a transducer or HAT, by a search in step with the frames.
+    """Return the `size` best label sequences of every row, by a frame-synchronous beam search.
 
-    Of every row there are the sequences at its frame, and those that a blank has taken to the
-    next. Up to `max_symbols_per_frame` times the former are extended by a label, and the best
-    `size` kept. A sequence that came to the next frame on several ways, with more or fewer of its
-    labels at this one, is one there, and their probabilities add up (Graves, arXiv 1211.3711,
-    section 2.4). So a score is the logarithm of a sum over alignments: of all those with at most so
-    many labels a frame, where the beam drops nothing, and log P(labels | encoded) where that bound
-    drops nothing either.
+    Each row holds the sequences at its current frame and those that a blank has moved to the next
+    frame. The former are extended by one label up to `max_symbols_per_frame` times, keeping the
+    `size` best. Alignments of the same labels that reach the next frame are merged by adding their
+    probabilities (Graves, arXiv 1211.3711, section 2.4). A score is therefore the logarithm of a
+    sum over alignments. If the beam drops nothing, the sum covers all alignments with at most
+    `max_symbols_per_frame` labels per frame; if that limit excludes none, the score is
+    log P(labels | encoded).
 
-    A row goes on to its next frame, whatever the others do, when no extension can be among the best
-    there. N = T max_symbols_per_frame. Frames and log-probabilities of labels are those of the
-    alignment that was the best where alignments met, and the model's own: what `fusion` adds for
-    labels, and in the end for ending, counts in scores alone.
+    Rows advance independently: a row moves to its next frame when no extension can still be among
+    the best there. N = T max_symbols_per_frame. Where alignments merge, the frames and
+    log-probabilities of the more probable one are kept. Log-probabilities are the model's alone;
+    the gains of `fusion`, for labels and for ending, count only in scores.
     """
     batch, frames, _ = encoded.shape
     start = _start(model, fusion, batch, size)
@@ -122,7 +122,7 @@ def _step(
     max_symbols_per_frame: int,
     fusion: Fusion,
 ) -> SearchState:
-    """Extend every row's sequences by a label, or move on to its next frame."""
+    """Extend the sequences of every row by a label, or move the row to its next frame."""
     frame, current = state.frame, state.current
     log_probabilities = _score_symbols(model, projected, state)
     of_blank = log_probabilities[..., BLANK_ID]
@@ -130,9 +130,8 @@ def _step(
     next_frame = merge_duplicates(state.next_frame, after_blank)
 
     extensions = _best_extensions(current, log_probabilities)
-    # What is below all that went on already is out of the running: probabilities only fall.
-    # With a fusion a later label's gain might lift it again; for that, as any beam, this one
-    # does not wait. Where fewer than `size` went on nothing is dropped.
+    # Probabilities only fall, so an extension below all of a full next-frame beam cannot enter it.
+    # A later fusion gain might still lift it; like any beam search, this one does not wait.
     in_time = extensions.scores > next_frame.scores[:, -1:]
     in_time &= (state.symbols < max_symbols_per_frame)[:, None]
     parents = _choose(current, extensions.parents)
@@ -153,7 +152,7 @@ def _step(
 
 
 def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Beam:
-    """The empty sequence, and none else."""
+    """Return a beam that holds only the empty sequence."""
 
     def repeat(states: PyTree[Array]) -> PyTree[Array]:
         return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], size, axis=1), states)
@@ -175,14 +174,14 @@ def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Beam:
 
 
 def _empty(beam: Beam) -> Beam:
-    """A beam of the same shapes without a sequence."""
+    """Return a beam of the same shapes that holds no sequence."""
     return beam._replace(scores=jnp.full_like(beam.scores, -jnp.inf))
 
 
 def _score_symbols(
     model: Transducer, projected: Float[Array, "B T D"], state: SearchState
 ) -> Float[Array, "B K V"]:
-    """Return the log-probabilities of every sequence's next symbol at its row's frame."""
+    """Return the log-probabilities of each sequence's next symbol at the current frame."""
     frame, predicted = state.frame[:, None, None], state.current.predicted
     encoded = jnp.take_along_axis(projected, frame, axis=1, mode="clip")
     return model.joint.scores(jnp.broadcast_to(encoded, predicted.shape), predicted).symbols
@@ -207,7 +206,7 @@ def _extend(
     labels: Int[Array, "B K"],
     first_node: Int[Array, ""],
 ) -> Beam:
-    """Each sequence with one more label, whose nodes are those from `first_node` on."""
+    """Append a label to each sequence; the labels' nodes start at `first_node`."""
     predictor_states = _for_sequences(model.predictor.step)(before.predictor_states, labels)
     scorer_states = tuple(
         _for_sequences(scorer.step)(states, labels)
@@ -233,7 +232,7 @@ def _next_label_scores(
     predictor_states: PyTree[Array],
     scorer_states: tuple[PyTree[Array], ...],
 ) -> tuple[Float[Array, "B K D"], Float[Array, "B K V"] | None]:
-    """What is known of every sequence's next label: the predictor's side, and what fusion adds."""
+    """Return the projected predictor output and the fusion gains of each next label."""
 
     def predict(states: PyTree[Array]) -> Float[Array, "N D"]:
         return model.joint.predictor_projection(model.predictor.output(states))
@@ -250,7 +249,7 @@ def _next_label_scores(
 
 
 def _add_end_gains(fusion: Fusion, beam: Beam) -> Beam:
-    """Return the sequences with what the scorers add for ending there, the best first."""
+    """Add the scorers' gains for ending, and sort the sequences, best first."""
     if not fusion.scorers:
         return beam
     scores = beam.scores
@@ -261,7 +260,7 @@ def _add_end_gains(fusion: Fusion, beam: Beam) -> Beam:
 
 
 def _for_sequences(function: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
-    """A function of arrays that begin with axis N, for trees that begin with B, K."""
+    """Turn a function of arrays with a leading axis N into one of trees with leading axes B, K."""
 
     def of_beam(*trees: PyTree[Array]) -> PyTree[Array]:
         rows = jax.tree.leaves(trees)[0].shape[:2]
@@ -278,7 +277,7 @@ def append_to_tree(
     frame: Int[Array, " B"],
     first_node: Int[Array, ""],
 ) -> Tree:
-    """Write the labels of the extensions of sequences that end at `nodes`, from `first_node` on."""
+    """Write the extensions of sequences that end at `nodes` to the tree, from `first_node` on."""
     labels = extensions.labels
     columns = Tree(
         labels=labels,
@@ -296,7 +295,7 @@ def append_to_tree(
 
 
 def _hashed(hashes: UInt32[Array, "B K 2"], labels: Int[Array, "B K"]) -> UInt32[Array, "B K 2"]:
-    """Of each sequence with one more label: multiply and mix, with two odd multipliers."""
+    """Return each sequence's hash after one more label: multiply by odd numbers, then mix."""
     mixed = (hashes ^ (labels[..., None].astype(jnp.uint32) + 1)) * jnp.array(
         [0x9E3779B1, 0x85EBCA6B], jnp.uint32
     )
@@ -304,7 +303,7 @@ def _hashed(hashes: UInt32[Array, "B K 2"], labels: Int[Array, "B K"]) -> UInt32
 
 
 def merge_duplicates(first: Beam, second: Beam) -> Beam:
-    """The best K of both beams; a sequence in both is one, and its probabilities add up."""
+    """Return the best K of both beams, adding the probabilities of sequences in both."""
     exist = jnp.isfinite(first.scores)[:, :, None] & jnp.isfinite(second.scores)[:, None]
     same = (first.hashes[:, :, None] == second.hashes[:, None]).all(axis=-1) & exist
     second_score = jnp.max(second.scores[:, None], axis=2, where=same, initial=-jnp.inf)
@@ -325,26 +324,26 @@ def _choose(beam: Beam, order: Int[Array, "B K"]) -> Beam:
 
 
 def _where(condition: Bool[Array, " B"], first: Beam, second: Beam) -> Beam:
-    """Return the rows of `first` where the condition holds, and those of `second` elsewhere."""
+    """Return the rows of `first` where the condition holds, else the rows of `second`."""
     return jax.tree.map(
         lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), first, second
     )
 
 
 class Traceback(NamedTuple):
-    """Labels that are read from the last one to the first."""
+    """Progress of reading sequences from their last label to their first."""
 
     unread: Int[Array, "B K"]
-    """Labels that precede those read so far."""
+    """Number of labels not read yet."""
     nodes: Int[Array, "B K"]
-    """The last one of them."""
+    """Tree node of the next label to read."""
     labels: Int[Array, "B K N"]
     frames: Int[Array, "B K N"]
     log_probabilities: Float[Array, "B K N"]
 
 
 def _read_tree(tree: Tree, beam: Beam, capacity: int) -> Hypotheses:
-    """The labels of the sequences, from the last to the first."""
+    """Follow the sequences through the tree, from the last label to the first."""
     batch, size = beam.scores.shape
     counts = jnp.where(jnp.isfinite(beam.scores), beam.counts, 0)
     rows, columns = jnp.arange(batch)[:, None], jnp.arange(size)

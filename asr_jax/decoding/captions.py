@@ -1,4 +1,4 @@
-"""Timed words as other programs read them: CTM, SubRip and WebVTT."""
+"""Timed words in the formats CTM, SubRip and WebVTT."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -7,22 +7,24 @@ from typing import NamedTuple
 
 from asr_jax.types import Word
 
-# What fits a screen and can be read: two lines of 42 characters, for 1 to 7 seconds.
+# Readable captions: at most two lines of 42 characters, shown for 1 to 7 seconds.
 LINES = 2
 LINE_CHARACTERS = 42
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 7.0
 PAUSE_SECONDS = 1.0
-"""A caption ends where nothing is said for so long."""
+"""A pause of this length ends a caption."""
 
 
 class Caption(NamedTuple):
+    """A screen of text and the time for which it is shown."""
+
     start_seconds: float
     end_seconds: float
     lines: list[str]
 
 
 def ctm(words: Sequence[Word], recording: str) -> str:
-    """NIST's CTM: recording, channel, start, duration in seconds, word, confidence."""
+    """Return NIST's CTM: recording, channel, start and duration in seconds, word, confidence."""
     name = "_".join(recording.split())
     return "".join(
         f"{name} 1 {word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f} "
@@ -32,7 +34,7 @@ def ctm(words: Sequence[Word], recording: str) -> str:
 
 
 def srt(words: Sequence[Word]) -> str:
-    """SubRip subtitles."""
+    """Return SubRip subtitles."""
     return "\n".join(
         f"{number}\n{_clock(caption.start_seconds, ',')} --> {_clock(caption.end_seconds, ',')}\n"
         + "".join(f"{line}\n" for line in caption.lines)
@@ -41,7 +43,7 @@ def srt(words: Sequence[Word]) -> str:
 
 
 def vtt(words: Sequence[Word]) -> str:
-    """WebVTT captions."""
+    """Return WebVTT captions."""
     return "WEBVTT\n" + "".join(
         f"\n{_clock(caption.start_seconds, '.')} --> {_clock(caption.end_seconds, '.')}\n"
         + "".join(f"{escape(line, quote=False)}\n" for line in caption.lines)
@@ -50,9 +52,10 @@ def vtt(words: Sequence[Word]) -> str:
 
 
 def captions(words: Sequence[Word]) -> Iterator[Caption]:
-    """The words, in order, a screen at a time.
+    """Yield the words in order, grouped into captions.
 
-    A caption stays until its last word ends, SHORTEST_SECONDS at least, but not beyond the next.
+    A caption is shown until its last word ends, for at least SHORTEST_SECONDS, but never past the
+    start of the next caption.
     """
     groups: list[list[Word]] = []
     for word in words:

@@ -1,4 +1,4 @@
-"""CTC's best path for a whole batch, on the device."""
+"""Batched CTC best-path search on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from asr_jax.models.predictor import BLANK_ID
 
 
 def best_path(logits: Float[Array, "B T V"], lengths: Int[Array, " B"]) -> Hypotheses:
-    """The most probable symbol of every frame, repeats merged and blanks left out (Graves et al.
-    2006, section 3.2). Frames beyond the lengths may hold anything.
+    """Return the most probable symbol of every frame, with repeats merged and blanks removed
+    (Graves et al. 2006, section 3.2). Padding frames may hold anything.
 
-    A label is emitted at the first of the frames that say it, with the highest probability that it
-    has at one of them. N = T. The score is the path's log-probability.
+    A label's frame is the first in its run of frames, and its log-probability is the highest in
+    that run. N = T. The score is the path's log-probability.
     """
     batch, frames, _ = logits.shape
     inside = frame_mask(lengths, frames)
@@ -25,7 +25,7 @@ def best_path(logits: Float[Array, "B T V"], lengths: Int[Array, " B"]) -> Hypot
     says_label = (best != BLANK_ID) & inside
     begins = says_label & (best != before)
     rows, number = jnp.arange(batch)[:, None], jnp.cumsum(begins, axis=1) - 1
-    # A label's place among the row's; frames without one write beyond the last place: nowhere.
+    # Each label's index in its row; frames without a label get index N, which drops the write.
     begun = (rows, 0, jnp.where(begins, number, frames))
     lasting = (rows, 0, jnp.where(says_label, number, frames))
     found = empty_hypotheses(batch, frames)

@@ -1,4 +1,4 @@
-"""What a beam search adds to the model's own scores: language models, and hotwords."""
+"""Fusion: the scores of language models and hotwords that a beam search adds to the model's."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,26 +6,26 @@ from jaxtyping import Array, Float, Int, PyTree
 
 
 class Scorer(Protocol):
-    """Knows label sequences without the audio; a pytree of arrays. Gains are in nats.
+    """A pytree that scores label sequences without audio. Gains are in nats.
 
-    States are pytrees whose leaves begin with axis N, one for each sequence. The gain of a sequence
-    is the sum of its labels' and of its end's.
+    States are pytrees whose leaves begin with axis N, the sequences. The gain of a sequence is the
+    sum of the gains of its labels and of its end.
     """
 
     def start(self, batch: int) -> PyTree[Array]:
-        """Before the first label."""
+        """Return the states before the first label."""
         ...
 
     def gains(self, states: PyTree[Array]) -> Float[Array, "N V"]:
-        """Of every next label; the blank's is not looked at."""
+        """Return the gain of every next label; the blank's is ignored."""
         ...
 
     def step(self, states: PyTree[Array], labels: Int[Array, " N"]) -> PyTree[Array]:
-        """After one more label."""
+        """Return the states after one more label."""
         ...
 
     def ends(self, states: PyTree[Array]) -> Float[Array, " N"]:
-        """Of ending here."""
+        """Return the gain for ending in each state."""
         ...
 
 
@@ -34,8 +34,8 @@ class Fusion(NamedTuple):
 
     scorers: tuple[Scorer, ...] = ()
     internal_lm_weight: Float[Array, ""] | None = None
-    """Of the transducer's own language model, which is subtracted: its labels' probabilities where
-    the encoder says nothing, zeros (arXiv 2011.01991, section 3.2)."""
+    """Weight of the transducer's internal language model, which is subtracted: its label
+    probabilities with the encoder output set to zero (arXiv 2011.01991, section 3.2)."""
 
     def __bool__(self) -> bool:
         return bool(self.scorers) or self.internal_lm_weight is not None

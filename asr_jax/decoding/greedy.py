@@ -1,4 +1,4 @@
-"""Greedy search of the transducer, TDT and HAT for a whole batch, on the device."""
+"""Batched greedy search on the device for the transducer, TDT and HAT."""
 
 from typing import NamedTuple
 
@@ -12,34 +12,35 @@ from asr_jax.models.transducer import Transducer
 
 
 class GreedyState(NamedTuple):
-    """What the search of a stream leaves behind for its next chunk."""
+    """The state of a stream's search between chunks."""
 
     skipped: Int[Array, " B"]
-    """Frames ahead that the last symbol still lasts for."""
+    """Frames of the next chunk that the last symbol still covers."""
     predictor: PyTree[Array]
+    """Predictor state after the labels so far."""
 
 
 class Cursor(NamedTuple):
-    """Where every row's search stands, and what it has found."""
+    """The position of every row's search and the labels it has emitted."""
 
     frame: Int[Array, " B"]
-    """The encoded frame that is scored next."""
+    """The next encoded frame to score."""
     symbols: Int[Array, " B"]
-    """Labels emitted at that frame so far."""
+    """Number of labels emitted at that frame so far."""
     hypotheses: Hypotheses
     state: PyTree[Array]
-    """The predictor's, after the labels emitted so far."""
+    """Predictor state after the labels emitted so far."""
     predicted: Float[Array, "B D"]
-    """The predictor's output in that state, projected."""
+    """The predictor's output for that state, projected."""
 
 
 class Window(NamedTuple):
-    """The symbol that the search would take at each of the next W frames, for every row."""
+    """The best symbol at each of the next W frames of every row."""
 
     frames: Int[Array, "B W"]
     symbols: Int[Array, "B W"]
     durations: Int[Array, "B W"]
-    """Frames that each symbol lasts for."""
+    """Frames that each symbol covers."""
     log_probabilities: Float[Array, "B W"]
     """Log-probabilities of the symbols, in nats."""
     scores: Float[Array, "B W"]
@@ -47,21 +48,22 @@ class Window(NamedTuple):
 
 
 class Emission(NamedTuple):
-    """The first label of every row's window, and the blanks before it."""
+    """The first label of every row's window and the blanks before it."""
 
     emits: Bool[Array, " B"]
-    """False where the window has no label; then `label`, `log_probability`, `duration` are 0."""
+    """False for a window without a label; its label, duration and log_probability are 0."""
     passed: Int[Array, " B"]
-    """Frames that the blanks before the label last for."""
+    """Frames covered by the blanks before the label."""
     label: Int[Array, " B"]
     duration: Int[Array, " B"]
+    """Frames that the label covers."""
     log_probability: Float[Array, " B"]
     score: Float[Array, " B"]
-    """Log-probability of the blanks and the label, and of their durations."""
+    """Log-probability of the blanks, the label and their durations."""
 
 
 def greedy_start(model: Transducer, batch: int) -> GreedyState:
-    """Before the first chunk."""
+    """Return the state before the first chunk."""
     return GreedyState(jnp.zeros(batch, jnp.int32), model.predictor.start(batch))
 
 
@@ -73,22 +75,22 @@ def greedy_search(
     max_symbols_per_frame: int,
     frames_per_turn: int | None = None,
 ) -> Hypotheses:
-    """The most probable symbol at every step (arXiv 1211.3711), label by label (arXiv 2406.06220).
+    """Return the labels found by taking the most probable symbol at every step (arXiv 1211.3711).
 
-    Until the next label the predictor's output stays the same. So a turn asks the joint about the
-    next `frames_per_turn` frames at once, every row from its own frame on, goes along the blanks
-    and takes the first label; only then the predictor makes a step. There are about as many turns
-    as labels, in place of as many as labels and frames. None looks 4 frames ahead, and 1 of a joint
-    with durations, which skips frames by itself (docs/decoding.md has what others take).
+    The predictor's output changes only with a label. Each turn therefore scores the next
+    `frames_per_turn` frames of every row at once, follows the blanks to the first label, and only
+    then runs the predictor (label-looping, arXiv 2406.06220). The number of turns is about the
+    number of labels, rather than of labels and frames. By default, `frames_per_turn` is 4, or 1 for
+    a joint with durations, which skips frames itself (docs/decoding.md compares other values).
 
-    Of a joint with durations the most probable one says how many frames the search goes on by,
-    after a blank by at least one (arXiv 2304.06795, algorithm 1). At a frame at most
-    `max_symbols_per_frame` labels are emitted, then blank; N = T max_symbols_per_frame. The score
-    is the log-probability of the labels and blanks taken, and of their durations.
+    With durations, the search advances by the most probable duration, after a blank by at least one
+    frame (arXiv 2304.06795, algorithm 1). A frame emits at most `max_symbols_per_frame` labels,
+    then a blank; N = T max_symbols_per_frame. The score is the log-probability of the labels and
+    blanks taken and of their durations.
     """
     return greedy_step(
         model,
-        # A shape may be symbolic (asr_jax/export/stablehlo.py), a len() not.
+        # A shape may be symbolic (asr_jax/export/stablehlo.py), but len() may not.
         greedy_start(model, encoded.shape[0]),
         encoded,
         lengths,
@@ -106,9 +108,9 @@ def greedy_step(
     max_symbols_per_frame: int,
     frames_per_turn: int | None = None,
 ) -> tuple[GreedyState, Hypotheses]:
-    """`greedy_search` of the next chunk of every stream: chunk by chunk it finds the same labels.
+    """Search the next chunk of every stream; over all chunks the labels equal `greedy_search`'s.
 
-    Frames are counted from the chunk's beginning, and scores are the chunk's.
+    Frames count from the start of the chunk, and scores cover the chunk.
     """
     batch, frames, _ = encoded.shape
     projected = model.joint.encoder_projection(encoded)
@@ -143,7 +145,7 @@ def _score_window(
     *,
     max_symbols_per_frame: int,
 ) -> Window:
-    """Return the most probable symbols of the cursor's frame and those `ahead` of it."""
+    """Find the most probable symbols at offsets `ahead` of the cursor's frame."""
     frames = cursor.frame[:, None] + ahead
     encoded = jnp.take_along_axis(projected, frames[..., None], axis=1, mode="clip")
     scores = model.joint.scores(encoded, jnp.broadcast_to(cursor.predicted[:, None], encoded.shape))
@@ -157,7 +159,7 @@ def _score_window(
 def _best_durations(
     model: Transducer, log_probabilities: Float[Array, "B W X"], symbols: Int[Array, "B W"]
 ) -> tuple[Int[Array, "B W"], Float[Array, "B W"] | float]:
-    """Return the frames that each symbol lasts for, and the log-probabilities of that."""
+    """Return the most probable duration of each symbol, and its log-probability."""
     is_label = symbols != BLANK_ID
     if not model.joint.durations:
         return jnp.where(is_label, 0, 1), 0.0
@@ -167,7 +169,7 @@ def _best_durations(
 
 
 def _first_label(window: Window, lengths: Int[Array, " B"]) -> Emission:
-    """Follow the blanks of the window to its first label."""
+    """Follow the window's blanks to its first label."""
     is_label = window.symbols != BLANK_ID
     is_real = window.frames < lengths[:, None]
     passed = jnp.zeros_like(window.frames[:, 0])
@@ -193,7 +195,7 @@ def _first_label(window: Window, lengths: Int[Array, " B"]) -> Emission:
 
 
 def _advance(model: Transducer, cursor: Cursor, emission: Emission) -> Cursor:
-    """Return the cursor after the blanks and the label, which the predictor reads."""
+    """Move the cursor past the blanks and the label, and run the predictor on the label."""
     hypotheses, emits = cursor.hypotheses, emission.emits
     batch, _, capacity = hypotheses.labels.shape
     frame = cursor.frame + emission.passed

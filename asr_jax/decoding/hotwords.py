@@ -1,4 +1,4 @@
-"""Phrases that are more likely than the model knows, as an automaton (Aho and Corasick, 1975)."""
+"""Hotwords: phrases that a beam search boosts, as an automaton (Aho and Corasick, 1975)."""
 
 import math
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from asr_jax.text import SPACE_PIECE, Tokenizer, collapse_white_space
 
 
 def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
-    """{phrase: boost} of a file with a phrase a line, its own boost behind a colon: `ANNA :2.5`.
+    """Read {phrase: boost} from a file with one phrase per line; `ANNA :2.5` overrides `boost`.
 
-    Raises ValueError for what cannot be read, by its line.
+    Raises ValueError for a file that cannot be read, and for an invalid line, with its number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -25,40 +25,41 @@ def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
             phrase, own = line, str(boost)
         phrase = collapse_white_space(phrase)
         try:
-            of_phrase = float(own)
+            phrase_boost = float(own)
         except ValueError:
-            of_phrase = math.nan
+            phrase_boost = math.nan
         if not line.strip():
             continue
-        if not phrase or not 0 < of_phrase < math.inf:
-            rule = "must be a phrase, or PHRASE :BOOST with a boost above 0"
+        if not phrase or not 0 < phrase_boost < math.inf:
+            rule = "must be PHRASE, or PHRASE :BOOST with a positive boost"
             raise ValueError(f"{path}: line {number}: {line!r}: {rule}")
         if phrase in phrases:
-            raise ValueError(f"{path}: line {number}: {phrase!r}: is there already, name it once")
-        phrases[phrase] = of_phrase
+            raise ValueError(f"{path}: line {number}: {phrase!r}: is listed twice")
+        phrases[phrase] = phrase_boost
     if not phrases:
-        raise ValueError(f"{path}: holds no phrase")
+        raise ValueError(f"{path}: contains no phrase")
     return phrases
 
 
 def hotword_automaton(phrases: Mapping[str, float], tokenizer: Tokenizer) -> Automaton:
-    """Every time that a phrase is said, as whole words, it gains its boost, in nats, per label.
+    """Build an automaton that adds a phrase's boost, in nats per label, to each occurrence.
 
-    While its labels come each brings its boost in advance, and what no phrase comes of is taken
-    back: the gains of a whole sequence are those of the phrases in it, and of phrases within
-    phrases too. Raises ValueError for a phrase that the tokenizer cannot write.
+    Occurrences are whole words. Each matched label earns its boost immediately; a match that fails
+    to complete gives it back. The gain of a complete sequence is thus the sum over the phrases in
+    it, including phrases within phrases. Raises ValueError for a phrase with characters outside the
+    tokenizer.
     """
     trie = _phrase_trie(phrases, tokenizer)
     back_offs = _link_back_offs(trie)
-    children, advances, wholes = trie
-    # A phrase is whole when the next word begins: only there, or at the end, it is paid.
+    children, advances, completed = trie
+    # A phrase is complete, and its boost final, when the next word begins or the sequence ends.
     begins = [n for n, piece in enumerate(tokenizer.pieces) if piece.startswith(SPACE_PIECE)]
     arcs: list[dict[int, tuple[int, float]]] = []
     for state, own in enumerate(children):
         after = {label: (to, advances[to] - advances[state]) for label, to in own.items()}
-        for label in begins if wholes[state] else ():
+        for label in begins if completed[state] else ():
             to = _next_state(state, label, children, back_offs)
-            after[label] = (to, advances[to] - advances[state] + wholes[state])
+            after[label] = (to, advances[to] - advances[state] + completed[state])
         arcs.append(after)
     start = 0
     for label in tokenizer.separator:
@@ -66,59 +67,59 @@ def hotword_automaton(phrases: Mapping[str, float], tokenizer: Tokenizer) -> Aut
     return build_automaton(
         arcs,
         [(back, advances[back] - advances[state]) for state, back in enumerate(back_offs)],
-        [whole - advance for whole, advance in zip(wholes, advances)],
+        [boost - advance for boost, advance in zip(completed, advances)],
         start_state=start,
         vocabulary_size=tokenizer.vocabulary_size,
     )
 
 
 class Trie(NamedTuple):
-    """The beginnings of all phrases, a state each; state 0 is the empty one."""
+    """A state for every prefix of a phrase; state 0 is the empty prefix."""
 
     children: list[dict[int, int]]
-    """{label: state} of each state."""
+    """{label: next state} of each state."""
     advances: list[float]
-    """Boost that the labels so far have earned in advance."""
-    wholes: list[float]
-    """Boost of the phrases that are whole in each state."""
+    """Boost that the labels so far have earned."""
+    completed: list[float]
+    """Boost of the phrases that are complete in each state."""
 
 
 def _phrase_trie(phrases: Mapping[str, float], tokenizer: Tokenizer) -> Trie:
     trie = Trie([{}], [0.0], [0.0])
-    children, advances, wholes = trie
+    children, advances, completed = trie
     for phrase, boost in phrases.items():
         if unknown := tokenizer.unknown_characters(phrase):
-            raise ValueError(f"hotword {phrase!r}: the model's tokenizer has no {unknown!r}")
+            raise ValueError(f"hotword {phrase!r}: the model's tokenizer lacks {unknown!r}")
         state, labels = 0, tokenizer.encode(phrase)
         for number, label in enumerate(tokenizer.separator + labels, start=1):
             if label not in children[state]:
                 children[state][label] = len(children)
                 children.append({})
                 advances.append(0.0)
-                wholes.append(0.0)
+                completed.append(0.0)
             state = children[state][label]
             count = number - len(tokenizer.separator)
             advances[state] = max(advances[state], boost * count)
-        wholes[state] = boost * len(labels)
+        completed[state] = boost * len(labels)
     return trie
 
 
 def _link_back_offs(trie: Trie) -> list[int]:
-    """Return each state's longest proper suffix that is a state; add the phrases whole in it."""
+    """Return each state's longest proper suffix that is a state, adding that state's phrases."""
     back_offs = [0] * len(trie.children)
     waiting = list(trie.children[0].values())
-    for state in waiting:  # grows: breadth first, so that shorter ones are ready
+    for state in waiting:  # Grows. Breadth first: the suffix of a state is ready before it.
         for label, child in trie.children[state].items():
             back_offs[child] = _next_state(back_offs[state], label, trie.children, back_offs)
             waiting.append(child)
-        trie.wholes[state] += trie.wholes[back_offs[state]]
+        trie.completed[state] += trie.completed[back_offs[state]]
     return back_offs
 
 
 def _next_state(
     state: int, label: int, children: list[dict[int, int]], back_offs: list[int]
 ) -> int:
-    """The longest beginning of a phrase that ends with `label`, after `state`'s."""
+    """Return the state of the longest phrase prefix that ends `state` followed by `label`."""
     while state and label not in children[state]:
         state = back_offs[state]
     return children[state].get(label, 0)

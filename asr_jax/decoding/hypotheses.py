@@ -1,4 +1,4 @@
-"""What every search returns."""
+"""Hypotheses: the result of every search."""
 
 from typing import NamedTuple
 
@@ -7,25 +7,24 @@ from jaxtyping import Array, Float, Int
 
 
 class Hypotheses(NamedTuple):
-    """The K best label sequences of every row, the best first; K = 1 of a search without a beam.
+    """The K best label sequences of every row, best first; K = 1 without a beam.
 
-    Where there are fewer, the others have score -inf and no labels. Beyond a sequence's labels all
-    is zero.
+    Sequences that do not exist have score -inf and no labels. Padding after the labels is zero.
     """
 
     labels: Int[Array, "B K N"]
     counts: Int[Array, "B K"]
-    """Labels in each."""
+    """Number of labels."""
     frames: Int[Array, "B K N"]
     """The encoded frame at which each label was emitted."""
     log_probabilities: Float[Array, "B K N"]
-    """Of each label, given its frame and the labels before it, in nats."""
+    """Log-probability of each label, given its frame and the labels before it, in nats."""
     scores: Float[Array, "B K"]
-    """What the search ranks by, in nats."""
+    """Score by which the search ranks the sequences, in nats."""
 
 
 def empty_hypotheses(batch: int, capacity: int) -> Hypotheses:
-    """One hypothesis a row, without labels, with room for so many."""
+    """Return one hypothesis per row without labels, with N = `capacity`."""
     integers = jnp.zeros((batch, 1, capacity), jnp.int32)
     return Hypotheses(
         labels=integers,

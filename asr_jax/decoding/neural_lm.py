@@ -1,4 +1,4 @@
-"""A language model of models/language_model.py as a scorer of the beam search."""
+"""A neural language model (models/language_model.py) as a scorer of the beam search."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +13,9 @@ from asr_jax.models.language_model import LanguageModel
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class NeuralScorer:
-    """Gains are log P(next label | labels before) times `weight`; states the predictor's.
+    """Gains of log P(next label | labels before) times `weight`; states are the predictor's.
 
-    Parameters and weight are arrays of the tree: another weight compiles nothing anew.
+    Parameters and weight are arrays of the tree, so changing the weight does not recompile.
     """
 
     params: PyTree[Array]
@@ -30,7 +30,7 @@ class NeuralScorer:
         return self._model.predictor.start(batch)
 
     def gains(self, states: PyTree[Array]) -> Float[Array, "N V"]:
-        """The column of the blank is that of ending."""
+        """Return the gain of every next label; the blank's column is the gain of ending."""
         model = self._model
         return self.weight * jax.nn.log_softmax(model.out(model.predictor.output(states)))
 

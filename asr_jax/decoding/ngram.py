@@ -1,4 +1,4 @@
-"""N-gram language models over a tokenizer's pieces: from ARPA files, or estimated from text."""
+"""N-gram language models over a tokenizer's pieces, from ARPA files or estimated from text."""
 
 import collections
 import gzip
@@ -12,16 +12,18 @@ from typing import NamedTuple
 from asr_jax.decoding.automaton import Automaton, build_automaton
 from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
 
-# Labels of what stands before a sentence's first piece and after its last one.
+# Labels of the beginning and the end of a sentence.
 BEGIN, END = -1, -2
 NGram = tuple[int, ...]
 
 
 class Entry(NamedTuple):
+    """What an n-gram model stores for one n-gram."""
+
     log_probability: float
-    """Of the last label after the others, in nats."""
+    """Log-probability of the last label given those before it, in nats."""
     back_off: float = 0.0
-    """Added where a longer n-gram that begins so is not there, in nats."""
+    """Added where the model has no longer n-gram with this prefix, in nats."""
 
 
 NGrams = dict[NGram, Entry]
@@ -35,12 +37,12 @@ def load_language_model(
     weight: float,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Automaton:
-    """Of an .arpa or .arpa.gz file, whose words are the tokenizer's pieces; or of any other text.
+    """Load an ARPA file over the tokenizer's pieces (.arpa, .arpa.gz), or estimate from a text.
 
-    A text, a sentence a line, makes an n-gram model of `order`; lines that the tokenizer cannot
-    write are left out, and `warn` is told how many. Gains are log-probabilities times `weight`.
-    Raises ValueError for what cannot be read, with the number of the line, and for a text of which
-    no line can be written.
+    A text has one sentence per line and gives an n-gram model of `order`. Lines with characters
+    outside the tokenizer are left out; `warn` receives a message with their number. Gains are
+    log-probabilities times `weight`. Raises ValueError for a file that cannot be read, with the
+    line number, and for a text in which every line has such characters.
     """
     if path.suffix == ".arpa" or path.name.endswith(".arpa.gz"):
         ngrams = read_arpa(path, tokenizer.pieces)
@@ -50,47 +52,48 @@ def load_language_model(
 
 
 def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) -> list[list[int]]:
+    """Read a text's sentences as labels."""
     lines = [line for _, line in _lines(path) if line]
     if not lines:
-        raise ValueError(f"{path}: holds no text")
-    written, unwritten = [], []
+        raise ValueError(f"{path}: contains no text")
+    encoded, rejected = [], []
     for line, labels in zip(lines, tokenizer.encode_all(lines)):
-        # The space's own piece is a character that the tokenizer lacks, though it encodes it.
+        # The tokenizer encodes a literal SPACE_PIECE, but as a space.
         if UNKNOWN_ID in labels or SPACE_PIECE in line:
-            unwritten.append(line)
+            rejected.append(line)
         else:
-            written.append(labels.tolist())
-    if unwritten:
-        unknown = tokenizer.unknown_characters(" ".join(unwritten))
-        lacking = f"{path}: {len(unwritten)} of {len(lines)} lines have characters that the "
+            encoded.append(labels.tolist())
+    if rejected:
+        unknown = tokenizer.unknown_characters(" ".join(rejected))
+        lacking = f"{path}: {len(rejected)} of {len(lines)} lines have characters that the "
         lacking += f"model's tokenizer lacks: {unknown[:20]!r}"
-        if not written:
+        if not encoded:
             raise ValueError(lacking)
         warn(f"{lacking}; they are left out")
-    return written
+    return encoded
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """With their numbers, from 1."""
+    """Yield stripped lines with their numbers, from 1."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             yield from enumerate((line.strip() for line in file), start=1)
     except UnicodeDecodeError:
         raise ValueError(
-            f"{path}: neither an ARPA file nor text in UTF-8; where it is KenLM's binary form, "
-            "give the ARPA file that it was built from"
+            f"{path}: must be an ARPA file or UTF-8 text; for a KenLM binary, pass the ARPA file "
+            "that it was built from"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
-    r"""An ARPA file: \data\, the counts, and per order lines of `log10 p, pieces, log10 back-off`.
+    r"""Read an ARPA file: \data\, counts, and per order lines of `log10 p, pieces, log10 back-off`.
 
-    Words must be `pieces`, besides <s>, </s> and <unk>, whose probability the pieces get that have
-    none; where there is no <unk> either, that of the least probable piece. Raises ValueError for a
-    broken one, with the number of the line.
+    Words must be `pieces`, <s>, </s> or <unk>. Pieces without a unigram get the probability of
+    <unk>, or without <unk> that of the least probable piece. Raises ValueError for an invalid file,
+    with the line number.
     """
     labels = {piece: label for label, piece in enumerate(pieces)}
     labels |= {"<s>": BEGIN, "</s>": END, "<unk>": UNKNOWN_ID}
@@ -103,19 +106,20 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
         try:
             if line.startswith("\\"):
                 if left:
-                    raise ValueError(f"{left} n-grams are missing before {line}, or too many there")
+                    excess = "too few" if left > 0 else "too many"
+                    raise ValueError(f"{line}: {abs(left)} n-grams {excess} before this section")
                 section, order = _section(line, counts, order)
                 left = counts.get(order, 0)
             elif section == "\\data\\":
-                if not (found := re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", line)):
+                if not (match := re.fullmatch(r"ngram\s+(\d+)\s*=\s*(\d+)", line)):
                     raise ValueError(f"{line!r}: must be 'ngram N=COUNT'")
-                counts[int(found[1])] = int(found[2])
+                counts[int(match[1])] = int(match[2])
             else:
                 ngram, entry = _read_ngram(line.split(), order, labels)
                 if ngram in ngrams:
-                    raise ValueError(f"{line!r}: the n-gram is there already")
+                    raise ValueError(f"{line!r}: the n-gram is listed twice")
                 if order > 1 and ngram[:-1] not in ngrams:
-                    raise ValueError(f"{line!r}: what the n-gram begins with is not there")
+                    raise ValueError(f"{line!r}: the n-gram's prefix is not listed")
                 ngrams[ngram] = entry
                 left -= 1
         except ValueError as error:
@@ -127,7 +131,7 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
 
 
 def _add_missing_pieces(ngrams: NGrams, vocabulary_size: int) -> None:
-    """Give pieces without a unigram the probability of <unk>, or else the least there is."""
+    """Give pieces without a unigram the probability of <unk>, or the least of any piece."""
     known = [ngrams[ngram].log_probability for ngram in ngrams if len(ngram) == 1 and ngram[0] > 0]
     least = min(known, default=-math.log(vocabulary_size))
     unknown = ngrams.get((UNKNOWN_ID,), Entry(least))
@@ -136,17 +140,18 @@ def _add_missing_pieces(ngrams: NGrams, vocabulary_size: int) -> None:
 
 
 def _section(line: str, counts: dict[int, int], order: int) -> tuple[str, int]:
-    """The section that begins, and its order; 0 of those without n-grams."""
+    """Return the section that a line begins, and its order; 0 for sections without n-grams."""
     if line == "\\data\\" and not counts:
         return line, 0
     if line == "\\end\\" and counts and order == max(counts):
         return line, 0
     if order + 1 in counts and line == f"\\{order + 1}-grams:":
         return line, order + 1
-    raise ValueError(f"{line} where the next section must begin, as \\data\\ counts them")
+    raise ValueError(f"{line}: is not the next section that \\data\\ announces")
 
 
 def _read_ngram(fields: list[str], order: int, labels: dict[str, int]) -> tuple[NGram, Entry]:
+    """Read a line of an n-gram section."""
     words, numbers = fields[1 : 1 + order], fields[:1] + fields[1 + order :]
     if len(words) < order or len(numbers) > 2:
         raise ValueError(f"{' '.join(fields)!r}: must be log10 p, {order} words, log10 back-off")
@@ -154,20 +159,21 @@ def _read_ngram(fields: list[str], order: int, labels: dict[str, int]) -> tuple[
         raise ValueError(f"{missing[0]!r}: must be a piece of the run's tokenizer")
     tens = [float(number) for number in numbers]
     if not all(map(math.isfinite, tens)) or tens[0] > 0:
-        raise ValueError(f"{' '.join(fields)!r}: a probability must be at most 1, all finite")
+        raise ValueError(f"{' '.join(fields)!r}: needs finite numbers, log10 p at most 0")
     return tuple(labels[word] for word in words), Entry(*(ten * math.log(10) for ten in tens))
 
 
 def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: int) -> NGrams:
-    """Interpolated Kneser-Ney, with one discount per order (Chen and Goodman, 1999, section 3).
+    """Estimate an interpolated Kneser-Ney model (Chen and Goodman, 1999, section 3).
 
-    p(w | h) = (c(h w) - D) / c(h) + D n(h) / c(h) p(w | h without its first label), with n(h) the
-    labels seen after h. Below the highest order c counts the different labels that stood before,
-    but where h begins a sentence. Below the lowest all labels, and the end, are alike.
+    p(w | h) = (c(h w) - D) / c(h) + D n(h) / c(h) p(w | h without its first label), with one
+    discount D per order and n(h) the number of different labels seen after h. Below the highest
+    order, c counts the different labels seen before, except where h begins a sentence. Below order
+    1, all labels and the end are equally probable.
     """
     by_order = _counts_by_order(sentences, order)
-    alike = 1 / vocabulary_size  # All but the blank, and the end.
-    probabilities: dict[NGram, float] = {(): alike}
+    uniform = 1 / vocabulary_size  # The end takes the place of the blank.
+    probabilities: dict[NGram, float] = {(): uniform}
     back_offs: dict[NGram, float] = {}
     for length in range(1, order + 1):
         ones, twos = (sum(c == n for c in by_order[length].values()) for n in (1, 2))
@@ -180,11 +186,11 @@ def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: in
             back_offs[context] = discount * different / total
         for ngram, count in by_order[length].items():
             total = totals[ngram[:-1]][0]
-            shorter = alike if length == 1 else probabilities[ngram[1:]]
+            shorter = uniform if length == 1 else probabilities[ngram[1:]]
             probabilities[ngram] = (count - discount) / total + back_offs[ngram[:-1]] * shorter
     for label in [*range(UNKNOWN_ID, vocabulary_size), END]:
-        probabilities.setdefault((label,), back_offs[()] * alike)
-    probabilities[(BEGIN,)] = 1.0  # Asked for by nobody; a context all the same.
+        probabilities.setdefault((label,), back_offs[()] * uniform)
+    probabilities[(BEGIN,)] = 1.0  # Never looked up, but a context.
     return {
         ngram: Entry(_log(p), _log(back_offs.get(ngram, 1.0)))
         for ngram, p in probabilities.items()
@@ -193,7 +199,7 @@ def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: in
 
 
 def _counts_by_order(sentences: Iterable[Sequence[int]], order: int) -> list[dict[NGram, int]]:
-    """Count n-grams at the highest order and sentence starts, and below it the labels before."""
+    """Return {n-gram: c} for every order, c as `estimate` defines it."""
     counts: dict[NGram, int] = collections.Counter()
     for sentence in sentences:
         padded = (BEGIN, *sentence, END)
@@ -213,7 +219,7 @@ def _log(probability: float) -> float:
 
 
 def ngram_automaton(ngrams: NGrams, *, vocabulary_size: int, weight: float) -> Automaton:
-    """States are the contexts that differ from a shorter one; ending is the label </s>."""
+    """Build an automaton with a state for every context that differs from its back-off."""
     followed = {ngram[:-1] for ngram in ngrams}
     contexts = [()] + sorted(
         (

@@ -1,4 +1,4 @@
-"""Which search finds the labels, by objective, decoding.head and decoding.beam."""
+"""The choice of a search by objective, decoding.head and decoding.beam."""
 
 from jaxtyping import Array, Float, Int
 
@@ -22,12 +22,12 @@ def search(
     config: DecodingConfig,
     fusion: Fusion = NO_FUSION,
 ) -> Hypotheses:
-    """The best label sequences of every row: `beam` of them, one where there is no beam.
+    """Return the config.beam best label sequences of every row; one without a beam.
 
-    A fusion is of a beam search with a transducer or HAT.
+    `fusion` applies only to a beam search with a transducer or HAT.
     """
     if isinstance(model, CTC) or config.head == "ctc":
-        assert model.ctc_head is not None  # Config sees to that
+        assert model.ctc_head is not None  # Config requires it.
         return best_path(model.ctc_head(encoded), lengths)
     if isinstance(model, AttentionModel):
         return attention_search(

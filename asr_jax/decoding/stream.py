@@ -1,4 +1,4 @@
-"""A stream of samples to labels, chunk by chunk."""
+"""Streaming search: samples to labels, chunk by chunk."""
 
 from typing import NamedTuple
 
@@ -15,35 +15,35 @@ from asr_jax.models.transducer import Transducer
 
 
 class StreamState(NamedTuple):
-    """What a stream leaves behind for its next chunk: arrays of fixed shapes."""
+    """The state of a stream between chunks: arrays of fixed shapes."""
 
     encoder: EncoderState
     search: GreedyState
 
 
 def chunk_features(config: Config) -> int:
-    """Frames of log-mel in a chunk of decoding.chunk_ms."""
+    """Return the frames of log-mel in a chunk of decoding.chunk_ms."""
     return chunk_frames(config.decoding.chunk_ms, config) * config.encoder.subsampling_factor
 
 
 def chunk_samples(config: Config) -> int:
-    """S of `stream_step`: those of a chunk, and a hop before and behind it."""
+    """Return S of `stream_step`: the samples of a chunk, and one hop on either side."""
     return (chunk_features(config) + 2) * hop_samples(config.features)
 
 
 def cannot_stream(config: Config) -> str:
-    """Why a model of this config recognises no stream; empty where it does."""
+    """Return why a model of this config cannot recognize a stream; empty if it can."""
     if config.objective.kind not in ("transducer", "tdt", "hat") or config.decoding.head == "ctc":
-        return "is of transducer, tdt and hat, not of CTC and attention"
+        return "needs a transducer, tdt or hat model, not CTC or attention"
     if not config.encoder.chunk_ms:
-        return "the model was not trained for it, its encoder.chunk_ms is empty"
+        return "the model was not trained for streaming: its encoder.chunk_ms is empty"
     if config.decoding.beam:
-        return "is of --decoder greedy"
+        return "needs --decoder greedy"
     return ""
 
 
 def start_stream(model: Transducer, batch: int, *, config: Config) -> StreamState:
-    """Before the first chunk."""
+    """Return the state before the first chunk."""
     frames = chunk_frames(config.decoding.chunk_ms, config)
     return StreamState(model.encoder.start(batch, chunk_frames=frames), greedy_start(model, batch))
 
@@ -56,17 +56,17 @@ def encode_chunk(
     *,
     config: Config,
 ) -> tuple[EncoderState, Float[Array, "B C D"], Int[Array, " B"]]:
-    """The next chunk of every stream: its encoded frames, and how many of them are real.
+    """Encode the next chunk of every stream; return its C frames and how many of them are real.
 
     Args:
-        samples: of the chunk, a hop before it and a hop behind it, as its first and last frame of
-            log-mel reach there. Before the stream begins there may be anything.
-        sample_lengths: how many of the samples there are, the hop before among them. Fewer than
-            `chunk_samples` say that the stream ends.
+        samples: S = `chunk_samples`: the chunk and one hop on either side, into which its first and
+            last frame of log-mel reach. Samples before the start of the stream may be anything.
+        sample_lengths: real samples, including the hop before the chunk. Fewer than S end the
+            stream.
     """
     hop, number = hop_samples(config.features), chunk_features(config)
     begins = state.seen == 0
-    # A recording is reflected at its beginning: nothing may stand before that.
+    # Log-mel reflects a recording at its start, so that must be the first sample.
     samples = jnp.where(begins[:, None], jnp.roll(samples, -hop, axis=1), samples)
     sample_lengths = jnp.maximum(sample_lengths - jnp.where(begins, hop, 0), 0)
     mel, lengths = log_mel(samples, sample_lengths, config.features)
@@ -83,20 +83,19 @@ def stream_step(
     *,
     config: Config,
 ) -> tuple[StreamState, Hypotheses]:
-    """The next chunk of every stream, as `encode_chunk` takes it: its labels, at frames counted
-    from the chunk's beginning.
+    """Recognize the next chunk of every stream, with arguments as for `encode_chunk`.
 
-    Chunk by chunk they are those of greedy search on the whole recording with the same
-    decoding.chunk_ms.
+    Frames count from the start of the chunk. Over all chunks the labels equal those of greedy
+    search on the whole recording with the same decoding.chunk_ms.
     """
     encoder, encoded, lengths = encode_chunk(
         model, state.encoder, samples, sample_lengths, config=config
     )
-    search, found = greedy_step(
+    search, hypotheses = greedy_step(
         model,
         state.search,
         encoded,
         lengths,
         max_symbols_per_frame=config.decoding.max_symbols_per_frame,
     )
-    return StreamState(encoder, search), found
+    return StreamState(encoder, search), hypotheses

@@ -12,20 +12,20 @@ def time_stretch(
     *,
     frames: int,
 ) -> tuple[Float32[Array, "B frames F"], Int32[Array, " B"]]:
-    """Changes the tempo by linear interpolation along time; the pitch stays.
+    """Change the tempo by linear interpolation along time, at the same pitch.
 
-    Output frame t is the input at position tempo * (t + 1/2) - 1/2, held within the utterance:
-    frame centres are scaled, as time is. A tempo of exactly 1 changes no bit.
+    Output frame t is the input at position tempo * (t + 1/2) - 1/2, clipped to the utterance:
+    frame centers scale as time does. A tempo of exactly 1 changes no bit.
 
     Args:
-        features: whatever lies beyond a row's length is not read.
+        features: frames; padding is not read.
         lengths: real frames of each row.
-        tempo: factor above 0, above 1 is faster; not looked at where the length is 0.
-        frames: of the result; longer results lose their end.
+        tempo: positive factor, above 1 for faster; ignored where the length is 0.
+        frames: frames of the result; longer results are cut.
 
     Returns:
-        Features, zero beyond their length; and the lengths, floor(length / tempo + 1/2), at least 1
-        where there was a frame and at most `frames`.
+        Features, with zeros as padding; and the lengths, floor(length / tempo + 1/2), at most
+        `frames` and at least 1 for a row with a frame.
     """
     tempo = jnp.where(lengths > 0, tempo, 1)
     stretched = jnp.floor(lengths / tempo + 0.5).astype(jnp.int32)
@@ -35,12 +35,12 @@ def time_stretch(
     position = jnp.clip(tempo[:, None] * (time + 0.5) - 0.5, 0, last)
     left = position.astype(jnp.int32)
     right = jnp.minimum(left + 1, last)
-    share = (position - left)[..., None]
+    fraction = (position - left)[..., None]
 
     def at(index: Int32[Array, "B frames"]) -> Float32[Array, "B frames F"]:
         return jnp.take_along_axis(features, index[..., None], axis=1, mode="promise_in_bounds")
 
-    mixed = (1 - share) * at(left) + share * at(right)
+    mixed = (1 - fraction) * at(left) + fraction * at(right)
     return jnp.where((time < stretched[:, None])[..., None], mixed, 0), stretched
 
 
@@ -54,21 +54,22 @@ def spec_augment(
     time_masks: int,
     time_mask_fraction: float,
 ) -> Float32[Array, "B T F"]:
-    """SpecAugment without warping (arXiv 1904.08779, 1912.05533 for the share): bands set to 0.
+    """Set bands to 0: SpecAugment without warping (arXiv 1904.08779; fraction: 1912.05533).
 
     Widths are uniform over 0 ... widest, positions over all that fit; masks may overlap. Row i's
-    masks depend on `key`, i, its length and F only, not on padding or other rows.
+    masks depend only on `key`, i, its length and F, not on padding or other rows.
 
     Args:
-        features: normalised, so that 0 is their mean.
-        lengths: real frames of each row; time masks lie within them.
-        frequency_masks: per row.
+        features: normalized features, so that 0 is their mean.
+        lengths: real frames of each row, to which time masks are limited.
+        frequency_masks: number per row.
         frequency_mask_bins: widest frequency mask.
-        time_masks: per row.
-        time_mask_fraction: widest time mask as a share of the row's length, rounded down to frames.
+        time_masks: number per row.
+        time_mask_fraction: widest time mask as a fraction of the row's length, rounded down to
+            frames.
 
     Raises:
-        ValueError: a frequency mask may be wider than the features.
+        ValueError: frequency_mask_bins exceeds the mel bins.
     """
     rows, frames, bins = features.shape
     if frequency_mask_bins > bins:
@@ -94,7 +95,7 @@ def _bands(
     *,
     widest: int | Float32[Array, ""],
 ) -> Bool[Array, " size"]:
-    """Marks the union of bands within 0 ... length - 1 of an axis, by draws uniform in [0, 1)."""
+    """Mark the union of bands within 0 ... length - 1 of an axis, by draws uniform in [0, 1)."""
     width = jnp.floor(draws[0] * (widest + 1))
     start = jnp.floor(draws[1] * (length - width + 1))
     index = jnp.arange(size)

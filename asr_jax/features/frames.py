@@ -1,4 +1,4 @@
-"""How samples fall into frames: integer arithmetic that host code can use without JAX."""
+"""Frames of samples: integer arithmetic that host code can use without JAX."""
 
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,26 +13,26 @@ Count = TypeVar("Count", int, np.ndarray, "jax.Array")
 
 
 def window_samples(config: FeaturesConfig) -> int:
-    """Samples in a frame, rounded down as Kaldi does."""
+    """Return the samples in a frame, rounded down as in Kaldi."""
     return int(config.sample_rate_hz * config.window_ms / 1000)
 
 
 def hop_samples(config: FeaturesConfig) -> int:
-    """Samples from one frame to the next, rounded down as Kaldi does."""
+    """Return the samples from one frame to the next, rounded down as in Kaldi."""
     return int(config.sample_rate_hz * config.hop_ms / 1000)
 
 
 def frame_count(num_samples: Count, config: FeaturesConfig) -> Count:
-    """Frames of a recording: samples / hop, rounded to the nearest (Kaldi's snip_edges=false).
+    """Return the number of frames: samples / hop, rounded to nearest (Kaldi's snip_edges=false).
 
-    Frame t is centred at sample hop * t + hop / 2.
+    Frame t is centered at sample hop * t + hop / 2.
 
     Args:
         num_samples: an int, or an integer array (NumPy or JAX) of any shape.
-        config: gives the hop.
+        config: settings with the hop.
 
     Returns:
-        As many ints as came in.
+        Counts of the type and shape of `num_samples`.
     """
     hop = hop_samples(config)
     return (num_samples + hop // 2) // hop

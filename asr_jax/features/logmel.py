@@ -12,30 +12,30 @@ from asr_jax.features.mel import fft_samples, mel_filters
 
 # Kaldi's floor under the mel energies: the machine epsilon of float32.
 _ENERGY_FLOOR = float(np.finfo(np.float32).eps)
-# Below any bin that varies; keeps the bins of digital silence at 0.
+# Smaller than the variance of any bin but those of digital silence, which it keeps at 0.
 VARIANCE_FLOOR = 1e-5
 
 
 def log_mel(
     samples: Float32[Array, "B S"], sample_lengths: Int32[Array, " B"], config: FeaturesConfig
 ) -> tuple[Float32[Array, "B T F"], Int32[Array, " B"]]:
-    """Natural logarithm of mel energies; with the defaults and no normalisation, Kaldi's fbank.
+    """Return log-mel features; with the defaults and no normalization, Kaldi's fbank.
 
-    Frame t is centred at sample hop * t + hop / 2. Where it reaches over either true end of the
-    recording, it sees the recording reflected there. Then, within the frame: subtract the mean,
-    pre-emphasis x[n] - c x[n-1], window, power spectrum, mel filters, floor, logarithm.
+    Frame t is centered at sample hop * t + hop / 2. Beyond either true end, the recording is
+    reflected. Each frame then passes through: subtraction of the mean, pre-emphasis
+    x[n] - c x[n-1], window, power spectrum, mel filters, floor, natural logarithm.
 
     No row depends on another, so the batch axis may be split by `jax.shard_map`. Under `jax.jit`
     alone, XLA of JAX 0.10 computes the Fourier transform of all rows on every device.
 
     Args:
-        samples: audio, B rows of S samples, in -1..1. What lies beyond a row's length is not read.
+        samples: audio, B rows of S samples, in -1..1; padding is not read.
         sample_lengths: real samples of each row, 0..S.
         config: static under `jax.jit`.
 
     Returns:
-        Features, B rows of T = `frame_count(S, config)` frames of F mel bins, zero beyond a row's
-        frames; and the real frames of each row, `frame_count(sample_lengths, config)`.
+        Features, B rows of T = `frame_count(S, config)` frames of F mel bins, with zeros as
+        padding; and the real frames of each row, `frame_count(sample_lengths, config)`.
     """
     frame_lengths = frame_count(sample_lengths, config)
     frames = _frames(samples, sample_lengths, config)
@@ -45,7 +45,7 @@ def log_mel(
     frames = (frames - config.preemphasis * before) * _window(config)
     spectrum = jnp.fft.rfft(frames, fft_samples(config))
     power = spectrum.real**2 + spectrum.imag**2
-    # On GPU and TPU a float32 product is not float32 unless asked for.
+    # GPUs and TPUs compute float32 products with less precision by default.
     energies = jnp.dot(power, mel_filters(config), precision=Precision.HIGHEST)
     features = jnp.log(jnp.maximum(energies, _ENERGY_FLOOR))
     real = jnp.arange(features.shape[1])[:, None] < frame_lengths[:, None, None]
@@ -60,7 +60,7 @@ def _frames(
     window, hop = window_samples(config), hop_samples(config)
     num_frames = frame_count(samples.shape[1], config)
     signal = _reflect(samples, lengths, before=window // 2 - hop // 2, after=window - window // 2)
-    # Slices of whole hops, side by side: XLA copies them, where it would index a gather.
+    # Slices of whole hops, side by side: XLA copies slices faster than it gathers frames.
     blocks = -(-window // hop)
     signal_samples = (num_frames + blocks - 1) * hop
     signal = jnp.pad(signal, ((0, 0), (0, max(0, signal_samples - signal.shape[1]))))
@@ -73,7 +73,7 @@ def _frames(
 def _reflect(
     samples: Float32[Array, "B S"], lengths: Int32[Array, " B"], *, before: int, after: int
 ) -> Float32[Array, "B extended"]:
-    """Puts reflections ahead of the start and behind the true end, repeated for short rows.
+    """Add reflections before the start and after the true end, repeated for short rows.
 
     Sample -1 is sample 0, sample `length` is sample `length - 1`: the period is 2 * length.
     """
@@ -83,7 +83,7 @@ def _reflect(
     period = 2 * jnp.maximum(lengths, 1)[:, None]
     phase = jnp.concatenate([ahead, behind], axis=1) % period
     source = jnp.minimum(phase, period - 1 - phase)
-    # Only the edges are gathered: for all samples it would take ten times as long.
+    # Gathering all samples, not only the edges, would take ten times as long.
     edges = jnp.take_along_axis(samples, source, axis=1, mode="promise_in_bounds")
     start, end = edges[:, :before], edges[:, before:]
     signal = jnp.concatenate([start, samples, jnp.zeros_like(end)], axis=1)
@@ -95,7 +95,7 @@ def _reflect(
 
 
 def _window(config: FeaturesConfig) -> Float32[np.ndarray, " window"]:
-    """Symmetric, as Kaldi's windows are; povey (Kaldi's own) is hann to the power 0.85."""
+    """Return a symmetric window, as in Kaldi; povey (Kaldi's own) is hann to the power 0.85."""
     hann = 0.5 - 0.5 * np.cos(np.linspace(0, 2 * np.pi, window_samples(config)))
     shapes = {"povey": hann**0.85, "hann": hann, "hamming": 0.08 + 0.92 * hann}
     return shapes[config.window].astype(np.float32)
@@ -106,5 +106,5 @@ def _normalize(
 ) -> Float32[Array, "B T F"]:
     count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=real) / count
-    centred = features - mean(features)
-    return centred / jnp.sqrt(mean(centred**2) + VARIANCE_FLOOR)
+    centered = features - mean(features)
+    return centered / jnp.sqrt(mean(centered**2) + VARIANCE_FLOOR)

@@ -14,22 +14,22 @@ _SLANEY_MEL_PER_NEPER = 27 / np.log(6.4)
 
 
 def fft_samples(config: FeaturesConfig) -> int:
-    """Length of the Fourier transform: the window's, rounded up to a power of two."""
+    """Return the length of the Fourier transform: the window, rounded up to a power of two."""
     return 1 << (window_samples(config) - 1).bit_length()
 
 
 def mel_filters(config: FeaturesConfig) -> Float32[np.ndarray, "spectrum F"]:
-    """Weight of every frequency of the power spectrum in every mel bin.
+    """Return the weight of every frequency of the power spectrum in every mel bin.
 
-    F + 2 edges lie evenly on the mel scale from `low_hz` to `high_hz`; filter f rises from
-    edge f to edge f + 1 and falls to edge f + 2. On the scale "kaldi" its sides are straight in mel
-    and it is 1 at the top; on "slaney" they are straight in Hz and its area is 1, as in librosa.
+    F + 2 edges are spaced evenly on the mel scale from `low_hz` to `high_hz`; filter f rises from
+    edge f to edge f + 1 and falls to edge f + 2. On the scale "kaldi", filters are linear in mel
+    with a maximum of 1; on "slaney", they are linear in Hz with an area of 1, as in librosa.
 
     Returns:
-        Weights, for the frequencies 0, rate / n ... rate / 2 of an FFT over n = `fft_samples`.
+        Weights for the frequencies 0, rate / n, ..., rate / 2 of an FFT over n = `fft_samples`.
 
     Raises:
-        ValueError: a filter is so narrow that it holds no frequency.
+        ValueError: a filter is so narrow that it contains no frequency.
     """
     nyquist_hz = config.sample_rate_hz / 2
     high_hz = config.high_hz if config.high_hz > 0 else nyquist_hz + config.high_hz
@@ -49,8 +49,8 @@ def mel_filters(config: FeaturesConfig) -> Float32[np.ndarray, "spectrum F"]:
     weights = np.maximum(0, np.minimum(rise, fall))
     if not weights.any(axis=0).all():
         raise ValueError(
-            f"features.mel_bins = {config.mel_bins}: a filter holds no frequency of the"
-            f" {fft_samples(config)}-sample FFT; take fewer bins or a longer features.window_ms"
+            f"features.mel_bins = {config.mel_bins}: a filter contains no frequency of the"
+            f" {fft_samples(config)}-sample FFT; use fewer bins or a longer features.window_ms"
         )
     if config.mel_scale == "slaney":
         weights *= 2 / (right - left)

@@ -1,4 +1,4 @@
-"""From padded audio to text: features, encoder and search compiled as one function."""
+"""Decoding a batch: features, encoder and search compiled as one function."""
 
 import functools
 import math
@@ -31,20 +31,20 @@ def decode_batch(
     config: Config,
     mesh: Mesh,
 ) -> tuple[Hypotheses, Int[Array, " B"]]:
-    """What is found for every row, and the utterances in the rows."""
+    """Return the hypotheses of every row, and the index of the utterance in each row."""
     model = nnx.merge(graphdef, params)
     mel = over_rows(functools.partial(log_mel, config=config.features), mesh)
     features, lengths = mel(batch.samples, batch.sample_lengths)
     chunk = chunk_frames(config.decoding.chunk_ms, config)
     encoded, lengths = model.encoder(features, lengths, chunk_frames=chunk)
-    found = search(model, encoded, lengths, config=config.decoding, fusion=fusion)
-    return found, jnp.asarray(batch.utterances)
+    hypotheses = search(model, encoded, lengths, config=config.decoding, fusion=fusion)
+    return hypotheses, jnp.asarray(batch.utterances)
 
 
 class JittedDecoding:
-    """`decode_batch`, compiled once per shape of its arguments, the rows spread over the mesh.
+    """`decode_batch`, compiled once per shape of its arguments, with rows sharded over the mesh.
 
-    Of a batch each process gives its own rows (mesh.local_rows), and gets the labels of all.
+    Each process passes its own rows of a batch (mesh.local_rows) and receives the results of all.
     """
 
     def __init__(self, graphdef: nnx.GraphDef, config: Config, mesh: Mesh):
@@ -61,7 +61,7 @@ class JittedDecoding:
         return self._decode(params, on_devices(batch, self._mesh), fusion)
 
     def compile(self, params: PyTree, batch: Batch, fusion: Fusion = NO_FUSION) -> None:
-        """Decode the batch once where its shape is new, so that the next call need not compile."""
+        """Decode a batch of a new shape once, so that the next call need not compile."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batch.samples, fusion)))
         if shapes not in self._compiled:
             self._compiled.add(shapes)
@@ -70,7 +70,7 @@ class JittedDecoding:
 
 @functools.cache
 def jitted_decoding(graphdef: nnx.GraphDef, config: Config, mesh: Mesh) -> JittedDecoding:
-    """One JittedDecoding per model structure, config and mesh."""
+    """Return the one JittedDecoding of a model structure, config and mesh."""
     return JittedDecoding(graphdef, config, mesh)
 
 
@@ -83,9 +83,9 @@ def transcribe_batches(
     config: Config,
     utterances: int,
 ) -> list[list[Transcript] | None]:
-    """What is found for each of the `utterances` that the batches' rows refer to, the best first.
+    """Return the N-best transcripts, best first, of each of the `utterances` in the batches.
 
-    None for one in no batch, since its recording could not be read.
+    None stands for an utterance that is in no batch because its recording could not be read.
     """
     found: list[Hypotheses | None] = [None] * utterances
     for batch in batches:
@@ -97,41 +97,39 @@ def transcribe_batches(
 def store_rows(
     found: list[Hypotheses | None], hypotheses: Hypotheses, utterances: jax.Array
 ) -> None:
-    """Store a batch's hypotheses by utterance: fields without axis B, N the most that one has."""
+    """Store each row's hypotheses, without axis B and with N cut to their most labels."""
     hypotheses, utterances = jax.device_get((hypotheses, utterances))
     for row, utterance in enumerate(utterances):
         if utterance >= 0:
-            of_row = Hypotheses(*(field[row] for field in hypotheses))
-            most = int(of_row.counts.max())
-            fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in of_row)
+            fields = [field[row] for field in hypotheses]
+            most = int(hypotheses.counts[row].max())
+            fields = (x[:, :most].copy() if x.ndim == 2 else x.copy() for x in fields)
             found[utterance] = Hypotheses(*fields)
 
 
-def transcripts(
-    found: Hypotheses, tokenizer: Tokenizer, *, frame_seconds: float
-) -> list[Transcript]:
-    """The hypotheses of one row, fields without their axis B, as text with timed words.
+def transcripts(row: Hypotheses, tokenizer: Tokenizer, *, frame_seconds: float) -> list[Transcript]:
+    """Return the hypotheses of one row (fields without axis B) as texts with timed words.
 
-    Times are in whole milliseconds, confidence has four digits.
+    Times are rounded to milliseconds, confidences to four digits.
     """
 
     def word(text: str, places: list[int], k: int) -> Word:
         return Word(
             text,
-            round(int(found.frames[k, places[0]]) * frame_seconds, 3),
-            round(int(found.frames[k, places[-1]] + 1) * frame_seconds, 3),
-            round(math.exp(found.log_probabilities[k, places].sum()), 4),
+            round(int(row.frames[k, places[0]]) * frame_seconds, 3),
+            round(int(row.frames[k, places[-1]] + 1) * frame_seconds, 3),
+            round(math.exp(row.log_probabilities[k, places].sum()), 4),
         )
 
     def transcript(k: int) -> Transcript:
-        labels = found.labels[k, : found.counts[k]].tolist()
+        labels = row.labels[k, : row.counts[k]].tolist()
         words = tuple(word(text, places, k) for text, places in tokenizer.words(labels))
-        return Transcript(tokenizer.decode(labels), words, float(found.scores[k]))
+        return Transcript(tokenizer.decode(labels), words, float(row.scores[k]))
 
-    return [transcript(k) for k, score in enumerate(found.scores) if k == 0 or score > -math.inf]
+    return [transcript(k) for k, score in enumerate(row.scores) if k == 0 or score > -math.inf]
 
 
 def encoded_frame_seconds(config: Config) -> float:
-    """From one of the encoder's frames to the next."""
+    """Return the seconds from one encoded frame to the next."""
     features = config.features
     return config.encoder.subsampling_factor * hop_samples(features) / features.sample_rate_hz

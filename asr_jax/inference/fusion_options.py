@@ -1,4 +1,4 @@
-"""What a beam search shall know besides the audio: the options of evaluate and transcribe."""
+"""Language-model and hotword options for beam search."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -18,33 +18,33 @@ from asr_jax.distributed.processes import is_first
 from asr_jax.inference.recognizer import Recognizer, open_any_run
 from asr_jax.text import Tokenizer
 
-SOURCE_ORDER = 2  # LODR's
+SOURCE_ORDER = 2  # Bigrams, as in LODR.
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionOptions:
-    """Nothing, or language models and hotwords, with a beam search."""
+    """Language models and hotwords for beam search; by default none."""
 
     language_model: Path | None = None
-    """What --decoder beam adds: a text with a sentence a line, from which an n-gram model is
-    estimated, an .arpa or .arpa.gz file over the tokenizer's pieces, or the run directory of a
-    neural language model."""
+    """Language model to add to --decoder beam: a text with one sentence per line, from which an
+    n-gram model is estimated; an .arpa or .arpa.gz file over the tokenizer's pieces; or the run
+    directory of a neural language model."""
     language_model_weight: float = 0.3
-    """Its log-probabilities times this are added to the scores."""
+    """Weight of the language model's log-probabilities."""
     language_model_order: int = 4
-    """Pieces in an n-gram that is estimated from a text."""
+    """Order, in pieces, of the n-gram model estimated from a text."""
     source_language_model: Path | None = None
-    """Language model of what the recogniser was trained on, which is subtracted: an ARPA file or
-    a run (density ratio), or the training's transcripts, of which a bigram model is made (LODR)."""
+    """Language model of the recognizer's training text, to subtract: an ARPA file or a run (density
+    ratio), or the training transcripts, from which a bigram model is estimated (LODR)."""
     source_language_model_weight: float = 0.1
-    """Its log-probabilities times this are subtracted."""
+    """Weight of the source language model's log-probabilities."""
     internal_lm_weight: float = 0.0
-    """What the model knows of the next piece without audio, times this, is subtracted (ILME)."""
+    """Weight of the recognizer's internal language model, to subtract (ILME)."""
     hotwords: Path | None = None
-    """Phrases that --decoder beam finds rather: a file with one a line, its own boost behind a
-    colon, as in `ANNA :2.5`."""
+    """File of phrases to boost with --decoder beam, one per line; `ANNA :2.5` overrides
+    --hotword-boost."""
     hotword_boost: float = 1.0
-    """What each piece of a phrase adds to the score, in nats."""
+    """Boost per piece of a phrase, in nats."""
 
     def __post_init__(self) -> None:
         for name in ("language_model_weight", "source_language_model_weight", "internal_lm_weight"):
@@ -69,7 +69,7 @@ class FusionOptions:
 
     @property
     def asked_for(self) -> str:
-        """The first option that asks for a fusion, if any."""
+        """The first option given that asks for fusion; empty if none does."""
         for name in ("language_model", "source_language_model", "internal_lm_weight", "hotwords"):
             if getattr(self, name):
                 return _option(name)
@@ -85,15 +85,18 @@ NO_FUSION_OPTIONS = FusionOptions()
 
 
 def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
-    """The same with what `options` ask for. Raises ValueError where its search cannot."""
+    """Return the recognizer with the fusion that `options` ask for.
+
+    Raises ValueError where the recognizer's search does not support fusion.
+    """
     if not (option := options.asked_for):
         return recognizer
     config, tokenizer = recognizer.config, recognizer.tokenizer
     kind = config.objective.kind if config.decoding.head == "objective" else "ctc"
     if kind not in ("transducer", "hat"):
-        raise ValueError(f"{option}: is for transducer and HAT, not for {kind}")
+        raise ValueError(f"{option}: needs a transducer or HAT model, not {kind}")
     if not config.decoding.beam:
-        raise ValueError(f"{option}: needs a beam search; say --decoder beam")
+        raise ValueError(f"{option}: needs a beam search; pass --decoder beam")
     scorers: list[Automaton | NeuralScorer] = []
     if path := options.language_model:
         weight, order = options.language_model_weight, options.language_model_order
@@ -113,21 +116,21 @@ def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
 def _language_model_scorer(
     path: Path, tokenizer: Tokenizer, *, order: int, weight: float
 ) -> Automaton | NeuralScorer:
-    """The scorer of a run directory, or of an n-gram model's file or text."""
+    """Load a neural language model from a run directory, or an n-gram model from a file."""
     if path.is_dir():
         return _neural_scorer(path, tokenizer, weight=weight)
     return load_language_model(path, tokenizer, order=order, weight=weight, warn=_warn)
 
 
 def _neural_scorer(run: Path, tokenizer: Tokenizer, *, weight: float) -> NeuralScorer:
-    """Of the run directory of a language model that has the recogniser's pieces."""
+    """Load a language model's run, whose pieces must be the recognizer's."""
     opened = open_any_run(run, "best")
     if (kind := opened.config.objective.kind) != "language_model":
         raise ValueError(f"{run}: objective.kind = {kind!r}: must be a language model's run")
     if opened.tokenizer.pieces != tokenizer.pieces:
         raise ValueError(
-            f"{run}: its pieces are not the recogniser's; train the language model with "
-            "--tokenizer.model RECOGNISER/tokenizer.model"
+            f"{run}: its pieces differ from the recognizer's; train the language model with "
+            "--tokenizer.model RECOGNIZER/tokenizer.model"
         )
     return NeuralScorer(params=opened.params, weight=jnp.float32(weight), graphdef=opened.graphdef)
 
@@ -138,7 +141,7 @@ def _warn(text: str) -> None:
 
 
 def fusion_facts(options: FusionOptions) -> dict[str, str]:
-    """The options that were given, for a report."""
+    """Return the options that differ from their defaults, for a report."""
     return {
         field.name.replace("_", " "): str(getattr(options, field.name))
         for field in fields(options)

@@ -1,4 +1,4 @@
-"""A trained model as a Python object: what `asr-jax transcribe` does, without a command line."""
+"""A trained model as a Python object: `asr-jax transcribe` without the command line."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,19 +19,19 @@ from asr_jax.types import InMemory, Transcript, Utterance
 
 
 class Model:
-    """A trained recogniser."""
+    """A trained speech recognizer."""
 
     def __init__(self, recognizer: Recognizer):
         self._recognizer = recognizer
 
     @property
     def config(self) -> Config:
-        """Every setting of the run that trained it."""
+        """Settings of the training run, with the decoding options of `load`."""
         return self._recognizer.config
 
     @property
     def checkpoint(self) -> str:
-        """Which steps of the run its parameters are of, such as `best (1500)`."""
+        """Checkpoint that the parameters come from, such as `best (1500)`."""
         return self._recognizer.checkpoint
 
     def transcribe(
@@ -41,20 +41,20 @@ class Model:
         sample_rate_hz: int | None = None,
         timestamps: bool = False,
     ) -> list[Transcript]:
-        """The text of recordings, one transcript for each, in their order.
+        """Return one transcript per recording, in order.
 
-        What a batch holds changes no transcript, so that many at once is merely faster. The first
-        batch of a length compiles.
+        Transcripts do not depend on what else is in a batch, so passing many recordings at once is
+        only faster. The first batch of each length is compiled.
 
         Args:
-            audio: paths (FLAC, WAV, Ogg, MP3; any rate, any number of channels), or samples [S],
-                floats in -1..1; or a sequence of these.
-            sample_rate_hz: of the samples; the model's (16 kHz by default) where not given.
-            timestamps: with words, each with its start and end in seconds and its confidence;
-                without, a transcript's `words` are empty.
+            audio: a path (FLAC, WAV, Ogg, MP3; any rate, any number of channels), samples [S] as
+                floats in -1..1, or a sequence of these.
+            sample_rate_hz: rate of the samples; by default the model's (usually 16 kHz).
+            timestamps: include words, each with its start and end in seconds and its confidence;
+                otherwise a transcript's `words` are empty.
 
         Raises:
-            ValueError: a recording that cannot be read, or has no samples, by name.
+            ValueError: a recording, which is named, cannot be read or has no samples.
         """
         recordings = [audio] if isinstance(audio, str | Path | np.ndarray) else audio
         rate_hz = sample_rate_hz or self.config.features.sample_rate_hz
@@ -75,25 +75,27 @@ def load(
     window_seconds: float | None = None,
     **fusion: str | Path | float,
 ) -> Model:
-    """The model of a run directory, or of one that `asr-jax export --format params` wrote.
+    """Load the model of a run directory, or of a directory written by
+    `asr-jax export --format params`.
 
         model = asr_jax.load("runs/quickstart")
         print(model.transcribe("recording.flac")[0].text)
         model = asr_jax.load("runs/quickstart", beam=8, hotwords="names.txt")
 
     Args:
-        directory: RUN, or OUT of an export.
-        checkpoint: of a run: best (by WER on dev), last, a step, or average:N.
-        beam, chunk_ms, window_seconds: in place of the config's decoding.beam, and so on.
-        fusion: what a beam search shall know besides the audio: hotwords, language_model and what
-            else `asr-jax transcribe` has of that kind, under the same names (fields of
-            FusionOptions).
+        directory: the run directory, or the output directory of an export.
+        checkpoint: for a run: best (by WER on dev), last, a step, or average:N.
+        beam, chunk_ms, window_seconds: values that replace decoding.beam, decoding.chunk_ms and
+            decoding.window_seconds of the config.
+        fusion: fields of FusionOptions, which are the language-model and hotword options of
+            `asr-jax transcribe`: language_model, language_model_weight, hotwords, ... Files are
+            paths or strings.
 
     Raises:
-        ValueError: the directory holds no model, or one that is damaged or of another version; or
-            it cannot be searched so, which names the option as the command line has it (of
-            --decoder beam --beam 8, give beam=8).
-        TypeError: an option that is none.
+        ValueError: the directory has no model, or one that is damaged or of another version; or
+            the model does not support an option. The message names options as on the command line:
+            for --decoder beam --beam 8, pass beam=8.
+        TypeError: an unknown option.
     """
     recognizer = with_decoding(
         open_run(Path(directory), checkpoint),

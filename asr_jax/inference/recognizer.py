@@ -1,4 +1,4 @@
-"""A run's model brought back for evaluation and transcription."""
+"""Trained models, loaded for evaluation and transcription."""
 
 import dataclasses
 import functools
@@ -35,15 +35,15 @@ from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
 from asr_jax.types import Skipped, Transcript, Utterance
 
-# The parameters that `asr-jax export` writes beside a config.json and a tokenizer.model.
+# Parameters that `asr-jax export` writes next to a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
-# What tells the folders of its other formats, which are not read here.
-OTHER_FORMS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
+# Files by which exports in other formats are recognized; these are not read here.
+OTHER_FORMATS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
 DEFAULT_BEAM = 4
 
 
 class Recognizer(NamedTuple):
-    """A trained model on the devices of a mesh, and how it searches."""
+    """A trained model, the mesh that holds it, and what its search uses."""
 
     config: Config
     tokenizer: Tokenizer
@@ -51,62 +51,70 @@ class Recognizer(NamedTuple):
     params: PyTree
     mesh: Mesh
     checkpoint: str
-    """Which steps the parameters are of."""
+    """Checkpoint that the parameters come from."""
     fusion: Fusion = NO_FUSION
-    """What a beam search adds to the model's scores."""
+    """Scorers that a beam search adds to the model."""
 
 
 class Recognition(NamedTuple):
-    """What was recognized in utterances, and what could not be read."""
+    """The recognition results of a list of utterances."""
 
     hypotheses: list[list[Transcript] | None]
-    """Of every utterance, the best first; None for those that failed."""
+    """N-best transcripts of every utterance, best first; None for an utterance that failed."""
     failed: list[Skipped]
+    """Recordings that could not be read."""
     audio_seconds: float
+    """Audio recognized."""
     wall_seconds: float
-    """Compiling not counted."""
+    """Time taken, without compilation."""
 
     @property
     def texts(self) -> list[str | None]:
-        return [found[0].text if found else None for found in self.hypotheses]
+        """Best text of every utterance."""
+        return [nbest[0].text if nbest else None for nbest in self.hypotheses]
 
     @property
     def best(self) -> list[Transcript | None]:
-        return [found[0] if found else None for found in self.hypotheses]
+        """Best transcript of every utterance."""
+        return [nbest[0] if nbest else None for nbest in self.hypotheses]
 
 
 def open_run(run: Path, which: str) -> Recognizer:
-    """Config, tokenizer and averaged parameters of a run directory, or of an exported one."""
+    """Load the recognizer of a run directory, or of an export with --format params.
+
+    Args:
+        which: the checkpoint: best, last, a step, or average:N.
+    """
     opened = open_any_run(run, which)
     if opened.config.objective.kind == "language_model":
         raise ValueError(
-            f"{run}: a language model, which recognises nothing by itself; it goes with a "
-            "recogniser, as evaluate RUN --language-model (docs/decoding.md)"
+            f"{run}: a language model, which recognizes nothing by itself; pass it to a "
+            "recognizer, as in evaluate RUN --language-model (docs/decoding.md)"
         )
     return opened
 
 
 def require_run(run: Path) -> None:
-    """Raises ValueError for what is neither a run directory nor an exported one."""
-    for name, form in OTHER_FORMS.items():
+    """Raise ValueError unless `run` is a run directory or an export with --format params."""
+    for name, other in OTHER_FORMATS.items():
         if (run / name).is_file():
             raise ValueError(
-                f"{run}: what --format {form} wrote, which runs without asr_jax (docs/export.md); "
-                "asr_jax takes runs and what --format params wrote"
+                f"{run}: written by export --format {other}, which runs without asr_jax "
+                "(docs/export.md); pass a run or an export with --format params"
             )
     if not (run / "config.json").is_file():
         raise ValueError(f"{run}: not a run directory, it has no config.json")
 
 
 def open_any_run(run: Path, which: str) -> Recognizer:
-    """The same, and also of a language model."""
+    """Load a run or export like `open_run`, or a language model."""
     require_run(run)
     if (run / EXPORTED).is_file():
         _require_readable(run / EXPORTED)
     config = load_config(run / "config.json")
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     graphdef, abstract = split_model(config, tokenizer.vocabulary_size)
-    # Of the devices that are here, whatever it was trained on.
+    # A mesh of the devices at hand, whatever the model was trained on.
     mesh = make_mesh(MeshConfig(), jax.devices())
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -121,7 +129,7 @@ def open_any_run(run: Path, which: str) -> Recognizer:
 
 
 def with_decoding(recognizer: Recognizer, **changes: float | None) -> Recognizer:
-    """The same with other values of config.decoding's fields; None leaves a field as it is."""
+    """Return the recognizer with other values in config.decoding; None leaves a field unchanged."""
     given = {name: value for name, value in changes.items() if value is not None}
     config = recognizer.config
     config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, **given))
@@ -129,22 +137,23 @@ def with_decoding(recognizer: Recognizer, **changes: float | None) -> Recognizer
 
 
 def beam_size(decoder: str, beam: int | None) -> int | None:
-    """decoding.beam as `--decoder` and `--beam` say it; None: as the run does."""
+    """Return decoding.beam for --decoder and --beam; None leaves the run's value."""
     if beam is not None and decoder != "beam":
-        raise ValueError(f"--beam {beam}: is of --decoder beam")
+        raise ValueError(f"--beam {beam}: needs --decoder beam")
     if beam is not None and beam < 1:
         raise ValueError(f"--beam {beam}: must be positive")
     return {"run": None, "greedy": 0, "beam": beam or DEFAULT_BEAM}[decoder]
 
 
 def _require_readable(path: Path) -> None:
-    """Before the config, of which another version may have other fields."""
+    """Raise an error for an export of another version, whose config may have other fields."""
     from asr_jax.export.params import read_about
 
     read_about(path)
 
 
 def _load_exported(directory: Path, which: str, abstract: PyTree) -> tuple[PyTree, str]:
+    """Return an export's parameters, and the checkpoint that they come from."""
     from asr_jax.export.params import load_params
 
     params, about = load_params(directory / EXPORTED, abstract)
@@ -158,9 +167,9 @@ def _load_exported(directory: Path, which: str, abstract: PyTree) -> tuple[PyTre
 
 
 def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
-    """What is found in every utterance; a recording that cannot be read gives none, and is listed.
+    """Recognize utterances; recordings that cannot be read are listed as failed.
 
-    Of several processes each reads its share, and all get everything.
+    With several processes, each reads its share of the recordings, and all receive all results.
     """
     config, params, fusion = recognizer.config, recognizer.params, recognizer.fusion
     windows = [windows_of(utterance, config) for utterance in utterances]
@@ -185,8 +194,8 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
 
 
 def _segment_batches(recognizer: Recognizer, segments: list[Utterance]) -> Batches:
+    """Return batches of no more rows than there are segments, rounded up to the devices."""
     config, devices = recognizer.config, recognizer.mesh.size
-    # No more rows than there are segments, in whole rows for every device.
     most = max(1, len(segments))
     rows = tuple(-(-min(n, most) // devices) * devices for n in config.data.bucket_utterances)
     return evaluation_batches(
@@ -200,14 +209,14 @@ def _segment_batches(recognizer: Recognizer, segments: list[Utterance]) -> Batch
 
 
 def _gather_failed(failed: list[Skipped]) -> list[Skipped]:
-    """Return the recordings that any process could not read, each once."""
+    """Return the recordings that some process could not read, without duplicates."""
     by_process = all_gather_text(json.dumps([[skipped.id, skipped.reason] for skipped in failed]))
     gathered = [Skipped(*entry) for text in by_process for entry in json.loads(text)]
     return list({skipped.id: skipped for skipped in gathered}.values())
 
 
 def windows_of(utterance: Utterance, config: Config) -> list[Utterance]:
-    """The stretches in which it is recognised: itself, where it is not long."""
+    """Split a long utterance into overlapping segments; a short one is its own segment."""
     window_seconds = config.decoding.window_seconds
     if config.objective.kind == "attention" and not config.objective.has_ctc_head:
         window_seconds = 0.0
@@ -230,7 +239,7 @@ def windows_of(utterance: Utterance, config: Config) -> list[Utterance]:
 def _merged(
     recognizer: Recognizer, segments: list[Utterance], found: list[Hypotheses | None]
 ) -> list[Transcript] | None:
-    """None where one of the segments could not be read."""
+    """Merge an utterance's segments; None if one of them could not be read."""
     config, tokenizer = recognizer.config, recognizer.tokenizer
     hypotheses = [of_segment for of_segment in found if of_segment is not None]
     if len(hypotheses) < len(segments):

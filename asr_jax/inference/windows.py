@@ -1,4 +1,4 @@
-"""Long recordings, recognised in windows that overlap and are merged where both say the same."""
+"""Long recordings: overlapping windows, merged where their labels agree."""
 
 import math
 from collections.abc import Sequence
@@ -11,25 +11,26 @@ from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.text import Tokenizer
 
 OVERLAP_SECONDS = 4.0
-# How far apart in two windows the same label may be emitted.
+# Largest distance between emissions of the same label in two windows.
 SAME_SECONDS = 0.2
-# Agreement beyond so many labels around a join makes it no better.
+# Agreement of more labels than this around a join does not make it better.
 LONGEST_RUN = 6
 
 
 def window_starts(
     duration_seconds: float, *, window_seconds: float, frame_seconds: float
 ) -> list[float]:
-    """Where the windows of a recording begin, in seconds: multiples of the encoder's frame.
+    """Return the starts of a recording's windows in seconds, multiples of `frame_seconds`.
 
-    All are `window_seconds` long, the last one but for less than a frame, and overlap by at least
-    OVERLAP_SECONDS, evenly. One window where it holds the recording, or is 0.
+    Windows are `window_seconds` long, the last one up to a frame shorter, and overlap evenly by at
+    least OVERLAP_SECONDS. A recording that fits in one window has one; so has any if
+    `window_seconds` is 0.
     """
     if not window_seconds or duration_seconds <= window_seconds:
         return [0.0]
-    beyond = duration_seconds - window_seconds
-    number = math.ceil(beyond / (window_seconds - OVERLAP_SECONDS))
-    frames = (math.ceil(k * beyond / number / frame_seconds - 1e-6) for k in range(number + 1))
+    rest = duration_seconds - window_seconds
+    number = math.ceil(rest / (window_seconds - OVERLAP_SECONDS))
+    frames = (math.ceil(k * rest / number / frame_seconds - 1e-6) for k in range(number + 1))
     return [frame * frame_seconds for frame in frames]
 
 
@@ -41,14 +42,16 @@ def merge_windows(
     window_seconds: float,
     frame_seconds: float,
 ) -> Hypotheses:
-    """The best hypothesis of the whole recording, one row without axis B, frames counted from its
-    beginning; its score is the sum of the windows'.
+    """Merge the best hypotheses of overlapping windows into one of the whole recording.
 
-    Each window after the first replaces what the ones before it say from one label on. That is a
-    label both have, within SAME_SECONDS, in the stretch that they share: one that begins a word if
-    there is any, then one with most labels the same around it, then the one nearest to the middle,
-    since a window's ends know the least. Where they share no label, words of the one before begin
-    before the middle, those of the one after behind it.
+    The result has no axis B, its frames count from the recording's start, and its score is the sum
+    of the windows' scores.
+
+    Each window replaces the labels merged so far from a join on. A join is a label in the overlap
+    that both have within SAME_SECONDS. Preferred is a join at the start of a word, then with the
+    most agreeing labels around it, then nearest to the overlap's middle, since recognition is least
+    reliable at a window's ends. Without a join, words that begin before the middle come from the
+    earlier window, and words that begin after it from the later one.
     """
     merged = _emissions(windows[0], 0)
     for k in range(1, len(windows)):
@@ -64,16 +67,16 @@ def merge_windows(
 
 
 class _Emissions(NamedTuple):
-    """Labels of a recording in order, with the frames at which they are emitted."""
+    """Labels in order, with the frames at which they are emitted."""
 
     labels: Int64[np.ndarray, " N"]
     frames: Int64[np.ndarray, " N"]
-    """From the recording's beginning."""
+    """Encoded frames, counted from the start of the recording."""
     log_probabilities: Float64[np.ndarray, " N"]
 
 
 def _emissions(window: Hypotheses, first_frame: int) -> _Emissions:
-    """The best hypothesis of a window that begins at the recording's `first_frame`."""
+    """Return the best hypothesis of a window that begins at the recording's `first_frame`."""
     count = window.counts[0]
     return _Emissions(
         np.asarray(window.labels[0, :count], np.int64),
@@ -89,7 +92,7 @@ def _append(
     tokenizer: Tokenizer,
     frame_seconds: float,
 ) -> _Emissions:
-    """Merge the labels of two windows that share the frames from shared[0] to shared[1]."""
+    """Merge labels that overlap from frame shared[0] to frame shared[1]."""
     place = _join(before, after, shared, tokenizer, frame_seconds)
     if place is not None:
         i, j = place
@@ -97,7 +100,7 @@ def _append(
     else:
         i = _end_before(before, sum(shared) / 2, tokenizer)
         j = _end_before(after, sum(shared) / 2, tokenizer)
-        # A window's first word has no space before it.
+        # The first word of a window has no separator before it.
         between = tokenizer.separator if i and j == 0 and len(after.labels) else []
     return _Emissions(
         np.concatenate([before.labels[:i], np.array(between, np.int64), after.labels[j:]]),
@@ -121,7 +124,7 @@ def _join(
     tokenizer: Tokenizer,
     frame_seconds: float,
 ) -> tuple[int, int] | None:
-    """(i, j) of the best label to go over at, before's i being after's j."""
+    """Return the best join (i, j): before.labels[i] is after.labels[j]. None if none exists."""
 
     def places(emissions: _Emissions) -> np.ndarray:
         frames = emissions.frames
@@ -135,7 +138,7 @@ def _join(
     apart[differ | (apart > SAME_SECONDS)] = np.inf
     best, place = None, None
     for a, b in np.argwhere(np.isfinite(apart)):
-        # Of a label said several times in a row, those nearest to each other.
+        # Of repeated labels, pair those that are nearest to each other.
         if apart[a, b] > min(apart[a].min(), apart[:, b].min()):
             continue
         i, j = int(of_before[a]), int(of_after[b])
@@ -148,20 +151,20 @@ def _join(
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> int:
-    """Labels at the beginning of both, up to LONGEST_RUN."""
+    """Return how many labels agree at the start of both, up to LONGEST_RUN."""
     n = min(len(first), len(second), LONGEST_RUN)
     differs = np.flatnonzero(first[:n] != second[:n])
     return int(differs[0]) if len(differs) else n
 
 
 def _word_starts(labels: np.ndarray, tokenizer: Tokenizer) -> set[int]:
-    """Places where one word ends and the next begins: of a separator, or of its first label."""
+    """Return the indices of word boundaries: of the separator, or of the word's first label."""
     firsts = [places[0] for _, places in tokenizer.words(labels)]
     return {place - len(tokenizer.separator) for place in firsts[1:]}
 
 
 def _end_before(emissions: _Emissions, frame: float, tokenizer: Tokenizer) -> int:
-    """The place behind the last word that begins before the frame."""
+    """Return the index after the last word that begins before the frame."""
     words = tokenizer.words(emissions.labels)
     ends = [places[-1] + 1 for _, places in words if emissions.frames[places[0]] < frame]
     return ends[-1] if ends else 0

@@ -1,4 +1,4 @@
-"""Self-attention that knows how far frames lie apart, in two ways."""
+"""Self-attention with relative or rotary positions."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from asr_jax.layers.length import exceeds, frame_mask
 from asr_jax.layers.linear import Linear, MakeLinear
 
-# Queries that meet all frames at a time: 20 seconds of speech, as long as LibriSpeech's batches.
+# Queries in a block: 20 seconds of speech, enough for a LibriSpeech utterance in one block.
 BLOCK_FRAMES = 512
 
 
 def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
-    """Sinusoids of the distances frames down to -(frames - 1): R = 2 frames rows.
+    """Return sinusoids of the distances from `frames` down to -(frames - 1): R = 2 frames rows.
 
-    The first is no pair's; shift_relative has use for it.
+    No pair of frames has the first distance; `shift_relative` needs its row.
     """
     distances = jnp.arange(frames, -frames, -1, dtype=jnp.float32)
     rates = jnp.exp(jnp.arange(0, width, 2) * (-jnp.log(10_000.0) / width))
@@ -27,9 +27,10 @@ def relative_positions(frames: int, width: int) -> Float[Array, "R {width}"]:
 
 
 def shift_relative(scores: Float[Array, "B H Q R"]) -> Float[Array, "B H Q T"]:
-    """From scores[q, r] over distances to scores[q, t] over frames: r = Q - q + t, R = Q + T.
+    """Turn scores[q, r] over distances into scores[q, t] over frames: r = Q - q + t, R = Q + T.
 
-    A row of R and a column of T + Q - 1 numbers lie alike in memory, but for the first Q.
+    A reshape does it: without the first Q numbers, rows of length R - 1 begin one distance later
+    than rows of length R.
     """
     *batch, queries, distances = scores.shape
     skewed = scores.reshape(*batch, distances, queries)[..., 1:, :]
@@ -37,23 +38,23 @@ def shift_relative(scores: Float[Array, "B H Q R"]) -> Float[Array, "B H Q T"]:
 
 
 class Context(NamedTuple):
-    """Which frames a frame sees: those of its own chunk, and of some chunks before and after.
+    """The frames that a frame sees: its own chunk and a number of chunks before and after.
 
-    In chunks of one frame: so many frames to either side.
+    With chunks of one frame, the numbers of chunks are numbers of frames.
     """
 
     chunk_frames: int | Int[Array, ""]
-    """An array where it is drawn anew for every step; the frames seen are then no static number."""
+    """Size of a chunk; an array if every step draws another size, so that it is not static."""
     left_chunks: int
     right_chunks: int = 0
 
     def sees(self, queries: Int[Array, " Q"], keys: Int[Array, " T"]) -> Bool[Array, "Q T"]:
-        """Frames by their numbers, which may be negative, from the start of any chunk."""
+        """Return which keys the queries see; frame numbers count from the start of any chunk."""
         ahead = queries[:, None] // self.chunk_frames - keys // self.chunk_frames
         return (-self.right_chunks <= ahead) & (ahead <= self.left_chunks)
 
     def window(self) -> tuple[int, int, int]:
-        """Queries that make a block of whole chunks, and what they see before and after it."""
+        """Return the queries of a block of whole chunks, and the frames it sees on either side."""
         assert isinstance(self.chunk_frames, int)
         left, right = (n * self.chunk_frames for n in (self.left_chunks, self.right_chunks))
         chunks = -(-max(left, right, BLOCK_FRAMES) // self.chunk_frames)
@@ -61,7 +62,7 @@ class Context(NamedTuple):
 
 
 def is_windowed(context: Context | None, frames: int) -> TypeGuard[Context]:
-    """Whether so many frames attend within windows, rather than to a masked whole."""
+    """Return True if attention over `frames` runs in windows, False if it masks all frames."""
     return (
         context is not None
         and isinstance(context.chunk_frames, int)
@@ -70,7 +71,7 @@ def is_windowed(context: Context | None, frames: int) -> TypeGuard[Context]:
 
 
 def farthest_frames(frames: int, context: Context | None) -> int:
-    """The distance at which the relative_positions of so many frames must begin."""
+    """Return the `frames` of `relative_positions` that attention over `frames` needs."""
     if is_windowed(context, frames):
         queries, left, right = context.window()
         return queries + max(left, right)
@@ -88,12 +89,12 @@ def in_blocks(
     lengths: Int[Array, " B"],
     context: Context | None,
 ) -> Float[Array, "B T H D"]:
-    """attend(queries, keys, values, ahead, mask) of what a context lets see: all at once, or where
-    there are more than BLOCK_FRAMES queries, one block of neighbouring queries after the other.
+    """Apply attend(queries, keys, values, ahead, mask) to all queries, in blocks if they are many.
 
-    Then scores exist for one block at a time, and are computed once more in the backward pass; of a
-    context whose size is known, they exist for the keys within reach alone. `ahead` is how many
-    frames the first query lies behind the first key; the mask, [B, 1 or Q, T], says what is seen.
+    More than BLOCK_FRAMES queries are processed in blocks of neighbors. Scores then exist for one
+    block at a time, and are recomputed in the backward pass; with a context of static size, they
+    exist only for the keys within reach. `ahead` is the number of frames from the first key to the
+    first query; the mask, [B, 1 or Q, T], is True for keys that a query sees.
     """
     frames = query.shape[1]
     if is_windowed(context, frames):
@@ -110,8 +111,8 @@ def in_blocks(
     blocks = -(-frames // BLOCK_FRAMES)
     size = -(-frames // blocks)
 
-    # Lengths are carried through this loop, and that over the layers: what depends only on things
-    # from outside of a loop JAX computes outside, and would keep masks as large as the scores.
+    # Lengths are carried through this loop and the loop over layers. JAX would hoist masks that
+    # depend only on values from outside a loop, and keep masks as large as the scores.
     @jax.checkpoint
     def run(lengths, block_and_first):
         block, first = block_and_first
@@ -129,6 +130,7 @@ def _in_windows(
     lengths: Int[Array, " B"],
     context: Context,
 ) -> Float[Array, "B T H D"]:
+    """Attend in windows: each block of queries sees only its own frames and those within reach."""
     frames = query.shape[1]
     size, left, right = context.window()
     seen = context.sees(left + jnp.arange(size), jnp.arange(left + size + right))
@@ -163,7 +165,7 @@ def _merge_blocks(blocks: Float[Array, "N B Q H D"], frames: int) -> Float[Array
 
 
 class KeyValueCache(NamedTuple):
-    """What the next chunk's queries see of the chunks before: L = left_chunks * chunk_frames."""
+    """Keys and values of the L = left_chunks * chunk_frames frames before the next chunk."""
 
     key: Float[Array, "B L H D"]
     value: Float[Array, "B L H D"]
@@ -178,8 +180,10 @@ def attend_next(
     lengths: Int[Array, " B"],
     seen: Int[Array, " B"],
 ) -> tuple[KeyValueCache, Float[Array, "B C H D"]]:
-    """attend, as in_blocks, of one chunk, of which `lengths` frames are real, after `seen` others.
-    The last cache.key.shape[1] of them are kept in the cache."""
+    """Apply attend, as `in_blocks` does, to a stream's next chunk; also return the next cache.
+
+    The chunk has `lengths` real frames and follows `seen` others. The cache keeps its size.
+    """
     cache_frames, chunk = cache.key.shape[1], query.shape[1]
     key = jnp.concatenate([cache.key, key], axis=1)
     value = jnp.concatenate([cache.value, value], axis=1)
@@ -190,11 +194,11 @@ def attend_next(
 
 
 class RelativeAttention(nnx.Module):
-    """Norm, multi-head attention over the utterance's own frames, projection (arXiv 1901.02860,
-    section 3.3, as the Conformer has it).
+    """Norm, multi-head self-attention with relative positions, projection.
 
-    Queries and keys have no bias: the two position-independent vectors of the paper (u and v) stand
-    for the former, and a key's bias has no gradient.
+    Scores are those of arXiv 1901.02860, section 3.3, as in the Conformer.
+    Queries and keys have no bias: the paper's position-independent vectors u and v replace the
+    former, and the latter would have no gradient.
     """
 
     def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
@@ -215,13 +219,16 @@ class RelativeAttention(nnx.Module):
         lengths: Int[Array, " B"],
         context: Context | None = None,
     ) -> Float[Array, "B T D"]:
-        """`positions` are relative_positions of at least farthest_frames; frames beyond the lengths
-        or out of context are not seen."""
+        """Attend to the frames within the lengths and the context.
+
+        Args:
+            positions: `relative_positions` of at least `farthest_frames`.
+        """
         attended = in_blocks(self._attend(positions), *self._project(x), lengths, context)
         return self.out(attended.reshape(x.shape))
 
     def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
-        """Of a stream, before its first chunk."""
+        """Return the cache of a stream before its first chunk."""
         zeros = jnp.zeros(
             (batch, cache_frames, *self.content_bias.shape), self.content_bias[...].dtype
         )
@@ -235,7 +242,7 @@ class RelativeAttention(nnx.Module):
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
     ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
-        """The next chunk of a stream, after `seen` frames; positions of cache and chunk."""
+        """Attend in a stream's next chunk, after `seen` frames; positions cover cache and chunk."""
         cache, attended = attend_next(
             self._attend(positions), cache, *self._project(x), lengths, seen
         )
@@ -252,20 +259,20 @@ class RelativeAttention(nnx.Module):
 
         def attend(query, key, value, ahead, mask):
             queries, keys = query.shape[1], key.shape[1]
-            # The last block may be filled up with queries beyond the end, far from every frame.
+            # Padding queries of the last block are farther from every frame than any real one.
             filled = -keys % queries
             near = jax.lax.dynamic_slice_in_dim(
                 jnp.pad(position, ((filled, 0), (0, 0), (0, 0))),
                 filled + position.shape[0] // 2 - queries - ahead,
                 queries + keys,
             )
-            # For each utterance, lest the compiler should transpose scores of all distances.
+            # One copy per utterance; otherwise XLA transposes the scores of all distances.
             near = jnp.broadcast_to(near, (query.shape[0], *near.shape))
             by_content = jnp.einsum("bqhd,bthd->bhqt", query + self.content_bias[...], key)
             by_distance = jnp.einsum("bqhd,brhd->bhqr", query + self.position_bias[...], near)
             scores = by_content.astype(jnp.float32) + shift_relative(by_distance)
-            # Finite, so that a row without any frame gives numbers, not NaN. Added, not selected:
-            # the constant would be kept in the shape of the scores.
+            # Finite, so that a row without frames gives numbers, not NaN. Added, not selected:
+            # jnp.where would keep a constant of the scores' shape for the backward pass.
             hidden = jnp.where(mask, 0.0, -1e30)[:, None]
             weights = jax.nn.softmax(scores * head_width**-0.5 + hidden).astype(value.dtype)
             return jnp.einsum("bhqt,bthd->bqhd", weights, value)
@@ -274,7 +281,7 @@ class RelativeAttention(nnx.Module):
 
 
 def rotate(x: Float[Array, "B T H D"], first: int | Int[Array, ""] = 0) -> Float[Array, "B T H D"]:
-    """Turns channels i and i + D/2 of frame t by (first + t) / 10000^(2i/D) (arXiv 2104.09864)."""
+    """Rotate channels i and i + D/2 of frame t by (first + t) / 10000^(2i/D) (arXiv 2104.09864)."""
     half = x.shape[-1] // 2
     rates = 10_000.0 ** (-jnp.arange(half) / half)
     angles = ((first + jnp.arange(x.shape[1]))[:, None] * rates)[:, None]
@@ -286,10 +293,10 @@ def rotate(x: Float[Array, "B T H D"], first: int | Int[Array, ""] = 0) -> Float
 
 
 class RotaryAttention(nnx.Module):
-    """The same with rotary positions: the product of a query and a key depends on their distance.
+    """Norm, multi-head self-attention with rotary positions, projection.
 
-    It needs no scores by position, and so costs about half of the other on a CPU, and can use a
-    device's fused attention.
+    The product of a query and a key depends on their distance. Without separate scores by position
+    it costs about half as much as RelativeAttention on a CPU, and can use fused attention kernels.
     """
 
     def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
@@ -307,12 +314,12 @@ class RotaryAttention(nnx.Module):
         lengths: Int[Array, " B"],
         context: Context | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths or out of context are not seen."""
+        """Attend to the frames within the lengths and the context."""
         attended = in_blocks(_attend_rotated, *self._project(x), lengths, context)
         return self.out(attended.reshape(x.shape))
 
     def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
-        """As RelativeAttention's."""
+        """Return the cache of a stream before its first chunk."""
         scale: Array = self.norm.scale[...]  # pyright: ignore[reportOptionalSubscript]
         head_width = len(scale) // self.heads
         zeros = jnp.zeros((batch, cache_frames, self.heads, head_width), scale.dtype)
@@ -326,8 +333,11 @@ class RotaryAttention(nnx.Module):
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
     ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
-        """As RelativeAttention's. Cached keys are not rotated yet: positions are counted from
-        the first key, so that they stay small however long the stream is."""
+        """Attend in a stream's next chunk, after `seen` frames.
+
+        Cached keys are not rotated: positions count from the first key of the cache, so that they
+        stay small in a long stream.
+        """
         cache, attended = attend_next(_attend_rotated, cache, *self._project(x), lengths, seen)
         return cache, self.out(attended.reshape(x.shape))
 

@@ -15,16 +15,17 @@ from asr_jax.layers.linear import Linear, MakeLinear
 
 
 class BlockState(NamedTuple):
-    """What a block must know of the frames before the next ones of a stream."""
+    """The state of a block between the chunks of a stream."""
 
     attention: KeyValueCache
     convolution: Float[Array, "B K1 D"]
 
 
 class ConformerBlock(nnx.Module):
-    """Half a feed-forward step, attention, convolution, the other half step, norm.
+    """Half a feed-forward step, attention, convolution, another half step, norm.
 
-    The convolution of a causal block sees no frame after its own.
+    The convolution of a causal block sees no later frame. The constructor has many parameters
+    because it takes the sizes of all four parts.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class ConformerBlock(nnx.Module):
         context: Context | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths change none within. Without a key nothing is dropped; without a
-        context attention sees all frames."""
+        """Padding changes no real frame. Without a key, nothing is dropped; without a context,
+        attention sees all frames."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         drop = functools.partial(dropout, probability=self.dropout)
         x = x + 0.5 * drop(self.first_feedforward(x), key=keys[0])
@@ -74,7 +75,7 @@ class ConformerBlock(nnx.Module):
         return self.norm(x)
 
     def start(self, batch: int, *, cache_frames: int) -> BlockState:
-        """Of a stream, before its first chunk: attention will see the last `cache_frames`."""
+        """Return a stream's state before its first chunk; attention sees `cache_frames` back."""
         return BlockState(
             self.attention.start(batch, cache_frames=cache_frames), self.convolution.start(batch)
         )
@@ -87,7 +88,7 @@ class ConformerBlock(nnx.Module):
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
     ) -> tuple[BlockState, Float[Array, "B C D"]]:
-        """A causal block's next chunk, of which `lengths` frames are real, after `seen` others."""
+        """Process a stream's next chunk, with `lengths` real frames, after `seen` others."""
         x = x + 0.5 * self.first_feedforward(x)
         attention, y = self.attention.step(state.attention, x, positions, lengths, seen)
         x = x + y

@@ -15,12 +15,11 @@ from asr_jax.layers.linear import Linear, MakeLinear
 def depthwise_convolution(
     x: Float[Array, "B T D"], kernel: Float[Array, "K D"], before: int
 ) -> Float[Array, "B T D"]:
-    """Each channel with its own kernel: frame t sees t - before to t - before + K - 1, zeros beyond
-    the ends.
+    """Convolve each channel with its own kernel, with zeros beyond the ends.
 
-    Written as a sum of shifted copies, which XLA fuses: on a CPU several times faster than a
-    grouped `lax.conv`. So is its gradient, which would scatter each copy back if left to JAX. Sums
-    are taken in float32.
+    Frame t sees the frames t - before to t - before + K - 1. The sum of shifted copies, which XLA
+    fuses, is several times faster on a CPU than a grouped `lax.conv`. The gradient is defined the
+    same way, since JAX's would scatter each copy back. Sums are in float32.
     """
     shifted, taps = _shifted(x, len(kernel), before), kernel.astype(jnp.float32)
     return functools.reduce(jnp.add, [copy * tap for copy, tap in zip(shifted, taps)]).astype(
@@ -51,8 +50,8 @@ depthwise_convolution.defvjp(_depthwise_fwd, _depthwise_bwd)
 class ConvolutionModule(nnx.Module):
     """Norm, gated pointwise, depthwise, norm, swish, pointwise (arXiv 2005.08100, section 2.2).
 
-    The second norm is a LayerNorm where the paper has BatchNorm: it has no running state and does
-    not look across utterances. A causal module sees no frame after its own.
+    The second norm is a LayerNorm in place of the paper's BatchNorm: it has no running state and
+    does not mix utterances. A causal module sees no later frame.
     """
 
     def __init__(
@@ -77,20 +76,20 @@ class ConvolutionModule(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], lengths: Int[Array, " B"]
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths count as zeros for their neighbours."""
+        """Padding frames count as zeros for their neighbors."""
         x = self._gate(x, lengths)
         x = depthwise_convolution(x, self.depthwise[...].astype(x.dtype), self.before)
         return self.pointwise(jax.nn.silu(self.depthwise_norm(x)))
 
     def start(self, batch: int) -> Float[Array, "B K1 D"]:
-        """What a causal module must know of the frames before the next: none yet."""
+        """Return the state of a stream before its first frame; the module must be causal."""
         kernel = self.depthwise.get_value()
         return jnp.zeros((batch, len(kernel) - 1, kernel.shape[1]), kernel.dtype)
 
     def step(
         self, tail: Float[Array, "B K1 D"], x: Float[Array, "B T D"], lengths: Int[Array, " B"]
     ) -> tuple[Float[Array, "B K1 D"], Float[Array, "B T D"]]:
-        """The frames that follow those before: the new tail, and what `__call__` gives for them."""
+        """Process a stream's next frames; return the next state, and the output of `__call__`."""
         x = jnp.concatenate([tail, self._gate(x, lengths)], axis=1)
         seen = tail.shape[1]
         new = x[:, x.shape[1] - seen :]

@@ -1,4 +1,4 @@
-"""Attention from labels to encoded frames, and the decoder's block that has it."""
+"""Attention from labels to encoded frames, and the decoder block that contains it."""
 
 import functools
 
@@ -26,13 +26,13 @@ class CrossAttention(nnx.Module):
         self.heads = heads
 
     def cache(self, encoded: Float[Array, "B T E"]) -> KeyValueCache:
-        """What every query of a sequence meets, computed once."""
+        """Return the keys and values of a sequence, which all queries share."""
         return KeyValueCache(self._split(self.key(encoded)), self._split(self.value(encoded)))
 
     def __call__(
         self, x: Float[Array, "B Q D"], cache: KeyValueCache, lengths: Int[Array, " B"]
     ) -> Float[Array, "B Q D"]:
-        """Frames beyond the lengths are not seen. Queries do not see each other."""
+        """Attend to the frames within the lengths. Queries do not see each other."""
         seen = frame_mask(lengths, cache.key.shape[1])[:, None, None]
         query = self._split(self.query(self.norm(x)))
         attended = jax.nn.dot_product_attention(query, cache.key, cache.value, mask=seen)
@@ -43,8 +43,8 @@ class CrossAttention(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """Attention to the labels so far and to the encoded frames, and feed-forward, each normalised
-    before (arXiv 1706.03762, 2002.04745); positions of labels by rotation (2104.09864)."""
+    """Attention to the labels so far, attention to the encoded frames, feed-forward, each after a
+    norm (arXiv 1706.03762, 2002.04745); label positions are rotary (2104.09864)."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class DecoderBlock(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B U D"]:
-        """All labels at once: none sees those after it, nor frames beyond the lengths."""
+        """Process all labels at once. A label sees neither later labels nor padding frames."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         drop = functools.partial(dropout, probability=self.dropout)
         labels = jnp.full(len(x), x.shape[1])
-        # Chunks of one label, and no later ones; an array, as there is no window to cut out.
+        # Chunks of one label and none later. The size is an array, so that no windows are cut.
         earlier = Context(jnp.int32(1), left_chunks=x.shape[1])
         x = x + drop(self.attention(x, None, labels, earlier), key=keys[0])
         cache = self.cross_attention.cache(encoded)
@@ -88,9 +88,11 @@ class DecoderBlock(nnx.Module):
         lengths: Int[Array, " B"],
         seen: Int[Array, ""],
     ) -> tuple[KeyValueCache, Float[Array, "B K D"]]:
-        """The next label of K sequences of every row, each after `seen` others.
+        """Process the next label of K sequences per row, after `seen` others.
 
-        `before` is attention's, its rows those of all sequences; `cache` cross_attention's.
+        Args:
+            before: cache of `attention`, with B K rows.
+            cache: cache of `cross_attention`, with B rows.
         """
         single = x.reshape(-1, 1, x.shape[2])
         ones = jnp.ones(len(single), jnp.int32)

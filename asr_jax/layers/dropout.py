@@ -1,4 +1,4 @@
-"""Dropout, active exactly when a key is given."""
+"""Dropout, active exactly when a key is passed."""
 
 import math
 
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Key, UInt32
 def dropout(
     x: Float[Array, "*batch D"], probability: float, key: Key[Array, ""] | None
 ) -> Float[Array, "*batch D"]:
-    """Sets elements to zero with a probability (rounded to 1/256) and rescales the others.
+    """Set elements to zero with a probability (rounded to 1/256) and rescale the others.
 
-    JAX's own generator would be most of dropout's cost and half of the encoder's compile time on a
-    processor. Here the key seeds a hash of each element's position, and each 32-bit hash serves
-    four elements. Like that generator it is computed where the element lies on a mesh, and gives
-    the same on any mesh.
+    JAX's random generator would be most of dropout's cost, and half of the encoder's compile time
+    on a CPU. Instead, the key seeds a hash of each element's position, and each 32-bit hash serves
+    four elements. Like JAX's generator, it runs on the device that holds the element, and gives the
+    same result on any mesh.
     """
     cut = round(probability * 256)
     if key is None or cut == 0:
@@ -27,9 +27,10 @@ def dropout(
 
 
 def _hashed_positions(shape: tuple[int, ...], key: Key[Array, ""]) -> UInt32[Array, "..."]:
-    """Murmur3's finaliser of position and key: every input bit flips each output bit half the time.
+    """Hash position and key with Murmur3's finalizer, in which every input bit affects all bits.
 
-    Twice, with a word of the key each, so that two keys' masks are not shifted copies of another.
+    It is applied twice, each time with another word of the key, so that the masks of two keys are
+    not shifted copies of each other.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     position = jnp.zeros(shape, jnp.uint32)

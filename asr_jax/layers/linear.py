@@ -1,4 +1,4 @@
-"""A linear layer whose parameters' gradient is summed up in float32, over devices too."""
+"""A linear layer whose parameter gradient is summed in float32, also across devices."""
 
 import functools
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def product(x: Float[Array, "*B D"], kernel: Float[Array, "D E"]) -> Float[Array, "*B E"]:
-    """x @ kernel.
+    """Return x @ kernel, with a kernel gradient that is summed in float32.
 
-    The kernel's gradient is a sum over all frames of the batch. A product of bfloat16 has bfloat16
-    results, and where the batch is spread over devices, those would be what these add up.
+    The kernel's gradient is a sum over all frames of the batch. A bfloat16 product has bfloat16
+    results, and with the batch sharded over devices those would be added up.
     """
     return jnp.matmul(x, kernel)
 
 
 def _product_fwd(x, kernel):
-    # Written out: a policy of rematerialisation does not look into `product`.
+    # Not a call of `product`, which rematerialization policies do not look into.
     return jnp.matmul(x, kernel), (x, kernel)
 
 
@@ -39,5 +39,5 @@ def _dot_general(x, kernel, dimension_numbers, **_):
 
 Linear = functools.partial(nnx.Linear, dot_general=_dot_general)
 
-# Linear, or what takes its place in a block: called with the numbers of inputs and outputs.
+# A constructor of linear layers for a block: Linear, or a partial ResidualLinear.
 MakeLinear = Callable[..., Callable[[Array], Array]]

@@ -1,4 +1,4 @@
-"""A matrix that neighbouring layers share, and what each of them adds to it (arXiv 2310.02489)."""
+"""Linear layers that share a matrix and add residual matrices to it (arXiv 2310.02489)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from asr_jax.layers.linear import product
 
 
 class Shared(nnx.Param):
-    """A parameter that all layers of a group have in common (layers/stack.py)."""
+    """A parameter that all layers of a group share (layers/stack.py)."""
 
 
 @jax.custom_vjp
 def scaled(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
-    """x * scale. Like that of a matrix, the gradient of `scale` is summed up in float32."""
+    """Return x * scale; the gradient of `scale` is summed in float32, as for `product`."""
     return x * scale
 
 
@@ -32,12 +32,12 @@ scaled.defvjp(_scaled_fwd, _scaled_bwd)
 
 
 class ResidualLinear(nnx.Module):
-    """x (W + A B + D) + b, equation 3 of the paper: a full-rank W that is shared, and of the
-    layer's own A B of rank R, a diagonal D, and b.
+    """x (W + A B + D) + b (equation 3 of the paper).
 
-    D has min(inputs, outputs) entries, so that a matrix that is not square has one too. The sum is
-    never made: x W + (x A) B + x D are three products. B and D start as zeros, so that the layers
-    of a group start alike.
+    The full-rank matrix W is shared; the layer owns A B of rank R, a diagonal D, and b. D has
+    min(inputs, outputs) entries, so that non-square matrices have one too. The sum is never formed:
+    x W + (x A) B + x D are three products. B and D start as zeros, so that the layers of a group
+    start with the same matrix.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class ResidualLinear(nnx.Module):
 
 
 def folded(params: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Parameters of the same stacked layers with a matrix W + A B + D for each, as Linear has it.
+    """Replace the parameters of every ResidualLinear by Linear's, with the kernel W + A B + D.
 
-    Takes the parameters of a whole model, and leaves all others as they are.
+    Takes the parameters of a model of stacked layers, and returns all others unchanged.
     """
     if "diagonal" not in params:
         return {

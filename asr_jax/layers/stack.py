@@ -1,4 +1,4 @@
-"""Blocks whose parameters are stacked along a layer axis, and run by a loop over it."""
+"""Stacks of blocks: parameters stacked along a layer axis, and a scan over it."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,10 +17,10 @@ Output = TypeVar("Output")
 def stacked(
     make: Callable[[nnx.Rngs], Block], layers: int, *, shared_layers: int, rngs: nnx.Rngs
 ) -> Block:
-    """One block that holds the parameters of all layers.
+    """Make one block that holds the parameters of all layers.
 
-    What is Shared exists once for every `shared_layers` neighbours: its first axis is that of the
-    groups, where that of all other parameters is that of the layers.
+    The first axis of parameters is the layers. A Shared parameter exists once per group of
+    `shared_layers` neighbors, so its first axis is the groups.
     """
     blocks = nnx.vmap(make)(rngs.split(layers))
     graphdef, shared, own = nnx.split(blocks, Shared, ...)
@@ -35,17 +35,17 @@ def scan_layers(
     *,
     shared_layers: int,
 ) -> tuple[Carry, Output]:
-    """Runs body(carry, (block, input)) -> (carry, output) from the first layer to the last.
+    """Run body(carry, (block, input)) -> (carry, output) from the first layer to the last.
 
     Args:
-        body: of one layer.
-        carry: what the first layer starts with.
-        blocks: of `stacked`.
-        inputs: of each layer, stacked; None for none.
-        shared_layers: as given to `stacked`.
+        body: function of one layer.
+        carry: initial carry.
+        blocks: result of `stacked`.
+        inputs: inputs of the layers, stacked, or None.
+        shared_layers: as passed to `stacked`.
 
     Returns:
-        What the last layer left, and the layers' outputs, stacked.
+        The last carry, and the layers' outputs, stacked.
     """
     if shared_layers == 1:
         return jax.lax.scan(body, carry, (blocks, inputs))

@@ -1,7 +1,7 @@
-"""Strided convolutions that make one frame of four or eight before the first block.
+"""Subsampling by four or eight with strided convolutions, before the first block.
 
-Frame t of the result sees features factor * (t - 1) + 1 to factor * (t + 1) - 1: its own share of
-them, to the end, and the share before. So features may come piece by piece, `following`.
+Frame t of the result sees the features factor * (t - 1) + 1 to factor * (t + 1) - 1: its own
+`factor` features and those of the frame before. So features may come in pieces (`following`).
 """
 
 import functools
@@ -14,22 +14,22 @@ from jaxtyping import Array, Bool, Float, Int
 from asr_jax.layers.length import exceeds, frame_mask, halved, subsampled
 from asr_jax.layers.linear import Linear
 
-# What is convolved at a time: 80 seconds, longer than what is trained on. All at once, the first
-# convolution would make 15 GB of an hour for a wide model.
+# Features in a piece: 80 seconds, longer than training utterances. In one piece, the output of a
+# wide model's first convolution would take 15 GB for an hour of audio.
 PIECE_FRAMES = 8192
 
 
 @jax.custom_vjp
 def rectify(x: Float[Array, "B T F C"], real: Bool[Array, "B T"]) -> Float[Array, "B T F C"]:
-    """max(x, 0), and zeros where a frame is not real.
+    """Return max(x, 0) for real frames, and zeros for padding.
 
-    For the gradient it keeps its result, which the layer behind it keeps anyway.
+    The gradient needs only the result, which the next layer keeps anyway.
     """
     return jnp.where(real[..., None, None], jax.nn.relu(x), 0)
 
 
 def _rectify_fwd(x, real):
-    # XLA would compute y once more from x in the backward pass, and keep both.
+    # Without the barrier, XLA recomputes y from x in the backward pass, and keeps both.
     y = jax.lax.optimization_barrier(rectify(x, real))
     return y, y
 
@@ -44,13 +44,13 @@ rectify.defvjp(_rectify_fwd, _rectify_bwd)
 def _real(
     starts: Int[Array, " B"] | None, lengths: Int[Array, " B"], stride: int, frames: int
 ) -> Bool[Array, "B T"]:
-    """Which of the frames after a stride come of frames from `starts` on, before `lengths`."""
+    """Return which frames after a stride come from features between `starts` and `lengths`."""
     real = frame_mask(subsampled(lengths, stride), frames)
     return real if starts is None else real & ~frame_mask(starts // stride, frames)
 
 
 class SeparableConvolution(nnx.Module):
-    """A 3x3 convolution of stride 2 of every channel by itself, then a product over channels."""
+    """A depthwise 3x3 convolution of stride 2, then a pointwise product over channels."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         initializer = nnx.initializers.variance_scaling(
@@ -63,7 +63,7 @@ class SeparableConvolution(nnx.Module):
         frames, bins = halved(x.shape[1]), halved(x.shape[2])
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         taps = self.depthwise[...].astype(x.dtype)
-        # As in layers/convolution.py: a sum of shifted copies, every second frame and bin of them.
+        # A sum of shifted copies, as in layers/convolution.py, of every second frame and bin.
         copies = [
             x[:, i : i + 2 * frames - 1 : 2, j : j + 2 * bins - 1 : 2] * taps[i, j]
             for i in range(3)
@@ -76,8 +76,8 @@ class Subsampling2D(nnx.Module):
     """Two 3x3 convolutions of stride 2 over time and mel bins, three for a factor of 8, and a
     projection.
 
-    What arXiv 2005.08100's implementations have; its gradient is dear on a CPU. `separable`: all
-    but the first convolution are, as in FastConformer (arXiv 2305.05084, section 2.1).
+    Implementations of arXiv 2005.08100 use it; its gradient is slow on a CPU. With `separable`, all
+    but the first convolution are separable, as in FastConformer (arXiv 2305.05084, section 2.1).
     """
 
     def __init__(
@@ -112,15 +112,16 @@ class Subsampling2D(nnx.Module):
         *,
         starts: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
-        """Padding may hold anything. Returns frames and their lengths, ceil(length / factor).
+        """Return frames and their lengths, ceil(length / factor). Padding may hold anything.
 
-        starts: multiples of the factor, what comes before is padding too.
+        Args:
+            starts: multiples of the factor; features before them are padding too.
         """
         real = functools.partial(_real, starts, lengths)
         features = jnp.where(real(1, features.shape[1])[..., None], features, 0)
 
-        # The output of the first convolution is the largest tensor of all and quickly made: the
-        # backward pass makes it again, rather than keep it while the blocks run.
+        # The output of the first convolution is the largest tensor of all and fast to compute, so
+        # the backward pass recomputes it.
         @jax.checkpoint
         def convolve(x):
             x = self.first(x)
@@ -135,10 +136,11 @@ class Subsampling2D(nnx.Module):
 
 
 class Subsampling1D(nnx.Module):
-    """Two or, for a factor of 8, three convolutions of kernel 3 and stride 2 over time, the mel
-    bins being their channels.
+    """Two convolutions of kernel 3 and stride 2 over time, three for a factor of 8, and a
+    projection. The mel bins are the input channels.
 
-    Each is one matrix product over its three taps: small models train several times faster so.
+    Each convolution is one matrix product over its three taps, with which small models train
+    several times faster.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Subsampling1D(nnx.Module):
         *,
         starts: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
-        """As Subsampling2D."""
+        """Return frames and their lengths, like Subsampling2D."""
         real = functools.partial(_real, starts, lengths)
         x = jnp.where(real(1, features.shape[1])[..., None], features, 0)
         stride = 1
@@ -169,7 +171,7 @@ class Subsampling1D(nnx.Module):
 
 
 def _taps(x: Float[Array, "B T D"]) -> Float[Array, "B T2 D3"]:
-    """Frames 2t - 1, 2t and 2t + 1 side by side, zeros beyond the ends."""
+    """Concatenate frames 2t - 1, 2t and 2t + 1, with zeros beyond the ends."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
     even, odd = x[:, ::2], x[:, 1::2]
     before = jnp.pad(odd, ((0, 0), (1, 0), (0, 0)))[:, :-1]
@@ -187,24 +189,27 @@ def following(
     *,
     begins: Bool[Array, " B"],
 ) -> tuple[Float[Array, "B factor F"], Float[Array, "B T2 D"], Int[Array, " B"]]:
-    """The frames of features that go on where others ended, of which `tail` is the last share.
+    """Subsample the next features of a stream; return the next tail, the frames and their lengths.
 
-    `begins` where there are no others; what the tail holds does not matter there. T is a multiple
-    of the factor, and only the last features' lengths are less. Returns the tail that comes next.
+    Args:
+        tail: the last `factor` features before these; ignored where `begins`.
+        features: T, a multiple of the factor, features.
+        lengths: real features: T, except at the end of the stream.
+        begins: rows that start with these features.
     """
     factor = subsampling.factor
     features = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)
-    joined = jnp.concatenate([tail, features], axis=1)
+    combined = jnp.concatenate([tail, features], axis=1)
     starts = jnp.where(begins, factor, 0)
-    x, joined_lengths = subsampling(joined, factor + lengths, starts=starts)
-    # What it makes of the tail, whose predecessors are not here, was made before.
-    return joined[:, -factor:], x[:, 1:], joined_lengths - 1
+    x, combined_lengths = subsampling(combined, factor + lengths, starts=starts)
+    # The first frame, of the tail without its predecessors, was returned before.
+    return combined[:, -factor:], x[:, 1:], combined_lengths - 1
 
 
 def subsample(
     subsampling: Subsampling, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
-    """subsampling(features, lengths), long ones piece by piece."""
+    """Return subsampling(features, lengths), computed in pieces for long features."""
     batch, frames, bins = features.shape
     if not exceeds(frames, PIECE_FRAMES):
         return subsampling(features, lengths)

@@ -1,4 +1,4 @@
-"""The Transformer block (arXiv 1706.03762), normalised before its parts (arXiv 2002.04745)."""
+"""The Transformer block (arXiv 1706.03762) with pre-normalization (arXiv 2002.04745)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from asr_jax.layers.linear import Linear, MakeLinear
 
 
 class TransformerBlock(nnx.Module):
-    """Attention and feed-forward. What the last one returns is still to be normalised."""
+    """Attention and feed-forward. The output of the last block still needs a norm."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class TransformerBlock(nnx.Module):
         context: Context | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Frames beyond the lengths change none within. Without a key nothing is dropped; without a
-        context attention sees all frames."""
+        """Padding changes no real frame. Without a key, nothing is dropped; without a context,
+        attention sees all frames."""
         keys = [None] * 2 if key is None else jax.random.split(key)
         x = x + dropout(self.attention(x, positions, lengths, context), self.dropout, keys[0])
         return x + dropout(self.feedforward(x), self.dropout, keys[1])
 
     def start(self, batch: int, *, cache_frames: int) -> KeyValueCache:
-        """Of a stream, before its first chunk: attention will see the last `cache_frames`."""
+        """Return a stream's cache before its first chunk; attention sees `cache_frames` back."""
         return self.attention.start(batch, cache_frames=cache_frames)
 
     def step(
@@ -58,7 +58,7 @@ class TransformerBlock(nnx.Module):
         lengths: Int[Array, " B"],
         seen: Int[Array, " B"],
     ) -> tuple[KeyValueCache, Float[Array, "B C D"]]:
-        """The next chunk, of which `lengths` frames are real, after `seen` others."""
+        """Process a stream's next chunk, with `lengths` real frames, after `seen` others."""
         state, y = self.attention.step(state, x, positions, lengths, seen)
         x = x + y
         return state, x + self.feedforward(x)

@@ -1,4 +1,4 @@
-"""Which networks an objective needs."""
+"""Composition: the networks that each objective needs."""
 
 from flax import nnx
 from jaxtyping import PyTree
@@ -13,17 +13,17 @@ Model = Transducer | CTC | AttentionModel
 
 
 def make_model(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> Model | LanguageModel:
-    """The model that config.objective trains, with random parameters.
+    """Make the model that config.objective trains, with random parameters.
 
-    All but the language model have an `encoder` and a `ctc_head`, which may be None; parts have the
-    same names in all.
+    All but the language model have an `encoder` and a `ctc_head`, which may be None. Parts with the
+    same purpose have the same name in all models.
     """
     kinds = {"ctc": CTC, "attention": AttentionModel, "language_model": LanguageModel}
     return kinds.get(config.objective.kind, Transducer)(config, vocabulary_size, rngs=rngs)
 
 
 def split_model(config: Config, vocabulary_size: int) -> tuple[nnx.GraphDef, PyTree]:
-    """The model's structure, and its parameters as a dict of abstract arrays."""
+    """Return the model's structure, and its parameters as a nested dict of abstract arrays."""
     model = nnx.eval_shape(lambda: make_model(config, vocabulary_size, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)

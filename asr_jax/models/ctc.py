@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: a symbol for every frame (Graves et al. 2006)."""
+"""Connectionist temporal classification (CTC): a symbol per frame (Graves et al. 2006)."""
 
 from flax import nnx
 
@@ -8,12 +8,12 @@ from asr_jax.models.encoder import Encoder
 
 
 def make_ctc_head(config: Config, vocabulary_size: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """From encoded frames to logits of the symbols, blank among them."""
+    """Make the layer from encoded frames to logits of the symbols, including blank."""
     return Linear(config.encoder.width, vocabulary_size, rngs=rngs)
 
 
 class CTC(nnx.Module):
-    """An encoder and the head on it, with a config's sizes and random parameters."""
+    """An encoder with a CTC head, with a config's sizes and random parameters."""
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)

@@ -1,4 +1,4 @@
-"""From features to encoded frames: subsampling and a stack of blocks."""
+"""The encoder: subsampling and a stack of blocks, from features to encoded frames."""
 
 import dataclasses
 import functools
@@ -40,34 +40,34 @@ _REMAT = {
 }
 
 
-# More frames than there are of anything: one chunk holds them all.
+# A chunk of more frames than any utterance has.
 _WHOLE = 2**30
 
 
 class EncoderState(NamedTuple):
-    """What a stream leaves behind for its next chunk: arrays of fixed shapes."""
+    """The state of a stream between chunks: arrays of fixed shapes."""
 
     seen: Int[Array, " B"]
     """Frames encoded so far."""
     features: Float[Array, "B factor F"]
-    """The last ones."""
+    """Last features of the chunk before."""
     blocks: BlockState | KeyValueCache
-    """Of every block, along a layer axis."""
+    """States of the blocks, stacked along a layer axis."""
 
 
 class Encoder(nnx.Module):
-    """Conformer (arXiv 2005.08100) or Transformer.
+    """A Conformer (arXiv 2005.08100) or Transformer with config.encoder's sizes.
 
-    With `shared_layers` above 1 neighbouring blocks share matrices (arXiv 2310.02489).
+    With `shared_layers` above 1, neighboring blocks share matrices (arXiv 2310.02489).
 
-    Attention sees the whole utterance; with `context_frames` = (left, right) that many frames to
-    either side. With `chunk_frames` it sees whole chunks, its own and `left_chunks` before, and
-    convolutions see no later frame, so that a stream can be encoded chunk by chunk: sizes (0: the
-    whole utterance) of which each call with a key draws one (arXiv 2012.05481).
+    Attention sees the whole utterance, or, with `context_frames` = (left, right), that many frames
+    on either side. With chunk sizes (`chunk_ms`; 0 stands for the whole utterance), attention sees
+    its own chunk and the `left_chunks` before it, and convolutions see no later frame, so a stream
+    can be encoded chunk by chunk. Each call with a key draws one of the sizes (arXiv 2012.05481).
 
-    Of L blocks a call with a key leaves out the l-th with probability `layer_drop` l / L, of each
-    utterance by itself, and scales what the others add so that the mean of a block is that without
-    a key (stochastic depth, arXiv 1603.09382).
+    A call with a key skips block l of L with probability `layer_drop` l / L, independently for each
+    utterance, and scales the output of the branches kept so that its mean equals that of a call
+    without a key (stochastic depth, arXiv 1603.09382).
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -101,10 +101,10 @@ class Encoder(nnx.Module):
         chunk_frames: int = 0,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
-        """Returns a frame for every four (or eight) of the features', and how many are real.
+        """Return an encoded frame per `subsampling_factor` features, and how many are real.
 
-        What the padding holds changes no real frame. Without a key nothing is dropped, and chunks
-        are of `chunk_frames` (0: all frames are one), as of an encoder that has chunks they may be.
+        Padding may hold anything. Without a key, nothing is dropped, and chunks have `chunk_frames`
+        frames (0: one chunk), which must be 0 for an encoder trained without chunks.
         """
         encoded, _, lengths = self._encode(features, lengths, chunk_frames, key, middle=False)
         return encoded, lengths
@@ -116,8 +116,8 @@ class Encoder(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T2 D"], Float[Array, "B T2 D"], Int[Array, " B"]]:
-        """The same, and between both what an encoder of the first half of the blocks (rounded down)
-        would return."""
+        """Return the encoded frames, the output of an encoder with the first half of the blocks
+        (rounded down), and the lengths."""
         encoded, middle, lengths = self._encode(features, lengths, 0, key, middle=True)
         assert middle is not None
         return encoded, middle, lengths
@@ -137,7 +137,7 @@ class Encoder(nnx.Module):
         keys = scales = None
         if key is not None:
             if self.layer_drop:
-                # Beyond the keys that are split off for dropout.
+                # fold_in(key, i) is split(key)[i]: an index past the keys split for dropout.
                 scales = self._branch_scales(jax.random.fold_in(key, self.layers + 1), len(x))
             key, *_ = keys = jax.random.split(key, self.layers + 1)
             x, keys = dropout(x, self.dropout, key), keys[1:]
@@ -165,7 +165,7 @@ class Encoder(nnx.Module):
         return self._finish(x, lengths), between, lengths
 
     def _branch_scales(self, key: Key[Array, ""], rows: int) -> Float[Array, "L B 1 1"]:
-        """Factors for what each block adds: 0 where it is left out, else so that the mean is 1."""
+        """Draw a factor for each block's branch: 0 if it is skipped, else 1 / survival rate."""
         survival = 1 - self.layer_drop * jnp.arange(1, self.layers + 1) / self.layers
         survival = survival[:, None, None, None]
         survives = jax.random.uniform(key, (self.layers, rows, 1, 1)) < survival
@@ -176,7 +176,7 @@ class Encoder(nnx.Module):
         return jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, 0)
 
     def start(self, batch: int, *, chunk_frames: int) -> EncoderState:
-        """The state before the first chunk of streams whose chunks make so many frames each."""
+        """Return the state before the first chunk, for chunks of `chunk_frames` encoded frames."""
         cache_frames = self.left_chunks * chunk_frames
         dtype = self.subsampling.project.kernel[...].dtype
         tail = jnp.zeros((batch, self.subsampling.factor, self.mel_bins), dtype)
@@ -191,19 +191,19 @@ class Encoder(nnx.Module):
     def step(
         self, state: EncoderState, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
     ) -> tuple[EncoderState, Float[Array, "B C D"], Int[Array, " B"]]:
-        """The next chunk of every stream: its encoded frames, and how many of them are real.
+        """Encode the next chunk of every stream; return its frames and how many are real.
 
-        They are those that `__call__` gives there for the whole under the same chunk_frames.
+        The frames equal those of `__call__` on the whole utterance with the same chunk_frames.
 
         Args:
-            state: of the chunk before, or `start`.
-            features: T = C times the subsampling factor, C being `start`'s chunk_frames.
-            lengths: how many of the features are real: T, or fewer where the stream ends; then 0.
+            state: the state after the previous chunk, or of `start`.
+            features: T = C times the subsampling factor, with C the chunk_frames of `start`.
+            lengths: real features: T, or fewer at the end of the stream, and 0 after it.
         """
         tail, x, lengths = following(
             self.subsampling, state.features, features, lengths, begins=state.seen == 0
         )
-        # Of the cached frames and the chunk.
+        # Positions of the cached frames and the chunk.
         positions = self._positions((self.left_chunks + 1) * x.shape[1], x)
 
         def run(x, block_and_state):
@@ -221,7 +221,7 @@ class Encoder(nnx.Module):
             return Context(1, left, right)
         if self.chunk_frames and key is not None:
             sizes = jnp.array([size or _WHOLE for size in self.chunk_frames])
-            # Beyond the keys that are split off for dropout, fold_in(key, i) being split(key)[i].
+            # Another index past the keys split for dropout.
             key = jax.random.fold_in(key, self.layers + 2)
             return Context(jax.random.choice(key, sizes), self.left_chunks)
         return Context(chunk_frames, self.left_chunks) if chunk_frames else None
@@ -270,6 +270,6 @@ def _make_block(encoder: EncoderConfig, rngs: nnx.Rngs) -> ConformerBlock | Tran
 def fold_shared_layers(
     config: Config, params: dict[str, PyTree]
 ) -> tuple[Config, dict[str, PyTree]]:
-    """The same model with a matrix for each layer: faster, and as large as if none were shared."""
+    """Return the same model with its own matrices in every layer: faster, but larger."""
     encoder = dataclasses.replace(config.encoder, shared_layers=1, residual_rank=0)
     return dataclasses.replace(config, encoder=encoder), folded(params)

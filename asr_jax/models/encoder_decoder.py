@@ -1,4 +1,4 @@
-"""An encoder and a decoder that attends to it: Listen, Attend and Spell (arXiv 1508.01211)."""
+"""The attention encoder-decoder: Listen, Attend and Spell (arXiv 1508.01211)."""
 
 from typing import NamedTuple
 
@@ -17,27 +17,27 @@ from asr_jax.layers.stack import scan_layers, stacked
 from asr_jax.models.ctc import make_ctc_head
 from asr_jax.models.encoder import Encoder
 
-# The blank, which no transcript has: it stands before the first label and after the last.
+# The label before the first and after the last; the blank, which no transcript contains.
 END_ID = 0
 
 
 class DecoderState(NamedTuple):
-    """What the labels of K sequences of every row leave behind, along a layer axis."""
+    """Caches of K label sequences per row, stacked along a layer axis."""
 
     labels: KeyValueCache
-    """Of self-attention, its rows B K."""
+    """Self-attention's cache, with B K rows."""
     frames: KeyValueCache
-    """Of cross-attention, its rows B."""
+    """Cross-attention's cache, with B rows."""
     lengths: Int[Array, " B"]
     seen: Int[Array, ""]
-    """Labels so far, the start included."""
+    """Number of labels so far, including the initial END_ID."""
 
 
 class AttentionDecoder(nnx.Module):
     """A Transformer over the labels so far that attends to the encoded frames.
 
-    The paper's is recurrent; otherwise it is the same: every label's probability given all before
-    it and all frames, and a label for the end.
+    As in the paper, whose decoder is recurrent, it gives the probability of each label, or of the
+    end, given the labels before it and all frames.
     """
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
@@ -68,8 +68,10 @@ class AttentionDecoder(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B U1 V"]:
-        """Logits of the label after 0, 1, ..., U labels. Later labels change none, nor do frames
-        beyond the lengths."""
+        """Return the logits of the label after 0, 1, ..., U labels.
+
+        They depend neither on later labels nor on padding frames.
+        """
         x = self.embedding(jnp.pad(labels, ((0, 0), (1, 0)), constant_values=END_ID))
         keys = None
         if key is not None:
@@ -95,7 +97,7 @@ class AttentionDecoder(nnx.Module):
 
         def start(nothing, block_and_none):
             block, _ = block_and_none
-            # The label that is read next need not be cached.
+            # The label that is read next is not cached yet.
             before = block.attention.start(len(encoded) * size, cache_frames=max_labels)
             return nothing, (before, block.cross_attention.cache(encoded))
 
@@ -105,7 +107,7 @@ class AttentionDecoder(nnx.Module):
     def step(
         self, state: DecoderState, labels: Int[Array, "B K"]
     ) -> tuple[DecoderState, Float[Array, "B K V"]]:
-        """Reads a label of every sequence, END_ID first; logits of the one after it."""
+        """Read a label of every sequence, first END_ID; return the logits of the next label."""
 
         def run(x, block_and_memories):
             block, (before, frames) = block_and_memories
@@ -123,13 +125,13 @@ class AttentionDecoder(nnx.Module):
         return state._replace(labels=after, seen=state.seen + 1), logits
 
     def reorder(self, state: DecoderState, parents: Int[Array, "B K"]) -> DecoderState:
-        """The state of sequences that go on from those of these numbers."""
+        """Return the state of sequences that extend the `parents`, indices into the K sequences."""
         rows = (jnp.arange(len(parents))[:, None] * parents.shape[1] + parents).reshape(-1)
         return state._replace(labels=jax.tree.map(lambda leaf: leaf[:, rows], state.labels))
 
 
 class AttentionModel(nnx.Module):
-    """Encoder, decoder and, where there is one, a CTC head, with random parameters."""
+    """Encoder, decoder and optional CTC head with a config's sizes and random parameters."""
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)

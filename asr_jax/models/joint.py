@@ -13,18 +13,18 @@ from asr_jax.models.predictor import BLANK_ID
 
 
 class Scores(NamedTuple):
-    """Logarithms of the probabilities of the next symbol, and of how many frames it lasts for."""
+    """Log-probabilities of the next symbol and of the number of frames that it covers."""
 
     symbols: Float[Array, "*B V"]
     durations: Float[Array, "*B X"]
-    """Of Joint.durations, by themselves; X = 0 where symbols have none."""
+    """Log-probabilities of Joint.durations; X = 0 for a joint without durations."""
 
 
 class Joint(nnx.Module):
-    """Projects both sides to one width; the output layer's parameters go to the loss as they are.
+    """The joint network, which projects encoder and predictor to one width.
 
     Training never calls the joint on all pairs of frames and labels: the losses take the two
-    projections, `out.kernel` and `out.bias`. The last columns are those of the durations.
+    projections, `out.kernel` and `out.bias`. The last columns of `out` are the durations'.
     """
 
     activation: Literal["tanh", "relu"]
@@ -44,15 +44,15 @@ class Joint(nnx.Module):
     def __call__(
         self, encoded: Float[Array, "*B D"], predicted: Float[Array, "*B D"]
     ) -> Float[Array, "*B W"]:
-        """Logits of pairs of projected frames and labels, W = V + X."""
+        """Return the logits of pairs of projected frames and labels; W = V + X."""
         activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
         return self.out(activation(encoded + predicted))
 
     def scores(self, encoded: Float[Array, "*B D"], predicted: Float[Array, "*B D"]) -> Scores:
-        """The logits, normalised in float32 as the objective has it.
+        """Return the logits normalized in float32, by the factorization.
 
-        softmax: all symbols together. hat: a sigmoid of the blank's logit decides on blank, and a
-        softmax of the others on the label (arXiv 2003.07705, equations 6 and 7).
+        softmax: a softmax over all symbols. hat: a sigmoid of the blank's logit for blank or label,
+        and a softmax over the labels (arXiv 2003.07705, equations 6 and 7).
         """
         logits = self(encoded, predicted).astype(jnp.float32)
         symbols, durations = jnp.split(logits, [self.vocabulary_size], axis=-1)
@@ -66,9 +66,10 @@ class Joint(nnx.Module):
         return Scores(symbols, jax.nn.log_softmax(durations))
 
     def internal_scores(self, predicted: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """What it knows of the next label without audio: the encoder's output taken as zeros.
+        """Return the internal language model's scores: the encoder's output is set to zero.
 
-        log P(label | labels before, not blank), the blank's 0 (arXiv 2011.01991, section 3.2).
+        The score of a label is log P(label | labels before, not blank); the score of the blank is 0
+        (arXiv 2011.01991, section 3.2).
         """
         silent = self.encoder_projection(jnp.zeros_like(self.encoder_projection.kernel[...][:, 0]))
         symbols = self.scores(jnp.broadcast_to(silent, predicted.shape), predicted).symbols

@@ -1,4 +1,4 @@
-"""A network that predicts the next label from those before it, without audio."""
+"""The neural language model: a network that predicts each label from the labels before it."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -9,10 +9,10 @@ from asr_jax.models.predictor import make_predictor
 
 
 class LanguageModel(nnx.Module):
-    """A transducer's predictor and a softmax over it, with a config's sizes (Mikolov et al. 2010).
+    """A transducer's predictor with a softmax output layer (Mikolov et al. 2010).
 
-    The blank, which no text has, stands before the first label and, as a label of its own, for the
-    end after the last (`attention.END_ID`). So P(text) is a product of U + 1 probabilities.
+    The blank, which no text contains, precedes the first label, and is predicted as the end after
+    the last one (`encoder_decoder.END_ID`). P(text) is thus a product of U + 1 probabilities.
     """
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):
@@ -22,5 +22,5 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, labels: Int[Array, "B U"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B U1 V"]:
-        """Logits of what comes after 0, 1, ..., U labels. Padding changes none before it."""
+        """Return the logits of the label after 0, 1, ..., U labels; they ignore later labels."""
         return self.out(self.predictor(labels, key=key))

@@ -1,7 +1,7 @@
-"""The network over the labels emitted so far, stateless or recurrent.
+"""The prediction network over the labels emitted so far, stateless or recurrent.
 
-Both kinds read a whole label sequence at once in training and one label at a time in search:
-`__call__(labels)[:, u]` equals the output after `step`ping through the first u labels.
+Both kinds read a whole label sequence at once in training, and one label at a time in search:
+`__call__(labels)[:, u]` equals the output after a `step` for each of the first u labels.
 """
 
 import functools
@@ -18,12 +18,13 @@ from asr_jax.layers.linear import Linear
 
 BLANK_ID = 0
 NONE_ID = -1
+LSTMState = tuple[Float[Array, "B D"], Float[Array, "B D"]]
 
 
 class StatelessPredictor(nnx.Module):
-    """Embedding and one convolution over the last `context` labels (arXiv 2109.07513).
+    """An embedding and one convolution over the last `context` labels (arXiv 2109.07513).
 
-    Before the first label the context is [none, ..., none, blank]; none embeds to zeros.
+    Before the first label the context is [none, ..., none, blank]; none is embedded as zeros.
     """
 
     def __init__(
@@ -44,31 +45,34 @@ class StatelessPredictor(nnx.Module):
     def __call__(
         self, labels: Int[Array, "B U"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B U1 D"]:
-        """Output after 0, 1, ..., U labels. Padding labels change no output before them."""
+        """Return the output after 0, 1, ..., U labels; it ignores later labels."""
         history = jnp.concatenate([self.start(len(labels)), labels], axis=1)
         positions = labels.shape[1] + 1
         contexts = jnp.stack([history[:, k : k + positions] for k in range(self.context)], axis=-1)
         return self._output(contexts, key)
 
     def start(self, batch: int) -> Int[Array, "B K"]:
-        """State before the first label."""
+        """Return the state before the first label."""
         return jnp.full((batch, self.context), NONE_ID, jnp.int32).at[:, -1].set(BLANK_ID)
 
     def output(self, state: Int[Array, "B K"]) -> Float[Array, "B D"]:
+        """Return the output for a state."""
         return self._output(state, None)
 
     def step(self, state: Int[Array, "B K"], labels: Int[Array, " B"]) -> Int[Array, "B K"]:
-        """State after one more label."""
+        """Return the state after one more label."""
         return jnp.concatenate([state[:, 1:], labels[:, None]], axis=1)
 
-    def _output(self, contexts: Int[Array, "*B K"], key: Key[Array, ""] | None):
+    def _output(
+        self, contexts: Int[Array, "*B K"], key: Key[Array, ""] | None
+    ) -> Float[Array, "*B D"]:
         embedded = self.embedding(jnp.maximum(contexts, 0)) * (contexts >= 0)[..., None]
         embedded = embedded.reshape(*contexts.shape[:-1], -1)
         return jax.nn.relu(self.convolution(dropout(embedded, self.dropout, key)))
 
 
 class LSTMPredictor(nnx.Module):
-    """Embedding and an LSTM layer (arXiv 1211.3711); first input blank, first state zero."""
+    """An embedding and an LSTM layer (arXiv 1211.3711); first input blank, first state zero."""
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class LSTMPredictor(nnx.Module):
     def __call__(
         self, labels: Int[Array, "B U"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "B U1 D"]:
-        """Output after 0, 1, ..., U labels. Padding labels change no output before them."""
+        """Return the output after 0, 1, ..., U labels; it ignores later labels."""
         inputs = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=BLANK_ID)
         keys = (None, None) if key is None else jax.random.split(key)
         gates = self.input(dropout(self.embedding(inputs), self.dropout, keys[0]))
@@ -101,22 +105,23 @@ class LSTMPredictor(nnx.Module):
         _, hidden = jax.lax.scan(run, (zeros, zeros), jnp.swapaxes(gates, 0, 1))
         return dropout(jnp.swapaxes(hidden, 0, 1), self.dropout, keys[1])
 
-    def start(self, batch: int):
-        """State before the first label: hidden and cell after reading blank."""
+    def start(self, batch: int) -> LSTMState:
+        """Return the state (hidden, cell) before the first label, after reading blank."""
         zeros = jnp.zeros((batch, self.width), self.recurrent.kernel.dtype)
         return self.step((zeros, zeros), jnp.full((batch,), BLANK_ID))
 
-    def output(self, state) -> Float[Array, "B D"]:
+    def output(self, state: LSTMState) -> Float[Array, "B D"]:
+        """Return the output for a state."""
         return state[0]
 
-    def step(self, state, labels: Int[Array, " B"]):
-        """State after one more label."""
+    def step(self, state: LSTMState, labels: Int[Array, " B"]) -> LSTMState:
+        """Return the state after one more label."""
         return self._cell(state, self.input(self.embedding(labels)))
 
-    def _cell(self, state, gates: Float[Array, "B G"]):
+    def _cell(self, state: LSTMState, gates: Float[Array, "B G"]) -> LSTMState:
         hidden, cell = state
         i, f, g, o = jnp.split(gates + self.recurrent(hidden), 4, axis=-1)
-        # + 1: a forget gate that starts open lets gradients through (Jozefowicz et al., 2015).
+        # + 1: the forget gate starts open, so gradients pass (Jozefowicz et al., 2015).
         cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
@@ -124,7 +129,7 @@ class LSTMPredictor(nnx.Module):
 def make_predictor(
     config: PredictorConfig, vocabulary_size: int, *, rngs: nnx.Rngs
 ) -> StatelessPredictor | LSTMPredictor:
-    """Of the kind and sizes that the config says, with random parameters."""
+    """Make the predictor of a config, with random parameters."""
     kind = {
         "lstm": LSTMPredictor,
         "stateless": functools.partial(StatelessPredictor, context=config.context),

@@ -1,4 +1,4 @@
-"""Encoder, predictor and joint: the transducer, and its kin TDT and HAT."""
+"""The transducer and its variants TDT and HAT: encoder, predictor and joint."""
 
 from flax import nnx
 
@@ -10,9 +10,10 @@ from asr_jax.models.predictor import make_predictor
 
 
 class Transducer(nnx.Module):
-    """A Conformer-transducer with a config's sizes and random parameters.
+    """A transducer with a config's sizes and random parameters.
 
-    TDT's joint has columns for the durations too; HAT's has the same parameters, read differently.
+    TDT's joint also has columns for the durations. HAT's joint has the same parameters as the
+    transducer's, but another factorization.
     """
 
     def __init__(self, config: Config, vocabulary_size: int, *, rngs: nnx.Rngs):

@@ -123,7 +123,7 @@ def test_long_value_is_not_wrapped_in_the_message(error, trained, tmp_path, monk
             "--decoder: 'bean' is not one of 'run', 'greedy', 'beam'",
         ),
         ("evaluate RUN --data DATA --decoder beam --beam 0", "--beam 0: must be positive"),
-        ("evaluate RUN --data DATA --beam 8", "--beam 8: is of --decoder beam"),
+        ("evaluate RUN --data DATA --beam 8", "--beam 8: needs --decoder beam"),
         ("evaluate RUN --data nowhere", "nowhere: no such folder or manifest"),
         ("evaluate RUN --data DATA nowhere", "nowhere: no such folder or manifest"),
         ("evaluate RUN --data=", "--data: must not be empty"),

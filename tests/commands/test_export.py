@@ -191,7 +191,9 @@ def test_unreadable_folders_are_explained(exported, error, trained, tmp_path):
     )
     for name, form in [("recognize.stablehlo", "stablehlo"), ("encoder.onnx", "sherpa-onnx")]:
         (tmp_path / "other" / name).touch()
-        assert f"/other: what --format {form} wrote, which runs without asr_jax" in transcribe()
+        assert (
+            f"/other: written by export --format {form}, which runs without asr_jax" in transcribe()
+        )
         (tmp_path / "other" / name).unlink()
 
 

@@ -135,7 +135,7 @@ def test_language_model_is_rejected_where_a_recognizer_is_needed(
         ("transcribe", run, audio),
         ("export", run, tmp_path / "out", "--format=params"),
     ]:
-        assert error(*arguments).startswith(f"{run}: a language model, which recognises nothing")
+        assert error(*arguments).startswith(f"{run}: a language model, which recognizes nothing")
     fuse = ("transcribe", trained.run, audio, "--decoder=beam", "--language-model")
     assert error("fit", run / "config.json") == (
         "objective.kind = 'language_model': fit supports speech recognizers only"
@@ -148,7 +148,9 @@ def test_language_model_is_rejected_where_a_recognizer_is_needed(
     pieces = open_any_run(run, "last").tokenizer.pieces
     alphabet = "".join(chr(ord("a") + n) for n in range(len(pieces) - 3))
     Tokenizer.train([alphabet], kind="char", vocabulary_size=0, path=other / "tokenizer.model")
-    assert error(*fuse, other).startswith(f"{other}: its pieces are not the recogniser's; train")
+    assert error(*fuse, other).startswith(
+        f"{other}: its pieces differ from the recognizer's; train"
+    )
     begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "new", "--init-from"]
     assert error(*begin, trained.run) == (
         f"--init-from {trained.run}: objective.kind is 'transducer' in the source, "

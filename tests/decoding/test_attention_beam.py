@@ -1,4 +1,4 @@
-"""The attention decoder, its loss, and its search with CTC, against sums over all sequences."""
+"""The attention decoder, its loss, and joint CTC/attention search against explicit sums."""
 
 import functools
 import itertools
@@ -48,7 +48,7 @@ def padded(sequences, width=FRAMES):
 
 @functools.cache
 def decoder_scores(row, length):
-    """log P of the labels and of the end after them, given the row's first frames."""
+    """Return log P of each sequence's labels and of its end, given the row's first frames."""
     labels, counts = padded(SEQUENCES)
     frames = jnp.broadcast_to(encoded()[row], (len(labels), FRAMES, 8))
     logits = model().decoder(labels, frames, jnp.full(len(labels), length))
@@ -65,8 +65,8 @@ def merged(path):
 
 @functools.cache
 def ctc_scores(row, length):
-    """Of every sequence log P, the sum over all paths, each merged as its definition says; and of
-    every frame P that the sequence is complete there, and was not before."""
+    """Return log P of each sequence, summed over all CTC paths, and for every frame the probability
+    that the sequence is complete at that frame and not before."""
     p = np.asarray(jax.nn.softmax(model().ctc_head(encoded()[row, :length])), np.float64)
     sums, entered = dict.fromkeys(SEQUENCES, 0.0), {s: np.zeros(length) for s in SEQUENCES}
     for frames in range(length + 1):
@@ -83,7 +83,7 @@ LENGTHS = (3, 2, 0)
 
 
 @pytest.mark.parametrize("weight", [pytest.param(0.0, marks=pytest.mark.slow), WEIGHT])
-def test_a_wide_beam_finds_every_sequence_with_its_score_whatever_the_padding_holds(weight):
+def test_wide_beam_finds_every_sequence_with_its_score_for_any_padding(weight):
     search = jax.jit(functools.partial(attention_search, size=len(SEQUENCES), ctc_weight=weight))
     rubbish = jnp.full((3, FRAMES + 1, 8), 1e3)
     for row, length in enumerate(LENGTHS[:2]):
@@ -97,10 +97,10 @@ def test_a_wide_beam_finds_every_sequence_with_its_score_whatever_the_padding_ho
             if len(s) <= length
         }
         expected = {s: score for s, score in expected.items() if np.isfinite(score)}
-        there = np.flatnonzero(np.isfinite(found.scores[row]))
+        existing = np.flatnonzero(np.isfinite(found.scores[row]))
         sequence = lambda k: tuple(found.labels[row, k, : found.counts[row, k]].tolist())
-        assert {sequence(k) for k in there} == expected.keys() and len(there) == len(expected)
-        for k in there:
+        assert {sequence(k) for k in existing} == expected.keys() and len(existing) == len(expected)
+        for k in existing:
             s = sequence(k)
             close = functools.partial(np.testing.assert_allclose, rtol=1e-4, err_msg=str(s))
             close(found.scores[row, k], expected[s])
@@ -109,14 +109,14 @@ def test_a_wide_beam_finds_every_sequence_with_its_score_whatever_the_padding_ho
             np.testing.assert_array_equal(
                 found.frames[row, k, : len(s)], np.maximum.accumulate(frames)
             )
-        assert np.all(np.diff(found.scores[row][there]) <= 0)
-    # Of no frames there is no label.
+        assert np.all(np.diff(found.scores[row][existing]) <= 0)
+    # A row without frames has no labels.
     assert found.counts[2, 0] == 0 and np.all(np.isinf(found.scores[2, 1:]))
     for field in (found.labels, found.frames, found.log_probabilities):
         assert not np.any(field[np.arange(FRAMES + 1) >= found.counts[..., None]])
 
 
-def test_the_loss_is_the_smoothed_cross_entropy_whatever_the_padding_holds():
+def test_loss_is_the_smoothed_cross_entropy_for_any_padding():
     lengths, labels = jnp.array([3, 2]), jnp.array([[1, 2, 2], [2, 77, -5]])
     counts = jnp.array([3, 1])
 

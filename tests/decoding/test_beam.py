@@ -1,4 +1,4 @@
-"""Beam search on the device against sums over all alignments, written out."""
+"""Beam search on the device against explicit sums over all alignments."""
 
 import functools
 import itertools
@@ -41,7 +41,7 @@ def model(kind, vocabulary_size=VOCABULARY, seed=0):
 
 
 def every_sequence(transducer, encoded, max_symbols):
-    """{labels: log of the sum over alignments}: each frame takes some of the labels, then blank."""
+    """Return {labels: log of the sum over alignments}; a frame emits labels, then a blank."""
     projected = transducer.joint.encoder_projection(encoded)
 
     @functools.cache
@@ -59,19 +59,19 @@ def every_sequence(transducer, encoded, max_symbols):
         for labels, score in found.items():
             for n in range(max_symbols + 1):
                 for more in itertools.product(range(1, VOCABULARY), repeat=n):
-                    whole = labels + more
-                    way = score + sum(
-                        scores(whole[: len(labels) + i])[frame, label]
+                    longer = labels + more
+                    path = score + sum(
+                        scores(longer[: len(labels) + i])[frame, label]
                         for i, label in enumerate(more)
                     )
-                    way += scores(whole)[frame, 0]
-                    after[whole] = np.logaddexp(after.get(whole, -math.inf), way)
+                    path += scores(longer)[frame, 0]
+                    after[longer] = np.logaddexp(after.get(longer, -math.inf), path)
         found = after
     return found
 
 
 @pytest.mark.parametrize("kind, max_symbols, frames", [("stateless", 2, 2), ("lstm", 1, 4)])
-def test_a_wide_beam_finds_every_sequence_with_its_probability(kind, max_symbols, frames):
+def test_wide_beam_finds_every_sequence_with_its_probability(kind, max_symbols, frames):
     transducer = model(kind)
     lengths = frames, frames - 1, 0
     encoded = 2 * jax.random.normal(jax.random.key(1), (3, frames, 8))
@@ -81,21 +81,21 @@ def test_a_wide_beam_finds_every_sequence_with_its_probability(kind, max_symbols
     )
     for row, length in enumerate(lengths):
         expected = every_sequence(transducer, encoded[row, :length], max_symbols)
-        there = {
+        by_labels = {
             tuple(np.asarray(found.labels[row, k, : found.counts[row, k]]).tolist()): float(score)
             for k, score in enumerate(found.scores[row])
             if np.isfinite(score)
         }
-        assert there.keys() == expected.keys()
-        for labels, score in there.items():
+        assert by_labels.keys() == expected.keys()
+        for labels, score in by_labels.items():
             np.testing.assert_allclose(score, expected[labels], rtol=1e-4, atol=1e-5)
-        assert np.isfinite(found.scores[row]).sum() == len(expected)  # each of them once
+        assert np.isfinite(found.scores[row]).sum() == len(expected)  # without duplicates
         scores = np.asarray(found.scores[row])
         assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
 
 
 def greedy_log_probability(transducer, encoded, max_symbols):
-    """Of the alignment that takes the most probable symbol every time."""
+    """Return log P of the alignment that takes the most probable symbol at every step."""
     total, state = 0.0, transducer.predictor.start(1)
     for projected in transducer.joint.encoder_projection(encoded):
         for symbols in range(max_symbols + 1):
@@ -109,7 +109,7 @@ def greedy_log_probability(transducer, encoded, max_symbols):
     return total
 
 
-def test_a_beam_is_no_worse_than_greedy_and_rows_do_not_matter_to_each_other():
+def test_beam_is_not_worse_than_greedy_and_rows_are_independent():
     transducer = model("lstm", vocabulary_size=6, seed=2)
     transducer.joint.out.bias[...] = jnp.array([1.0, 0, 0, 0, 0, 0])
     lengths = jnp.array([15, 9, 1, 12])
@@ -127,7 +127,7 @@ def test_a_beam_is_no_worse_than_greedy_and_rows_do_not_matter_to_each_other():
     for name, field in found._asdict().items():
         np.testing.assert_allclose(getattr(shuffled, name), field[order], rtol=1e-5, err_msg=name)
 
-    # A score sums some of the alignments that the likelihood sums.
+    # A score is a sum over a subset of the alignments in the likelihood.
     labels, counts = found.labels[:, 0], found.counts[:, 0]
     joint = transducer.joint
     log_likelihood = -transducer_loss(
@@ -146,7 +146,7 @@ def test_a_beam_is_no_worse_than_greedy_and_rows_do_not_matter_to_each_other():
     assert (found.log_probabilities <= 0).all()
 
 
-def test_a_wide_beam_adds_what_language_models_and_hotwords_know():
+def test_wide_beam_adds_the_gains_of_automata_and_subtracts_the_internal_model():
     transducer, frames = model("lstm"), 4
     encoded = 2 * jax.random.normal(jax.random.key(1), (2, frames, 8))
     ngrams = estimate([[1, 2, 2], [2, 1], [1, 1, 2]], 3, VOCABULARY)
@@ -161,7 +161,7 @@ def test_a_wide_beam_adds_what_language_models_and_hotwords_know():
     found = search(transducer, encoded, lengths, fusion=Fusion((scorer, other), jnp.float32(0.3)))
 
     def internal(labels):
-        """Sum of log P(label | before, not blank, encoder output 0)."""
+        """Return the sum of log P(label | labels before, not blank, encoder output 0)."""
         total, state = 0.0, transducer.predictor.start(1)
         silent = transducer.joint.encoder_projection(jnp.zeros((1, 8)))
         for label in labels:
@@ -192,7 +192,7 @@ def test_a_wide_beam_adds_what_language_models_and_hotwords_know():
 
 
 @pytest.mark.parametrize("kind", [pytest.param("stateless", marks=pytest.mark.slow), "lstm"])
-def test_a_wide_beam_adds_what_a_neural_language_model_knows(kind):
+def test_wide_beam_adds_the_gains_of_a_neural_language_model(kind):
     transducer, frames = model("stateless"), 3
     encoded = 2 * jax.random.normal(jax.random.key(1), (1, frames, 8))
     config = Config(
@@ -208,7 +208,7 @@ def test_a_wide_beam_adds_what_a_neural_language_model_knows(kind):
 
     @functools.cache
     def log_probability(labels):
-        """Of all labels and the end, each given those before: the product written out."""
+        """Return log P of the labels and the end, as an explicit product."""
         total = 0.0
         for n, label in enumerate([*labels, 0]):
             logits = language_model(jnp.array([labels[:n]], jnp.int32).reshape(1, n))[0, n]
@@ -231,5 +231,5 @@ def test_a_wide_beam_adds_what_a_neural_language_model_knows(kind):
         for labels, score in scores(plain).items():
             expected = score + weight * log_probability(labels)
             np.testing.assert_allclose(found[labels], expected, rtol=1e-4, atol=1e-4)
-    # Without a scorer, and with one: another weight compiles nothing anew.
+    # One program without a scorer and one with it: another weight does not recompile.
     assert search._cache_size() == 2

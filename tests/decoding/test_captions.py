@@ -1,4 +1,4 @@
-"""Timed words as CTM, SubRip and WebVTT, by hand and read back."""
+"""CTM, SubRip and WebVTT against texts written by hand, and read back."""
 
 import random
 import re
@@ -14,7 +14,7 @@ WORDS = [
 ]
 
 
-def test_by_hand():
+def test_formats_equal_texts_written_by_hand():
     assert ctm(WORDS[:1], "my file") == "my_file 1 0.080 0.080 TO 0.9000\n"
     assert srt(WORDS) == (
         "1\n00:00:00,080 --> 00:00:01,080\nTO\n\n2\n01:00:00,000 --> 01:00:01,000\nBE & <NOT>\n"
@@ -53,14 +53,14 @@ def test_captions_hold_every_word_at_its_time_and_do_not_overlap(seed, pauses):
             assert own[-1].end_seconds <= caption.end_seconds <= after.start_seconds
 
 
-def test_subtitles_say_what_the_words_say():
+def test_all_formats_contain_the_words_at_their_times():
     words = speech(2, True)
-    said = [word.text for word in words]
+    texts = [word.text for word in words]
     timeless = lambda text: re.sub(r"^(\d+\n)?[\d:.,]+ --> [\d:.,]+$", "", text, flags=re.M)
-    assert timeless(srt(words)).split() == said
-    assert timeless(vtt(words)).split() == ["WEBVTT", *said]
+    assert timeless(srt(words)).split() == texts
+    assert timeless(vtt(words)).split() == ["WEBVTT", *texts]
     lines = [line.split() for line in ctm(words, "a").splitlines()]
-    assert [line[4] for line in lines] == said
+    assert [line[4] for line in lines] == texts
     for word, (_, _, start, duration, _, _) in zip(words, lines):
         assert float(start) == pytest.approx(word.start_seconds, abs=1e-3)
         assert float(start) + float(duration) == pytest.approx(word.end_seconds, abs=2e-3)

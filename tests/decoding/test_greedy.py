@@ -1,4 +1,4 @@
-"""Greedy searches on the device against searches written out in Python."""
+"""Greedy searches on the device against searches in plain Python."""
 
 import functools
 import itertools
@@ -31,8 +31,8 @@ def config_of(kind, objective):
 
 def model(kind, seed, objective="transducer"):
     transducer = Transducer(config_of(kind, objective), 5, rngs=nnx.Rngs(seed))
-    # Larger weights and a bias for blank (HAT's against all others), so that some frames emit
-    # nothing and some several.
+    # Larger weights and a bias for blank (for HAT: against all labels), so that some frames emit no
+    # label and some several.
     transducer.joint.out.kernel[...] *= 3
     bias = transducer.joint.out.bias
     bias[...] = jnp.zeros(bias.shape).at[0].set(-1.0 if objective == "hat" else 1.0)
@@ -40,7 +40,7 @@ def model(kind, seed, objective="transducer"):
 
 
 def probabilities(objective, logits):
-    """Of the symbols and of the durations."""
+    """Return the probabilities of the symbols and of the durations."""
     logits = np.asarray(logits, np.float64)
     if objective == "hat":
         labels = np.exp(logits[1:]) / np.exp(logits[1:]).sum()
@@ -53,7 +53,7 @@ def probabilities(objective, logits):
 
 
 def plain_search(transducer, objective, encoded, max_symbols):
-    """(label, frame, log-probability) of each label, and that of all that was chosen."""
+    """Return (label, frame, log-probability) of each label, and the score of the search."""
     found, score, state = [], 0.0, transducer.predictor.start(1)
     projected = transducer.joint.encoder_projection(encoded)
     frame = emitted = 0
@@ -65,7 +65,7 @@ def plain_search(transducer, objective, encoded, max_symbols):
         score += math.log(symbols[symbol])
         lasts = int(symbol == 0)
         if objective == "tdt":
-            first = 1 if symbol == 0 else 0  # blanks last for at least one frame
+            first = 1 if symbol == 0 else 0  # a blank covers at least one frame
             chosen = first + int(np.argmax(durations[first:]))
             score += math.log(durations[chosen])
             lasts = DURATIONS[chosen]
@@ -98,7 +98,7 @@ def check(found, row, expected, score):
         ("lstm", "hat", 3, 1),
     ],
 )
-def test_batch_equals_the_plain_search_of_each(kind, objective, max_symbols, frames_per_turn):
+def test_batch_equals_the_plain_search_of_each_row(kind, objective, max_symbols, frames_per_turn):
     counts, lengths = [], (12, 5, 1, 0)
     search = jax.jit(
         functools.partial(
@@ -121,8 +121,8 @@ def test_batch_equals_the_plain_search_of_each(kind, objective, max_symbols, fra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["transducer", "tdt", "hat"])
-def test_a_trained_model_says_what_it_learned_as_the_plain_search_does(objective):
-    """Sharp distributions, and blanks in long rows, as random weights do not give them."""
+def test_trained_model_emits_its_labels_and_equals_the_plain_search(objective):
+    """Training gives sharp distributions and long runs of blanks, which random weights do not."""
     config, transducer = config_of("lstm", objective), model("lstm", 0, objective)
     encoded = 2 * jax.random.normal(jax.random.key(0), (4, 12, 8))
     lengths, label_lengths = jnp.array([12, 9, 5, 3]), jnp.array([6, 3, 2, 0])
@@ -153,10 +153,10 @@ def test_a_trained_model_says_what_it_learned_as_the_plain_search_does(objective
 
 
 @pytest.mark.parametrize("objective", ["transducer", "tdt"])
-def test_a_model_that_never_says_blank_is_stopped_at_every_frame(objective):
+def test_model_that_never_emits_blank_stops_at_the_limit_of_every_frame(objective):
     transducer = model("stateless", 0, objective)
     bias = transducer.joint.out.bias
-    # And nothing lasts; of a blank's durations one frame is the most probable.
+    # Labels have duration 0; a blank's most probable duration is one frame.
     bias[...] = jnp.zeros(bias.shape).at[0].set(-1e9).at[5:6].set(1e9).at[6:7].set(1e6)
     found = greedy_search(
         transducer, jnp.ones((2, 6, 8)), jnp.array([6, 2]), max_symbols_per_frame=4
@@ -165,14 +165,14 @@ def test_a_model_that_never_says_blank_is_stopped_at_every_frame(objective):
     np.testing.assert_array_equal(found.frames[1, 0, :8], [0] * 4 + [1] * 4)
 
 
-def test_ctc_best_path_equals_merging_written_out():
+def test_ctc_best_path_equals_explicit_merging():
     lengths = [40, 17, 1]
     # Few symbols, so that many repeat.
     logits = jax.random.normal(jax.random.key(1), (3, 40, 3)) + jnp.array([1.0, 0.5, 0])
     found = jax.jit(best_path)(logits, jnp.array(lengths))
-    said = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     for row, length in enumerate(lengths):
-        best, score = said[row, :length].argmax(axis=-1).tolist(), said[row, :length].max(axis=-1)
+        best, score = log_p[row, :length].argmax(axis=-1).tolist(), log_p[row, :length].max(axis=-1)
         expected = []
         for label, frames in itertools.groupby(range(length), lambda frame: best[frame]):
             frames = list(frames)
@@ -182,16 +182,16 @@ def test_ctc_best_path_equals_merging_written_out():
     assert int(found.counts[0, 0]) > 5
 
 
-def test_ctc_best_path_merges_repeats_and_leaves_blanks_out():
+def test_ctc_best_path_merges_repeats_and_removes_blanks():
     paths = np.array([[1, 1, 0, 1, 2, 2, 0, 0], [0, 3, 3, 3, 0, 3, 1, 1], [2, 0, 1, 0, 0, 0, 0, 1]])
     lengths = [8, 6, 0]
     logits = jax.random.uniform(jax.random.key(0), (3, 8, 4)) + jax.nn.one_hot(paths, 4)
     beyond = jnp.arange(8)[:, None] >= jnp.array(lengths)[:, None, None]
     found = jax.jit(best_path)(jnp.where(beyond, jnp.nan, logits), jnp.array(lengths))
-    said = np.max(np.asarray(jax.nn.log_softmax(logits), np.float64), axis=-1)
-    # Every label with the frames that say it.
+    log_p = np.max(np.asarray(jax.nn.log_softmax(logits), np.float64), axis=-1)
+    # Each label with its run of frames.
     for row, expected in enumerate(
         [[(1, [0, 1]), (1, [3]), (2, [4, 5])], [(3, [1, 2, 3]), (3, [5])], []]
     ):
-        each = [(label, frames[0], said[row, frames].max()) for label, frames in expected]
-        check(found, row, each, said[row, : lengths[row]].sum())
+        each = [(label, frames[0], log_p[row, frames].max()) for label, frames in expected]
+        check(found, row, each, log_p[row, : lengths[row]].sum())

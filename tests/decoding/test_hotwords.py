@@ -1,4 +1,4 @@
-"""Hotwords against counting them in the text."""
+"""Hotword gains against counts of the phrases in a text."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ def tokenizer(request, tmp_path_factory):
     return Tokenizer.train(texts, kind=request.param, vocabulary_size=10, path=path)
 
 
-def test_a_text_gains_what_the_phrases_in_it_are_worth(tokenizer):
+def test_text_gains_the_boosts_of_the_phrases_in_it(tokenizer):
     automaton = hotword_automaton(PHRASES, tokenizer)
     gains, step = jax.jit(Automaton.gains), jax.jit(Automaton.step)
     generator = random.Random(0)
@@ -46,26 +46,26 @@ def test_a_text_gains_what_the_phrases_in_it_are_worth(tokenizer):
     assert some > 20
 
 
-def test_labels_of_a_phrase_gain_before_it_is_whole(tokenizer):
+def test_labels_of_a_phrase_gain_before_it_is_complete(tokenizer):
     automaton = hotword_automaton({"ABA B": 1.0}, tokenizer)
     states = automaton.start(1)
     label, *_ = tokenizer.encode("ABA B")
     assert float(automaton.gains(states)[0, label]) == pytest.approx(1.0)
 
 
-def test_a_file_of_phrases_and_what_is_wrong_in_one(tokenizer, tmp_path):
+def test_hotwords_file_and_its_errors(tokenizer, tmp_path):
     path = tmp_path / "hotwords.txt"
     path.write_text("A  B\n\nBA :2.5\n")
     assert read_hotwords(path, boost=1.5) == {"A B": 1.5, "BA": 2.5}
     for text, wrong in [
-        ("A\nB :-1\n", "line 2: 'B :-1': must be a phrase"),
+        ("A\nB :-1\n", "line 2: 'B :-1': must be PHRASE"),
         ("A :much\n", "line 1"),
         (":2\n", "line 1"),
-        ("A B\nBA\nA  B :2\n", "line 3: 'A B': is there already"),
-        ("\n", "holds no phrase"),
+        ("A B\nBA\nA  B :2\n", "line 3: 'A B': is listed twice"),
+        ("\n", "contains no phrase"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=wrong):
             read_hotwords(path, boost=1.5)
-    with pytest.raises(ValueError, match="hotword 'A CAT': the model's tokenizer has no 'CT'"):
+    with pytest.raises(ValueError, match="hotword 'A CAT': the model's tokenizer lacks 'CT'"):
         hotword_automaton({"A CAT": 1.0}, tokenizer)

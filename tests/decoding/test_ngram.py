@@ -1,4 +1,4 @@
-"""N-gram models against back-off written out, and against sums over what can be said."""
+"""N-gram models against explicit back-off and against sums over all labels."""
 
 import functools
 import gzip
@@ -55,7 +55,7 @@ ngram 3=2
 
 
 def gain(automaton, labels):
-    """Of a whole sentence, label by label."""
+    """Return the gain of a sentence, added up label by label."""
     states, total = automaton.start(1), 0.0
     for label in labels:
         total += float(GAINS(automaton, states)[0, label])
@@ -64,7 +64,7 @@ def gain(automaton, labels):
 
 
 def backed_off(ngrams, history, label):
-    """log P(label | history), as ARPA files define it."""
+    """Return log P(label | history) by the definition of ARPA files."""
     if (*history, label) in ngrams:
         return ngrams[*history, label].log_probability
     penalty = ngrams[history].back_off if history in ngrams else 0.0
@@ -80,7 +80,7 @@ def sentence_log_probability(ngrams, labels, order):
 
 
 @pytest.mark.parametrize("source", ["arpa", "text"])
-def test_the_automaton_scores_as_back_off_written_out(source, tmp_path):
+def test_automaton_equals_explicit_back_off(source, tmp_path):
     if source == "arpa":
         path, order = tmp_path / "a.arpa", 3
         path.write_text(ARPA)
@@ -94,15 +94,16 @@ def test_the_automaton_scores_as_back_off_written_out(source, tmp_path):
     for labels in sentences:
         expected = 0.7 * sentence_log_probability(ngrams, labels, order)
         assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
-    # Rows are apart from each other, and labels' gains are looked up all at once.
+    # The gains of a state do not depend on the other rows.
     states = jnp.arange(len(automaton.back_offs))
-    whole = GAINS(automaton, states)
+    all_gains = GAINS(automaton, states)
     for state in range(len(states)):
-        np.testing.assert_array_equal(GAINS(automaton, states[state : state + 1])[0], whole[state])
+        alone = GAINS(automaton, states[state : state + 1])[0]
+        np.testing.assert_array_equal(alone, all_gains[state])
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_an_estimated_model_is_a_distribution_and_likes_its_text(order):
+def test_estimated_model_is_a_distribution_and_prefers_its_text(order):
     ngrams = estimate(TEXT, order, len(PIECES))
     histories = [(BEGIN,), (BEGIN, 3), (3, 4), (4, 3, 5), (2, 4, 3), (5, 5, 5)]
     for history in histories:
@@ -114,22 +115,22 @@ def test_an_estimated_model_is_a_distribution_and_likes_its_text(order):
     assert mean > np.mean([sentence_log_probability(ngrams, list(o), order) for o in others])
 
 
-def test_kneser_ney_of_a_text_worked_out_by_hand():
-    """Of the sentences A B, A B, C B."""
+def test_kneser_ney_equals_values_computed_by_hand():
+    """The text has the sentences A B, A B, C B."""
     ngrams = estimate([[3, 4], [3, 4], [5, 4]], 2, len(PIECES))
-    # Different labels before: of A and C <s>, of B both of these, of </s> B. n1 = 3, n2 = 1.
-    discount, total, alike = 3 / 5, 5, 1 / len(PIECES)
-    left_over = discount * 4 / total * alike
+    # Labels seen before A and C: <s>; before B: A and C; before </s>: B. So n1 = 3, n2 = 1.
+    discount, total, uniform = 3 / 5, 5, 1 / len(PIECES)
+    left_over = discount * 4 / total * uniform
     of_b = (2 - discount) / total + left_over
     of_a = (1 - discount) / total + left_over
     assert math.exp(ngrams[4,].log_probability) == pytest.approx(of_b)
     assert math.exp(ngrams[3,].log_probability) == pytest.approx(of_a)
-    # Pairs: <s> A 2, <s> C 1, A B 2, C B 1, B </s> 3: n1 = n2 = 2, D = 1/3.
+    # Counts of pairs: <s> A 2, <s> C 1, A B 2, C B 1, B </s> 3. So n1 = n2 = 2, D = 1/3.
     after_a = (2 - 1 / 3) / 2 + 1 / 3 / 2 * of_b
     assert math.exp(ngrams[3, 4].log_probability) == pytest.approx(after_a)
 
 
-def test_without_unk_a_piece_that_the_file_lacks_is_as_likely_as_its_least_likely(tmp_path):
+def test_without_unk_missing_pieces_get_the_lowest_probability_in_the_file(tmp_path):
     path = tmp_path / "a.arpa"
     path.write_text(ARPA.replace("ngram 1=5", "ngram 1=4").replace("-1.5 <unk>\n", ""))
     ngrams = read_arpa(path, PIECES)
@@ -137,7 +138,7 @@ def test_without_unk_a_piece_that_the_file_lacks_is_as_likely_as_its_least_likel
     for labels in ([5], [3, 4, 5, 2], [1, 3]):
         expected = 0.7 * sentence_log_probability(ngrams, labels, 3)
         assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
-    # Of A and B, and not of <s>, which nobody asks for.
+    # The lowest of A and B; <s> does not count.
     assert ngrams[5,].log_probability == pytest.approx(-0.6 * math.log(10))
     assert ngrams[5,] == ngrams[1,] == ngrams[2,]
 
@@ -145,20 +146,20 @@ def test_without_unk_a_piece_that_the_file_lacks_is_as_likely_as_its_least_likel
 @pytest.mark.parametrize(
     "broken, wrong, line",
     [
-        (lambda t: t.replace("ngram 2=4", "ngram 2=5"), "missing before", 21),
+        (lambda t: t.replace("ngram 2=4", "ngram 2=5"), "1 n-grams too few", 21),
         (lambda t: t.replace("ngram 2=4", "ngram 2 four"), "must be 'ngram N=COUNT'", 5),
-        (lambda t: t.replace("\\2-grams:", "\\4-grams:"), "next section", 15),
+        (lambda t: t.replace("\\2-grams:", "\\4-grams:"), "is not the next section", 15),
         (lambda t: t.replace("-0.9 B B", "-0.9 B DOG"), "'DOG': must be a piece", 18),
-        (lambda t: t.replace("-0.9 B B", "-0.9 A B"), "there already", 18),
-        (lambda t: t.replace("-0.9 B B", "-0.9 C B"), "begins with is not there", 18),
-        (lambda t: t.replace("-0.9 B B", "0.9 B B"), "probability must be at most 1", 18),
+        (lambda t: t.replace("-0.9 B B", "-0.9 A B"), "listed twice", 18),
+        (lambda t: t.replace("-0.9 B B", "-0.9 C B"), "prefix is not listed", 18),
+        (lambda t: t.replace("-0.9 B B", "0.9 B B"), "log10 p at most 0", 18),
         (lambda t: t.replace("-0.9 B B", "-0.9 B"), "2 words", 18),
         (lambda t: t.replace("-0.9 B B", "much B B"), "'much'", 18),
         (lambda t: t.replace("\\end\\", ""), "ends before", None),
         (lambda t: t.replace("\\data\\", ""), "has no \\\\data\\\\", None),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(broken, wrong, line, tmp_path):
+def test_invalid_arpa_file_is_reported_with_its_line(broken, wrong, line, tmp_path):
     path = tmp_path / "a.arpa"
     path.write_text(broken(ARPA))
     with pytest.raises(ValueError, match=wrong) as error:
@@ -167,7 +168,7 @@ def test_a_broken_file_is_named_with_its_line(broken, wrong, line, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_archive_is_named(tmp_path):
+def test_damaged_archive_is_reported(tmp_path):
     path = tmp_path / "a.arpa.gz"
     archive = bytearray(gzip.compress(ARPA.encode(), compresslevel=0))
     path.write_bytes(archive[:-8])
@@ -179,7 +180,7 @@ def test_a_damaged_archive_is_named(tmp_path):
         read_arpa(path, PIECES)
 
 
-def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):
+def test_texts_are_estimated_and_other_files_are_rejected(tmp_path):
     tokenizer = Tokenizer.train(
         ["CAB BA", "ABC"], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
     )
@@ -188,7 +189,7 @@ def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):
     read = load_language_model(text, tokenizer, order=3, weight=1.0)
     assert gain(read, tokenizer.encode("CAB")) > gain(read, tokenizer.encode("CCC"))
     text.write_text("\n \n")
-    with pytest.raises(ValueError, match="text.txt: holds no text"):
+    with pytest.raises(ValueError, match="text.txt: contains no text"):
         load_language_model(text, tokenizer, order=3, weight=1.0)
     warnings = []
     load = functools.partial(load_language_model, text, tokenizer, order=3, weight=1.0)
@@ -203,7 +204,7 @@ def test_texts_are_estimated_and_what_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="2 of 2 lines have .* tokenizer lacks: 'abc'$"):
         load()
     text.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\x00\xff\xfe")
-    with pytest.raises(ValueError, match="KenLM's binary form"):
+    with pytest.raises(ValueError, match="for a KenLM binary"):
         load_language_model(text, tokenizer, order=3, weight=1.0)
     with pytest.raises(ValueError, match="nowhere.arpa: No such file"):
         load_language_model(tmp_path / "nowhere.arpa", tokenizer, order=3, weight=1.0)

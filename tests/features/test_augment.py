@@ -1,3 +1,5 @@
+"""Laws of time stretching and SpecAugment."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def padded(recordings, frames, padding=0.0):
 
 
 def random_features(*lengths, bins=5):
-    """No value is 0, so that a mask shows."""
+    """Return features without zeros, so that masks are visible."""
     rng = np.random.default_rng(0)
     return [1 + rng.random((n, bins), np.float32) for n in lengths]
 
@@ -31,16 +33,16 @@ def stretch(recordings, tempo, *, frames, padding=0.0, to=40):
     return map(np.asarray, stretched_to(features, lengths, tempo, frames=frames))
 
 
-def test_stretching_is_interpolation_at_scaled_frame_centres():
+def test_stretching_is_interpolation_at_scaled_frame_centers():
     recordings = random_features(40, 31, 7, 1, 2)
     tempos = [0.8, 1.25, 1.1, 0.5, 3.0]
     stretched, lengths = stretch(recordings, tempos, frames=60)
     for recording, tempo, row, length in zip(recordings, tempos, stretched, lengths):
         assert length == max(1, int(len(recording) / tempo + 0.5))
-        centres = np.arange(len(recording)) + 0.5
+        centers = np.arange(len(recording)) + 0.5
         wanted = tempo * (np.arange(length) + 0.5)
         for bin_, values in enumerate(recording.T):
-            expected = np.interp(wanted, centres, values)
+            expected = np.interp(wanted, centers, values)
             np.testing.assert_allclose(row[:length, bin_], expected, atol=1e-5)
         assert not row[length:].any()
 
@@ -75,7 +77,7 @@ def augment(recordings, seed=0, *, frames=100, **changes):
 
 
 def test_masks_are_bands_of_bounded_width():
-    """One mask of each kind, over many rows: every width from 0 to the widest, nothing wider."""
+    """One mask of each kind over many rows takes every width from 0 to the widest."""
     recordings = random_features(*[60] * 500, bins=20)
     masked = augment(recordings, frequency_masks=1, time_masks=1) == 0
     real = masked[:, :60]
@@ -87,11 +89,11 @@ def test_masks_are_bands_of_bounded_width():
         assert len(counts) == widest + 1
         # 500 rows over at most 8 widths: 62.5 each, standard deviation below 9.
         assert counts.min() > 25
-        # Positions are drawn over all that fit, to both ends.
+        # Positions reach both ends.
         assert bands[:, 0].any() and bands[:, -1].any()
 
 
-def test_several_masks_cover_at_most_their_widths_together():
+def test_several_masks_cover_at_most_the_sum_of_their_widths():
     recordings = random_features(*[60] * 50, bins=20)
     masked = augment(recordings)[:, :60] == 0
     bins, times = masked.all(axis=1), masked.all(axis=2)
@@ -100,7 +102,7 @@ def test_several_masks_cover_at_most_their_widths_together():
     assert 6 < times.sum(axis=1).max() <= 3 * 6
 
 
-def test_what_is_not_masked_keeps_every_bit():
+def test_unmasked_values_keep_every_bit():
     recordings = random_features(60, 40, 100, bins=20)
     features, _ = padded(recordings, 100)
     result = augment(recordings)
@@ -120,7 +122,7 @@ def test_no_masks_are_the_identity(none):
     np.testing.assert_array_equal(augment(recordings, **none), padded(recordings, 100)[0])
 
 
-def test_masks_do_not_depend_on_padding_or_neighbours():
+def test_masks_do_not_depend_on_padding_or_other_rows():
     recordings = random_features(60, 40, 80, bins=20)
     expected = augment(recordings)
     longer = augment(recordings, frames=150)
@@ -147,6 +149,6 @@ def test_rows_and_keys_draw_differently():
     assert (masks != (augment(recordings, seed=1) == 0)).any(axis=(1, 2)).all()
 
 
-def test_a_mask_wider_than_the_features_is_an_error():
+def test_mask_wider_than_the_features_is_an_error():
     with pytest.raises(ValueError, match="frequency_mask_bins=7 must be at most the 5 mel bins"):
         augment(random_features(3))

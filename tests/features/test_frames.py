@@ -1,3 +1,5 @@
+"""Frame counts, in plain integers and arrays."""
+
 import subprocess
 import sys
 
@@ -17,15 +19,15 @@ def test_partial_samples_are_dropped(rate_hz, window_ms, hop_ms, window, hop):
     assert (window_samples(config), hop_samples(config)) == (window, hop)
 
 
-def test_every_frame_has_its_centre_in_the_recording():
+def test_every_frame_has_its_center_in_the_recording():
     config = FeaturesConfig()
     hop = hop_samples(config)
     for num_samples in range(1000):
-        centres = [t for t in range(20) if hop * t + hop // 2 <= num_samples]
-        assert frame_count(num_samples, config) == len(centres)
+        centers = [t for t in range(20) if hop * t + hop // 2 <= num_samples]
+        assert frame_count(num_samples, config) == len(centers)
 
 
-def test_arrays_count_as_their_elements():
+def test_array_counts_equal_those_of_its_elements():
     config = FeaturesConfig()
     lengths = np.arange(1000, dtype=np.int32)
     counts = frame_count(lengths, config)

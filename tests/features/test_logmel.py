@@ -1,3 +1,5 @@
+"""Log-mel features against Kaldi's, and the laws of padding."""
+
 import re
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ jitted = jax.jit(log_mel, static_argnums=2)
 
 
 def features_of(recordings, config, *, padded=None, padding=0.0):
-    """Frames of each recording, from one padded batch, and the whole padded result."""
+    """Return the frames of each recording in one padded batch, and the padded result."""
     padded = padded or max(1, *map(len, recordings))
     samples = np.full((len(recordings), padded), padding, np.float32)
     for row, recording in zip(samples, recordings):
@@ -52,7 +54,7 @@ def kaldi(recording, config, *, window=None):
 
 
 def noise(num_samples, seed=0):
-    """Noise that swells, on an offset: every frame and bin differs."""
+    """Return noise that gets louder, with an offset, so that all frames and bins differ."""
     rng = np.random.default_rng(seed)
     swell = np.geomspace(0.01, 0.3, num_samples) if num_samples else np.zeros(0)
     return (0.01 + swell * rng.normal(size=num_samples)).astype(np.float32)
@@ -65,7 +67,7 @@ def speech():
     return [read_audio(path, sample_rate_hz=16_000) for path in paths]
 
 
-def test_defaults_are_kaldis_on_real_speech(speech):
+def test_defaults_equal_kaldis_on_real_speech(speech):
     rows, _ = features_of(speech, RAW)
     error = np.abs(np.concatenate(rows) - np.concatenate([kaldi(r, RAW) for r in speech]))
     assert np.mean(error <= 1e-3) >= 0.9999
@@ -83,13 +85,13 @@ def test_defaults_are_kaldis_on_real_speech(speech):
         (FeaturesConfig(normalization="none", window_ms=25.0, hop_ms=25.0), "povey"),
     ],
 )
-def test_options_mean_what_kaldis_mean(config, window):
+def test_options_equal_kaldis(config, window):
     recording = noise(9000)
     (row,), _ = features_of([recording], config)
     np.testing.assert_allclose(row, kaldi(recording, config, window=window), atol=1e-2)
 
 
-def test_edges_are_reflected_as_often_as_it_takes():
+def test_short_recordings_are_reflected_repeatedly():
     recordings = [
         noise(n, seed=n) for n in (80, 81, 90, 120, 199, 200, 201, 239, 240, 399, 400, 561)
     ]
@@ -111,7 +113,7 @@ def test_padding_changes_nothing(config):
 
 
 @pytest.mark.parametrize("config", [RAW, NORMALIZED])
-def test_a_batch_is_its_rows(config):
+def test_batch_equals_its_rows(config):
     recordings = [noise(n, seed=n) for n in (4000, 7039, 3, 1000)]
     rows, _ = features_of(recordings, config)
     for row, recording in zip(rows, recordings):
@@ -129,7 +131,7 @@ def test_normalized_bins_have_mean_zero_and_deviation_one(speech):
 
 
 @pytest.mark.parametrize("config", [RAW, NORMALIZED])
-def test_nothing_and_silence_are_finite(config):
+def test_empty_and_silent_recordings_are_finite(config):
     silence = np.zeros(40_000, np.float32)
     (nothing, short, silent), features = features_of([silence[:0], silence[:79], silence], config)
     assert len(nothing) == len(short) == 0
@@ -150,7 +152,7 @@ def test_rows_stay_on_their_devices():
     )
     compiled = sharded.lower(samples, lengths).compile()
     assert not re.search(r"all-|collective-|reduce-scatter", compiled.as_text())
-    # Against the same two rows alone: in a program of another shape the sums may run in another
-    # order, and normalizing a row of two frames divides that rounding by their small deviation.
+    # Compared with the same two rows alone: a program of another shape may sum in another order,
+    # and normalizing a row of two frames divides that rounding error by their small deviation.
     pairs = [jitted(samples[i : i + 2], lengths[i : i + 2], NORMALIZED)[0] for i in range(0, 16, 2)]
     np.testing.assert_allclose(sharded(samples, lengths)[0], np.concatenate(pairs), atol=1e-5)

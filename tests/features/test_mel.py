@@ -1,3 +1,5 @@
+"""Mel filters against their definition."""
+
 import math
 
 import numpy as np
@@ -22,7 +24,7 @@ def _triangle(x, left, top, right):
 
 
 def _written_out(config, low_hz, high_hz):
-    """Every weight by the definition, one by one."""
+    """Return the weights, computed one by one by their definition."""
     kaldi = config.mel_scale == "kaldi"
     to_mel = (lambda hz: 1127 * math.log(1 + hz / 700)) if kaldi else _slaney_mel
     low, high = to_mel(low_hz), to_mel(high_hz)
@@ -50,7 +52,7 @@ def _written_out(config, low_hz, high_hz):
         (FeaturesConfig(mel_scale="slaney", mel_bins=23, high_hz=700.0), 20, 700),
     ],
 )
-def test_filters_are_their_definition(config, low_hz, high_hz):
+def test_filters_equal_their_definition(config, low_hz, high_hz):
     expected = _written_out(config, low_hz, high_hz)
     np.testing.assert_allclose(mel_filters(config), expected, rtol=1e-6, atol=1e-6 * expected.max())
 
@@ -61,8 +63,8 @@ def test_slaney_filters_have_area_one():
     np.testing.assert_allclose(mel_filters(config).sum(axis=0) * hz_per_bin, 1, rtol=1e-3)
 
 
-def test_a_filter_without_a_frequency_is_an_error():
-    with pytest.raises(ValueError, match="features.mel_bins = 200: a filter holds no frequency"):
+def test_filter_without_a_frequency_is_an_error():
+    with pytest.raises(ValueError, match="features.mel_bins = 200: a filter contains no frequency"):
         mel_filters(FeaturesConfig(mel_bins=200))
 
 

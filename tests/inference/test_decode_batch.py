@@ -1,4 +1,4 @@
-"""From a search's labels to words with times."""
+"""Hypotheses to words with times."""
 
 import math
 
@@ -11,7 +11,7 @@ from asr_jax.text import Tokenizer
 from asr_jax.types import Transcript, Word
 
 
-def test_words_begin_with_their_first_label_and_end_with_their_last(tmp_path):
+def test_words_start_at_their_first_label_and_end_at_their_last(tmp_path):
     tokenizer = Tokenizer.train(["abc ab"], kind="char", vocabulary_size=0, path=tmp_path / "t")
     a, b, space = tokenizer.encode("ab ")[0], tokenizer.encode("b")[0], tokenizer.separator[0]
     labels = [[a, b, space, space, b], [0, 0, 0, 0, 0], [b, 0, 0, 0, 0]]
@@ -32,6 +32,6 @@ def test_words_begin_with_their_first_label_and_end_with_their_last(tmp_path):
     ]
 
 
-def test_an_encoded_frame_lasts_for_whole_samples():
+def test_encoded_frame_has_a_whole_number_of_samples():
     config = Config(features=FeaturesConfig(sample_rate_hz=22050), encoder=EncoderConfig())
     assert encoded_frame_seconds(config) == 4 * 220 / 22050

@@ -1,4 +1,4 @@
-"""A stream is recognised as the whole recording in the same chunks is."""
+"""A stream gives the same words as the whole recording with the same chunks."""
 
 import io
 import types
@@ -49,7 +49,7 @@ def config_of(objective: str, predictor: str = "stateless") -> Config:
 
 
 def transducer(config: Config, vocabulary_size: int) -> Transducer:
-    """Of larger weights, so that some frames emit nothing and some several."""
+    """Make a model with larger weights, so that some frames emit no label and some several."""
     model = Transducer(config, vocabulary_size, rngs=nnx.Rngs(1))
     model.joint.encoder_projection.kernel[...] *= 10
     model.joint.out.kernel[...] *= 5
@@ -61,7 +61,7 @@ def transducer(config: Config, vocabulary_size: int) -> Transducer:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["transducer", "tdt", "hat"])
 @pytest.mark.parametrize("predictor", ["stateless", "lstm"])
-def test_greedy_search_goes_on_from_chunk_to_chunk(objective, predictor):
+def test_greedy_search_by_chunks_equals_the_search_of_the_whole(objective, predictor):
     model = transducer(config_of(objective, predictor), 5)
     lengths = np.array([23, 8, 12, 0])
     encoded = jax.random.normal(jax.random.key(0), (4, 24, 8))
@@ -95,7 +95,7 @@ def recognizer(tmp_path_factory) -> Recognizer:
 
 
 def tones(seconds: float) -> np.ndarray:
-    """Another one every 100 ms."""
+    """Return tones that change every 100 ms."""
     n = np.arange(round(seconds * RATE_HZ))
     pitch_hz, loudness = np.random.default_rng(0).uniform(
         [[100], [0.001]], [[6000], [0.5]], (2, 99)
@@ -105,8 +105,8 @@ def tones(seconds: float) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_words_are_those_of_the_whole_in_the_same_chunks(recognizer):
-    """Of lengths around a chunk's, and pieces of any size; a silent one too."""
+def test_streamed_words_equal_those_of_the_whole_recording(recognizer):
+    """Recordings have lengths around a chunk's, pieces have any size, and one is silent."""
     recordings = [tones(seconds) for seconds in (2.0, 1.28, 1.285, 1.275, 0.33, 0.32, 0.05)]
     recordings.append(np.zeros(RATE_HZ, np.float32))
     utterances = [
@@ -118,22 +118,22 @@ def test_words_are_those_of_the_whole_in_the_same_chunks(recognizer):
     for n, (samples, whole) in enumerate(zip(recordings, expected)):
         size = (160, 1000, 7)[n % 3]
         pieces = [samples[at : at + size] for at in range(0, len(samples), size)]
-        heard = list(recognize_stream(recognizer, pieces))
-        words = [word for one in heard for word in one.final]
+        updates = list(recognize_stream(recognizer, pieces))
+        words = [word for update in updates for word in update.final]
         assert [(w.text, w.start_seconds) for w in words] == [
             (w.text, w.start_seconds) for w in whole.words
         ]
         assert [w.confidence for w in words] == pytest.approx(
             [w.confidence for w in whole.words], abs=2e-4
         )
-        assert heard[-1].partial == "" and heard[-1].seconds == pytest.approx(
+        assert updates[-1].partial == "" and updates[-1].seconds == pytest.approx(
             len(samples) / RATE_HZ
         )
     assert list(recognize_stream(recognizer, [])) == []
 
 
 @pytest.mark.slow
-def test_raw_samples_come_by_standard_input(recognizer, capsys):
+def test_raw_samples_are_read_from_standard_input(recognizer, capsys):
     contents = (tones(1.0) * 2**15).astype("<i2").tobytes() + b"x"
     stdin = types.SimpleNamespace(buffer=io.BytesIO(contents))
     with mock.patch.object(transcribe_stream.sys, "stdin", stdin):
@@ -142,23 +142,23 @@ def test_raw_samples_come_by_standard_input(recognizer, capsys):
     assert out.splitlines()[-1].startswith("-\t") and len(out.splitlines()) > 1
     assert err.startswith("4 chunks of 320 ms; latency after the end of a chunk: median ")
 
-    # Ctrl-C ends what one says as its end would.
-    said = [contents[:20_000], contents[20_000:-1], KeyboardInterrupt]
-    stdin = types.SimpleNamespace(buffer=mock.Mock(read=mock.Mock(side_effect=said)))
+    # Ctrl-C ends the stream like its end.
+    reads = [contents[:20_000], contents[20_000:-1], KeyboardInterrupt]
+    stdin = types.SimpleNamespace(buffer=mock.Mock(read=mock.Mock(side_effect=reads)))
     with mock.patch.object(transcribe_stream.sys, "stdin", stdin):
         transcribe_stream.stream_source(Path("-"), recognizer, as_json=False)
     assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_what_cannot_be_streamed(recognizer):
+def test_configs_that_cannot_stream_are_rejected(recognizer):
     def refused(**changes):
         config = Config(**changes)
         with pytest.raises(ValueError, match="^--stream: ") as caught:
             transcribe_stream.streaming(recognizer._replace(config=config))
         return str(caught.value)
 
-    assert "of transducer, tdt and hat" in refused(
+    assert "needs a transducer, tdt or hat model" in refused(
         objective=ObjectiveConfig(kind="ctc", ctc_weight=0.0)
     )
     assert "not trained for it" in refused()

@@ -1,4 +1,4 @@
-"""Windows cover a recording, and what they say is merged without a word lost or doubled."""
+"""Windows cover a recording, and merging them neither loses nor doubles a word."""
 
 import random
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_windows_cover_the_recording(duration):
     assert all(
         start / FRAME_SECONDS == pytest.approx(round(start / FRAME_SECONDS)) for start in starts
     )
-    # A frame is lost to rounding.
+    # Rounding costs up to a frame.
     overlaps = [end - start for start, end in zip(starts[1:], ends)]
     assert all(overlap >= OVERLAP_SECONDS - FRAME_SECONDS - 1e-6 for overlap in overlaps)
     assert ends[-1] - starts[-1] >= 40.0 - FRAME_SECONDS - 1e-6 or len(starts) == 1
@@ -40,7 +40,7 @@ def test_windows_cover_the_recording(duration):
 
 
 def spoken(rng: random.Random, tokenizer: Tokenizer, seconds: float):
-    """Labels of words in a row, of which many are said twice, and their frames."""
+    """Return labels of a sequence of words, many of them repeated, and their frames."""
     labels, frames, frame = [], [], 5
     while frame * FRAME_SECONDS < seconds - 1:
         word = rng.choice(WORDS)
@@ -66,8 +66,8 @@ def row(labels, frames, first: int = 0) -> Hypotheses:
 
 
 def heard(rng: random.Random, labels, frames, *, start: float, end: float, ends: tuple[bool, bool]):
-    """A window's hypothesis: frames off by one, and wrong labels in the second at a cut."""
-    first, said = round(start / FRAME_SECONDS), []
+    """Return a window's hypothesis: frames off by one, and errors within a second of a cut."""
+    first, emitted = round(start / FRAME_SECONDS), []
     for label, frame in zip(labels, frames):
         seconds = frame * FRAME_SECONDS
         if not start <= seconds < end:
@@ -77,9 +77,9 @@ def heard(rng: random.Random, labels, frames, *, start: float, end: float, ends:
             continue
         if at_cut and rng.random() < 0.3:
             label = rng.randrange(2, max(labels) + 1)
-        said.append((label, max(first, frame + rng.choice([-1, 0, 0, 1]))))
-    said = [(label, frame) for (label, _), frame in zip(said, sorted(f for _, f in said))]
-    return row(*(zip(*said) if said else ([], [])), first)
+        emitted.append((label, max(first, frame + rng.choice([-1, 0, 0, 1]))))
+    emitted = [(label, frame) for (label, _), frame in zip(emitted, sorted(f for _, f in emitted))]
+    return row(*(zip(*emitted) if emitted else ([], [])), first)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,8 +107,8 @@ def test_no_word_is_lost_or_doubled(tokenizer, seed):
     assert found.counts == [len(labels)] and found.scores == [-len(starts)]
 
 
-def test_where_they_agree_on_nothing_words_go_by_the_middle(tokenizer):
-    """Windows of 8 s share 4 to 8 s, whose middle is at 6."""
+def test_windows_without_agreement_are_split_at_the_middle(tokenizer):
+    """Two windows of 8 s overlap from 4 to 8 s, so the middle is at 6 s."""
     one, two = (tokenizer.encode(word) for word in ("one", "two"))
     say = lambda ids, seconds: [(id, round(seconds / FRAME_SECONDS)) for id in ids]
     separator = tokenizer.separator
@@ -126,7 +126,7 @@ def test_where_they_agree_on_nothing_words_go_by_the_middle(tokenizer):
     assert merge_windows([silent, silent], [0.0, 4.0], tokenizer, **options).labels.shape == (1, 0)
 
 
-def test_windows_are_stretches_of_the_recording(tokenizer):
+def test_windows_are_segments_of_the_recording(tokenizer):
     long = Utterance("u", Path("a.flac"), "", 50.0, offset_seconds=3.0)
     config = Config(decoding=DecodingConfig(window_seconds=40.0))
     first, last = windows_of(long, config)

@@ -1,4 +1,4 @@
-"""Each layer against its definition written out, and the laws of padding."""
+"""Each layer against its explicit definition, and the laws of padding."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_shift_relative_picks_each_pairs_distance():
+def test_shift_relative_selects_the_distance_of_each_pair():
     for queries, frames in ((5, 5), (2, 5)):
         scores = normal(0, 2, 3, queries, queries + frames)
         shifted = shift_relative(scores)
@@ -55,7 +55,7 @@ def test_relative_positions_are_sinusoids_of_the_distance():
             np.testing.assert_allclose(positions[row, 2 * pair + 1], np.cos(angle), atol=1e-6)
 
 
-def test_attention_equals_the_formula_written_out():
+def test_relative_attention_equals_its_formula():
     width, heads, frames, length = 8, 2, 5, 4
     layer = RelativeAttention(width, heads=heads, rngs=nnx.Rngs(0))
     layer.content_bias[...] = normal(1, heads, width // heads)
@@ -84,7 +84,7 @@ def test_attention_equals_the_formula_written_out():
     np.testing.assert_allclose(got[0], expected, atol=1e-5)
 
 
-def test_rotary_attention_equals_the_formula_written_out():
+def test_rotary_attention_equals_its_formula():
     width, heads, frames, length = 8, 2, 5, 4
     layer = RotaryAttention(width, heads=heads, rngs=nnx.Rngs(0))
     x = normal(3, 1, frames, width)
@@ -98,7 +98,7 @@ def test_rotary_attention_equals_the_formula_written_out():
         for t in range(frames):
             scores = []
             for s in range(length):
-                # Pair i of a head's four channels as a complex number, turned by the distance.
+                # Each pair of a head's four channels is a complex number, rotated by the distance.
                 q = query[t, of_head][:2] + 1j * query[t, of_head][2:]
                 k = key[s, of_head][:2] + 1j * key[s, of_head][2:]
                 turned = q * np.conj(k) * np.exp(1j * (t - s) * np.array([1, 10_000**-0.5]))
@@ -109,7 +109,7 @@ def test_rotary_attention_equals_the_formula_written_out():
 
 
 @pytest.mark.parametrize("before", [2, 4])
-def test_gradient_of_the_depthwise_convolution_is_that_of_the_loop(before):
+def test_gradient_of_depthwise_convolution_equals_that_of_a_loop(before):
     def loop(x, kernel):
         padded = jnp.pad(x, ((0, 0), (before, 4 - before), (0, 0)))
         return sum(padded[:, k : k + 6] * kernel[k] for k in range(5))
@@ -132,7 +132,7 @@ def test_depthwise_convolution_equals_a_loop(before):
     np.testing.assert_allclose(depthwise_convolution(x, kernel, before), expected, atol=1e-6)
 
 
-def test_subsampling_over_time_equals_the_convolution():
+def test_subsampling_over_time_equals_convolutions():
     layer = Subsampling1D(8, 4, channels=5, rngs=nnx.Rngs(0))
     x = normal(0, 1, 11, 8)
     expected = x
@@ -145,7 +145,7 @@ def test_subsampling_over_time_equals_the_convolution():
     np.testing.assert_allclose(layer(x, jnp.array([11]))[0], layer.project(expected), atol=1e-5)
 
 
-def test_gradient_of_rectify_is_that_of_its_definition():
+def test_gradient_of_rectify_equals_that_of_its_definition():
     x, weight = normal(0, 2, 5, 3, 4), normal(1, 2, 5, 3, 4)
     real = jnp.arange(5) < jnp.array([[5], [2]])
 
@@ -177,7 +177,7 @@ def test_separable_convolution_equals_its_two_convolutions():
 
 @pytest.mark.parametrize("factor", [4, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_subsampling_reports_the_frames_that_it_makes(kind, factor):
+def test_subsampling_returns_the_number_of_its_frames(kind, factor):
     layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0))
     for frames in range(1, 18):
         features = jax.ShapeDtypeStruct((1, frames, 8), jnp.float32)
@@ -186,7 +186,7 @@ def test_subsampling_reports_the_frames_that_it_makes(kind, factor):
 
 
 def with_biases(kind, factor):
-    """One whose zeros are not zeros one layer later."""
+    """Make a layer whose biases turn zeros into other values."""
     layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0))
     for part in (layer.first, layer.second, layer.third):
         if part is not None:
@@ -207,7 +207,7 @@ def test_subsampling_ignores_padding(kind, factor):
 
 
 @pytest.mark.parametrize("kind, factor", [(KINDS[0], 4), (KINDS[2], 8)])
-def test_subsampling_piece_by_piece_is_that_of_all_at_once(kind, factor, monkeypatch):
+def test_subsampling_in_pieces_equals_all_at_once(kind, factor, monkeypatch):
     layer, x, lengths = with_biases(kind, factor), normal(0, 2, 45, 8), jnp.array([45, 18])
     x = x.at[1, 18:].set(jnp.nan)
     expected, expected_lengths = layer(x, lengths)
@@ -219,7 +219,7 @@ def test_subsampling_piece_by_piece_is_that_of_all_at_once(kind, factor, monkeyp
         np.testing.assert_allclose(got[row, :length], expected[row, :length], atol=1e-6)
 
 
-def test_convolution_module_takes_padding_for_silence():
+def test_convolution_module_treats_padding_as_zeros():
     layer = ConvolutionModule(6, kernel_frames=5, rngs=nnx.Rngs(0))
     x = normal(0, 1, 4, 6)
     padded = jnp.concatenate([x, jnp.full((1, 3, 6), 1e3)], axis=1)
@@ -230,7 +230,7 @@ def test_convolution_module_takes_padding_for_silence():
 
 @pytest.mark.parametrize("kind", [RelativeAttention, RotaryAttention])
 @pytest.mark.parametrize("frames", [pytest.param(8, marks=pytest.mark.slow), 7])
-def test_attention_in_blocks_of_queries_is_that_of_all_at_once(kind, frames, monkeypatch):
+def test_attention_in_blocks_of_queries_equals_all_at_once(kind, frames, monkeypatch):
     layer = kind(8, heads=2, rngs=nnx.Rngs(0))
     x, weight = normal(0, 2, frames, 8), normal(1, 2, frames, 8)
     positions = relative_positions(frames, 8) if kind is RelativeAttention else None
@@ -255,8 +255,8 @@ def test_attention_in_blocks_of_queries_is_that_of_all_at_once(kind, frames, mon
         (Context(4, 1), lambda q, t: q // 4 - 1 <= t // 4 <= q // 4),
     ],
 )
-def test_attention_in_a_context_is_that_to_all_under_its_mask(kind, context, sees, monkeypatch):
-    """At once under the mask, in windows, and with a size that is not static."""
+def test_attention_in_a_context_equals_attention_under_its_mask(kind, context, sees, monkeypatch):
+    """Cover attention under the mask, in windows, and with a chunk size that is not static."""
     frames, lengths = 17, jnp.array([17, 9])
     layer = kind(8, heads=2, rngs=nnx.Rngs(0))
     if kind is RelativeAttention:
@@ -280,7 +280,7 @@ def test_attention_in_a_context_is_that_to_all_under_its_mask(kind, context, see
 
 
 @pytest.mark.parametrize("kind", ["relative", "rotary"])
-def test_block_without_frames_gives_numbers(kind):
+def test_block_without_frames_returns_finite_values(kind):
     block = ConformerBlock(
         8,
         attention=kind,
@@ -295,18 +295,18 @@ def test_block_without_frames_gives_numbers(kind):
     assert jnp.isfinite(out).all()
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean():
+def test_dropout_drops_its_fraction_and_keeps_the_mean():
     x = jnp.ones((200, 1001))
     dropped = dropout(x, 0.25, jax.random.key(0))
     assert abs(float(jnp.mean(dropped == 0)) - 0.25) < 0.01
     np.testing.assert_allclose(jnp.unique(dropped), [0, 1 / 0.75], rtol=1e-6)
     assert abs(float(dropped.mean()) - 1) < 0.01
-    # Elements that share a word of the generator are independent all the same.
+    # Elements that share a word of the generator are still independent.
     zeros = np.asarray(dropped == 0, float)
     assert abs(np.corrcoef(zeros[:, 0:-1:4].ravel(), zeros[:, 1::4].ravel())[0, 1]) < 0.02
 
 
-def test_dropout_of_neighbours_and_of_other_keys_is_independent():
+def test_dropout_of_neighbors_and_of_other_keys_is_independent():
     x, p, root = jnp.ones((64, 50, 96)), 0.25, jax.random.key(7)
     mask = lambda n: np.asarray(dropout(x, p, jax.random.fold_in(root, n)) == 0)
     ours, others = mask(0), [mask(n) for n in (1, 2, 3)]
@@ -315,8 +315,8 @@ def test_dropout_of_neighbours_and_of_other_keys_is_independent():
         for lag in (1, 2, 4, 8):
             size = ours.shape[axis]
             pairs.append((ours.take(range(lag, size), axis), ours.take(range(size - lag), axis)))
-    for one, other in pairs:
-        both, n = np.mean(one & other), one.size
+    for first, second in pairs:
+        both, n = np.mean(first & second), first.size
         assert abs(both - p * p) < 4 * np.sqrt(p * p * (1 - p * p) / n)
 
 

@@ -1,4 +1,4 @@
-"""A layer of a shared matrix and its own additions, against the sum written out."""
+"""A layer with a shared matrix and residual matrices against their explicit sum."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from asr_jax.layers.residual import ResidualLinear, folded
 
 
 def random_layer(inputs, outputs, rank):
-    """Nothing of it zero."""
+    """Make a layer without zero parameters."""
     layer = ResidualLinear(inputs, outputs, rank=rank, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(layer)
     keys = iter(jax.random.split(jax.random.key(1), 5))
@@ -18,7 +18,7 @@ def random_layer(inputs, outputs, rank):
 
 
 @pytest.mark.parametrize("inputs, outputs, rank", [(6, 6, 2), (4, 7, 3), (7, 4, 0)])
-def test_output_and_gradient_are_those_of_the_matrix_written_out(inputs, outputs, rank):
+def test_output_and_gradient_equal_those_of_the_explicit_matrix(inputs, outputs, rank):
     graphdef, params = random_layer(inputs, outputs, rank)
     x, weight = jnp.arange(5.0 * inputs).reshape(5, inputs) / 10, jnp.cos(jnp.arange(outputs))
 
@@ -33,7 +33,7 @@ def test_output_and_gradient_are_those_of_the_matrix_written_out(inputs, outputs
     pure = nnx.to_pure_dict(params)
     layer = lambda p, x: nnx.merge(graphdef, p)(x)
     np.testing.assert_allclose(layer(pure, x), written_out(pure, x), rtol=1e-5)
-    # The matrix that is made of the layer's parameters, as of a stack of one layer.
+    # `folded` makes the same matrix from a stack of one layer.
     (alone,) = folded(jax.tree.map(lambda a: a[None], pure))["kernel"]
     np.testing.assert_allclose(x @ alone + pure["bias"], written_out(pure, x), rtol=1e-5)
 
@@ -45,8 +45,8 @@ def test_output_and_gradient_are_those_of_the_matrix_written_out(inputs, outputs
     )
 
 
-def test_gradients_of_what_is_added_are_summed_in_float32():
-    """4096 frames that each add 1: bfloat16 would stop at 256."""
+def test_gradients_of_residual_matrices_are_summed_in_float32():
+    """4096 frames each add 1; a sum in bfloat16 would stop at 256."""
     graphdef, params = random_layer(4, 4, 2)
     params = jax.tree.map(lambda a: jnp.ones(a.shape, jnp.bfloat16), params)
     x = jnp.ones((4096, 4), jnp.bfloat16)

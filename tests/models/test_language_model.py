@@ -1,4 +1,4 @@
-"""The language model and its loss against probabilities written out."""
+"""The neural language model and its loss against explicit probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def make(kind, dropout=0.0):
 
 
 @pytest.mark.parametrize("kind", ["stateless", "lstm"])
-def test_the_loss_is_minus_the_logarithm_of_a_product_and_padding_changes_nothing(kind):
+def test_loss_is_minus_the_log_of_a_product_for_any_padding(kind):
     config, model = make(kind)
     texts = [[], [2], [4, 4, 1], [1, 2, 3, 4]]
     predictor = model.predictor
@@ -39,15 +39,15 @@ def test_the_loss_is_minus_the_logarithm_of_a_product_and_padding_changes_nothin
                 expected -= logits[label] - np.log(np.exp(logits).sum())
                 state = predictor.step(state, jnp.array([label]))
             np.testing.assert_allclose(losses[row], expected, rtol=1e-5)
-    # And so it is among the other objectives, which have audio.
+    # The dispatch by objective gives the same loss.
     nothing = jnp.zeros((len(texts), 0, 80)), jnp.zeros(len(texts), jnp.int32)
     among = utterance_losses(model, *nothing, jnp.asarray(labels), lengths, config=config)
     assert among.keys() == {"loss"}
     np.testing.assert_array_equal(among["loss"], losses)
 
 
-def test_all_texts_together_have_a_probability_of_one():
-    """Those of up to 2 labels, and what is left for longer ones."""
+def test_probabilities_of_all_texts_sum_to_one():
+    """The sum covers texts of up to 2 labels, and the probability that is left for longer ones."""
     _, model = make("lstm")
     one = jnp.arange(1, VOCABULARY)
     two = jnp.stack(jnp.meshgrid(one, one), axis=-1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Laws of encoder, predictor and joint, and the paper's parameter counts."""
+"""Laws of encoder and predictor, and the paper's parameter counts."""
 
 import dataclasses
 import runpy
@@ -41,7 +41,7 @@ SIZES = dict(
 
 
 def encoder(**options):
-    """An encoder of SIZES, but for the options."""
+    """Make an encoder of SIZES, with `options` in their place."""
     features = FeaturesConfig(mel_bins=20, normalization="none")
     config = EncoderConfig(**SIZES | options)
     return Encoder(Config(features=features, encoder=config), rngs=nnx.Rngs(0))
@@ -51,7 +51,7 @@ def features(batch=3, frames=37):
     return jax.random.normal(jax.random.key(1), (batch, frames, 20))
 
 
-def test_encoder_ignores_what_padding_holds_and_how_much_there_is():
+def test_encoder_ignores_the_content_and_the_amount_of_padding():
     x, lengths = features(), jnp.array([37, 20, 9])
     encoded, encoded_lengths = encoder()(x, lengths)
     np.testing.assert_array_equal(encoded_lengths, [10, 5, 3])
@@ -65,7 +65,7 @@ def test_encoder_ignores_what_padding_holds_and_how_much_there_is():
 
 
 @pytest.mark.parametrize("remat", ["layer", "dots"])
-def test_rematerialisation_changes_no_gradient(remat):
+def test_rematerialization_changes_no_gradient(remat):
     def gradients(remat):
         graphdef, params = nnx.split(encoder(remat=remat), nnx.Param)
         loss = lambda p: jnp.sum(
@@ -91,7 +91,7 @@ def test_layers_differ_in_parameters_and_in_dropout():
 
 
 def perturbed(attention, subsampling, factor, **options):
-    """An encoder of which no bias is zero."""
+    """Make an encoder without zero biases."""
     sizes = dict(attention=attention, subsampling=subsampling, subsampling_factor=factor)
     model = encoder(**sizes | options)
     graphdef, params = nnx.split(model, nnx.Param)
@@ -108,7 +108,7 @@ def perturbed(attention, subsampling, factor, **options):
         ("rotary", "separable", 8, 5, 1, {}),
     ],
 )
-def test_stream_is_encoded_chunk_by_chunk_as_the_whole_under_the_same_mask(
+def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
     attention, subsampling, factor, chunk, left, options
 ):
     streaming = dict(chunk_ms=(10.0 * factor * chunk,), left_chunks=left)
@@ -130,7 +130,7 @@ def test_stream_is_encoded_chunk_by_chunk_as_the_whole_under_the_same_mask(
     np.testing.assert_allclose(streamed, whole, atol=1e-5)
 
 
-def test_training_draws_sizes_of_chunks_of_which_each_is_that_of_the_offline_pass():
+def test_training_draws_chunk_sizes_and_masks_like_the_offline_pass():
     model = encoder(dropout=0.0, chunk_ms=(80.0, 0.0), left_chunks=1)
     x, lengths = features(), jnp.array([37, 20, 9])
     either = [model(x, lengths, chunk_frames=size)[0] for size in (2, 0)]
@@ -141,8 +141,8 @@ def test_training_draws_sizes_of_chunks_of_which_each_is_that_of_the_offline_pas
     assert which == {0, 1}
 
 
-def test_an_hour_in_a_limited_context_takes_memory_in_proportion():
-    """Compiled, not run: a matrix of all pairs of frames alone would take 4 GB a head."""
+def test_memory_with_a_limited_context_is_linear_in_duration():
+    """The program is compiled but not run; scores of all pairs would take 4 GB per head."""
 
     def temporary_bytes(minutes):
         model = perturbed("relative", "separable", 8, context_frames=(128, 128))
@@ -170,7 +170,7 @@ PREDICTORS = {
 
 
 @pytest.mark.parametrize("kind", PREDICTORS)
-def test_predictor_reads_a_sequence_as_it_reads_label_by_label(kind):
+def test_predictor_on_a_sequence_equals_label_by_label(kind):
     predictor = PREDICTORS[kind]()
     labels = jax.random.randint(jax.random.key(0), (2, 5), 1, 11)
     whole = predictor(labels)
@@ -191,7 +191,7 @@ def test_predictor_does_not_look_ahead(kind):
     assert not jnp.allclose(predictor(labels)[:, 3], predictor(changed)[:, 3])
 
 
-def test_stateless_context_starts_with_none_which_embeds_to_zeros_and_blank():
+def test_stateless_context_starts_with_zeros_and_blank():
     predictor = PREDICTORS["stateless"]()
     np.testing.assert_array_equal(predictor.start(1), [[-1, 0]])
     embedding = predictor.embedding.embedding[...]
@@ -205,7 +205,7 @@ def test_stateless_context_starts_with_none_which_embeds_to_zeros_and_blank():
     [("S", 16, 144, 4, 320, 10.3), ("M", 16, 256, 4, 640, 30.7), ("L", 17, 512, 8, 640, 118.8)],
 )
 def test_parameter_counts_are_the_papers(size, layers, width, heads, predictor_width, millions):
-    """Table 1 of arXiv 2005.08100, its kernel of 32 frames being 31 here, as elsewhere."""
+    """Table 1 of arXiv 2005.08100, with a kernel of 31 frames in place of 32."""
     config = Config(
         encoder=EncoderConfig(layers=layers, width=width, heads=heads, subsampling_channels=width),
         predictor=PredictorConfig(kind="lstm", embedding_width=320, width=predictor_width),
@@ -237,15 +237,15 @@ def rotary(layers, **options):
 
 
 def first_blocks(source, number, **options):
-    """An encoder with all parameters of another, of whose blocks it has the first."""
-    there = nnx.state(source)
-    there["blocks"] = jax.tree.map(lambda a: a[:number], there["blocks"])
+    """Make an encoder of the first blocks of another, with its parameters."""
+    state = nnx.state(source)
+    state["blocks"] = jax.tree.map(lambda a: a[:number], state["blocks"])
     first = rotary(number, **options)
-    nnx.update(first, there)
+    nnx.update(first, state)
     return first
 
 
-def test_the_middle_is_what_an_encoder_of_half_the_blocks_returns():
+def test_middle_equals_an_encoder_of_half_the_blocks():
     whole, lengths = rotary(3, kind="transformer"), jnp.array([37, 20, 9])
     half = first_blocks(whole, 1, kind="transformer")
 
@@ -257,7 +257,7 @@ def test_the_middle_is_what_an_encoder_of_half_the_blocks_returns():
     np.testing.assert_allclose(middle, of_half, atol=1e-5)
 
 
-def test_layer_drop_leaves_blocks_out_by_utterance_and_keeps_the_mean():
+def test_layer_drop_skips_blocks_per_utterance_and_keeps_the_mean():
     rows, options = 12, {"dropout": 0.0, "kind": "transformer"}
     dropping, whole = rotary(2, layer_drop=1.0, **options), rotary(2, **options)
     x, lengths = jnp.repeat(features(1), rows, axis=0), jnp.full(rows, 37)
@@ -266,7 +266,7 @@ def test_layer_drop_leaves_blocks_out_by_utterance_and_keeps_the_mean():
 
     @jax.jit
     def run(x):
-        # The second block is never there; the first half the time, and then twice.
+        # The second block is always skipped; the first half the time, else doubled.
         nothing, frames = subsample(whole.subsampling, x, lengths)
         added = first(nothing, None, frames) - nothing
         assert whole.norm is not None
@@ -282,6 +282,6 @@ def test_layer_drop_leaves_blocks_out_by_utterance_and_keeps_the_mean():
     is_one = lambda y: np.max(np.abs(found - y), axis=(1, 2)) < 1e-5
     assert np.all(is_one(nothing) != is_one(twice)) and 0 < is_one(nothing).sum() < rows
 
-    shares = rotary(2, layer_drop=0.5)._branch_scales(jax.random.key(1), 4000)[..., 0, 0]
-    np.testing.assert_allclose(np.mean(shares == 0, axis=1), [0.25, 0.5], atol=0.03)
-    np.testing.assert_allclose(np.mean(shares, axis=1), 1, atol=0.05)
+    scales = rotary(2, layer_drop=0.5)._branch_scales(jax.random.key(1), 4000)[..., 0, 0]
+    np.testing.assert_allclose(np.mean(scales == 0, axis=1), [0.25, 0.5], atol=0.03)
+    np.testing.assert_allclose(np.mean(scales, axis=1), 1, atol=0.05)

@@ -1,4 +1,4 @@
-"""Encoders whose blocks share matrices, against those whose blocks have their own."""
+"""Encoders with shared matrices against encoders whose blocks own their matrices."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ def parameter_count(layers=18, **sharing):
     "shared_layers, rank, percent", [(3, 2, 34.0), (3, 16, 38.1), (6, 16, 21.5), (9, 16, 15.9)]
 )
 def test_parameter_counts_are_the_papers(shared_layers, rank, percent):
-    """Of 18 layers of 512 with a feed-forward of 2048 (arXiv 2310.02489)."""
+    """The paper has 18 layers of width 512 with feed-forward width 2048 (arXiv 2310.02489)."""
     assert abs(parameter_count() / 1e6 - 56.7) < 0.1
     count = parameter_count(shared_layers=shared_layers, residual_rank=rank)
     assert abs(100 * count / parameter_count() - percent) < 0.3
@@ -58,7 +58,7 @@ def test_parameter_counts_are_the_papers(shared_layers, rank, percent):
         ("transformer", "rotary"),
     ],
 )
-def test_encoder_and_its_gradient_are_those_of_the_folded_one(kind, attention):
+def test_encoder_and_its_gradient_equal_the_folded_encoders(kind, attention):
     encoder = dataclasses.replace(CONFIG.encoder, kind=kind, attention=attention)
     config = dataclasses.replace(CONFIG, encoder=encoder)
     graphdef, abstract = split_model(config, 5)
@@ -93,7 +93,7 @@ class Pair(nnx.Module):
         self.own = nnx.Param(jax.random.normal(rngs.params()))
 
 
-def test_layers_run_one_after_the_other_whatever_they_share():
+def test_layers_run_in_order_for_any_sharing():
     inputs = jnp.arange(6.0)
     for shared_layers in (1, 2, 3, 6):
         blocks = stacked(Pair, 6, shared_layers=shared_layers, rngs=nnx.Rngs(0))

@@ -18,7 +18,7 @@ NGram = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """What an n-gram model stores for one n-gram."""
+    """The weights that an n-gram model stores for one n-gram."""
 
     log_probability: float
     """Log-probability of the last label given those before it, in nats."""

@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 10
 
 
 class Hello(NamedTuple):
-    """What a process reports about itself, in a line of JSON."""
+    """The line of JSON in which a process introduces itself."""
 
     process: int
     processes: int

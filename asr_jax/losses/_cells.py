@@ -1,4 +1,4 @@
-"""What a loss reads from one cell's logits, its gradient, and the edges that follow from it.
+"""The numbers that a loss reads from one cell's logits, their gradient, and the edges they give.
 
 A cell (t, u) is frame t after u labels. A lattice needs three numbers of its logits: the logsumexp
 of the symbols, the blank's logit and the next label's. With durations (TDT) it also needs their

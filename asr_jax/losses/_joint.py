@@ -1,4 +1,4 @@
-"""What the lattice needs of the joint network's logits, computed tile by tile, without 4-D arrays.
+"""The numbers that the lattice needs of the joint network's logits, computed tile by tile.
 
 logits = activation(encoded + predicted) @ kernel + bias has V numbers in each of B * T * (U + 1)
 cells, but a loss needs only the logsumexp, the blank's logit and the next label's. Loops over tiles

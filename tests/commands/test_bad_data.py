@@ -134,7 +134,7 @@ def test_skipped_recordings_survive_a_restart(command, mixed, tmp_path):
 
 
 def test_training_continues_on_the_good_recordings(mixed):
-    """With 13 labels on 7 frames the transducer's loss is finite, and CTC skips the utterance."""
+    """The transducer loss of 13 labels on 7 frames is finite, and CTC skips the utterance."""
     run, _ = mixed
     metrics = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     (line,) = [m for m in metrics if "loss" in m]
@@ -174,7 +174,7 @@ def test_steps_that_are_never_finite_end_the_run_at_its_last_good_checkpoint(
 
 
 def test_run_ends_when_no_recording_can_be_read_any_more(error, mixed, tmp_path):
-    """As when a disk is unmounted: batches of padding alone train nothing."""
+    """Batches of padding alone train nothing, for example when a disk is unmounted."""
     run = shutil.copytree(mixed[0], tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "4")
     gone = tmp_path / "gone.wav"

@@ -1,4 +1,4 @@
-"""The same recordings, listed in every supported form, give the same utterances and samples."""
+"""Recordings give equal utterances and samples, whichever supported form lists them."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What launch/ would start: dry runs, manifests, parsers, and a mock of gcloud."""
+"""Commands that launch/ would start: dry runs, manifests, parsers, and a mock of gcloud."""
 
 import json
 import os

@@ -152,7 +152,7 @@ def test_the_kernels_return_nan_for_nan_and_wrong_labels(problem, interpreted):
 
 @pytest.mark.parametrize("factorization", ["softmax", "hat"])
 def test_the_loss_of_the_kernels_is_that_of_xla(problem, interpreted, factorization):
-    """With gradients, ragged lengths, several steps, and a vocabulary that must be padded."""
+    """The problem has ragged lengths, several steps, and a vocabulary that must be padded."""
     p = problem((70, 3), (1, 0), frames=70, width=64, vocabulary=130)
     floats = [x.astype(jnp.bfloat16) for x in (p.encoded, p.predicted, p.kernel / 8, p.bias)]
     weights = jnp.array([1.0, 2.0])

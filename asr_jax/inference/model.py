@@ -85,9 +85,10 @@ def load(
     Args:
         directory: the run directory, or the output directory of an export.
         checkpoint: for a run: best (by WER on dev), last, a step, or average:N.
-        beam, chunk_ms, window_seconds: values that replace decoding.beam, decoding.chunk_ms and
-            decoding.window_seconds of the config.
-        fusion: fields of FusionOptions, which are the language-model and hotword options of
+        beam: a value that replaces the config's decoding.beam.
+        chunk_ms: a value that replaces decoding.chunk_ms.
+        window_seconds: a value that replaces decoding.window_seconds.
+        **fusion: fields of FusionOptions, which are the language-model and hotword options of
             `asr-jax transcribe`: language_model, language_model_weight, hotwords, ... Files are
             paths or strings.
 

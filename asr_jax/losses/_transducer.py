@@ -34,15 +34,15 @@ def transducer_loss(
     """Return -log P(labels | encoded) of each utterance, in nats, without a 4-D tensor of logits.
 
     logits[b, t, u] = activation(encoded[b, t] + predicted[b, u]) @ kernel + bias, and the loss is
-    exactly `rnnt_loss` of them (Graves 2012, arXiv 1211.3711). Logits of real cells are computed a
-    few tiles at a time, and again in the backward pass. Reverse-mode differentiable in every float
-    argument. As usual for such losses, every array is an argument of its own.
+    exactly `rnnt_loss` of them (Graves 2012, arXiv 1211.3711). Logits are computed a few tiles at a
+    time, and again in the backward pass. The arrays are separate arguments, as is usual for losses.
 
     Args:
         encoded: encoder frames, projected to the joint's width.
         predicted: predictor outputs after 0..U labels, projected likewise; U1 = U + 1.
-        kernel, bias: output layer; bias may be None. The product runs in the inputs' dtype and
-            accumulates in float32, as does everything after it.
+        kernel: output layer. The product runs in the inputs' dtype and accumulates in float32, as
+            does everything after it.
+        bias: bias of the output layer; may be None.
         labels: label ids without blanks.
         encoded_lengths: frames of each utterance. Zero frames: loss inf, gradient zero.
         label_lengths: labels of each utterance; zero, or more than frames, are fine.

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Prints a manifest of kubernetes/ or vertex.yaml with the variables filled in, to be applied by
-# kubectl or gcloud:
+# Print a manifest of launch/untested/ with the variables filled in, for kubectl or gcloud:
 #
 #   CONFIG=... ACCELERATOR=... COUNT=... IMAGE=... BUCKET=... launch/render.sh MANIFEST | kubectl apply -f -
 set -euo pipefail
@@ -8,7 +7,7 @@ if [ "${1:-}" = --dry-run ]; then shift; fi # it never does anything else
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 if [ $# -ne 1 ] || ! [ -f "$1" ]; then
-  fail "needs a manifest, such as launch/kubernetes/gpu.jobset.yaml"
+  fail "needs a manifest, such as launch/untested/kubernetes/gpu.jobset.yaml"
 fi
 if [[ "$RUN" != /bucket/* && "$RUN" != /gcs/* ]]; then
   fail "RUN=$RUN: must be /bucket/RUN, or /gcs/BUCKET/RUN on Vertex AI; other folders are lost with the machine"

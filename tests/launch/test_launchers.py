@@ -45,7 +45,14 @@ def test_shellcheck_finds_nothing():
 
 
 # The files that the tests below cover.
-LAUNCHERS = {"local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_host.sh", "render.sh", "vertex.yaml"}
+LAUNCHERS = {
+    "local.sh",
+    "slurm.sbatch",
+    "tpu_vm.sh",
+    "tpu_host.sh",
+    "render.sh",
+    "untested/vertex.yaml",
+}
 DOCKERFILES = ["cpu", "cuda", "tpu"]
 JOBSETS = ["gpu", "tpu"]
 SKY_TASKS = ["gpu", "spot", "tpu"]
@@ -54,8 +61,8 @@ SKY_TASKS = ["gpu", "spot", "tpu"]
 def test_every_file_is_covered_by_a_test():
     tested = LAUNCHERS | {"README.md", "common.sh"}  # the scripts source common.sh
     tested |= {f"docker/{name}.Dockerfile" for name in DOCKERFILES}
-    tested |= {f"kubernetes/{name}.jobset.yaml" for name in JOBSETS}
-    tested |= {f"skypilot/{name}.yaml" for name in SKY_TASKS}
+    tested |= {f"untested/kubernetes/{name}.jobset.yaml" for name in JOBSETS}
+    tested |= {f"untested/skypilot/{name}.yaml" for name in SKY_TASKS}
     files = {path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*") if path.is_file()}
     assert files == tested
 
@@ -89,8 +96,11 @@ def test_invalid_variables_are_rejected(variables, message):
     [
         (("local.sh", "--help"), "--help: takes only --dry-run; everything else is set by"),
         (("tpu_vm.sh", "train", "--dry-run"), "--dry-run: nothing may follow train, stop or"),
-        (("render.sh", LAUNCH / "vertex.yaml", "more"), "needs a manifest"),
-        (("render.sh", LAUNCH / "vertex.yaml"), "RUN=runs/quickstart: must be /bucket/RUN, or"),
+        (("render.sh", LAUNCH / "untested/vertex.yaml", "more"), "needs a manifest"),
+        (
+            ("render.sh", LAUNCH / "untested/vertex.yaml"),
+            "RUN=runs/quickstart: must be /bucket/RUN, or",
+        ),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments, message):
@@ -336,7 +346,9 @@ def require_fields(value: Any, kind: str) -> None:
 @pytest.mark.filterwarnings("default")  # for warnings of the client
 def test_kubernetes_manifests_have_fields_that_exist(name):
     pytest.importorskip("kubernetes", reason="needs the package kubernetes")
-    out, _ = start(LAUNCH / "render.sh", LAUNCH / f"kubernetes/{name}.jobset.yaml", **RENDERED)
+    out, _ = start(
+        LAUNCH / "render.sh", LAUNCH / f"untested/kubernetes/{name}.jobset.yaml", **RENDERED
+    )
     manifest = yaml.safe_load(out)
     assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and manifest["kind"] == "JobSet"
     require_fields(manifest["metadata"], "V1ObjectMeta")
@@ -353,15 +365,17 @@ def test_kubernetes_manifests_have_fields_that_exist(name):
 
 
 def test_vertex_has_fields_that_exist():
-    out, _ = start(LAUNCH / "render.sh", "--dry-run", LAUNCH / "vertex.yaml", **RENDERED)
+    out, _ = start(LAUNCH / "render.sh", "--dry-run", LAUNCH / "untested/vertex.yaml", **RENDERED)
     job = yaml.safe_load(out)
     assert job.keys() <= {"workerPoolSpecs", "scheduling", "serviceAccount", "network"}
     [pool] = job["workerPoolSpecs"]
     assert pool.keys() == {"machineSpec", "replicaCount", "containerSpec"}
     assert pool["machineSpec"].keys() == {"machineType", "acceleratorType", "acceleratorCount"}
     assert pool["containerSpec"].keys() == {"imageUri", "env", "command", "args"}
-    _, err = start(LAUNCH / "render.sh", LAUNCH / "vertex.yaml", status=1, RUN="/gcs/bucket/run")
-    assert err == f"render.sh: {LAUNCH / 'vertex.yaml'}: needs the variable MACHINE\n"
+    _, err = start(
+        LAUNCH / "render.sh", LAUNCH / "untested/vertex.yaml", status=1, RUN="/gcs/bucket/run"
+    )
+    assert err == f"render.sh: {LAUNCH / 'untested/vertex.yaml'}: needs the variable MACHINE\n"
 
 
 @pytest.mark.slow
@@ -373,7 +387,7 @@ tasks = [sky.Task.from_yaml(path) for path in sys.argv[1:]]
 print(json.dumps([[r.use_spot for t in tasks for r in t.resources],
                   [sorted(map(str, r.accelerators)) for t in tasks for r in t.resources]]))
 """
-    paths = [LAUNCH / f"skypilot/{name}.yaml" for name in SKY_TASKS]
+    paths = [LAUNCH / f"untested/skypilot/{name}.yaml" for name in SKY_TASKS]
     out, _ = start(SKY, "-c", script, *paths, HOME=str(tmp_path))
     spot, accelerators = json.loads(out.splitlines()[-1])
     assert spot == [False, True, False]
@@ -381,7 +395,7 @@ print(json.dumps([[r.use_spot for t in tasks for r in t.resources],
 
 
 def test_skypilot_files_read_the_same_variables():
-    for path in (LAUNCH / "skypilot").glob("*.yaml"):
+    for path in (LAUNCH / "untested/skypilot").glob("*.yaml"):
         task = yaml.safe_load(path.read_text())
         assert task["envs"].keys() == {"CONFIG", "RUN", "BUCKET", "DATA", "OPTIONS"}, path
         assert all(f"${name}" in task["run"] for name in ("CONFIG", "RUN", "OPTIONS"))

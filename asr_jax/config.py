@@ -105,7 +105,7 @@ class DataConfig(Section):
     train_weights: tuple[float, ...] = ()
     """Times that an epoch reads data.train and each of data.more_train; empty: once each."""
     dev: str = ""
-    """Dataset by which the best checkpoint is chosen; empty: none is chosen."""
+    """Dataset on which the best checkpoint is chosen; empty: none is chosen."""
     test: str = ""
     """Dataset that is evaluated once, after training; empty: none."""
     min_seconds: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.1
@@ -113,7 +113,7 @@ class DataConfig(Section):
     bucket_seconds: Annotated[tuple[float, ...], BUCKET_EDGES] = (4.0, 8.0, 16.0)
     """Longest utterance of each bucket, in seconds after speed and tempo changes; increasing."""
     bucket_labels: tuple[int, ...] = (32, 64, 128)
-    """Most labels in an utterance of each bucket."""
+    """Maximum number of labels of an utterance in each bucket."""
     bucket_utterances: tuple[int, ...] = (32, 16, 8)
     """Utterances in a batch of each bucket, over all devices together."""
     read_threads: Annotated[int, POSITIVE] = 2
@@ -333,7 +333,7 @@ class JointConfig(Section):
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation between the sum and the output layer."""
     chunk_frames: Annotated[int | None, POSITIVE] = None
-    """Frames per scanned, rematerialized chunk of joint and loss; None: chosen automatically."""
+    """Frames whose logits joint and loss hold at a time; None: chosen automatically."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,7 +456,7 @@ class TrainConfig(Section):
     """Training loop."""
 
     steps: Annotated[int, POSITIVE] = 100_000
-    """Number of steps, at which the learning-rate schedule ends too."""
+    """Number of steps, also of the learning-rate schedule."""
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda n: n < 2**63, "must be below 2^63")] = 0
     """Seed of initialization, data order, augmentation and dropout."""
     accumulate: Annotated[int, POSITIVE] = 1
@@ -473,11 +473,11 @@ class TrainConfig(Section):
     max_skipped_in_a_row: Annotated[int, POSITIVE] = 10
     """Consecutive steps with a non-finite loss or gradient after which the run has diverged."""
     divergence_factor: Annotated[float, Rule(lambda x: x > 1, "must be above 1")] = 5.0
-    """Ratio of the loss to its lowest so far at which the run has also diverged.
-    The loss is averaged over some hundred steps."""
+    """Ratio of the mean loss to its lowest value above which the run has also diverged.
+    The mean is over about a hundred steps."""
     rollbacks: Annotated[int, NOT_NEGATIVE] = 0
     """Times that a diverged run returns to its last good checkpoint before it stops.
-    It resumes with the data that follows."""
+    It continues with the data that comes next."""
     rollback_learning_rate_factor: Annotated[float, POSITIVE_FRACTION] = 0.5
     """Factor that each rollback multiplies the learning rate by."""
 
@@ -499,9 +499,9 @@ class DecodingConfig(Section):
     """Search for labels."""
 
     head: Literal["objective", "ctc"] = "objective"
-    """What to search with: the objective's own networks, or its CTC head."""
+    """Networks to search with: the objective's own, or its CTC head."""
     max_symbols_per_frame: Annotated[int, POSITIVE] = 5
-    """Most labels emitted at one frame. No effect on CTC, which emits at most one."""
+    """Maximum number of labels at one frame. No effect on CTC, which emits at most one."""
     beam: Annotated[int, NOT_NEGATIVE] = 0
     """Label sequences that beam search keeps (transducer, hat, attention); 0: greedy search."""
     ctc_weight: Annotated[float, CTC_SHARE] = 0.0

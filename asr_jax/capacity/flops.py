@@ -1,4 +1,4 @@
-"""The operations of a training step, by which its speed on a device is judged."""
+"""The operations of a training step, the measure of its speed on a device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,8 +24,8 @@ class Sizes(NamedTuple):
     """Pairs of a frame and a frame that it attends to."""
 
 
-# Operations per multiplication of the forward pass: with its addition it counts two, and the
-# gradients of parameters and of inputs need two more each.
+# Operations per multiplication of the forward pass: two with its addition, and two more each for
+# the gradients of parameters and of inputs.
 TRAINED, WITHOUT_INPUT_GRADIENT = 6, 4
 
 
@@ -39,15 +39,15 @@ def model_flops(
 ) -> dict[str, int]:
     """Return the floating-point operations of one forward and backward pass, by part of the model.
 
-    Counted are the multiplications and additions (two operations) of matrix products and
+    The count covers the multiplications and additions (two operations) of matrix products and
     convolutions: once forward and twice backward, for the gradients of inputs and of parameters
-    (features and sinusoids have no gradient). The joint's lattice counts its real cells, frames
-    times labels + 1 of each utterance; relative attention, one score by position for each pair of
+    (features and sinusoids have no gradient). The joint counts its real cells, frames times
+    labels + 1 of each utterance. Relative attention counts one score by position for each pair of
     frames.
 
-    Not counted is what the definition does not need: padding (unless `seconds` and `labels` include
-    it), recomputation, and scores of distances that no pair of frames has. Also not counted are
-    parts that are small compared with the products: features, augmentation, norms, activations,
+    The count leaves out what the definition does not need: padding (unless `seconds` and `labels`
+    include it), recomputation, and scores of distances that no pair of frames has. It also leaves
+    out parts that are small compared with the products: features, augmentation, norms, activations,
     softmax, dropout, the lattice, the optimizer.
 
     Args:
@@ -130,7 +130,7 @@ def _feedforward(config: Config, sizes: Sizes) -> int:
 
 
 def _attention(config: Config, sizes: Sizes) -> int:
-    """Return the operations of attention, for relative attention with the scores by position."""
+    """Return the operations of attention; if it is relative, include the scores by position."""
     encoder, width = config.encoder, config.encoder.width
     square = _matrix(encoder, width, width)
     products, of_distances = 4 * sizes.frame_sum * square + 2 * sizes.pair_sum * width, 0
@@ -183,7 +183,7 @@ def _ctc(config: Config, sizes: Sizes, vocabulary_size: int) -> int:
 
 
 def _pairs(frames: int, config: Config) -> int:
-    """Return the pairs of a frame and a frame that it sees, the mean over chunk sizes."""
+    """Count the pairs of a frame and a frame that it sees, averaged over chunk sizes."""
     encoder, number = config.encoder, np.arange(frames)
     if encoder.context_frames:
         before, after = encoder.context_frames

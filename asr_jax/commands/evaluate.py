@@ -46,11 +46,11 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or a folder that export --format params wrote."""
     data: tuple[str, ...] = ()
-    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards; default:
-    the run's data.test."""
+    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards.
+    By default the run's data.test."""
     compare: Path | None = None
-    """Baseline: another run, which is evaluated first, or the folder of an evaluation (for several
-    datasets, the folder that contains their evaluations)."""
+    """Baseline: another run, which is evaluated first, or the folder of an evaluation.
+    For several datasets: the folder that contains their evaluations."""
     normalize: Convention = "none"
     """Normalization before scoring: none, LibriSpeech's form, or Whisper's for English."""
     lattices: int = 0
@@ -58,16 +58,16 @@ class Options:
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
-    """Search for labels; run: greedy or beam, by the run's decoding.beam."""
+    """Search method; run: greedy or beam, as the run's decoding.beam says."""
     beam: int | None = None
     """Beam size of --decoder beam; 4 if not given."""
     chunk_ms: float | None = None
     """Override decoding.chunk_ms: recognize in chunks, as in streaming; 0: whole utterances."""
     window_seconds: float | None = None
-    """Override decoding.window_seconds: recognize longer recordings in windows; 0: whole."""
+    """Override decoding.window_seconds: recognize longer recordings in windows; 0: never."""
     output: Path | None = None
-    """Folder to write to, with a subfolder for each of several datasets; default:
-    RUN/evaluation/NAME, named after the dataset."""
+    """Folder to write to, with a subfolder for each of several datasets.
+    By default RUN/evaluation/NAME, named after the dataset."""
     fusing: Annotated[FusionOptions, tyro.conf.arg(name="")] = NO_FUSION_OPTIONS
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 

@@ -38,7 +38,7 @@ class Options:
     run: Path | None = None
     """Run directory; the default is runs/NAME for configs/NAME.py."""
     profile: tuple[int, int] | None = None
-    """First and last step to profile for TensorBoard, in RUN/tensorboard."""
+    """First and last step of a profile for TensorBoard, written to RUN/tensorboard."""
     init_from: Path | None = None
     """Start with the parameters of this run directory or exported model (docs/finetuning.md)."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(config: Config, run: Path, options: Options) -> str | None:
-    """Train to the end and return None, or until a signal and return its name."""
+    """Train; return None at the end, or the name of the signal that stopped training."""
     _check_options(options)
     stopped_by = listen_for_preemption()
     setup = set_up(config, run, init_from=options.init_from)
@@ -125,7 +125,7 @@ def _check_options(options: Options) -> None:
 
 
 def _marking(evaluate: Evaluate, mark_complete: Callable[[], None]) -> Evaluate:
-    """Return the evaluation, followed by a mark that the programs it compiled are complete."""
+    """Return the evaluation, after which the programs it compiled are marked as complete."""
 
     def evaluate_and_mark(averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         figures = evaluate(averaged, note=note)
@@ -165,7 +165,7 @@ def _rolled_back(
     *,
     note: Callable[[str], None],
 ) -> TrainState:
-    """Return the state of the last good checkpoint, at the data that was next at divergence."""
+    """Return the last good checkpoint's state, to continue with the data after the divergence."""
     state, rollback = checkpoint.roll_back(checkpointer, abstract)
     if state is None:
         raise diverged

@@ -35,23 +35,23 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or a folder that export --format params wrote."""
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
-    """Recordings: FLAC, WAV, Ogg, MP3; any sample rate, any number of channels. With --stream also
-    "-" for 16-bit little-endian samples on standard input, one channel at the model's sample rate
-    (16 kHz), or "microphone"."""
+    """Recordings: FLAC, WAV, Ogg, MP3; any sample rate, any number of channels.
+    With --stream also "microphone", or "-" for standard input:
+    16-bit little-endian samples, one channel at the model's sample rate (16 kHz)."""
     stream: bool = False
-    """Print words while they are spoken: for each chunk the seconds so far, the latency, complete
-    words, and the word that may still change; at the end the text."""
+    """Print words while they are spoken, and at the end the text.
+    For each chunk: seconds so far, latency, complete words, and the word that may still change."""
     chunk_ms: float | None = None
-    """Override decoding.chunk_ms: recognize in chunks, as in streaming; 0: whole utterances, or
-    with --stream the smallest chunks of training."""
+    """Override decoding.chunk_ms: recognize in chunks, as in streaming.
+    0: whole utterances, or with --stream the smallest chunks of training."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
-    """Search for labels; run: greedy or beam, by the run's decoding.beam."""
+    """Search method; run: greedy or beam, as the run's decoding.beam says."""
     beam: int | None = None
     """Beam size of --decoder beam; 4 if not given."""
     window_seconds: float | None = None
-    """Override decoding.window_seconds: recognize longer recordings in windows; 0: whole."""
+    """Override decoding.window_seconds: recognize longer recordings in windows; 0: never."""
     nbest: int = 0
     """Print the N best hypotheses of a beam search with their log-probability scores."""
     timestamps: bool = False
@@ -59,7 +59,7 @@ class Options:
     json: bool = False
     """Print JSON objects: audio_filepath, duration, text; with --timestamps also words."""
     format: Literal["text", "ctm", "srt", "vtt"] = "text"
-    """text; ctm: NIST's CTM, a line for every word; srt, vtt: SubRip or WebVTT subtitles."""
+    """ctm: NIST's CTM, a line for every word; srt, vtt: SubRip or WebVTT subtitles."""
     fusing: Annotated[FusionOptions, tyro.conf.arg(name="")] = NO_FUSION_OPTIONS
     output: Path | None = None
     """Write a file for every recording into this folder, named after it, and print nothing."""

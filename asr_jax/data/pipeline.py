@@ -19,7 +19,7 @@ from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_pl
 from asr_jax.data.recordings import read_recording
 from asr_jax.types import Batch, Skipped, Utterance
 
-# Reading, resampling and a change of speed each round to whole samples, for two recordings.
+# Reading, resampling and changing the speed each round to whole samples, for up to two recordings.
 ROUNDING_SAMPLES = 16
 BYTES_PER_GIB = 2**30
 
@@ -48,7 +48,7 @@ class Batches(Iterator[Batch]):
 
 
 def bucket_samples(bucket_seconds: float, *, max_tempo: float, sample_rate_hz: int) -> int:
-    """Return S of a batch whose rows last at most `bucket_seconds` after a tempo <= `max_tempo`."""
+    """Return S for rows that last at most `bucket_seconds` after a tempo of at most `max_tempo`."""
     return ceil(bucket_seconds * max_tempo * sample_rate_hz) + ROUNDING_SAMPLES
 
 
@@ -146,14 +146,14 @@ def evaluation_batches(
         planned=plan.__getitem__,
         length=len(plan),
         local_rows=local_rows,
-        # Each is read once per evaluation: the memory is better spent on the training recordings.
+        # Each recording is read once per evaluation; training recordings use the memory better.
         cache=AudioCache(sample_rate_hz=sample_rate_hz, capacity_bytes=0),
         sample_rate_hz=sample_rate_hz,
     )
     return _read_ahead(reader, data)
 
 
-# Not compared or printed: grain keeps it as its source, and a corpus is large.
+# No comparison and no repr: grain keeps the reader as its source, and a corpus is large.
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BatchReader:
     """A sequence of `length` batches, each read and padded when it is indexed, by any thread.

@@ -36,7 +36,7 @@ def select_utterances(
     ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
     ctc_frames = needed_ctc_frames(ids, ends)
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
-    # As a character, the piece that stands for a space is unknown, though it is encoded.
+    # A transcript must not contain the character that stands for a space, though it is encoded.
     has_unknown |= [SPACE_PIECE in text for text in texts]
 
     # The first rule that holds for an utterance gives the reason.

@@ -29,7 +29,7 @@ from asr_jax.errors import user_message
 
 P = ParamSpec("P")
 
-# Within this time all processes must connect.
+# All processes must connect within this time.
 RENDEZVOUS_SECONDS = 300
 # A process that sends no heartbeat for this long counts as lost.
 HEARTBEAT_SECONDS = 30
@@ -42,7 +42,7 @@ class Processes:
     coordinator: str = ""
     """HOST:PORT at which process 0 listens, and to which the others connect."""
     processes: int = 1
-    """Number of processes on all hosts together."""
+    """Total number of processes on all hosts."""
     process: int = 0
     """Number of this process, from 0."""
 
@@ -61,10 +61,10 @@ class Processes:
 
 @contextlib.contextmanager
 def connected_processes(options: Processes, *, command: str) -> Iterator[int]:
-    """Connect this process with the others, before JAX looks for devices; yield their number.
+    """Connect this process with the others, before JAX looks for devices; yield the count.
 
-    Raises ValueError where they cannot connect. Afterwards an error in one process ends all of
-    them: that process reports it and exits at once, and whatever the others wait for then fails.
+    Raises ValueError if they cannot connect. After that, an error in one process ends all of them:
+    that process reports it and exits at once, and whatever the others wait for then fails.
     """
     count = options.processes if options.coordinator else started_together()
     if count > 1:

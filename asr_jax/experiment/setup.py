@@ -140,7 +140,7 @@ def describe(
 
 
 def first_state(setup: Setup, checkpointer: ocp.training.Checkpointer) -> TrainState:
-    """Return a new run's state; if it has a source's parameters, save it first."""
+    """Return a new run's state; if it starts from another model, save it first."""
     config, tokenizer = setup.config, setup.tokenizer
     state = initial_state(config, tokenizer.vocabulary_size, setup.optimizer, setup.mesh)
     if setup.source:

@@ -26,23 +26,25 @@ class FusionOptions:
     """Language models and hotwords for beam search; by default none."""
 
     language_model: Path | None = None
-    """Language model to add to --decoder beam: a text with one sentence per line, from which an
-    n-gram model is estimated; an .arpa or .arpa.gz file over the tokenizer's pieces; or the run
-    directory of a neural language model."""
+    """Language model to add to --decoder beam, one of:
+    a text with one sentence per line, from which an n-gram model is estimated;
+    an .arpa or .arpa.gz file over the tokenizer's pieces;
+    the run directory of a neural language model."""
     language_model_weight: float = 0.3
     """Weight of the language model's log-probabilities."""
     language_model_order: int = 4
     """Order, in pieces, of the n-gram model estimated from a text."""
     source_language_model: Path | None = None
-    """Language model of the recognizer's training text, to subtract: an ARPA file or a run (density
-    ratio), or the training transcripts, from which a bigram model is estimated (LODR)."""
+    """Language model of the recognizer's training text, to subtract, one of:
+    an ARPA file or a run (density ratio);
+    the training transcripts, from which a bigram model is estimated (LODR)."""
     source_language_model_weight: float = 0.1
     """Weight of the source language model's log-probabilities."""
     internal_lm_weight: float = 0.0
     """Weight of the recognizer's internal language model, to subtract (ILME)."""
     hotwords: Path | None = None
-    """File of phrases to boost with --decoder beam, one per line; `ANNA :2.5` overrides
-    --hotword-boost."""
+    """File of phrases to boost with --decoder beam, one per line.
+    A line such as `ANNA :2.5` overrides --hotword-boost."""
     hotword_boost: float = 1.0
     """Boost per piece of a phrase, in nats."""
 

@@ -1,4 +1,4 @@
-"""The numbers that the lattice needs of the joint network's logits, computed tile by tile.
+"""The numbers that the lattice needs from the joint network's logits, computed tile by tile.
 
 logits = activation(encoded + predicted) @ kernel + bias has V numbers in each of B * T * (U + 1)
 cells, but a loss needs only the logsumexp, the blank's logit and the next label's. Loops over tiles
@@ -49,7 +49,7 @@ class TilePlan(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Frames and label positions in blocks of a tile's size. Label positions have their labels."""
+    """Frames, label positions and their labels, in blocks of a tile's size."""
 
     encoded: Float[Array, "S N frames D"]
     predicted: Float[Array, "S N cells D"]
@@ -322,8 +322,8 @@ def _dot(subscripts, a, b):
 def _add_blocks(sums, index, blocks):
     """Return sums with blocks added at index; blocks of equal index are summed first.
 
-    That sum is a matrix product, and the scatter's indices are unique, so no result depends on the
-    order of atomic additions, and there is no loop over tiles.
+    That sum is a matrix product, which needs no loop over tiles. The scatter's indices are unique,
+    so no result depends on the order of atomic additions.
     """
     count = len(index)
     same = index[:, None] == index

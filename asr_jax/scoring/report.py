@@ -124,8 +124,11 @@ def _rows(
 def _aligned(
     utterance: Utterance, alignment: Sequence[Edit], counts: ErrorCounts
 ) -> dict[str, object]:
-    """Return an utterance with its alignment: in `text`, runs of correct words are strings, and
-    errors are [reference, hypothesis], one of them null for a deletion or an insertion."""
+    """Return an utterance with its alignment.
+
+    In `text`, a string is a run of correct words, and a pair [reference, hypothesis] is an error;
+    null is the missing side of a deletion or insertion.
+    """
     text: list[str | list[str | None]] = []
     for op, reference, hypothesis in alignment:
         if op != "equal":
@@ -146,8 +149,11 @@ def _aligned(
 
 
 def _timed(transcript: Transcript, normalized: str) -> dict[str, object]:
-    """Return the words' mean confidence in percent, and start in ms, end in ms and confidence in
-    percent of every word; also the words where they differ from the normalized transcript."""
+    """Return the words' mean confidence, and the start, end and confidence of every word.
+
+    Times are in ms, confidences in percent. The words themselves are included if they differ from
+    the normalized transcript.
+    """
     confidence = mean_confidence(transcript)
     numbers = [
         round(number)
@@ -163,8 +169,7 @@ def _timed(transcript: Transcript, normalized: str) -> dict[str, object]:
 
 
 def _lattice_row(label: LabelPosterior) -> list[object]:
-    """Return piece, start of the first frame and length of a frame in ms, and probabilities in
-    percent."""
+    """Return the piece, the first frame's start and a frame's length (ms), and percentages."""
     times = (round(1000 * seconds) for seconds in (label.start_seconds, label.frame_seconds))
     return [label.piece, *times, [round(100 * p) for p in label.probabilities]]
 

@@ -50,7 +50,7 @@ DEV_METRICS = {
     "dev_perplexity": "perplexity on dev {:.2f} per piece",
     "dev_word_perplexity": "{:.1f} per word",
 }
-# Nats per label. A rise is measured from at least this loss: memorized data reaches almost zero.
+# Nats per label. A rise is measured from at least this loss, as memorized data has almost none.
 NEGLIGIBLE_LOSS = 0.1
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -136,7 +136,7 @@ class Session:
 
 @dataclass
 class Throughput:
-    """The audio trained on and the time spent waiting for data after `step`."""
+    """The audio trained on and the time spent waiting for data since `step`."""
 
     step: int
     began_seconds: float = field(default_factory=time.monotonic)
@@ -173,7 +173,7 @@ def train(
     """Train until `train.steps`, or until `stopped_by(step)` names a signal.
 
     Returns the state, which is saved by then, and the signal's name or None. Raises
-    TrainingDiverged, which keeps the earlier checkpoints, and checkpoint.CheckpointError.
+    checkpoint.CheckpointError, and TrainingDiverged, after which the earlier checkpoints remain.
     """
     config, progress, total = session.config, session.progress, session.config.train.steps
     examine = functools.partial(

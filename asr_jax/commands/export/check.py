@@ -58,7 +58,7 @@ def recognize_reference(recognizer: Recognizer, data: str, limit: int) -> Refere
 
 
 def require_equal(check: ExportCheck, where: str, *, fraction: float = 1.0) -> None:
-    """Raise ValueError if less than the fraction `fraction` of the transcripts equal the run's."""
+    """Raise ValueError unless at least `fraction` of the transcripts equal the run's."""
     if check.equal < fraction * check.recordings:
         raise ValueError(
             f"{where}: {check.recordings - check.equal} of {check.recordings} transcripts differ "

@@ -26,24 +26,26 @@ from asr_jax.models.encoder import fold_shared_layers
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a model, run it on some recordings and compare; a difference is an error."""
+    """Write a model and compare its transcripts of some recordings with the run's."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; must be new or empty."""
     format: Literal["params", "stablehlo", "sherpa-onnx"]
-    """params: for asr_jax itself; stablehlo: programs that need only JAX; sherpa-onnx: ONNX files
-    for sherpa-onnx (docs/export.md)."""
+    """params: for asr_jax itself.
+    stablehlo: programs that need only JAX.
+    sherpa-onnx: ONNX files for sherpa-onnx (docs/export.md)."""
     checkpoint: str = "best"
     """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
     quantize: Literal["none", "int8"] = "none"
-    """int8: matrices in eight bits, with a scale per channel; sherpa-onnx: in additional files."""
+    """int8: matrices in eight bits, with a scale per channel.
+    --format sherpa-onnx writes them in addition to float32."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters that are not quantized; only for --format params."""
     fold: bool = False
-    """Replace matrices that encoder layers share by a matrix for each layer: faster, but as large
-    as without sharing."""
+    """Store full matrices for every encoder layer instead of shared ones.
+    Faster, but as large as a model without sharing."""
     chunk_ms: float | None = None
     """Override decoding.chunk_ms: export for streaming in chunks of this size."""
     data: str = ""

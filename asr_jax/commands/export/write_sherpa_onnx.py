@@ -67,7 +67,7 @@ def usage(name: str, config: Config) -> str:
 
 
 def prepared(recognizer: Recognizer, *, dtype: str, int8: bool) -> Recognizer:
-    """Return the run with sherpa-onnx's search. Raises ValueError for what it cannot run."""
+    """Return the run with sherpa-onnx's search; raise ValueError if sherpa-onnx cannot run it."""
     if dtype != "float32":
         raise UsageError(
             f"--dtype {dtype}: sherpa-onnx computes in float32; for size, pass --quantize int8"
@@ -177,9 +177,9 @@ def _stream_transcripts(
 def _followed_by_silence(
     reference: ReferenceTranscripts, recognizer: Recognizer
 ) -> ReferenceTranscripts:
-    """Return the recordings with silence after them and the run's transcripts of these.
+    """Append silence to the recordings, and transcribe them with the run again.
 
-    The recordings then end with a chunk, because sherpa-onnx recognizes only full chunks.
+    Each recording then ends with a full chunk; sherpa-onnx recognizes no others.
     """
     features = recognizer.config.features
     chunk = round(recognizer.config.decoding.chunk_ms / features.hop_ms) * hop_samples(features)

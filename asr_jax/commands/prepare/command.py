@@ -30,15 +30,15 @@ class Options:
     """Check every recording of SOURCE and store the usable ones in OUT, a prepared dataset."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """librispeech, or any dataset: a folder in its layout, a manifest, a prepared dataset, ..."""
+    """The word librispeech, or any dataset: a folder, a manifest, tar shards, ..."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to create, which can then be used as DATA. For LibriSpeech it contains such a folder
-    for each part."""
+    """Folder to create, which is then a dataset.
+    For LibriSpeech it contains such a folder for each part."""
     parts: tuple[str, ...] = tuple(ARCHIVES)
     """Parts of LibriSpeech."""
     archives: Path | None = None
-    """Folder with LibriSpeech's archives or their unpacked folders; missing archives are downloaded
-    into it. OUT/archives by default."""
+    """Folder with LibriSpeech's archives or their unpacked folders; by default OUT/archives.
+    Missing archives are downloaded into it."""
     address: str = ADDRESS
     """URL of a mirror to download LibriSpeech's archives from."""
     min_seconds: float = 0.1
@@ -46,8 +46,8 @@ class Options:
     max_seconds: float = math.inf
     """Longer recordings are dropped."""
     config: Path | None = None
-    """Training config: list in OUT/unfit.jsonl the recordings that it would leave out, such as
-    those too short for their text under its objective."""
+    """Training config: list in OUT/unfit.jsonl the recordings that it would leave out.
+    Recordings that are too short for their text under its objective are listed too."""
     threads: int = 4
     """Threads that decode recordings to check them."""
 

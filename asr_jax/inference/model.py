@@ -73,7 +73,7 @@ def load(
     beam: int | None = None,
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
-    **fusion: str | Path | float,
+    **fusion: str | Path | int | float,
 ) -> Model:
     """Load the model of a run directory, or of a directory written by
     `asr-jax export --format params`.

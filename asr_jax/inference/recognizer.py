@@ -128,7 +128,7 @@ def open_any_run(run: Path, which: str) -> Recognizer:
     return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
 
 
-def with_decoding(recognizer: Recognizer, **changes: float | None) -> Recognizer:
+def with_decoding(recognizer: Recognizer, **changes: int | float | None) -> Recognizer:
     """Return the recognizer with other values in config.decoding; None leaves a field unchanged."""
     given = {name: value for name, value in changes.items() if value is not None}
     config = recognizer.config

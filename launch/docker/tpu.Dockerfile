@@ -3,7 +3,7 @@ FROM python:3.12-slim
 WORKDIR /asr
 COPY pyproject.toml requirements.txt README.md LICENSE ./
 COPY asr_jax asr_jax
-RUN pip install --no-cache-dir '.[tpu,gcs]'
 COPY configs configs
+RUN pip install --no-cache-dir '.[tpu,gcs]'
 COPY samples samples
 CMD ["asr-jax", "--help"]

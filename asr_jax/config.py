@@ -211,7 +211,7 @@ class FeaturesConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window_ms < self.hop_ms:
+        if not self.window_ms >= self.hop_ms:  # NaN is invalid as well
             raise self._invalid("window_ms", "must be at least features.hop_ms")
         if int(self.sample_rate_hz * self.hop_ms / 1000) == 0:
             raise self._invalid("hop_ms", f"must be at least a sample at {self.sample_rate_hz} Hz")

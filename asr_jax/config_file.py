@@ -103,13 +103,14 @@ def _typed(value: object, annotation: object, name: str) -> object:
     expected = _kind(arguments[0]) if origin is Literal else _EXPECTED[origin or annotation]
     if _kind(value) != expected:
         raise UsageError(f"{name} = {value!r}: must be {expected}{' or null' if optional else ''}")
-    if origin is Literal and value not in arguments:
+    # 8.0 equals 8, but is not the integer that the annotation lists.
+    if origin is Literal and not any(value == x and isinstance(value, type(x)) for x in arguments):
         raise UsageError(f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
     if origin is tuple and isinstance(value, list | tuple):
         return _typed_tuple(value, arguments, name)
     if annotation is int and not isinstance(value, int):
         raise UsageError(f"{name} = {value!r}: must be an integer")
-    return float(value) if annotation is float and isinstance(value, int) else value
+    return float(value) if annotation is float and isinstance(value, int | float) else value
 
 
 def _typed_tuple(

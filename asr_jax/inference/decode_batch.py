@@ -53,7 +53,7 @@ class JittedDecoding:
             out_shardings=NamedSharding(mesh, P()),
         )
         self._mesh = mesh
-        self._compiled: set[tuple[tuple[int, ...], ...]] = set()
+        self._compiled: set[tuple[object, ...]] = set()
 
     def __call__(
         self, params: PyTree, batch: Batch, fusion: Fusion = NO_FUSION
@@ -62,9 +62,10 @@ class JittedDecoding:
 
     def compile(self, params: PyTree, batch: Batch, fusion: Fusion = NO_FUSION) -> None:
         """Decode a batch of a new shape once, so that the next call need not compile."""
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batch.samples, fusion)))
-        if shapes not in self._compiled:
-            self._compiled.add(shapes)
+        leaves, structure = jax.tree.flatten((batch.samples, fusion))
+        program = (structure, *(leaf.shape for leaf in leaves))
+        if program not in self._compiled:
+            self._compiled.add(program)
             jax.block_until_ready(self(params, batch, fusion))
 
 

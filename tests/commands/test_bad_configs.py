@@ -89,6 +89,16 @@ def test_mistake_in_a_config_file_is_reported_with_its_line(mistake_messages, n)
         ("data.train", ["a", "b"], "data.train = ['a', 'b']: must be a string"),
         ("data.bucket_seconds", 2, "data.bucket_seconds = 2: must be a list"),
         ("encoder.heads", 3, "encoder.heads = 3: must divide encoder.width = 16"),
+        (
+            "encoder.subsampling_factor",
+            8.0,
+            "encoder.subsampling_factor = 8.0: must be one of 4, 8",
+        ),
+        (
+            "features.window_ms",
+            float("nan"),
+            "features.window_ms = nan: must be at least features.hop_ms",
+        ),
         ("data.bucket_seconds", [1, "2"], "data.bucket_seconds[1] = '2': must be a number"),
         ("augment.tempo_range", [1], "augment.tempo_range = [1]: must be a list of 2"),
         (

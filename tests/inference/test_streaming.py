@@ -161,7 +161,7 @@ def test_configs_that_cannot_stream_are_rejected(recognizer):
     assert "needs a transducer, tdt or hat model" in refused(
         objective=ObjectiveConfig(kind="ctc", ctc_weight=0.0)
     )
-    assert "not trained for it" in refused()
+    assert "not trained for streaming" in refused()
     chunks = dict(features=recognizer.config.features, encoder=recognizer.config.encoder)
     assert "--decoder greedy" in refused(**chunks, decoding=DecodingConfig(beam=4))
     assert transcribe_stream.streaming(recognizer).config.decoding.chunk_ms == 320

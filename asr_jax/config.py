@@ -546,7 +546,7 @@ class Config:
             if utterances % train.accumulate:
                 rule = f"must divide every data.bucket_utterances, also {utterances}"
                 raise _invalid("train.accumulate", train.accumulate, rule)
-        if objective.kind == "language_model":
+        if objective.is_language_model:
             rule = "a language model has none; its perplexity is measured on data.dev"
             if objective.ctc_weight:
                 raise _invalid("objective.ctc_weight", objective.ctc_weight, rule)

@@ -110,7 +110,10 @@ def _typed(value: object, annotation: object, name: str) -> object:
         return _typed_tuple(value, arguments, name)
     if annotation is int and not isinstance(value, int):
         raise UsageError(f"{name} = {value!r}: must be an integer")
-    return float(value) if annotation is float and isinstance(value, int | float) else value
+    try:
+        return float(value) if annotation is float and isinstance(value, int | float) else value
+    except OverflowError:
+        raise UsageError(f"{name}: an integer of {len(str(value))} digits is too large") from None
 
 
 def _typed_tuple(

@@ -32,7 +32,7 @@ config = Config(
         bucket_utterances=(12, 8, 4),
     ),
     augment=AugmentConfig(
-        # Faster and more varied than the recordings, of which there are only 36 minutes.
+        # Faster and more varied speech than in the recordings, since they last only 36 minutes.
         tempo_range=(0.85, 1.45),
         join_probability=0.2,
         time_masks=3,

@@ -1,4 +1,4 @@
-"""Who may import whom, and who may touch the world outside: read from the syntax trees."""
+"""The imports, libraries, clock, environment and files that each part may use, by syntax tree."""
 
 import ast
 import sys

@@ -34,7 +34,7 @@ class BucketFit(NamedTuple):
     """The parameters and their average."""
     optimizer_bytes: int
     activations_bytes: int
-    """What the forward pass keeps for the backward pass, as traced; part of `temporary_bytes`."""
+    """Tensors that the forward pass saves for the backward pass; part of temporary_bytes."""
     temporary_bytes: int | None
     """Everything allocated within a step; None if the compiler ran out of memory."""
     memory_bytes: int | None

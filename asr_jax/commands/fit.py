@@ -60,7 +60,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     _, options = parse_after_config(Options, arguments, program="asr-jax fit")
-    if options.config.objective.kind == "language_model":
+    if options.config.objective.is_language_model:
         raise UsageError("objective.kind = 'language_model': fit supports speech recognizers only")
     target = _target(options.config, options.target)
     buckets = _fit_buckets(options, target)

@@ -36,7 +36,7 @@ class PlannedBatch(NamedTuple):
     noise: Int32[np.ndarray, " B"]
     """Index of the noise recording added, -1 for none."""
     noise_start_seconds: Float64[np.ndarray, " B"]
-    """Where the noise starts in that recording."""
+    """Start of the added noise in its recording."""
     snr_db: Float64[np.ndarray, " B"]
     impulse_response: Int32[np.ndarray, " B"]
     """Index of the impulse response, -1 for none."""

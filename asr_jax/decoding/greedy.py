@@ -81,7 +81,7 @@ def greedy_search(
     `frames_per_turn` frames of every row at once, follows the blanks to the first label, and only
     then runs the predictor (label-looping, arXiv 2406.06220). The number of turns is about the
     number of labels, rather than of labels and frames. By default, `frames_per_turn` is 4, or 1 for
-    a joint with durations, which skips frames itself (docs/decoding.md compares other values).
+    a joint with durations, which skips frames itself (docs/benchmarks.md compares other values).
 
     With durations, the search advances by the most probable duration, after a blank by at least one
     frame (arXiv 2304.06795, algorithm 1). A frame emits at most `max_symbols_per_frame` labels,

@@ -127,8 +127,11 @@ def _language_model_scorer(
 def _neural_scorer(run: Path, tokenizer: Tokenizer, *, weight: float) -> NeuralScorer:
     """Load a language model's run, whose pieces must be the recognizer's."""
     opened = open_any_run(run, "best")
-    if (kind := opened.config.objective.kind) != "language_model":
-        raise ValueError(f"{run}: objective.kind = {kind!r}: must be a language model's run")
+    objective = opened.config.objective
+    if not objective.is_language_model:
+        raise ValueError(
+            f"{run}: objective.kind = {objective.kind!r}: must be a language model's run"
+        )
     if opened.tokenizer.pieces != tokenizer.pieces:
         raise ValueError(
             f"{run}: its pieces differ from the recognizer's; train the language model with "

@@ -86,7 +86,7 @@ def open_run(run: Path, which: str) -> Recognizer:
         which: the checkpoint: best, last, a step, or average:N.
     """
     opened = open_any_run(run, which)
-    if opened.config.objective.kind == "language_model":
+    if opened.config.objective.is_language_model:
         raise ValueError(
             f"{run}: a language model, which recognizes nothing by itself; pass it to a "
             "recognizer, as in evaluate RUN --language-model (docs/decoding.md)"
@@ -183,10 +183,9 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
         decode.compile(params, batch, fusion)
         compile_seconds += time.monotonic() - before
         store_rows(found, *decode(params, batch, fusion))
-    of_segments = iter(found)
+    results = iter(found)
     hypotheses = [
-        _merged(recognizer, segments, list(itertools.islice(of_segments, len(segments))))
-        for segments in windows
+        _merged(recognizer, parts, list(itertools.islice(results, len(parts)))) for parts in windows
     ]
     wall_seconds = time.monotonic() - began - compile_seconds
     audio_seconds = sum(u.duration_seconds for u, best in zip(utterances, hypotheses) if best)

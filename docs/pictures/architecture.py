@@ -184,7 +184,7 @@ def _toward(start: Point, end: Point, distance: float) -> Point:
 
 
 class House(NamedTuple):
-    """Where the rooms are on the sheet."""
+    """Positions of the rooms in the picture."""
 
     floors: dict[str, int]
     tops: list[float]

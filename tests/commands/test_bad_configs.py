@@ -86,6 +86,11 @@ def test_mistake_in_a_config_file_is_reported_with_its_line(mistake_messages, n)
         ("encoder.layers", 1.5, "encoder.layers = 1.5: must be an integer"),
         ("features.remove_dc", "no", "features.remove_dc = 'no': must be true or false"),
         ("joint.chunk_frames", "all", "joint.chunk_frames = 'all': must be a number or null"),
+        (
+            "optimizer.peak_learning_rate",
+            10**400,
+            "optimizer.peak_learning_rate: an integer of 401 digits is too large",
+        ),
         ("data.train", ["a", "b"], "data.train = ['a', 'b']: must be a string"),
         ("data.bucket_seconds", 2, "data.bucket_seconds = 2: must be a list"),
         ("encoder.heads", 3, "encoder.heads = 3: must divide encoder.width = 16"),

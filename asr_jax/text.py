@@ -131,8 +131,8 @@ class Tokenizer:
         return self._processor.encode(texts, return_type="numpy", num_threads=-1)
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """Return the text of labels."""
-        return self._processor.decode([int(id) for id in ids])
+        """Return the text of labels: the `words`, with a single space between two words."""
+        return collapse_white_space(self._processor.decode([int(id) for id in ids]))
 
     def words(self, ids: Iterable[SupportsInt]) -> list[tuple[str, list[int]]]:
         """Return the words of `decode(ids)`, each with the indices in `ids` that spell it.

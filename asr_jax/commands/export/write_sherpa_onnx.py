@@ -17,6 +17,7 @@ from asr_jax.export.model_card import ExportCheck
 from asr_jax.export.onnx_check import OnnxCheck, compare, open_runtime
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances, with_decoding
+from asr_jax.text import collapse_white_space
 from asr_jax.types import InMemory
 
 # Models of up to 36 blocks differed by 2e-6; a wrong graph differs by a fraction near 1.
@@ -147,7 +148,7 @@ def transcripts(
         stream = recognizer.create_stream()
         stream.accept_waveform(config.features.sample_rate_hz, samples)
         recognizer.decode_stream(stream)
-        texts.append(stream.result.text.strip())
+        texts.append(collapse_white_space(stream.result.text))
     return texts
 
 
@@ -170,7 +171,7 @@ def _stream_transcripts(
         stream.input_finished()
         while recognizer.is_ready(stream):
             recognizer.decode_stream(stream)
-        texts.append(recognizer.get_result(stream).strip())
+        texts.append(collapse_white_space(recognizer.get_result(stream)))
     return texts
 
 

@@ -23,18 +23,19 @@ MAY_IMPORT = {
     "types": "",
     "audio": "",
     "text": "",
+    "text_files": "",
     "errors": "",
     "config_file": "config errors",
     "losses": "losses",
     "features": "config features",
     "layers": "layers",
     "models": "config layers models",
-    "data": "audio config data text types",
+    "data": "audio config data text text_files types",
     "distributed": "config distributed errors",
     "training": "config distributed features layers losses models training types",
     "capacity": "capacity config distributed features layers losses models training types",
-    "decoding": "config decoding features layers losses models text types",
-    "scoring": "scoring types",
+    "decoding": "config decoding features layers losses models text text_files types",
+    "scoring": "scoring text_files types",
     "export": "config decoding export features layers models text types",
     "inference": "audio config config_file data decoding distributed errors export features "
     "inference models text training.checkpoint types",
@@ -53,6 +54,7 @@ LIBRARIES = {
     "models": "flax jax jaxtyping",
     "audio": "jaxtyping numpy soundfile soxr",
     "text": "jaxtyping numpy sentencepiece",
+    "text_files": "",
     "data": "array_record grain jaxtyping numpy tensorflow_datasets",
     "scoring": "jaxtyping numpy rapidfuzz whisper_normalizer",
 }
@@ -65,7 +67,7 @@ READS_CLOCK = (
 READS_CALL = "__main__ commands distributed"
 OPENS_FILES = (
     "audio commands config_file data decoding.hotwords decoding.ngram distributed experiment "
-    "export inference scoring.comparison scoring.report scoring.report_page text "
+    "export inference scoring.comparison scoring.report scoring.report_page text text_files "
     "training.checkpoint training.metrics_log"
 )
 # The methods of pathlib.Path that no other object in the package has.

@@ -1,6 +1,7 @@
 """The utterances of a dataset, in any of the forms that can be read."""
 
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -133,6 +134,7 @@ def _with_duration(utterance: Utterance) -> Utterance | Skipped:
         if seconds <= 0:
             return Skipped(utterance.id, f"offset beyond the end: {utterance.offset_seconds:g} s")
         return utterance._replace(duration_seconds=seconds)
-    if utterance.within is None and not utterance.audio.is_file():
+    # Unlike Path.is_file, os.path.isfile is false for a path that is too long.
+    if utterance.within is None and not os.path.isfile(utterance.audio):
         return Skipped(utterance.id, f"no such file: {utterance.place}")
     return utterance

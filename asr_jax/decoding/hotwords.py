@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asr_jax.decoding.automaton import Automaton, build_automaton
-from asr_jax.text import SPACE_PIECE, Tokenizer, collapse_white_space
+from asr_jax.text import SPACE_PIECE, Tokenizer
+from asr_jax.text_files import numbered_lines, transcript
 
 
 def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
@@ -14,22 +15,16 @@ def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
 
     Raises ValueError for a file that cannot be read, and for an invalid line, with its number.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     phrases: dict[str, float] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(path):
         phrase, colon, own = line.rpartition(":")
         if not colon:
             phrase, own = line, str(boost)
-        phrase = collapse_white_space(phrase)
+        phrase = transcript(phrase)
         try:
             phrase_boost = float(own)
         except ValueError:
             phrase_boost = math.nan
-        if not line.strip():
-            continue
         if not phrase or not 0 < phrase_boost < math.inf:
             rule = "must be PHRASE, or PHRASE :BOOST with a positive boost"
             raise ValueError(f"{path}: line {number}: {line!r}: {rule}")

@@ -1,16 +1,16 @@
 """N-gram language models over a tokenizer's pieces, from ARPA files or estimated from text."""
 
 import collections
-import gzip
 import math
 import re
-import zlib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from asr_jax.decoding.automaton import Automaton, build_automaton
 from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
+from asr_jax.text_files import EncodingError, numbered_lines, transcript
 
 # Labels of the beginning and the end of a sentence.
 BEGIN, END = -1, -2
@@ -53,7 +53,7 @@ def load_language_model(
 
 def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) -> list[list[int]]:
     """Read a text's sentences as labels."""
-    lines = [line for _, line in _lines(path) if line]
+    lines = [transcript(line) for _, line in _lines(path)]
     if not lines:
         raise ValueError(f"{path}: contains no text")
     encoded, rejected = [], []
@@ -74,18 +74,14 @@ def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) ->
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield stripped lines with their numbers, from 1."""
-    opened = gzip.open if path.suffix == ".gz" else open
+    """Yield the lines that are not blank, stripped and in form NFC, with their numbers."""
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            yield from enumerate((line.strip() for line in file), start=1)
-    except UnicodeDecodeError:
+        for number, line in numbered_lines(path):
+            yield number, unicodedata.normalize("NFC", line.strip())
+    except EncodingError as error:
         raise ValueError(
-            f"{path}: must be an ARPA file or UTF-8 text; for a KenLM binary, pass the ARPA file "
-            "that it was built from"
+            f"{error}; for a KenLM binary, pass the ARPA file that it was built from"
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
@@ -101,7 +97,7 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
     counts: dict[int, int] = {}
     section, order, left = "", 0, 0
     for number, line in _lines(path):
-        if section == "\\end\\" or not line or not (section or line == "\\data\\"):
+        if section == "\\end\\" or not (section or line == "\\data\\"):
             continue
         try:
             if line.startswith("\\"):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asr_jax.scoring.evaluation import Baseline
+from asr_jax.text_files import numbered_lines, transcript
 from asr_jax.types import Utterance
 
 
@@ -23,17 +24,13 @@ def read_baseline(
     path = folder / "hypotheses.jsonl"
     expected = {utterance.id: normalize(utterance.text) for utterance in utterances}
     hypotheses = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(path):
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, strict=False)
             id, reference, hypothesis = (entry[k] for k in ("id", "reference", "hypothesis"))
             if not all(isinstance(text, str) for text in (id, reference, hypothesis)):
                 raise TypeError
-            reference = normalize(reference)
+            reference = normalize(transcript(reference))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}:{number}: must be an object with strings id, reference and hypothesis"
@@ -43,7 +40,7 @@ def read_baseline(
                 f"{path}:{number}: reference {reference!r} of {id} must be {expected[id]!r}, as in "
                 "--data; compare with an evaluation of that dataset"
             )
-        hypotheses[id] = hypothesis
+        hypotheses[id] = transcript(hypothesis)
     if not expected.keys() & hypotheses.keys():
         raise ValueError(f"{path}: contains none of the utterances of --data")
     return Baseline(str(folder), hypotheses)

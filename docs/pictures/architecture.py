@@ -69,11 +69,12 @@ ROOMS = {
     "config_file": Room(5.72, "config.json"),
     "scoring": Room(6.7, "WER, report"),
     "audio": Room(0, "samples"),
-    "text": Room(1.0, "SentencePiece"),
-    "layers": Room(2.2, "blocks"),
-    "losses": Room(3.36, "stand alone"),
-    "types": Room(4.68, "Batch, Transcript"),
-    "config": Room(5.69, "every setting"),
+    "text": Room(0.95, "SentencePiece"),
+    "text_files": Room(1.9, "lines of UTF-8"),
+    "layers": Room(2.85, "blocks"),
+    "losses": Room(3.8, "stand alone"),
+    "types": Room(4.75, "Batch, Transcript"),
+    "config": Room(5.72, "every setting"),
     "errors": Room(6.7, "in one line"),
 }
 

@@ -150,7 +150,7 @@ def test_compare_with_a_run_and_with_evaluations(trained, command, error, tmp_pa
             f"{first}:1: must be an object with strings id, reference"
         )
     first.write_bytes(b"\xff")
-    assert error(*compare) == f"{first}: not UTF-8"
+    assert error(*compare).startswith(f"{first}:1: not UTF-8 text (byte 0xff at position 1); ")
     first.write_text("")
     assert error(*compare) == f"{first}: contains none of the utterances of --data"
     for path in (trained.run, itself):

@@ -92,7 +92,8 @@ def test_text_may_be_in_a_file(tmp_path):
     utterances, _ = read_manifest(write_jsonl(tmp_path / "manifest.jsonl", entry))
     assert utterances[0].text == "ONE TWO"
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(ValueError, match="manifest.jsonl:1: text_filepath = a.txt: cannot be read"):
+    missing = "manifest.jsonl:1: text_filepath = a.txt: No such file or directory"
+    with pytest.raises(ValueError, match=f"transcript cannot be read: .*{missing}"):
         read_manifest(tmp_path / "manifest.jsonl")
 
 
@@ -192,8 +193,6 @@ def test_errors_of_a_whole_dataset_are_one_line(tmp_path):
         (f'{{"audio_filepath": "a.wav", "text": "A", "duration": 1{"0" * 400}}}', "must be a numb"),
         (f'{{"audio_filepath": "a.wav", "text": "A", "duration": {"1" * 5000}}}', "not JSON that"),
         ("[" * 200_000, "not JSON that can be read"),
-        ('{"audio_filepath": "a.wav", "text": "A \\ud800"}', "not a character"),
-        ('{"audio_filepath": "a.wav", "text_filepath": "a\\u0000"}', "cannot be read"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -202,6 +201,50 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_manifest(listing)
     assert str(caught.value).startswith(f"{listing}:3: ") and "\n" not in str(caught.value)
+
+
+def test_a_line_that_is_wrong_by_itself_is_left_out(tmp_path):
+    """Half of a surrogate pair, names that no file can have, and text files that cannot be read."""
+    write_tone(tmp_path / "a.wav", 0.5)
+    (tmp_path / "latin.txt").write_bytes("gr\u00f6\u00dfer".encode("latin-1"))
+    of_file = "transcript cannot be read: {}:{}: text_filepath = {}: "
+    wrong = [
+        ({"audio_filepath": "a.wav", "text": "A \ud800"}, "transcript is not Unicode: it has"),
+        ({"audio_filepath": "n" * 256 + ".wav"}, "File name too long: "),
+        ({"audio_filepath": "n/" * 2048 + "a.wav"}, "File name too long: "),
+        ({"audio_filepath": "n" * 256 + ".wav", "duration": 1}, "no such file: "),
+        ({"audio_filepath": "a.wav\0"}, "no such file: "),
+        ({"audio_filepath": "a.wav\0", "duration": 1}, "no such file: "),
+        ({"audio_filepath": str(tmp_path)}, "no such file: "),
+        ({"audio_filepath": str(tmp_path), "duration": 1}, "no such file: "),
+        ({"text": None, "text_filepath": "none.txt"}, of_file + "No such file"),
+        ({"text": None, "text_filepath": "n" * 256}, of_file + "File name too long"),
+        ({"text": None, "text_filepath": "a\0"}, of_file + "embedded null"),
+        ({"text": None, "text_filepath": "."}, of_file + "Is a directory"),
+        ({"text": None, "text_filepath": "latin.txt"}, of_file + "latin.txt: not UTF-8 text (byte"),
+    ]
+    good = {"audio_filepath": "a.wav", "text": "A"}
+    entries = [good | fields | {"id": f"{n:02}"} for n, (fields, _) in enumerate(wrong)]
+    # The wrong line is first, so that no path of it decides where relative paths start.
+    listing = write_jsonl(tmp_path / "m.jsonl", *entries, good | {"id": "good"})
+    utterances, skipped = read_manifest(listing)
+    assert [one.id for one in utterances] == ["good"]
+    reasons = {one.id: one.reason for one in skipped}
+    for n, (fields, reason) in enumerate(wrong):
+        expected = reason.format(listing, 2 * n + 1, fields.get("text_filepath"))
+        assert reasons[f"{n:02}"].startswith(expected), fields
+    assert reasons["00"].endswith(f"{listing}:1")
+
+
+def test_the_first_path_that_exists_decides_where_paths_start(tmp_path, monkeypatch):
+    write_tone(tmp_path / "audio/a.wav", 0.5)
+    (tmp_path / "lists").mkdir()
+    entries = [{"audio_filepath": f"audio/{name}.wav", "text": "A"} for name in ("gone", "a")]
+    listing = write_jsonl(tmp_path / "lists/m.jsonl", *entries)
+    monkeypatch.chdir(tmp_path)
+    utterances, skipped = read_manifest(listing)
+    assert [one.audio for one in utterances] == [Path("audio/a.wav")]
+    assert [one.id for one in skipped] == ["audio/gone.wav"]
 
 
 def test_sample_corpus_matches_its_readme():

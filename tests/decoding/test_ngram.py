@@ -176,7 +176,7 @@ def test_damaged_archive_is_reported(tmp_path):
         read_arpa(path, PIECES)
     archive[10] = 0xFF  # the first block's kind
     path.write_bytes(archive)
-    with pytest.raises(ValueError, match="^.*a.arpa.gz: Error -3"):
+    with pytest.raises(ValueError, match="^.*a.arpa.gz: not gzip, or corrupt"):
         read_arpa(path, PIECES)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asr_jax.data.sources.lines import numbered_lines, root_of
-from asr_jax.text import collapse_white_space
+from asr_jax.data.sources.lines import root_of
+from asr_jax.text_files import numbered_lines, transcript
 from asr_jax.types import Skipped, Utterance
 
 ARCHIVE = re.compile(r"\.ark(:\d+)?(\[.*\])?$")
@@ -57,7 +57,7 @@ def kaldi_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
             yield Utterance(
                 id=id,
                 audio=recordings[segment.recording],
-                text=collapse_white_space(texts[id][1]),
+                text=transcript(texts[id][1]),
                 duration_seconds=segment.duration_seconds,
                 speaker=speakers[id][1] if id in speakers else "",
                 offset_seconds=segment.start_seconds,
@@ -81,9 +81,8 @@ def _recordings(folder: Path) -> dict[str, Path]:
             )
         if not path or ARCHIVE.search(path):
             raise ValueError(f"{location}: {id} needs the path of an audio file, not {path or '-'}")
-        if root is None:
-            root = root_of(path, folder)
-        recordings[id] = root / path
+        root = root or root_of(path, folder)
+        recordings[id] = (root or folder) / path
     return recordings
 
 

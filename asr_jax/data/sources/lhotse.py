@@ -4,8 +4,14 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from asr_jax.data.sources.lines import numbered_objects, root_of, seconds_in, string_in
-from asr_jax.text import collapse_white_space
+from asr_jax.data.sources.lines import (
+    numbered_objects,
+    root_of,
+    seconds_in,
+    string_in,
+    unicode_fault,
+)
+from asr_jax.text_files import transcript
 from asr_jax.types import Skipped, Utterance
 
 # Lhotse's own tolerance for recordings that are shorter than their manifest says.
@@ -32,8 +38,7 @@ def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
     root: Path | None = None
     for location, cut in numbered_objects(manifest):
         path, channel = _recording(cut, location)
-        if root is None:
-            root = root_of(path, manifest.parent)
+        root = root or root_of(path, manifest.parent)
         cut_start, cut_seconds = _start(cut, location), _duration(cut, location)
         supervisions = _objects(cut, "supervisions", location)
         if not supervisions:
@@ -47,12 +52,14 @@ def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
                 yield Skipped(id, f"extends beyond its cut: {reason}")
             elif not isinstance(text, str):
                 yield Skipped(id, "a supervision without text")
+            elif fault := unicode_fault(text, location):
+                yield Skipped(id, fault)
             else:
                 start, end = max(start, 0.0), min(end, cut_seconds)
                 yield Utterance(
                     id=id,
-                    audio=root / path,
-                    text=collapse_white_space(text),
+                    audio=(root or manifest.parent) / path,
+                    text=transcript(text),
                     duration_seconds=round(end - start, DECIMALS),
                     speaker=string_in(supervision, "speaker"),
                     offset_seconds=round(cut_start + start, DECIMALS),

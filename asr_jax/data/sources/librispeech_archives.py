@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from asr_jax.text import collapse_white_space
+from asr_jax.text_files import EncodingError, decoded, transcript
 from asr_jax.types import InMemory, Skipped, Utterance
 
 ADDRESS = "https://www.openslr.org/resources/12"
@@ -70,10 +70,10 @@ def read_archive(path: Path) -> Iterator[Utterance | Skipped]:
                 if name.suffix == ".flac":
                     recordings[name.stem] = opened.read()
                 elif name.name.endswith(".trans.txt"):
-                    for line in opened.read().decode().splitlines():
-                        id, _, text = line.strip().partition(" ")
-                        transcripts[id] = collapse_white_space(text)
-    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+                    for line in decoded(opened.read(), f"{path}: {name}").split("\n"):
+                        if words := line.split(maxsplit=1):
+                            transcripts[words[0]] = transcript("".join(words[1:]))
+    except (tarfile.TarError, EOFError, OSError, EncodingError) as error:
         raise ValueError(
             f"{path}: damaged ({error}); delete it to have it downloaded again"
         ) from error

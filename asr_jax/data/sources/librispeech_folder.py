@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from asr_jax.data.sources.lines import numbered_lines
-from asr_jax.text import collapse_white_space
+from asr_jax.text_files import numbered_lines, transcript
 from asr_jax.types import Skipped, Utterance
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
@@ -60,11 +59,11 @@ def _listed_utterances(listing: Path, recordings: Mapping[str, Path]) -> Iterato
     speaker, chapter = listing.parent.absolute().parts[-2:]
     is_librispeech = listing.name == f"{speaker}-{chapter}.trans.txt"
     for _, line in numbered_lines(listing):
-        id, _, text = line.strip().partition(" ")
+        id, *text = line.split(maxsplit=1)
         yield Utterance(
             id=id,
             audio=recordings.get(id, listing.parent / f"{id}{AUDIO_SUFFIXES[0]}"),
-            text=collapse_white_space(text),
+            text=transcript("".join(text)),
             duration_seconds=math.nan,
             speaker=speaker if is_librispeech else "",
         )

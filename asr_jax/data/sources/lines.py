@@ -1,40 +1,24 @@
-"""Shared parts of the manifest readers: numbered lines, JSON objects and relative paths."""
+"""Shared parts of the manifest readers: JSON objects, their fields, and relative paths."""
 
-import gzip
 import json
 import math
-import zlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Read the lines of a text file, optionally .gz, that are not blank, numbered from 1.
-
-    Raises ValueError, naming the file, if it is not UTF-8 or not gzip, or cannot be read.
-    """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            yield from ((n, line) for n, line in enumerate(file, start=1) if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-    except EOFError as error:
-        raise ValueError(f"{path}: truncated, the gzip stream has no end") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not gzip, or corrupt") from error
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
+from asr_jax.text_files import numbered_lines
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Read a file of one JSON object per line; yield FILE:LINE and the object.
 
-    Raises ValueError, naming file and line, if a line is something else.
+    Strings may hold control characters, such as a tab, that JSON would have escaped. Raises
+    ValueError, naming file and line, if a line is something else.
     """
     for number, line in numbered_lines(path):
         location = f"{path}:{number}"
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, strict=False)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{location}: not JSON, {error.msg} at column {error.colno}"
@@ -44,6 +28,15 @@ def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         if not isinstance(fields, dict):
             raise ValueError(f"{location}: needs a JSON object, not {line.strip()[:40]}")
         yield location, fields
+
+
+def unicode_fault(text: str, location: str) -> str:
+    """Return why a text is not Unicode; empty if it is. JSON may escape half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"transcript is not Unicode: it has {text[error.start]!r}, {location}"
+    return ""
 
 
 def seconds_in(fields: Mapping[str, object], name: str, location: str) -> float:
@@ -66,10 +59,12 @@ def string_in(fields: Mapping[str, object], name: str) -> str:
     return "" if value is None else str(value)
 
 
-def root_of(path: str, folder: Path) -> Path:
+def root_of(path: str, folder: Path) -> Path | None:
     """Return the folder that a manifest's relative paths start from, judged by one path.
 
     It is the manifest's own `folder`, the NeMo convention, unless the path only exists in the
-    working directory, where the commands of Kaldi and Lhotse start from.
+    working directory, where the commands of Kaldi and Lhotse start from; None if it exists in
+    neither.
     """
-    return Path() if not (folder / path).exists() and Path(path).exists() else folder
+    # Unlike Path.exists, os.path.exists is false for a path that is too long.
+    return next((root for root in (folder, Path()) if os.path.exists(root / path)), None)

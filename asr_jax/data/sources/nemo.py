@@ -5,9 +5,15 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from asr_jax.data.sources.lines import numbered_objects, root_of, seconds_in, string_in
+from asr_jax.data.sources.lines import (
+    numbered_objects,
+    root_of,
+    seconds_in,
+    string_in,
+    unicode_fault,
+)
 from asr_jax.data.sources.tar_shards import tar_members
-from asr_jax.text import collapse_white_space
+from asr_jax.text_files import decoded, transcript
 from asr_jax.types import Member, Skipped, Utterance
 
 # NeMo's shards hold a recording once; this suffix distinguishes the names of its segments.
@@ -30,13 +36,17 @@ def jsonl_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
         name = fields.get("audio_filepath")
         if not isinstance(name, str):
             raise ValueError(f"{location}: needs the field audio_filepath, a string")
-        if root is None:
-            root = root_of(name, manifest.parent)
-        text = _text(fields, location, root)
+        shard = fields.get("shard_id")
+        if shard is None:  # otherwise it is the name of a member
+            root = root or root_of(name, manifest.parent)
         duration = seconds_in(fields, "duration", location)
         offset = seconds_in(fields, "offset", location)
         id = string_in(fields, "id") or (_segment_id(name, fields) if offset > 0 else name)
-        audio, member, shard = root / name, None, fields.get("shard_id")
+        text = _text(id, fields, location, root or manifest.parent)
+        if isinstance(text, Skipped):
+            yield text
+            continue
+        audio, member = (root or manifest.parent) / name, None
         if shard is not None:
             if not isinstance(shard, int):
                 raise ValueError(f"{location}: shard_id = {shard!r} must be an integer")
@@ -50,7 +60,7 @@ def jsonl_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
         yield Utterance(
             id=id,
             audio=audio,
-            text=collapse_white_space(text),
+            text=transcript(text),
             duration_seconds=duration,
             speaker=string_in(fields, "speaker"),
             offset_seconds=0.0 if math.isnan(offset) else offset,
@@ -58,22 +68,20 @@ def jsonl_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
         )
 
 
-def _text(fields: Mapping[str, object], location: str, root: Path) -> str:
+def _text(id: str, fields: Mapping[str, object], location: str, root: Path) -> str | Skipped:
     """Return the transcript of a manifest's object, from its file if it has one."""
     text, path = fields.get("text"), fields.get("text_filepath")
     if text is None and isinstance(path, str):
         try:
-            return (root / path).read_text(encoding="utf-8")
+            return decoded((root / path).read_bytes(), path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{location}: text_filepath = {path}: cannot be read") from error
+            problem = getattr(error, "strerror", None) or error
+            reason = f"transcript cannot be read: {location}: text_filepath = {path}: {problem}"
+            return Skipped(id, reason)
     if not isinstance(text, str):
         raise ValueError(f"{location}: needs the field text, a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair
-        wrong = text[error.start]
-        raise ValueError(f"{location}: text has {wrong!r}, which is not a character") from error
-    return text
+    fault = unicode_fault(text, location)
+    return Skipped(id, fault) if fault else text
 
 
 def _segment_id(name: str, fields: Mapping[str, object]) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asr_jax.text_files import transcript
 from asr_jax.types import Record, Utterance
 
 INDEX = "index.json"
@@ -131,7 +132,7 @@ def read_prepared(folder: Path) -> list[Utterance]:
             if len(column) != len(places):
                 raise ValueError(f"{len(column)} entries of {name}, {len(places)} recordings")
         utterances = [
-            Utterance(id, audio, text, seconds, speaker, within=record)
+            Utterance(id, audio, _transcript(text), seconds, speaker, within=record)
             for (audio, record), id, text, speaker, seconds in zip(places, *columns)
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -142,6 +143,11 @@ def read_prepared(folder: Path) -> list[Utterance]:
             state = "missing" if actual_size is None else f"{actual_size} bytes"
             raise ValueError(f"{shard}: {state}, {path} says {size} bytes; prepare the data again")
     return utterances
+
+
+def _transcript(text: str) -> str:
+    # Earlier versions stored texts in any form of Unicode. ASCII has only one.
+    return text if text.isascii() else transcript(text)
 
 
 def read_record(shard: Path, number: int) -> StoredRecord:

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES
-from asr_jax.data.sources.lines import seconds_in, string_in
-from asr_jax.text import collapse_white_space
+from asr_jax.data.sources.lines import seconds_in, string_in, unicode_fault
+from asr_jax.text_files import decoded, transcript
 from asr_jax.types import Member, Skipped, Utterance
 
 SHARD_RANGE = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
@@ -62,7 +62,11 @@ def tar_utterances(shards: Iterable[Path]) -> Iterator[Utterance | Skipped]:
                 audio = next((members[s] for s in AUDIO_SUFFIXES if s in members), None)
                 has_text = ".txt" in members or ".json" in members
                 if audio is not None and has_text:
-                    yield _utterance(id, shard, file, audio, members)
+                    try:
+                        listed = _utterance(id, shard, file, audio, members)
+                    except ValueError as error:
+                        listed = Skipped(id, f"transcript cannot be read: {error}")
+                    yield listed
                 elif audio is not None or has_text:
                     missing = "recording" if audio is None else "transcript"
                     yield Skipped(id, f"no {missing} next to it: in {shard}")
@@ -77,10 +81,12 @@ def _utterance(
     text = _text(members[".txt"], file, location) if ".txt" in members else fields.get("text")
     if not isinstance(text, str):
         raise ValueError(f"{location}.json: needs the field text, a string")
+    if fault := unicode_fault(text, f"{location}.json"):
+        raise ValueError(fault)
     return Utterance(
         id=id,
         audio=shard,
-        text=collapse_white_space(text),
+        text=transcript(text),
         duration_seconds=seconds_in(fields, "duration", f"{location}.json"),
         speaker=string_in(fields, "speaker"),
         within=audio,
@@ -133,16 +139,13 @@ def _read(member: Member, file: BinaryIO) -> bytes:
 
 
 def _text(member: Member, file: BinaryIO, location: str) -> str:
-    try:
-        return _read(member, file).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{location}.txt: not UTF-8 text") from error
+    return decoded(_read(member, file), f"{location}.txt")
 
 
 def _fields(member: Member, file: BinaryIO, location: str) -> dict[str, object]:
     try:
-        fields = json.loads(_read(member, file))
-    except ValueError as error:
+        fields = json.loads(_read(member, file), strict=False)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{location}.json: not JSON, {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{location}.json: needs a JSON object")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr_jax.audio import AudioError, audio_duration_seconds
 from asr_jax.data.sources.prepared import read_record
-from asr_jax.text import collapse_white_space
+from asr_jax.text_files import transcript
 from asr_jax.types import Record, Skipped, Utterance
 
 RATE_HZ = 16_000
@@ -73,7 +73,7 @@ def _utterance(path: Path, number: int) -> Utterance | Skipped:
     return Utterance(
         id=id,
         audio=path,
-        text=collapse_white_space(record.text),
+        text=transcript(record.text),
         duration_seconds=seconds,
         speaker=record.speaker,
         within=Record(number),

@@ -10,7 +10,8 @@ from jaxtyping import Float32
 from asr_jax.audio import AudioError
 from asr_jax.data.manifest import HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
-from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES, files_below
+from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_recording
+from asr_jax.data.sources.librispeech_folder import files_below
 from asr_jax.types import Skipped, Utterance
 
 # Mean power, -160 dB of full scale. Quieter noise is mostly rounding, and is not made louder.
@@ -24,7 +25,7 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{name} = {folder}: no such folder")
-    paths = sorted(p for p in files_below(Path(folder)) if p.suffix.lower() in AUDIO_SUFFIXES)
+    paths = sorted(path for path in files_below(Path(folder)) if is_recording(path))
     if not paths:
         raise ValueError(f"{name} = {folder}: no recordings ({', '.join(AUDIO_SUFFIXES)}) in it")
 

@@ -94,7 +94,7 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     if path.is_dir():
         if is_kaldi(path):
             return kaldi_utterances(path)
-        shards = sorted(child for child in path.iterdir() if is_shard_name(child.name))
+        shards = sorted(child for child in path.iterdir() if _is_shard(child))
         # LibriSpeech's compressed archives may be in the folder that they were unpacked into.
         is_sharded = any(shard.suffix == ".tar" for shard in shards)
         return tar_utterances(shards) if is_sharded else folder_utterances(path)
@@ -102,6 +102,10 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         return tar_utterances(shard_paths(str(data)))
     _, first = next(numbered_objects(path), ("", {}))
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
+
+
+def _is_shard(path: Path) -> bool:
+    return is_shard_name(path.name) and not path.name.startswith(".") and path.is_file()
 
 
 def _checked(utterances: list[Utterance]) -> list[Utterance | Skipped]:

@@ -96,7 +96,7 @@ def test_reads_folders_of_recordings_and_names_their_errors(tmp_path):
 
     assert message(tmp_path / "x") == f"augment.noise = {tmp_path / 'x'}: no such folder"
     assert message(tmp_path) == (
-        f"augment.noise = {tmp_path}: no recordings (.flac, .wav, .ogg, .opus) in it"
+        f"augment.noise = {tmp_path}: no recordings (.flac, .wav, .ogg, .opus, .mp3) in it"
     )
     (tmp_path / "b.wav").write_bytes(b"no recording")
     assert message(tmp_path).startswith(

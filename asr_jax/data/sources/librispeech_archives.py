@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from asr_jax.data.sources.file_names import is_leftover
 from asr_jax.text_files import EncodingError, decoded, transcript
 from asr_jax.types import InMemory, Skipped, Utterance
 
@@ -62,7 +63,8 @@ def read_archive(path: Path) -> Iterator[Utterance | Skipped]:
                 if name.is_absolute() or ".." in name.parts or member.issym() or member.islnk():
                     raise ValueError(f"{path}: its member {member.name} leads out of its folder")
                 opened = archive.extractfile(member) if member.isfile() else None
-                if opened is None or name.suffix not in (".flac", ".txt"):
+                is_listed = name.suffix in (".flac", ".txt") and not is_leftover(name)
+                if opened is None or not is_listed:
                     continue
                 if name.parent != chapter:
                     yield from _chapter_utterances(path, recordings, transcripts)

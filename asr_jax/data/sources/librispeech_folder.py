@@ -4,39 +4,42 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from asr_jax.data.sources.file_names import (
+    AUDIO_SUFFIXES,
+    file_id,
+    is_leftover,
+    recordings_by_id,
+)
 from asr_jax.text_files import numbered_lines, transcript
 from asr_jax.types import Skipped, Utterance
-
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus")
 
 
 def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
     """Read every `*.trans.txt` below the folder, with lines `ID TEXT`.
 
-    ID.flac (.wav, .ogg, .opus) is in the same folder as the file; other recordings in that folder
-    are skipped. The speaker is the S of S/C/S-C.trans.txt. Durations are NaN.
+    ID.flac (.wav, .ogg, .opus, .mp3) is in the same folder as the file; other recordings in that
+    folder are skipped. The speaker is the S of S/C/S-C.trans.txt. Durations are NaN.
     """
-    listings = [path for path in files_below(folder) if path.name.endswith(".trans.txt")]
+    listings = [path for path in files_below(folder) if path.name.lower().endswith(".trans.txt")]
     listings.sort(key=lambda path: (path.parent, path.name))
     for parent, transcripts in itertools.groupby(listings, lambda path: path.parent):
-        recordings = {
-            path.stem: path
-            for path in sorted(parent.iterdir())
-            if path.suffix.lower() in AUDIO_SUFFIXES
-        }
+        recordings = recordings_by_id(parent.iterdir())
         listed_ids = set()
         for listing in transcripts:
             for utterance in _listed_utterances(listing, recordings):
-                listed_ids.add(utterance.id)
+                listed_ids.add(file_id(utterance.id))
                 yield utterance
         for id in sorted(recordings.keys() - listed_ids):
-            yield Skipped(id, f"no line in a *.trans.txt: {recordings[id]}")
+            yield Skipped(recordings[id].stem, f"no line in a *.trans.txt: {recordings[id]}")
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, then the files below linked folders, each folder once."""
+    """Yield every file below a folder, then the files below linked folders, each folder once.
+
+    Leftovers of operating systems are not yielded.
+    """
     seen: set[str] = set()
     starts = [folder]
     while starts:
@@ -47,10 +50,10 @@ def files_below(folder: Path) -> Iterator[Path]:
                     folders.clear()
                     continue
                 seen.add(real)
-                folders.sort()
+                folders[:] = sorted(name for name in folders if not is_leftover(PurePath(name)))
                 subfolders = (Path(parent, name) for name in folders)
                 links += [path for path in subfolders if path.is_symlink()]
-                yield from (Path(parent, name) for name in files)
+                yield from (Path(parent, n) for n in files if not is_leftover(PurePath(n)))
         starts = links
 
 
@@ -62,7 +65,7 @@ def _listed_utterances(listing: Path, recordings: Mapping[str, Path]) -> Iterato
         id, *text = line.split(maxsplit=1)
         yield Utterance(
             id=id,
-            audio=recordings.get(id, listing.parent / f"{id}{AUDIO_SUFFIXES[0]}"),
+            audio=recordings.get(file_id(id), listing.parent / f"{id}{AUDIO_SUFFIXES[0]}"),
             text=transcript("".join(text)),
             duration_seconds=math.nan,
             speaker=speaker if is_librispeech else "",

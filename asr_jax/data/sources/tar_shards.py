@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from asr_jax.data.sources.librispeech_folder import AUDIO_SUFFIXES
+from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_leftover
 from asr_jax.data.sources.lines import seconds_in, string_in, unicode_fault
 from asr_jax.text_files import decoded, transcript
 from asr_jax.types import Member, Skipped, Utterance
@@ -47,7 +47,7 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def tar_utterances(shards: Iterable[Path]) -> Iterator[Utterance | Skipped]:
-    """Read every NAME.flac (.wav, .ogg, .opus) with its transcript NAME.txt or NAME.json.
+    """Read every NAME.flac (.wav, .ogg, .opus, .mp3) with its transcript NAME.txt or NAME.json.
 
     The JSON has `text` and optionally `duration` in seconds (NaN if absent) and `speaker`. The id
     is NAME, including its folders.
@@ -97,7 +97,8 @@ def tar_members(path: Path) -> dict[str, Member]:
     """Return the members of an uncompressed tar file by name, in their order.
 
     Raises ValueError if the file is compressed, truncated or not a tar file, and for members that
-    do not belong in a shard: links, devices, and names that lead out of the folder.
+    do not belong in a shard: links, devices, and names that lead out of the folder. Leftovers of
+    operating systems are not returned.
     """
     members: dict[str, Member] = {}
     end = 0
@@ -117,7 +118,7 @@ def tar_members(path: Path) -> dict[str, Member]:
                     if name.is_absolute() or ".." in name.parts:
                         raise ValueError(f"{path}: its member {info.name} leaves the folder")
                     end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    if info.isdir():
+                    if info.isdir() or is_leftover(name):
                         continue
                     if not info.isreg() or info.issparse():
                         raise ValueError(f"{path}: its member {info.name} is not a plain file")

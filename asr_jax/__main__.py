@@ -2,9 +2,11 @@
 
 import difflib
 import importlib
+import io
 import sys
 
 from asr_jax.errors import user_message
+from asr_jax.text_files import one_line
 
 # The usage of each command, and what it does.
 COMMANDS = {
@@ -37,6 +39,9 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command; an error that its user can fix is one line on stderr and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name or word that standard output cannot encode must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print("Train and use Conformer-transducer speech recognizers in JAX.\n")
@@ -54,7 +59,7 @@ def main() -> int:
         message = user_message(error)
         if message is None:
             raise
-        print(f"asr-jax {command}: {message}", file=sys.stderr)
+        print(f"asr-jax {command}: {one_line(message)}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 

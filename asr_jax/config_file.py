@@ -50,7 +50,7 @@ def load_config(path: Path) -> Config:
 def write_config(config: Config, path: Path) -> None:
     """Write config.json atomically: on a full disk the old file survives."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(flatten(config), indent=1) + "\n")
+    partial.write_text(json.dumps(flatten(config), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -153,7 +153,7 @@ _EXPECTED: dict[object, str] = {
 
 def _json_fields(path: Path) -> dict[str, object]:
     try:
-        flat = json.loads(path.read_text())
+        flat = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not isinstance(flat, dict):

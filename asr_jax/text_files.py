@@ -1,10 +1,12 @@
-"""Text files that people and other programs wrote: numbered lines of UTF-8, and transcripts."""
+"""Text files: UTF-8 that other programs wrote, and names in lines that they can read."""
 
 import codecs
 import gzip
+import json
+import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -22,6 +24,10 @@ WIDE_ASCII = {
     (True, False, False, False),
     (False, False, False, True),
 }
+
+# Characters that end a field or a line for some program, and halves of surrogate pairs, which stand
+# for the bytes of a name that is not UTF-8.
+SEPARATING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class EncodingError(ValueError):
@@ -74,6 +80,35 @@ def transcript(text: str) -> str:
     space, because programs in C end or pad texts with it.
     """
     return " ".join(unicodedata.normalize("NFC", text.replace("\0", " ")).split())
+
+
+def escaped(text: str) -> str:
+    r"""Return the text with every character that UTF-8 lacks as JSON's escape.
+
+    A name that is not UTF-8 has such characters: \udce9 for the byte 0xe9. In a JSON string the
+    escape is read back as the character.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    r"""Return the text with separators of fields and lines as escapes, such as \t and \n."""
+    return SEPARATING.sub(_escape, text)
+
+
+def field(name: str) -> str:
+    r"""Return a name as a field of a line: `one_line`, with each backslash doubled."""
+    return one_line(name.replace("\\", r"\\"))
+
+
+def json_line(fields: Mapping[str, object]) -> str:
+    """Return fields as one line of JSON, with its end, for programs that split lines anywhere."""
+    text = json.dumps(fields, ensure_ascii=False)
+    return SEPARATING.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def _line(line: bytes, location: str) -> str:

@@ -69,6 +69,25 @@ def test_docstrings_stand_alone(path):
     assert leaning == []
 
 
+def opens_text_without_encoding(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text in the encoding of the user's locale."""
+    named = {keyword.arg for keyword in call.keywords}
+    match call.func:
+        case ast.Attribute(attr="read_text" | "write_text"):
+            return "encoding" not in named
+        case ast.Name(id="open") | ast.Attribute(attr="open"):
+            modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            return modes in (["a"], ["r"], ["w"], ["x"]) and "encoding" not in named
+    return False
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_text_files_have_one_encoding_whatever_the_locale(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert [call.lineno for call in calls if opens_text_without_encoding(call)] == []
+
+
 def test_texts_are_in_plain_english():
     this_file = f":!{name_of(Path(__file__))}"
     search = ["git", "grep", "-wiE", CALQUES, "--", ":!LICENSE", ":!samples", this_file]

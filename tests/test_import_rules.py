@@ -18,7 +18,7 @@ MODULES = {
 # module and all modules below it. A module belongs to the part with the longest matching name.
 MAY_IMPORT = {
     "__init__": "inference.model",
-    "__main__": "commands errors",
+    "__main__": "commands errors text_files",
     "config": "",
     "types": "",
     "audio": "",
@@ -40,9 +40,9 @@ MAY_IMPORT = {
     "inference": "audio config config_file data decoding distributed errors export features "
     "inference models text training.checkpoint types",
     "experiment": "config config_file data distributed errors experiment features inference layers "
-    "models scoring text training types",
+    "models scoring text text_files training types",
     "commands": "audio capacity commands config config_file data decoding distributed errors "
-    "experiment export features inference layers models scoring text training types",
+    "experiment export features inference layers models scoring text text_files training types",
 }
 # The libraries that a part may import; a part that is not listed may import any.
 LIBRARIES = {

@@ -1,10 +1,12 @@
 """Command lines parsed by tyro to typed options; every mistake is reported in one line."""
 
 import contextlib
+import errno
 import functools
 import io
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -14,6 +16,7 @@ import tyro
 from asr_jax.config import Config
 from asr_jax.config_file import load_config, nearest
 from asr_jax.errors import UsageError
+from asr_jax.text_files import escaped
 
 T = TypeVar("T")
 
@@ -56,6 +59,33 @@ def require_folder(path: Path, name: str) -> None:
     """Raise UsageError where a file has the name of the folder."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"{name} {path}: must be a folder, it is a file")
+
+
+def require_unicode(path: Path, name: str) -> None:
+    """Raise UsageError for a folder that libraries cannot write to, since its path is not UTF-8."""
+    if escaped(str(path.absolute())) != str(path.absolute()):
+        raise UsageError(f"{name} {path}: its path is not UTF-8; choose another folder")
+
+
+def require_writable(folder: Path, names: Sequence[str] = ()) -> None:
+    """Raise OSError, naming the folder, if it cannot be made or files cannot be written into it.
+
+    `names` are those of the files, which may exist, but not as folders. A folder that does not
+    exist yet does not exist afterwards either.
+    """
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        for path in missing:
+            path.rmdir()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.commands.arguments import parse, require_folder
+from asr_jax.commands.arguments import parse, require_folder, require_writable
 from asr_jax.config import MeshConfig
 from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_transcribed, require_exists
@@ -35,8 +35,9 @@ from asr_jax.inference.recognizer import (
 from asr_jax.scoring.comparison import is_evaluation, read_baseline
 from asr_jax.scoring.evaluation import Evaluation, Figures
 from asr_jax.scoring.normalize import Convention, normalizer
-from asr_jax.scoring.report import write_evaluation
+from asr_jax.scoring.report import FILES, write_evaluation
 from asr_jax.scoring.report_page import comparison_lines
+from asr_jax.text_files import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,8 @@ def run(arguments: list[str]) -> int:
     all_jobs = jobs(options)
     with connected_processes(options.processes, command="evaluate"):
         prepare_devices(MeshConfig())
+        for job in all_jobs if is_first() else ():
+            require_writable(job.output, FILES)
         for job in all_jobs:
             with name_full_disk(job.output):
                 evaluate(job)
@@ -194,7 +197,7 @@ def evaluate(job: Job) -> None:
         return
     not_recognized = unreadable + recognition.failed
     for skipped in not_recognized:
-        print(f"{skipped.id}: not recognized: {skipped.reason}", file=sys.stderr)
+        print(one_line(f"{skipped.id}: not recognized: {skipped.reason}"), file=sys.stderr)
     recognized = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]
     if not any(utterance.text for utterance, _ in recognized):
         raise ValueError(f"--data {job.data}: none of its recordings with a transcript can be read")

@@ -14,7 +14,7 @@ import tyro
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.commands.arguments import parse_after_config
+from asr_jax.commands.arguments import parse_after_config, require_unicode
 from asr_jax.commands.evaluate import evaluate_run
 from asr_jax.config import Config
 from asr_jax.distributed.compilation_cache import persistent_compilation
@@ -50,6 +50,7 @@ def run(arguments: list[str]) -> int:
     config = options.config
     default = path.parent if path.name == "config.json" else Path("runs") / path.stem
     directory = options.run or default
+    require_unicode(directory, "--run")
     try:
         with (
             connected_processes(options.processes, command="train") as processes,

@@ -1,6 +1,5 @@
 """`asr-jax transcribe RUN AUDIO ...`: print the text of recordings."""
 
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -10,8 +9,14 @@ from typing import Annotated, Literal
 import tyro
 
 from asr_jax.audio import AudioError, audio_duration_seconds
-from asr_jax.commands.arguments import parse, require_folder
-from asr_jax.commands.transcribe_stream import MICROPHONE, STDIN, stream_source, streaming
+from asr_jax.commands.arguments import parse, require_folder, require_writable
+from asr_jax.commands.transcribe_stream import (
+    MICROPHONE,
+    STDIN,
+    printable_json,
+    stream_source,
+    streaming,
+)
 from asr_jax.config import Config, MeshConfig
 from asr_jax.decoding.captions import ctm, srt, vtt
 from asr_jax.distributed.devices import prepare_devices
@@ -25,6 +30,7 @@ from asr_jax.inference.recognizer import (
     windows_of,
     with_decoding,
 )
+from asr_jax.text_files import escaped, field, json_line, one_line
 from asr_jax.types import Transcript, Utterance
 
 
@@ -107,7 +113,7 @@ def _transcribe_files(options: Options) -> int:
 
 
 def _print_problem(problem: str) -> None:
-    print(f"asr-jax transcribe: {problem}", file=sys.stderr)
+    print(f"asr-jax transcribe: {one_line(problem)}", file=sys.stderr)
 
 
 def _open_recognizer(options: Options) -> Recognizer:
@@ -158,6 +164,7 @@ def _check_output(options: Options) -> None:
         raise ValueError(f"{option}: {number} recordings are named {stem}")
     if options.output:
         require_folder(options.output, "--output")
+        require_writable(options.output)
     elif options.format in ("srt", "vtt") and len(options.audio) > 1:
         raise ValueError(
             f"--format {options.format}: prints one recording; for several, pass --output FOLDER"
@@ -182,12 +189,13 @@ def _check_nbest(nbest: int, utterances: list[Utterance], config: Config) -> Non
 def _write(utterance: Utterance, hypotheses: list[Transcript], options: Options) -> None:
     text = as_text(utterance, hypotheses, options)
     if options.output is None:
-        print(text, end="")
+        print(printable_json(text) if options.json else text, end="")
         return
     kind = "json" if options.json else "txt" if options.format == "text" else options.format
     with name_full_disk(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"{utterance.audio.stem}.{kind}").write_text(text, encoding="utf-8")
+        path = options.output / f"{utterance.audio.stem}.{kind}"
+        path.write_text(escaped(text), encoding="utf-8")
 
 
 def as_text(utterance: Utterance, hypotheses: list[Transcript], options: Options) -> str:
@@ -200,18 +208,18 @@ def as_text(utterance: Utterance, hypotheses: list[Transcript], options: Options
             return srt(best.words)
         case "vtt":
             return vtt(best.words)
+    name = field(str(utterance.audio))
     nbest = _different_texts(hypotheses)[: options.nbest]
     if options.json:
         return _as_json(utterance, best, nbest, timestamps=options.timestamps)
     if options.timestamps:
         return "".join(
-            f"{utterance.audio}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t"
-            f"{w.confidence:.4f}\n"
+            f"{name}\t{w.start_seconds:.3f}\t{w.end_seconds:.3f}\t{w.text}\t{w.confidence:.4f}\n"
             for w in best.words
         )
     if nbest:
-        return "".join(f"{utterance.audio}\t{t.score:.4f}\t{t.text}\n" for t in nbest)
-    return f"{utterance.audio}\t{best.text}\n"
+        return "".join(f"{name}\t{t.score:.4f}\t{t.text}\n" for t in nbest)
+    return f"{name}\t{best.text}\n"
 
 
 def _different_texts(hypotheses: list[Transcript]) -> list[Transcript]:
@@ -232,7 +240,7 @@ def _as_json(
     }
     if nbest:
         fields["nbest"] = [{"score": t.score, **_fields(t, timestamps)} for t in nbest]
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json_line(fields)
 
 
 def _fields(transcript: Transcript, timestamps: bool) -> dict[str, object]:

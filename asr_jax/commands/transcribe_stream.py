@@ -1,5 +1,6 @@
 """`asr-jax transcribe --stream`: print words while they are spoken, with their latency."""
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from asr_jax.decoding.stream import cannot_stream
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding
 from asr_jax.inference.streaming import StreamUpdate, recognize_stream
+from asr_jax.text_files import field, json_line
 from asr_jax.types import Word
 
 STDIN, MICROPHONE = "-", "microphone"
@@ -23,16 +25,16 @@ def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> Non
     words, latencies, seconds, partial = [], [], 0.0, ""
     for update in recognize_stream(recognizer, _pieces(source, recognizer)):
         if update.final or update.partial != partial:
-            print(_update_line(update, as_json=as_json), flush=True)
+            print(_update_line(update, as_json=as_json), end="", flush=True)
         partial, seconds = update.partial, update.seconds
         words += update.final
         latencies.append(1000 * update.latency_seconds)
     text = _joined(words)
     if as_json:
         fields = {"audio_filepath": str(source), "duration": seconds, "text": text}
-        print(json.dumps(fields, ensure_ascii=False), flush=True)
+        print(printable_json(json_line(fields)), end="", flush=True)
     else:
-        print(f"{source}\t{text}", flush=True)
+        print(f"{field(str(source))}\t{text}", flush=True)
     if latencies:
         median, percentile_95 = np.quantile(latencies, [0.5, 0.95])
         print(
@@ -51,8 +53,15 @@ def _update_line(update: StreamUpdate, *, as_json: bool) -> str:
             "final": [asdict(word) for word in update.final],
             "partial": update.partial,
         }
-        return json.dumps(fields, ensure_ascii=False)
-    return f"{update.seconds:.2f}\t{latency_ms:.0f} ms\t{_joined(update.final)}\t{update.partial}"
+        return printable_json(json_line(fields))
+    final = _joined(update.final)
+    return f"{update.seconds:.2f}\t{latency_ms:.0f} ms\t{final}\t{update.partial}\n"
+
+
+def printable_json(line: str) -> str:
+    """Return a line of JSON that standard output can encode: in ASCII if it is not UTF-8."""
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    return line if encoding == "utf-8" else json.dumps(json.loads(line)) + "\n"
 
 
 def _joined(words: Sequence[Word]) -> str:

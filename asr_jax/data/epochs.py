@@ -63,13 +63,14 @@ class Epochs:
         if self._cache_path and self._write_cache:
             with contextlib.suppress(OSError):
                 partial = self._cache_path.with_suffix(".tmp")
-                partial.write_text(json.dumps({"plan": self._digest, "ends": ends}))
+                text = json.dumps({"plan": self._digest, "ends": ends})
+                partial.write_text(text, encoding="utf-8")
                 os.replace(partial, self._cache_path)
 
     def _read(self) -> list[int]:
         """Return the cached counts; empty if there are none for this plan."""
         try:
-            cached = json.loads(self._cache_path.read_text()) if self._cache_path else {}
+            cached = json.loads(self._cache_path.read_bytes()) if self._cache_path else {}
             return cached["ends"] if cached["plan"] == self._digest else []
         except (OSError, ValueError, KeyError, TypeError):
             return []

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from asr_jax.data.sources.nemo import jsonl_utterances
 from asr_jax.data.sources.prepared import is_prepared, read_prepared
 from asr_jax.data.sources.tar_shards import is_shard_name, shard_paths, tar_utterances
 from asr_jax.data.sources.tfds import is_tfds, tfds_utterances
+from asr_jax.text_files import escaped
 from asr_jax.types import Skipped, Utterance
 
 HEADER_THREADS = 8
@@ -39,7 +41,7 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     and if no utterance remains.
     """
     with gc_paused():
-        listed = list(_listed(data))
+        listed = list(map(_with_unicode_id, _listed(data)))
     if not listed:
         raise ValueError(
             f"{data}: no transcripts in it (*.trans.txt, wav.scp or *.tar in a folder, JSON lines)"
@@ -102,6 +104,13 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         return tar_utterances(shard_paths(str(data)))
     _, first = next(numbered_objects(path), ("", {}))
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
+
+
+def _with_unicode_id(listed: Utterance | Skipped) -> Utterance | Skipped:
+    """Return the utterance with an id that every file of results can hold."""
+    if listed.id.isascii() or (id := escaped(listed.id)) == listed.id:
+        return listed
+    return listed._replace(id=id) if isinstance(listed, Utterance) else replace(listed, id=id)
 
 
 def _is_shard(path: Path) -> bool:

@@ -12,7 +12,7 @@ from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import Batches, LocalRows, padding_batch
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
-from asr_jax.text_files import numbered_lines, transcript
+from asr_jax.text_files import escaped, numbered_lines, transcript
 from asr_jax.types import Batch, Skipped, Utterance
 
 
@@ -27,7 +27,7 @@ def read_texts(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     if not path.name.lower().endswith((".txt", ".txt.gz")) or path.is_dir():
         return read_manifest(data)
     utterances = [
-        Utterance(f"{path.name}:{number}", path, transcript(line), 0.0)
+        Utterance(f"{escaped(path.name)}:{number}", path, transcript(line), 0.0)
         for number, line in numbered_lines(path)
     ]
     if not utterances:

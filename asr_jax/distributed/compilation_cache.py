@@ -36,7 +36,7 @@ def persistent_compilation(folder: Path) -> Iterator[Callable[[], None]]:
 def _delete_unlisted(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / COMPLETE_ENTRIES
-    complete = path.read_text().splitlines() if path.exists() else []
+    complete = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for entry in folder.iterdir():
         if entry.name not in (COMPLETE_ENTRIES, *complete):
             entry.unlink()
@@ -45,7 +45,7 @@ def _delete_unlisted(folder: Path) -> None:
 @first_process
 def _list_entries(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
-    (folder / COMPLETE_ENTRIES).write_text("\n".join(names))
+    (folder / COMPLETE_ENTRIES).write_text("\n".join(names), encoding="utf-8")
 
 
 def _set_cache(folder: str | None) -> None:

@@ -94,12 +94,14 @@ def all_gather_text(text: str) -> list[str]:
     """Return the texts of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [text]
-    contents = np.frombuffer(text.encode(), np.uint8)
+    # The name of a file may hold bytes that are not UTF-8.
+    contents = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(contents)]), tiled=True)
     padded = np.zeros((1, max(1, *lengths)), np.uint8)
     padded[0, : len(contents)] = contents
     rows = multihost_utils.process_allgather(padded, tiled=True)
-    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths)]
+    received = (bytes(row[:length]) for row, length in zip(rows, lengths))
+    return [contents.decode(errors="surrogatepass") for contents in received]
 
 
 def first_process(work: Callable[P, object]) -> Callable[P, None]:

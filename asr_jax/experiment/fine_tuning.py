@@ -17,6 +17,7 @@ from asr_jax.distributed.processes import first_process
 from asr_jax.errors import UsageError
 from asr_jax.inference.recognizer import Recognizer, open_any_run
 from asr_jax.text import Tokenizer
+from asr_jax.text_files import escaped
 from asr_jax.training.checkpoint import has_checkpoints
 from asr_jax.training.state import TrainState
 from asr_jax.training.transfer import LabelAxes, label_axes, shape_mismatches, transferred
@@ -151,13 +152,14 @@ def initialize_from(
 @first_process
 def _keep_record(path: Path, record: Record) -> None:
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    partial.write_text(escaped(text), encoding="utf-8")
     os.replace(partial, path)
 
 
 def _require_started_from(run: Path, source: Path) -> None:
     path = run / _RECORD
-    before = json.loads(path.read_text())["init_from"] if path.exists() else None
+    before = json.loads(path.read_bytes())["init_from"] if path.exists() else None
     if before != str(source):
         start = f"from {before}" if before else "with random parameters"
         raise UsageError(

@@ -14,6 +14,7 @@ import numpy as np
 from asr_jax.config import Config
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.pipeline import Batches
+from asr_jax.text_files import one_line
 from asr_jax.types import Batch, Skipped
 
 
@@ -30,7 +31,7 @@ def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> N
     usable = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
     earlier = [skipped for skipped in _listed(listed) if skipped.id in usable]
     unfit = corpus.skipped if jax.process_index() == 0 else []
-    listed.write_text(_json_lines([*unfit, *earlier]))
+    listed.write_text(_json_lines([*unfit, *earlier]), encoding="utf-8")
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
         note(f"left out: {number} utterances, {kind} (listed in {listed})")
@@ -46,7 +47,7 @@ def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
     for alike in kinds.values():
         first = f"{alike[0].id}: {alike[0].reason}"
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        print(f"{name}: left out: {first}{more}", file=sys.stderr)
+        print(one_line(f"{name}: left out: {first}{more}"), file=sys.stderr)
 
 
 def readable_batches(
@@ -61,10 +62,10 @@ def readable_batches(
     for batch in batches:
         failed = batches.failed
         if unlisted := [skipped for skipped in failed[known:] if skipped.id not in listed_ids]:
-            with listed.open("a") as file:
+            with listed.open("a", encoding="utf-8") as file:
                 file.write(_json_lines(unlisted))
         for skipped in failed[known:]:
-            note(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})")
+            note(one_line(f"left out: {skipped.id}, {skipped.reason} (listed in {listed})"))
         known = len(failed)
         empty = 0 if np.any(batch.utterances >= 0) else empty + 1
         if empty == config.train.max_skipped_in_a_row:
@@ -76,7 +77,7 @@ def readable_batches(
 
 
 def _listed(path: Path) -> list[Skipped]:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     skipped = []
     for line in lines:
         with contextlib.suppress(ValueError):  # the incomplete last line of a killed process

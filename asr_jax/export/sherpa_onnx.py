@@ -101,9 +101,9 @@ def write(folder: Path, config: Config, params: Params, tokenizer: Tokenizer) ->
     module.write(folder, config, params, tokenizer.vocabulary_size)
     pieces = module.order(tokenizer.pieces)
     lines = [f"{piece} {label}\n" for label, piece in enumerate(pieces)]
-    (folder / "tokens.txt").write_text("".join(lines))
+    (folder / "tokens.txt").write_text("".join(lines), encoding="utf-8")
     lines = [f"{piece}\t{score:g}\n" for piece, score in zip(tokenizer.pieces, tokenizer.scores)]
-    (folder / "bpe.vocab").write_text("".join(lines))
+    (folder / "bpe.vocab").write_text("".join(lines), encoding="utf-8")
 
 
 def quantize(folder: Path) -> None:

@@ -94,7 +94,8 @@ def write(folder: Path, programs: dict[str, Program], params: Params, config: Co
         "hop_samples": hop_samples(config.features),
         "chunk_samples": chunk_frames(config.decoding.chunk_ms, config) * frame_samples(config),
     }
-    (folder / ABOUT_FILE).write_text(json.dumps({**ABOUT, "jax": jax.__version__, **sizes}))
+    about = json.dumps({**ABOUT, "jax": jax.__version__, **sizes})
+    (folder / ABOUT_FILE).write_text(about, encoding="utf-8")
     np.savez(folder / PARAMS, **params)  # pyright: ignore[reportArgumentType]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     for name, program in programs.items():
@@ -110,7 +111,7 @@ def load(folder: Path) -> tuple[dict[str, Callable[..., PyTree]], Params]:
     Raises ArtifactError for a version that this package, or this JAX, cannot read.
     """
     path = folder / ABOUT_FILE
-    about = json.loads(path.read_text()) if path.is_file() else {}
+    about = json.loads(path.read_bytes()) if path.is_file() else {}
     require_readable(folder, about)
     oldest = export.minimum_supported_calling_convention_version
     newest = export.maximum_supported_calling_convention_version

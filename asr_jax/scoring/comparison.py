@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asr_jax.scoring.evaluation import Baseline
-from asr_jax.text_files import numbered_lines, transcript
+from asr_jax.text_files import escaped, numbered_lines, transcript
 from asr_jax.types import Utterance
 
 
@@ -30,7 +30,7 @@ def read_baseline(
             id, reference, hypothesis = (entry[k] for k in ("id", "reference", "hypothesis"))
             if not all(isinstance(text, str) for text in (id, reference, hypothesis)):
                 raise TypeError
-            reference = normalize(transcript(reference))
+            id, reference = escaped(id), normalize(transcript(reference))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}:{number}: must be an object with strings id, reference and hypothesis"

@@ -20,8 +20,10 @@ from asr_jax.scoring.evaluation import (
 )
 from asr_jax.scoring.report_page import render_page
 from asr_jax.scoring.wer import Edit, ErrorCounts
+from asr_jax.text_files import escaped, json_line
 from asr_jax.types import LabelPosterior, Transcript, Utterance
 
+FILES = ("hypotheses.jsonl", "report.html", "wer.json")
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
 
@@ -110,7 +112,7 @@ def _rows(
         row |= _timed(evaluation.transcripts[n], hypothesis)
         row["audio"] = recordings.indices.get(_recording(utterance)) if recordings else None
         if recordings and row["audio"] is None and utterance.within is None:
-            row["file"] = quote(os.path.relpath(utterance.audio, output))
+            row["file"] = quote(os.fsencode(os.path.relpath(utterance.audio, output)))
         if evaluation.baseline and utterance.id in evaluation.baseline.hypotheses:
             baseline = evaluation.normalize(evaluation.baseline.hypotheses[utterance.id])
             baseline_errors = wer.count_word_errors(reference, baseline).errors
@@ -208,11 +210,11 @@ def _hypotheses(evaluation: Evaluation) -> str:
         }
         for utterance, transcript in zip(evaluation.utterances, evaluation.transcripts)
     )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(map(json_line, lines))
 
 
 def _write(path: Path, text: str) -> None:
     """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(escaped(text), encoding="utf-8")
     os.replace(temporary, path)

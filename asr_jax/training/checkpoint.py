@@ -101,7 +101,7 @@ def require_writable(run: Path, config: CheckpointConfig) -> None:
     probe = directory.parent / "writable.tmp"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
+        probe.write_bytes(b"")
         probe.unlink()
     except Exception as error:
         raise CheckpointError(

@@ -41,7 +41,7 @@ class MetricsLog:
         path = run / "metrics.jsonl"
         lines = _lines_until(path, start) if path.exists() else []
         partial = path.with_suffix(".tmp")
-        partial.write_text("".join(lines))
+        partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, path)
         self._path = path
         # tensorboardX's SummaryWriter has a thread that waits by the wall clock, and can hang when
@@ -58,7 +58,7 @@ class MetricsLog:
         # JSON has no NaN.
         finite = {k: (v if np.isfinite(v) else None) for k, v in figures.items()}
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | finite) + "\n")
         except OSError as error:  # a full disk: the error does not name the file
             raise OSError(error.errno, error.strerror, str(self._path)) from error
@@ -94,7 +94,7 @@ def _start_wandb(run: Path, project: str) -> WandbRun:
 def _lines_until(path: Path, step: int) -> list[str]:
     """Return the lines of steps up to `step`."""
     lines = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 lines.append(line)

@@ -93,7 +93,10 @@ def compiled_once(make: Callable) -> Callable:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
-    """Run `asr-jax ARGUMENTS ...` in this process; an error with a traceback fails the test."""
+    """Run `asr-jax ARGUMENTS ...` in this process; an error with a traceback fails the test.
+
+    Standard output holds any character, or those of `encoding`.
+    """
     jitted_decoding = compiled_once(recognizer.jitted_decoding)
     patches = [
         mock.patch.object(train, "compile_steps", compiled_once(train.compile_steps)),
@@ -101,8 +104,10 @@ def command() -> Callable[..., Outcome]:
         mock.patch.object(recognizer, "jitted_decoding", jitted_decoding),
     ]
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object, encoding: str = "") -> Outcome:
         out, err = io.StringIO(), io.StringIO()
+        if encoding:
+            out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
         jax.config.update("jax_disable_most_optimizations", True)
         try:
             with contextlib.ExitStack() as stack:
@@ -116,6 +121,9 @@ def command() -> Callable[..., Outcome]:
                 status = main()
         finally:
             jax.config.update("jax_disable_most_optimizations", False)
+        if isinstance(out, io.TextIOWrapper):
+            out.seek(0)
+            return Outcome(status, out.read(), err.getvalue())
         return Outcome(status, out.getvalue(), err.getvalue())
 
     return run

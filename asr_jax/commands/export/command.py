@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from asr_jax.commands.arguments import parse
+from asr_jax.commands.arguments import parse, require_unicode
 from asr_jax.commands.export.check import recognize_reference
 from asr_jax.config import MeshConfig
 from asr_jax.distributed.devices import prepare_devices
@@ -22,6 +22,7 @@ from asr_jax.export.model_card import Evaluation, model_card
 from asr_jax.inference.recognizer import Recognizer, open_run, with_decoding
 from asr_jax.models.composition import split_model
 from asr_jax.models.encoder import fold_shared_layers
+from asr_jax.text_files import escaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def run(arguments: list[str]) -> int:
             evaluations=read_evaluations(options.run),
             use=form.usage(options.out.name, exported.config),
         )
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(escaped(card), encoding="utf-8")
         os.replace(partial, options.out)
     for variant, check in checks.items():
         print(
@@ -102,6 +103,7 @@ def run(arguments: list[str]) -> int:
 def _check(options: Options) -> None:
     if options.recordings < 1:
         raise UsageError(f"--recordings {options.recordings}: must be positive")
+    require_unicode(options.out, "OUT =")
     if options.out.name in ("", ".."):
         raise UsageError(f"{options.out}: must name a folder to create")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -134,7 +136,7 @@ def read_evaluations(run: Path) -> list[Evaluation]:
     evaluations = []
     for path in sorted(run.glob("evaluation/*/wer.json")):
         try:
-            evaluation = json.loads(path.read_text())
+            evaluation = json.loads(path.read_bytes())
             if evaluation["wer"] is not None:
                 evaluations.append(evaluation)
         except (ValueError, KeyError, TypeError) as error:

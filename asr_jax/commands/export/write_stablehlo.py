@@ -63,7 +63,8 @@ def write(
     stablehlo.write(folder, programs, stablehlo.flat(params), config)
     write_config(config, folder / "config.json")
     pieces = enumerate(recognizer.tokenizer.pieces)
-    (folder / "tokens.txt").write_text("".join(f"{piece} {label}\n" for label, piece in pieces))
+    tokens = "".join(f"{piece} {label}\n" for label, piece in pieces)
+    (folder / "tokens.txt").write_text(tokens, encoding="utf-8")
 
     recordings = reference.recordings(sample_rate_hz=config.features.sample_rate_hz)
     written, params = stablehlo.load(folder)

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from asr_jax.commands.arguments import parse
+from asr_jax.commands.arguments import parse, require_unicode
 from asr_jax.commands.prepare.download import download
 from asr_jax.commands.prepare.report import write_report, write_unfit
 from asr_jax.config_file import load_config
@@ -79,6 +79,7 @@ def _check_options(options: Options) -> None:
             f"--min-seconds {options.min_seconds:g} --max-seconds {options.max_seconds:g}: "
             "needs 0 <= shortest <= longest"
         )
+    require_unicode(options.out, "OUT =")
     if options.config is not None:
         load_config(options.config)
     if options.source == "librispeech":

@@ -14,6 +14,7 @@ from asr_jax.config import Config
 from asr_jax.data.sources.prepared import read_prepared
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.text import Tokenizer
+from asr_jax.text_files import escaped
 from asr_jax.types import Skipped
 
 BAR_WIDTH, PRINTED_BARS, DRAWN_BARS = 50, 15, 40
@@ -25,7 +26,8 @@ def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> 
     """Write dropped.jsonl and durations.svg into `out`; return the text to print."""
     reasons = _list(out / "dropped.jsonl", dropped)
     hours = f"{len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"
-    (out / "durations.svg").write_text(_picture(f"{out.name}: {hours}", seconds), encoding="utf-8")
+    picture = escaped(_picture(f"{out.name}: {hours}", seconds))
+    (out / "durations.svg").write_text(picture, encoding="utf-8")
     counts, edges = _histogram(seconds, PRINTED_BARS)
     lines = [f"{out}: {hours} (histogram in durations.svg)"]
     for count, low, high in zip(counts, edges, edges[1:]):
@@ -64,7 +66,8 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
 
 def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:
     """Write the skipped utterances to a file; return a summary line for each kind of reason."""
-    path.write_text("".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in skipped))
+    lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in skipped)
+    path.write_text("".join(lines), encoding="utf-8")
     kinds = collections.Counter(item.reason.partition(":")[0] for item in skipped)
     return [
         f"{number} recordings, {kind} (listed in {path})" for kind, number in kinds.most_common()

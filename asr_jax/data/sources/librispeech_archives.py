@@ -57,7 +57,7 @@ def read_archive(path: Path) -> Iterator[Utterance | Skipped]:
     recordings: dict[str, bytes] = {}
     transcripts: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", encoding="utf-8") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or member.issym() or member.islnk():

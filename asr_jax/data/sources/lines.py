@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from asr_jax.text_files import numbered_lines
+from asr_jax.text_files import escaped, numbered_lines
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -56,7 +56,7 @@ def seconds_in(fields: Mapping[str, object], name: str, location: str) -> float:
 def string_in(fields: Mapping[str, object], name: str) -> str:
     """Return a field as a string; empty if it is absent or null."""
     value = fields.get(name)
-    return "" if value is None else str(value)
+    return "" if value is None else escaped(str(value))
 
 
 def root_of(path: str, folder: Path) -> Path | None:

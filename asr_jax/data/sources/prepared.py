@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.text_files import transcript
+from asr_jax.text_files import escaped, transcript
 from asr_jax.types import Record, Utterance
 
 INDEX = "index.json"
@@ -124,7 +124,7 @@ def read_prepared(folder: Path) -> list[Utterance]:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_bytes())
         shards = [(folder / name, size, length) for name, size, length in index["shards"]]
         places = [(shard, Record(n)) for shard, _, length in shards for n in range(length)]
         columns = [index[name] for name in COLUMNS]
@@ -165,6 +165,8 @@ def _open_shard(shard: Path) -> ReadRecord:
     """Return a function that reads a record of the shard by its number."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    if escaped(str(shard)) != str(shard):
+        raise ValueError("its path is not UTF-8, as ArrayRecord needs it")
     reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0")
     decode = _record_decoder(shard.parent)
 
@@ -179,7 +181,7 @@ def _record_decoder(folder: Path) -> Callable[[bytes], StoredRecord]:
     """Return the decoder of a dataset's records; it leaves audio encoded and avoids TensorFlow."""
     import tensorflow_datasets as tfds
 
-    described = json.loads((folder / "features.json").read_text())
+    described = json.loads((folder / "features.json").read_bytes())
     features = {}
     for name, feature in described["featuresDict"]["features"].items():
         if "audio" in feature:

@@ -112,7 +112,7 @@ def tar_members(path: Path) -> dict[str, Member]:
                         "needs a plain tar: decompress it"
                     )
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
                 for info in tar:
                     name = PurePosixPath(info.name)
                     if name.is_absolute() or ".." in name.parts:

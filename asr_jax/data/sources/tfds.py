@@ -29,7 +29,7 @@ def tfds_utterances(data: Path) -> Iterator[Utterance | Skipped]:
     """
     folder, wanted = (data, None) if data.is_dir() else (data.parent, data.name)
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = json.loads((folder / "dataset_info.json").read_bytes())
         splits = {split["name"]: split for split in info["splits"]}
         name = info["name"]
     except (ValueError, KeyError, TypeError) as error:

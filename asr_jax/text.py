@@ -9,11 +9,20 @@ from typing import Literal, SupportsInt
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
+from sentencepiece import sentencepiece_model_pb2
 
 BLANK_ID, UNKNOWN_ID = 0, 1
+BLANK_PIECE, UNKNOWN_PIECE = "<blk>", "<unk>"
 # The character that stands for a space in SentencePiece's pieces.
 SPACE_PIECE = "\u2581"
+RESERVED = frozenset(("\0", SPACE_PIECE))
+"""Characters that no SentencePiece model can hold as pieces of their own."""
 ERRORS_ONLY = 2
+# SentencePiece's trainer leaves out sentences with this character.
+_LEFT_OUT = "\u2585"
+# Protocol buffers create their classes at run time, so type checkers do not know them.
+_Model = vars(sentencepiece_model_pb2)["ModelProto"]
+_UNKNOWN, _CONTROL, _BYTE = map(_Model.SentencePiece.Type.Value, ("UNKNOWN", "CONTROL", "BYTE"))
 
 
 def collapse_white_space(text: str) -> str:
@@ -25,23 +34,19 @@ class Tokenizer:
     """A SentencePiece model (Kudo and Richardson, arXiv 1808.06226) whose ids are the labels.
 
     Id 0 is the blank, which is never encoded; id 1 stands for characters that the model lacks.
-    There is no begin or end of sentence. Text is not normalized except for its white space, so that
+    There is no begin or end of sentence.
 
-        decode(encode(text)) == collapse_white_space(text)
+        decode(encode(text)) == normalize(text)
         encode(a + " " + b) == encode(a) + separator + encode(b)
 
-    hold for all text without `unknown_characters`.
+    hold for all text without `unknown_characters`. A model that `train` made normalizes white space
+    only; a model from elsewhere may also fold letters.
     """
 
     def __init__(self, model: bytes):
         self.model = model
-        """The serialized model, the contents of the file that `load` reads."""
+        """The serialized model, the contents of the file that `train` writes."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._characters = {
-            piece
-            for piece in map(self._processor.id_to_piece, range(2, self.vocabulary_size))
-            if len(piece) == 1
-        }
         # The text that SentencePiece decodes each label to.
         self._surfaces = ["", " \u2047 "] + [
             self._processor.id_to_piece(id).replace(SPACE_PIECE, " ")
@@ -51,19 +56,28 @@ class Tokenizer:
         space = self._processor.piece_to_id(SPACE_PIECE)
         self.separator: list[int] = [] if first.startswith(SPACE_PIECE) else [space]
         """Labels between two joined transcripts; none if words begin with their space."""
+        spec = _Model.FromString(model).normalizer_spec
+        self.folding: str = (spec.name or "unnamed") if spec.precompiled_charsmap else ""
+        """Name of the model's Unicode normalization, such as nmt_nfkc_cf; empty for none."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a model that `train` wrote. Raises ValueError for a missing or unsuitable file."""
+        """Read a model that `train` or another program wrote.
+
+        Another program's ids are reordered: blank, unknown, then its pieces without control
+        symbols such as <s>. Raises ValueError for a missing file, and for a model whose labels
+        would not spell the text, naming the property.
+        """
         try:
-            tokenizer = cls(Path(path).read_bytes())
+            model = Path(path).read_bytes()
+            sentencepiece.SentencePieceProcessor().load_from_serialized_proto(model)
+            return cls(_relabeled(model))
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from error
         except RuntimeError as error:
             raise ValueError(f"{path}: not a SentencePiece model") from error
-        if tokenizer._processor.pad_id() != BLANK_ID:
-            raise ValueError(f"{path}: a SentencePiece model without the blank as id {BLANK_ID}")
-        return tokenizer
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def train(
@@ -76,14 +90,19 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Train on `transcripts`, every character of which becomes a piece, and write `path`.
 
+        Transcripts with RESERVED characters are left out.
         `vocabulary_size` includes blank and unknown. It is ignored for char, which has one piece
         per character, the space included. Raises ValueError for a size that these transcripts do
         not allow, naming the nearest that they allow.
         """
-        texts = [text for text in map(collapse_white_space, transcripts) if text]
+        texts = [
+            text
+            for text in map(collapse_white_space, transcripts)
+            if text and RESERVED.isdisjoint(text)
+        ]
         if not texts:
             raise ValueError("transcripts: all are empty, nothing to train a tokenizer on")
-        smallest_size = len(set().union(" ", *texts) - {SPACE_PIECE}) + 2
+        smallest_size = len(set().union(" ", *texts)) + 2
         if kind == "char":
             vocabulary_size = smallest_size
         if vocabulary_size < smallest_size:
@@ -119,6 +138,18 @@ class Tokenizer:
         """SentencePiece's score of each piece."""
         return [self._processor.get_score(id) for id in range(self.vocabulary_size)]
 
+    @property
+    def characters(self) -> set[str]:
+        """Characters that a label of their own stands for, the space included."""
+        return {" " if piece == SPACE_PIECE else piece for piece in self.pieces if len(piece) == 1}
+
+    def normalize(self, text: str) -> str:
+        """Return `text` as its labels spell it: white space collapsed, and folded by the model."""
+        text = collapse_white_space(text)
+        if not self.folding:
+            return text
+        return collapse_white_space(self._processor.normalize(text).replace(SPACE_PIECE, " "))
+
     def encode(self, text: str) -> list[int]:
         """Return the labels of `text`."""
         return self._processor.encode(collapse_white_space(text))
@@ -147,19 +178,34 @@ class Tokenizer:
         ]
 
     def unknown_characters(self, text: str) -> str:
-        """Return the characters of `text` that no label stands for, each once, sorted."""
+        """Return the characters of `text` that no label stands for, each once, sorted.
+
+        A model that folds is asked about the folded text.
+        """
+        pieces = self._processor.encode(collapse_white_space(text), out_type=str)
+        labelled = zip(pieces, self.encode(text), strict=True)
+        unknown = {c for piece, label in labelled if label == UNKNOWN_ID for c in piece}
         # SentencePiece encodes SPACE_PIECE as a space, so as a character it is unknown.
-        known = {" " if piece == SPACE_PIECE else piece for piece in self._characters}
-        return "".join(sorted(set(collapse_white_space(text)) - known))
+        return "".join(sorted(unknown - {SPACE_PIECE} | {SPACE_PIECE} & set(text)))
 
 
 def _trained_model(
     texts: list[str], kind: Literal["unigram", "bpe", "char"], vocabulary_size: int
 ) -> bytes:
-    """Train a SentencePiece model. Raises RuntimeError if it does not allow the size."""
+    """Train a SentencePiece model. Raises RuntimeError if it does not allow the size.
+
+    SentencePiece leaves out sentences with a certain character, and cuts out text that is the name
+    of a control symbol. Where `texts` contain either, they are trained under other names.
+    """
+    alphabet = set().union(*texts)
+    spare = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
+    names = {
+        name: f"{name}{spare}" if any(name in text for text in texts) else name
+        for name in (BLANK_PIECE, UNKNOWN_PIECE)
+    }
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
+        sentence_iterator=(text.replace(_LEFT_OUT, spare) for text in texts),
         model_writer=model,
         model_type=kind,
         vocab_size=vocabulary_size,
@@ -173,10 +219,85 @@ def _trained_model(
         # Longer sentences would be left out, with characters that only they contain.
         max_sentence_length=max(4096, *(len(text.encode()) for text in texts)),
         pad_id=BLANK_ID,
-        pad_piece="<blk>",
+        pad_piece=names[BLANK_PIECE],
         unk_id=UNKNOWN_ID,
+        unk_piece=names[UNKNOWN_PIECE],
         bos_id=-1,
         eos_id=-1,
         minloglevel=ERRORS_ONLY,
     )
-    return model.getvalue()
+    if _LEFT_OUT not in alphabet and all(name == piece for name, piece in names.items()):
+        return model.getvalue()
+    pieces = _Model.FromString(model.getvalue()).pieces[2:]
+    renamed = [(piece.piece.replace(spare, _LEFT_OUT), piece.score, piece.type) for piece in pieces]
+    return _with_pieces(model.getvalue(), renamed)
+
+
+def _with_pieces(model: bytes, pieces: Sequence[tuple[str, float, int]]) -> bytes:
+    """Return a model with blank, unknown and these pieces, each a text, a score and a type."""
+    proto = _Model.FromString(model)
+    del proto.pieces[:]
+    first = [(BLANK_PIECE, 0.0, _CONTROL), (UNKNOWN_PIECE, 0.0, _UNKNOWN)]
+    for piece, score, type in [*first, *pieces]:
+        proto.pieces.add(piece=piece, score=score, type=type)
+    spec = proto.trainer_spec
+    spec.pad_piece, spec.unk_piece = BLANK_PIECE, UNKNOWN_PIECE
+    spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id = BLANK_ID, UNKNOWN_ID, -1, -1
+    spec.ClearField("unk_surface")
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    return proto.SerializeToString()
+
+
+def _relabeled(model: bytes) -> bytes:
+    """Return a model whose ids are blank, unknown, then the pieces, without control symbols.
+
+    A model that has these ids is returned as it is. Raises ValueError as `_require_invertible`.
+    """
+    _require_invertible(model)
+    proto = _Model.FromString(model)
+    kept = [
+        (piece.piece, piece.score, piece.type)
+        for piece in proto.pieces
+        # icefall's models hold the blank as a user-defined symbol.
+        if piece.type not in (_UNKNOWN, _CONTROL) and piece.piece != BLANK_PIECE
+    ]
+    first = [(piece.piece, piece.type) for piece in proto.pieces[:2]]
+    if (
+        first == [(BLANK_PIECE, _CONTROL), (UNKNOWN_PIECE, _UNKNOWN)]
+        and len(kept) == len(proto.pieces) - 2
+        and proto.normalizer_spec.remove_extra_whitespaces
+    ):
+        return model
+    return _with_pieces(model, kept)
+
+
+def _require_invertible(model: bytes) -> None:
+    """Raise ValueError for a model with which the laws of `Tokenizer` do not hold."""
+    proto = _Model.FromString(model)
+    pieces = [piece.piece for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL)]
+    words = [piece for piece in pieces if piece.strip(SPACE_PIECE)]
+    spaced = [piece for piece in pieces if any(map(str.isspace, piece))]
+    spanning = [piece for piece in words if SPACE_PIECE in piece.lstrip(SPACE_PIECE)]
+    wrong = ""
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        wrong = "treat_whitespace_as_suffix = true: must have the space before the word"
+    elif proto.trainer_spec.byte_fallback or any(piece.type == _BYTE for piece in proto.pieces):
+        wrong = "byte_fallback = true: pieces that are bytes are not supported"
+    elif proto.trainer_spec.model_type == proto.trainer_spec.WORD:
+        wrong = "model_type = word: must be unigram, bpe or char"
+    elif spaced:
+        wrong = f"piece {spaced[0]!r}: must not contain white space"
+    elif spanning:
+        wrong = f"piece {spanning[0]!r}: must not span several words (split_by_whitespace = true)"
+    elif UNKNOWN_PIECE in pieces:
+        wrong = f"piece {UNKNOWN_PIECE!r}: must stand for unknown characters only"
+    elif SPACE_PIECE not in pieces:
+        wrong = f"has no piece {SPACE_PIECE!r} for the space alone"
+    elif not proto.normalizer_spec.add_dummy_prefix and any(
+        piece.startswith(SPACE_PIECE) for piece in words
+    ):
+        wrong = "add_dummy_prefix = false: the first word must begin with its space like the others"
+    elif proto.denormalizer_spec.precompiled_charsmap:
+        wrong = "denormalizer: must not rewrite the decoded text"
+    if wrong:
+        raise ValueError(f"a SentencePiece model that cannot be used, {wrong}")

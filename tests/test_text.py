@@ -1,10 +1,14 @@
 """The tokenizer: encoding is invertible, and sizes and errors are as documented."""
 
+import io
+from pathlib import Path
+
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_jax.text import BLANK_ID, UNKNOWN_ID, Tokenizer, collapse_white_space
+from asr_jax.text import BLANK_ID, RESERVED, UNKNOWN_ID, Tokenizer, collapse_white_space
 
 TRANSCRIPTS = [
     "ERASE X B M N T FOUR ONE OH NINE",
@@ -68,6 +72,139 @@ def test_words_are_those_of_the_text_with_the_labels_that_spell_them(tokenizer, 
     assert used == sorted(set(used))
     rest = [id for place, id in enumerate(ids) if place not in used]
     assert tokenizer.decode(rest) == ""
+
+
+ODD_TEXT = st.lists(
+    st.sampled_from(["<unk>", "<blk>", "<s>", "</s>", "<pad>", "<0x41>", "<blk", "\u2047"])
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters=list(RESERVED)))
+    | st.text([*"a<>", *" \t\x85\xa0\u2028\u2585\u200b\u200d\ufeff\ufffd\ufffe\x01\u0301\ue000"])
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    texts=st.lists(ODD_TEXT, min_size=1, max_size=3).filter(lambda texts: "".join(texts).split())
+)
+def test_every_transcript_of_the_training_can_be_written(tmp_path_factory, kind, texts):
+    path = tmp_path_factory.mktemp("odd") / "tokenizer.model"
+    size = len(set("".join(map(collapse_white_space, texts))) | {" "}) + 2
+    trained = Tokenizer.train(texts, kind=kind, vocabulary_size=size, path=path)
+    assert Tokenizer.load(path).model == trained.model
+    for text in texts:
+        assert trained.unknown_characters(text) == "" and UNKNOWN_ID not in trained.encode(text)
+        assert trained.decode(trained.encode(text)) == collapse_white_space(text)
+
+
+def test_transcripts_with_reserved_characters_change_nothing(tmp_path):
+    def train(texts: list[str]) -> bytes:
+        path = tmp_path / "tokenizer.model"
+        return Tokenizer.train(texts, kind="bpe", vocabulary_size=60, path=path).model
+
+    assert train([*TRANSCRIPTS, "Q\0", "Q\u2581Q"]) == train(TRANSCRIPTS)
+
+
+FOREIGN = {
+    "as spm_train makes them": {},
+    "unknown elsewhere": {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
+    "icefall": {
+        "user_defined_symbols": ["<blk>", "<sos/eos>"],
+        "unk_id": 2,
+        "bos_id": -1,
+        "eos_id": -1,
+    },
+    "all over the place": {
+        "model_type": "unigram",
+        "vocab_size": 60,
+        "unk_id": 5,
+        "bos_id": 7,
+        "eos_id": 9,
+        "pad_id": 20,
+        "unk_piece": "[UNK]",
+        "unk_surface": "?",
+        "pad_piece": "[PAD]",
+    },
+    "symbols": {"user_defined_symbols": ["HOUSE", "<laugh>"], "control_symbols": ["<ctl>"]},
+    "case folded": {"normalization_rule_name": "nmt_nfkc_cf"},
+    "characters": {"model_type": "char", "add_dummy_prefix": False},
+    "characters after a space": {"model_type": "char", "normalization_rule_name": "nfkc_cf"},
+    "every space": {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"},
+}
+
+
+def write_foreign_model(path: Path, **options: object) -> sentencepiece.SentencePieceProcessor:
+    """Train a model without this package, by default as spm_train would."""
+    model = io.BytesIO()
+    given = {"model_type": "bpe", "vocab_size": 70, "character_coverage": 1.0, **options}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TRANSCRIPTS, "<laugh> YES"]),
+        model_writer=model,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **given,
+    )
+    path.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@pytest.mark.parametrize("options", FOREIGN.values(), ids=FOREIGN)
+def test_models_from_elsewhere_are_relabeled(tmp_path, options):
+    path = tmp_path / "foreign.model"
+    foreign = write_foreign_model(path, **options)
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.pieces[:2] == ["<blk>", "<unk>"]
+    ids = range(foreign.get_piece_size())
+    is_special = lambda id: foreign.is_control(id) or foreign.is_unknown(id)
+    names = [foreign.id_to_piece(id) for id in ids if not is_special(id)]
+    assert tokenizer.pieces[2:] == [name for name in names if name != "<blk>"]
+
+    texts = [*TRANSCRIPTS, "The  house ﬁ\u200b x", "<laugh> YES", "<s> [UNK] <blk> <unk> Q"]
+    for text in texts:
+        labels, unknown = tokenizer.encode(text), tokenizer.unknown_characters(text)
+        assert all(BLANK_ID < label < tokenizer.vocabulary_size for label in labels)
+        assert (UNKNOWN_ID in labels) == bool(unknown)
+        assert tokenizer.encode_all([text])[0].tolist() == labels
+        if not unknown:
+            assert tokenizer.decode(labels) == tokenizer.normalize(text)
+            # The segmentation is the foreign model's.
+            pieces = foreign.encode(collapse_white_space(text), out_type=str)
+            assert [tokenizer.pieces[label] for label in labels] == pieces
+    first, second = map(tokenizer.encode, TRANSCRIPTS[:2])
+    joined = tokenizer.encode(" ".join(TRANSCRIPTS[:2]))
+    assert joined == first + tokenizer.separator + second
+    # The copy in a run directory is read as it is.
+    copy = tmp_path / "tokenizer.model"
+    copy.write_bytes(tokenizer.model)
+    assert Tokenizer.load(copy).model == tokenizer.model
+
+
+def test_a_model_that_folds_is_asked_about_folded_text(tmp_path):
+    write_foreign_model(tmp_path / "a.model", normalization_rule_name="nmt_nfkc_cf")
+    tokenizer = Tokenizer.load(tmp_path / "a.model")
+    assert tokenizer.folding == "nmt_nfkc_cf"
+    assert tokenizer.normalize(" The  HOUSE\u200bﬁ") == "the house fi"
+    assert tokenizer.unknown_characters("THE HOUSE Q!") == "!q"
+    assert tokenizer.characters >= set("the ") and not set("THE") & tokenizer.characters
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix = true: must"),
+        ({"byte_fallback": True, "vocab_size": 400}, "byte_fallback = true: "),
+        ({"model_type": "word"}, "model_type = word: must be unigram, bpe or char"),
+        ({"split_by_whitespace": False}, "must not span several words"),
+        ({"add_dummy_prefix": False}, "add_dummy_prefix = false: "),
+        ({"user_defined_symbols": ["NEW YORK"]}, "piece 'NEW YORK': must not contain white space"),
+    ],
+)
+def test_models_whose_labels_do_not_spell_the_text_are_refused(tmp_path, options, reason):
+    path = tmp_path / "foreign.model"
+    write_foreign_model(path, **options)
+    with pytest.raises(ValueError) as error:
+        Tokenizer.load(path)
+    assert str(error.value).startswith(f"{path}: a SentencePiece model that cannot be used, ")
+    assert reason in str(error.value) and "\n" not in str(error.value)
 
 
 def test_vocabulary_sizes_are_as_requested(tmp_path):

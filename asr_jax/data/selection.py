@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from asr_jax.text import SPACE_PIECE, UNKNOWN_ID, Tokenizer
+from asr_jax.text import RESERVED, UNKNOWN_ID, Tokenizer
 from asr_jax.types import Skipped, Utterance
 
 
@@ -36,12 +36,12 @@ def select_utterances(
     ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
     ctc_frames = needed_ctc_frames(ids, ends)
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
-    # A transcript must not contain the character that stands for a space, though it is encoded.
-    has_unknown |= [SPACE_PIECE in text for text in texts]
+    has_reserved = np.array([not RESERVED.isdisjoint(text) for text in texts], bool)
 
     # The first rule that holds for an utterance gives the reason.
     rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
         (lengths == 0, lambda n: "empty transcript"),
+        (has_reserved, lambda n: f"characters that no tokenizer can hold: {_reserved(texts[n])}"),
         (has_unknown, lambda n: f"characters that the tokenizer lacks: {unknown(texts[n])}"),
         (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {durations[n]:.3g} s"),
         (frames < 1, lambda n: f"too short for one frame: {durations[n]:.3g} s"),
@@ -69,6 +69,10 @@ def select_utterances(
         for n, rule in zip(listed.tolist(), first_rule[listed].tolist())
     ]
     return [utterances[n] for n in selected], [labels[n] for n in selected], skipped
+
+
+def _reserved(text: str) -> str:
+    return ", ".join(f"U+{ord(character):04X}" for character in sorted(RESERVED & set(text)))
 
 
 def needed_ctc_frames(

@@ -37,6 +37,13 @@ def test_a_second_start_reads_what_the_first_encoded(tokenizer, tmp_path, monkey
     assert_right(encode_transcripts(others, other, cache_path=cache_path), other, others)
 
 
+def test_line_breaks_within_transcripts_are_not_ends_of_transcripts(tokenizer, tmp_path):
+    cache_path = tmp_path / "labels.npz"
+    for texts in (["one\ntwo", "one"], ["one", "two\none"]):
+        labels = encode_transcripts(texts, tokenizer, cache_path=cache_path)
+        assert_right(labels, tokenizer, texts)
+
+
 @pytest.mark.parametrize("size", [0, 5, 100, -30])
 def test_damaged_cache_is_encoded_again(tokenizer, tmp_path, size):
     cache_path = tmp_path / "labels.npz"

@@ -18,6 +18,7 @@ def test_selection_gives_each_reason(tmp_path):
         base,
         base._replace(id="empty", text=""),
         base._replace(id="characters", text="ABÉ?"),
+        base._replace(id="reserved", text="A\0B\u2581?"),
         base._replace(id="short", duration_seconds=0.04),
         base._replace(id="frame", duration_seconds=0.09),
         base._replace(id="long", duration_seconds=16.01),
@@ -47,6 +48,7 @@ def test_selection_gives_each_reason(tmp_path):
     assert reasons == {
         "empty": "empty transcript",
         "characters": "characters that the tokenizer lacks: ?É",
+        "reserved": "characters that no tokenizer can hold: U+0000, U+2581",
         "short": "shorter than 0.05 s: 0.04 s",
         "frame": "too short for one frame: 0.09 s",
         "long": "longer than the last bucket's 16 s: 16.01 s",

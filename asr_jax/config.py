@@ -231,7 +231,7 @@ class TokenizerConfig(Section):
     vocabulary_size: int = 1024
     """Number of pieces, including blank and unknown; with char only fit uses it."""
     model: str = ""
-    """Another run's tokenizer.model to use; empty: one is trained."""
+    """SentencePiece model to use, of another run or program; empty: one is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,11 +34,13 @@ from asr_jax.inference.recognizer import (
     with_decoding,
 )
 from asr_jax.scoring.comparison import is_evaluation, read_baseline
-from asr_jax.scoring.evaluation import Evaluation, Figures
+from asr_jax.scoring.evaluation import Evaluation, Figures, unwritable
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import FILES, write_evaluation
 from asr_jax.scoring.report_page import comparison_lines
+from asr_jax.text import Tokenizer
 from asr_jax.text_files import one_line
+from asr_jax.types import Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +189,17 @@ def evaluate_run(run: Path, data: str) -> None:
 
 def evaluate(job: Job) -> None:
     """Recognize a dataset, write its evaluation, and print a summary and unreadable recordings."""
-    options, normalize = job.options, normalizer(job.options.normalize)
+    options = job.options
     utterances, unreadable = read_transcribed(job.data, "--data")
+    recognizer = _open_recognizer(options)
+    normalize = _normalizer(options.normalize, recognizer.tokenizer)
     baseline = None
     if job.baseline and is_first():  # The first process wrote it if it was evaluated just now.
         baseline = read_baseline(job.baseline, utterances, normalize)
-    recognizer = _open_recognizer(options)
+    texts = _facts_of_texts(options.normalize, recognizer.tokenizer, utterances)
+    if is_first():
+        for name in texts.keys() - {"texts"}:
+            print(f"{job.data}: {name}: {texts[name]}", file=sys.stderr)
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
@@ -207,7 +215,7 @@ def evaluate(job: Job) -> None:
         transcripts=[transcript for _, transcript in recognized],
         audio_seconds=recognition.audio_seconds,
         wall_seconds=recognition.wall_seconds,
-        facts=_facts(job, recognizer, not_recognized=len(not_recognized)),
+        facts=_facts(job, recognizer, texts, not_recognized=len(not_recognized)),
         not_recognized=not_recognized,
         normalize=normalize,
         baseline=baseline,
@@ -235,16 +243,50 @@ def _open_recognizer(options: Options) -> Recognizer:
     return recognizer
 
 
-def _facts(job: Job, recognizer: Recognizer, *, not_recognized: int) -> dict[str, str]:
+def _normalizer(convention: Convention, tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Return the function that normalizes texts for scoring.
+
+    A tokenizer that folds text also folds references, which its recognizer could not match else.
+    """
+    normalize = normalizer(convention)
+    if not tokenizer.folding:
+        return normalize
+    return lambda text: normalize(tokenizer.normalize(text))
+
+
+def _facts_of_texts(
+    convention: Convention, tokenizer: Tokenizer, utterances: Sequence[Utterance]
+) -> dict[str, str]:
+    """Return how texts are normalized, and which references cannot be written."""
+    facts = {"texts": "not normalized" if convention == "none" else f"normalized, {convention}"}
+    if tokenizer.folding:
+        facts["references folded by the tokenizer"] = tokenizer.folding
+    characters = tokenizer.characters
+    if convention == "whisper":  # It turns number words into digits.
+        characters |= set("0123456789")
+    lacking = unwritable(
+        [utterance.text for utterance in utterances],
+        unknown_characters=tokenizer.unknown_characters,
+        characters=characters,
+        normalize=normalizer(convention),
+    )
+    if lacking:
+        facts["references with characters that the model cannot write"] = lacking
+    return facts
+
+
+def _facts(
+    job: Job, recognizer: Recognizer, texts: dict[str, str], *, not_recognized: int
+) -> dict[str, str]:
     """Return the facts of the run that the report lists."""
-    decoding, normalize = recognizer.config.decoding, job.options.normalize
+    decoding = recognizer.config.decoding
     return {
         "run": str(job.options.run),
         "data": job.data,
         "checkpoint": recognizer.checkpoint,
         "decoder": f"beam {decoding.beam}" if decoding.beam else "greedy",
         "chunk, ms (0: whole utterances)": f"{decoding.chunk_ms:g}",
-        "texts": "not normalized" if normalize == "none" else f"normalized, {normalize}",
+        **texts,
         "not recognized": str(not_recognized),
         **fusion_facts(job.options.fusing),
     }

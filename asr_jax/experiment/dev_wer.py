@@ -1,6 +1,7 @@
 """The WER on data.dev, measured while a recognizer is trained."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +14,10 @@ from asr_jax.config import Config
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.distributed.mesh import local_rows
+from asr_jax.distributed.processes import is_first
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.inference.decode_batch import JittedDecoding, jitted_decoding, transcribe_batches
+from asr_jax.scoring.evaluation import unwritable
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 from asr_jax.training.loop import Evaluate
@@ -29,6 +32,16 @@ def dev_wer(
         return None
     utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
     print_left_out("data.dev", unreadable)
+    lacking = unwritable(
+        [utterance.text for utterance in utterances],
+        unknown_characters=tokenizer.unknown_characters,
+        characters=tokenizer.characters,
+    )
+    if lacking and is_first():
+        print(
+            f"data.dev: references with characters that the model cannot write: {lacking}",
+            file=sys.stderr,
+        )
     recognize = jitted_decoding(graphdef, config, mesh)
     return _DevWer(config, tokenizer, mesh, utterances, recognize)
 
@@ -62,7 +75,11 @@ class _DevWer:
             utterances=len(utterances),
         )
         self._note_new(batches.failed, note)
-        scored = [(u.text, best[0].text) for u, best in zip(utterances, transcripts) if best]
+        scored = [
+            (self.tokenizer.normalize(utterance.text), best[0].text)
+            for utterance, best in zip(utterances, transcripts)
+            if best
+        ]
         if not scored:
             raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
         return {"dev_wer": 100 * word_error_rate(*zip(*scored))}

@@ -132,6 +132,11 @@ def describe(
         f"{setup.run}: {len(corpus.utterances)} utterances, {setup.task.amount(corpus)}; "
         f"{count / 1e6:.2f} million parameters; {setup.mesh.size} {jax.default_backend()} device(s)"
     )
+    if folding := setup.tokenizer.folding:
+        note(
+            f"{setup.run / 'tokenizer.model'}: folds text ({folding}); transcripts are trained on, "
+            "and references scored, in this form"
+        )
     list_skipped(corpus, setup.run, note=note)
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")

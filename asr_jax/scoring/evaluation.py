@@ -1,7 +1,8 @@
 """An evaluation: references, transcripts, and the figures of wer.json that follow from them."""
 
+import collections
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -13,6 +14,7 @@ from asr_jax.types import Skipped, Transcript, Utterance
 # Lower edges in percent; most words are recognized with near certainty.
 _CONFIDENCE_EDGES = (0, 50, 70, 80, 90, 95, 98)
 _NO_WORDS = "no words"
+_MOST_NAMED = 20
 
 
 class Baseline(NamedTuple):
@@ -133,6 +135,40 @@ class _Compared(TypedDict, total=False):
     """The entry of wer.json that only a baseline gives."""
 
     comparison: ComparisonFigures
+
+
+def unwritable(
+    references: Sequence[str],
+    *,
+    unknown_characters: Callable[[str], str],
+    characters: Iterable[str],
+    normalize: Callable[[str], str] = str,
+) -> str:
+    """Return how many references hold characters that a recognizer cannot write, and which.
+
+    The result is empty if there are none. A character does not count if `normalize` deletes it, or
+    turns it into others that the recognizer can write.
+
+    Args:
+        unknown_characters: returns the characters of a text that the recognizer's labels lack.
+        characters: the characters that the labels stand for.
+    """
+    writable = set("".join(map(normalize, characters)))
+    found: collections.Counter[str] = collections.Counter()
+    number = 0
+    for reference in references:
+        lacking = [
+            character
+            for character in unknown_characters(reference)
+            if not set(normalize(character).strip()) <= writable
+        ]
+        found.update(lacking)
+        number += bool(lacking)
+    if not number:
+        return ""
+    named = ", ".join(f"{name!r} ({count})" for name, count in found.most_common(_MOST_NAMED))
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"{number} of {len(references)}: {named}{more}"
 
 
 def score(evaluation: Evaluation) -> Scores:

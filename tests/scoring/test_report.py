@@ -1,6 +1,7 @@
 """Files of an evaluation are consistent, hold any text, and need no network."""
 
 import base64
+import functools
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from asr_jax.scoring import report, wer
-from asr_jax.scoring.evaluation import Baseline, Evaluation, Figures
+from asr_jax.scoring.evaluation import Baseline, Evaluation, Figures, unwritable
+from asr_jax.scoring.normalize import librispeech_text
 from asr_jax.types import LabelPosterior, Member, Skipped, Transcript, Utterance, Word
 
 HOSTILE = '</script><b onload="x">& <!-- \u2028 \\u003c {braces} $cost'
@@ -343,3 +345,17 @@ def test_invalid_evaluations_are_rejected_before_writing(tmp_path, change, messa
     with pytest.raises(ValueError, match=message):
         report.write_evaluation(tmp_path / "out", make_evaluation(**(pair | change)))
     assert not (tmp_path / "out").exists()
+
+
+def test_references_that_cannot_be_written_are_counted():
+    unknown = lambda text: "".join(sorted(set(text) - set("ABC ")))
+    references = ["ABC", "abc", "AB-C", "CAF\u00c9 \u00c9", "\u092c"]
+    count = functools.partial(unwritable, references, unknown_characters=unknown, characters="ABC ")
+    assert count().startswith("4 of 5: ")
+    named = set(count().removeprefix("4 of 5: ").split(", "))
+    assert named == {f"{name!r} (1)" for name in "abc-F\u00c9\u092c"}
+    # Normalization turns a to A and deletes the hyphen.
+    assert count(normalize=librispeech_text) == "2 of 5: 'F' (1), '\u00c9' (1), '\u092c' (1)"
+    assert unwritable(["ABC"], unknown_characters=unknown, characters="ABC ") == ""
+    many = unwritable(["abcdefghijklmnopqrstuvwxyz"], unknown_characters=unknown, characters="A")
+    assert many.startswith("1 of 1: 'a' (1), ") and many.endswith(" and 6 more")

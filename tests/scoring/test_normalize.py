@@ -1,6 +1,7 @@
 """Text normalization: LibriSpeech's form, and Whisper's for English."""
 
 import re
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,34 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples/an4"
         ("Don’t “stop”, he said: it's café-time!", "DON'T STOP HE SAID IT'S CAFE TIME"),
         ("'tis the boys' ' '' snake_case 42", "'TIS THE BOYS' SNAKE CASE 42"),
         (" \t", ""),
+        # Other scripts: marks belong to their letters, and different letters stay different.
+        ("हिन्दी, में!", "हिन्दी में"),
+        ("が か。 \uff8a\uff9e", "が か バ"),
+        ("한국어.", "한국어"),
+        ("ที่", "ที่"),
+        ("\u0645\u064f\u062d\u064e\u0651", "\u0645\u064f\u062d\u064e\u0651"),
+        ("и й", "И Й"),
+        # A joiner is no border of a word, and an emoji's selector no word.
+        ("\u0915\u094d\u200d\u0937 \u2764\ufe0f", "\u0915\u094d\u0937"),
     ],
 )
 def test_librispeech_form(text, form):
     assert librispeech_text(text) == form
+
+
+@pytest.mark.parametrize("sign", "\u2018\u2019\u02bc\u02bb\u2032\u00b4`\uff07")
+def test_signs_within_a_word_are_apostrophes(sign):
+    assert librispeech_text(f"don{sign}t  caf\u00e9{sign}s") == "DON'T CAFE'S"
+    assert librispeech_text(f"5{sign}10 {sign} x").split()[-1] == "X"
+
+
+@given(st.text(st.characters(max_codepoint=0x17F, exclude_characters="\u00ad\u00b4`\u0149")))
+def test_librispeech_form_of_latin_text_drops_all_marks(text):
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in plain if not unicodedata.combining(c)).upper()
+    plain = re.sub(r"[^\w']|_", " ", plain)
+    plain = re.sub(r"(?<!\w)'+(?!\w)", " ", plain)
+    assert librispeech_text(text) == " ".join(plain.split())
 
 
 @given(st.text())
@@ -43,6 +68,9 @@ def test_none_changes_nothing_and_whisper_is_whisper_normalizer():
     if find_spec("whisper_normalizer"):
         text = "Mr. Brown won't colour twenty-one"
         assert normalizer("whisper")(text) == "mister brown will not color 21"
+        assert normalizer("whisper")("Don\u2019t") == normalizer("whisper")("Don't")
+        marked = "हिन्दी が ий 한"
+        assert normalizer("whisper")(f"{marked}, caf\u00e9") == f"{marked} cafe"
     else:
         with pytest.raises(ValueError, match=re.escape("pip install 'asr_jax[score]'")):
             normalizer("whisper")

@@ -29,13 +29,15 @@ WIDE_ASCII = {
 # for the bytes of a name that is not UTF-8.
 SEPARATING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 
 class EncodingError(ValueError):
     """An error of a file that is not UTF-8 text: its name, the line, and what to do."""
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    r"""Read the lines of a text file, optionally .gz, that are not blank, numbered from 1.
+    r"""Read the lines of a text file, optionally gzip, that are not blank, numbered from 1.
 
     A line ends at \n or \r\n only, and is returned without its end; every other separator, such as
     U+2028 or a lone \r, is white space within it. Byte-order marks of UTF-8 are dropped at the
@@ -45,7 +47,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     alone, and EncodingError, naming file and line, if it is not UTF-8.
     """
     try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        with path.open("rb") as stored:
+            is_gzip = stored.peek(2).startswith(GZIP_MAGIC)
+            file = gzip.GzipFile(fileobj=stored) if is_gzip else stored
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     _check_first(path, line)

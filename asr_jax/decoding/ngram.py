@@ -1,6 +1,7 @@
 """N-gram language models over a tokenizer's pieces, from ARPA files or estimated from text."""
 
 import collections
+import itertools
 import math
 import re
 import unicodedata
@@ -15,6 +16,10 @@ from asr_jax.text_files import EncodingError, numbered_lines, transcript
 # Labels of the beginning and the end of a sentence.
 BEGIN, END = -1, -2
 NGram = tuple[int, ...]
+# SRILM writes this for the logarithm of 0; -inf means the same.
+_LOG10_OF_ZERO = -99.0
+# An ARPA file may begin with comments, as those of CMU's toolkit do.
+_MOST_COMMENT_LINES = 1000
 
 
 class Entry(NamedTuple):
@@ -37,23 +42,36 @@ def load_language_model(
     weight: float,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Automaton:
-    """Load an ARPA file over the tokenizer's pieces (.arpa, .arpa.gz), or estimate from a text.
+    r"""Load an ARPA file over the tokenizer's pieces, or estimate a model from a text.
 
+    A file is ARPA if one of its first lines is \data\, or if it is named .arpa; either may be gzip.
     A text has one sentence per line and gives an n-gram model of `order`. Lines with characters
     outside the tokenizer are left out; `warn` receives a message with their number. Gains are
     log-probabilities times `weight`. Raises ValueError for a file that cannot be read, with the
     line number, and for a text in which every line has such characters.
     """
-    if path.suffix == ".arpa" or path.name.endswith(".arpa.gz"):
-        ngrams = read_arpa(path, tokenizer.pieces)
+    lines = _lines(path)
+    first = list(itertools.islice(lines, _MOST_COMMENT_LINES))
+    lines = itertools.chain(first, lines)
+    is_named_arpa = path.name.lower().endswith((".arpa", ".arpa.gz"))
+    if is_named_arpa or any(line == "\\data\\" for _, line in first):
+        ngrams = _parse_arpa(path, lines, tokenizer.pieces, warn)
     else:
-        ngrams = estimate(_sentences(path, tokenizer, warn), order, tokenizer.vocabulary_size)
+        sentences = _sentences(path, lines, tokenizer, warn)
+        ngrams = estimate(sentences, order, tokenizer.vocabulary_size)
+    if weight < 0:
+        ngrams = _without_zeros(ngrams)
     return ngram_automaton(ngrams, vocabulary_size=tokenizer.vocabulary_size, weight=weight)
 
 
-def _sentences(path: Path, tokenizer: Tokenizer, warn: Callable[[str], None]) -> list[list[int]]:
-    """Read a text's sentences as labels."""
-    lines = [transcript(line) for _, line in _lines(path)]
+def _sentences(
+    path: Path,
+    numbered: Iterable[tuple[int, str]],
+    tokenizer: Tokenizer,
+    warn: Callable[[str], None],
+) -> list[list[int]]:
+    """Return a text's sentences as labels."""
+    lines = [transcript(line) for _, line in numbered]
     if not lines:
         raise ValueError(f"{path}: contains no text")
     encoded, rejected = [], []
@@ -84,19 +102,34 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
+def read_arpa(
+    path: Path, pieces: Sequence[str], *, warn: Callable[[str], None] = lambda text: None
+) -> NGrams:
     r"""Read an ARPA file: \data\, counts, and per order lines of `log10 p, pieces, log10 back-off`.
 
     Words must be `pieces`, <s>, </s> or <unk>. Pieces without a unigram get the probability of
-    <unk>, or without <unk> that of the least probable piece. Raises ValueError for an invalid file,
-    with the line number.
+    <unk>, or without <unk> that of the least probable piece. N-grams that continue after </s> are
+    ignored. Without <s>, a sentence begins like its rest; without </s>, its end has no score;
+    `warn` receives a message about either. Raises ValueError for an invalid file, with the line
+    number.
     """
+    return _parse_arpa(path, _lines(path), pieces, warn)
+
+
+def _parse_arpa(
+    path: Path,
+    lines: Iterable[tuple[int, str]],
+    pieces: Sequence[str],
+    warn: Callable[[str], None],
+) -> NGrams:
+    """Return the n-grams in the lines of an ARPA file, as `read_arpa` describes."""
     labels = {piece: label for label, piece in enumerate(pieces)}
+    labels = {"<UNK>": UNKNOWN_ID} | labels
     labels |= {"<s>": BEGIN, "</s>": END, "<unk>": UNKNOWN_ID}
     ngrams: NGrams = {}
     counts: dict[int, int] = {}
     section, order, left = "", 0, 0
-    for number, line in _lines(path):
+    for number, line in lines:
         if section == "\\end\\" or not (section or line == "\\data\\"):
             continue
         try:
@@ -111,17 +144,24 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> NGrams:
                     raise ValueError(f"{line!r}: must be 'ngram N=COUNT'")
                 counts[int(match[1])] = int(match[2])
             else:
+                left -= 1
                 ngram, entry = _read_ngram(line.split(), order, labels)
+                if END in ngram[:-1] or BEGIN in ngram[1:]:
+                    continue  # No sentence contains it.
                 if ngram in ngrams:
                     raise ValueError(f"{line!r}: the n-gram is listed twice")
                 if order > 1 and ngram[:-1] not in ngrams:
                     raise ValueError(f"{line!r}: the n-gram's prefix is not listed")
-                ngrams[ngram] = entry
-                left -= 1
+                # The longest n-grams are no context, so that their back-off has no meaning.
+                ngrams[ngram] = entry if order < max(counts) else Entry(entry.log_probability)
         except ValueError as error:
             raise ValueError(f"{path}: line {number}: {error}") from None
     if section != "\\end\\":
         raise ValueError(f"{path}: ends before \\end\\" if section else f"{path}: has no \\data\\")
+    if (BEGIN,) not in ngrams:
+        warn(f"{path}: has no <s>; the beginning of a transcript is scored like its rest")
+    if (END,) not in ngrams:
+        warn(f"{path}: has no </s>; the end of a transcript is not scored")
     _add_missing_pieces(ngrams, len(pieces))
     return ngrams
 
@@ -154,9 +194,26 @@ def _read_ngram(fields: list[str], order: int, labels: dict[str, int]) -> tuple[
     if missing := [word for word in words if word not in labels]:
         raise ValueError(f"{missing[0]!r}: must be a piece of the run's tokenizer")
     tens = [float(number) for number in numbers]
+    if tens[0] == -math.inf:
+        tens[0] = _LOG10_OF_ZERO
     if not all(map(math.isfinite, tens)) or tens[0] > 0:
         raise ValueError(f"{' '.join(fields)!r}: needs finite numbers, log10 p at most 0")
     return tuple(labels[word] for word in words), Entry(*(ten * math.log(10) for ten in tens))
+
+
+def _without_zeros(ngrams: NGrams) -> NGrams:
+    """Raise each probability of 0 to the least of any other n-gram.
+
+    Where a model is subtracted, a probability of 0 would be an infinite gain.
+    """
+    zero = (_LOG10_OF_ZERO + 1) * math.log(10)
+    least = min(
+        (e.log_probability for e in ngrams.values() if e.log_probability > zero), default=0.0
+    )
+    return {
+        ngram: entry._replace(log_probability=max(entry.log_probability, least))
+        for ngram, entry in ngrams.items()
+    }
 
 
 def estimate(sentences: Iterable[Sequence[int]], order: int, vocabulary_size: int) -> NGrams:

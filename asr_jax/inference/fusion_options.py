@@ -28,7 +28,7 @@ class FusionOptions:
     language_model: Path | None = None
     """Language model to add to --decoder beam, one of:
     a text with one sentence per line, from which an n-gram model is estimated;
-    an .arpa or .arpa.gz file over the tokenizer's pieces;
+    an ARPA file, possibly gzip, over the tokenizer's pieces;
     the run directory of a neural language model."""
     language_model_weight: float = 0.3
     """Weight of the language model's log-probabilities."""

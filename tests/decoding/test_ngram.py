@@ -14,6 +14,7 @@ from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.ngram import (
     BEGIN,
     END,
+    Entry,
     estimate,
     load_language_model,
     ngram_automaton,
@@ -143,6 +144,109 @@ def test_without_unk_missing_pieces_get_the_lowest_probability_in_the_file(tmp_p
     assert ngrams[5,] == ngrams[1,] == ngrams[2,]
 
 
+def test_arpa_files_are_recognized_by_their_contents(tmp_path):
+    alphabet = "ABC ABC"
+    path = tmp_path / "tokenizer.model"
+    tokenizer = Tokenizer.train([alphabet], kind="char", vocabulary_size=0, path=path)
+    reference = tmp_path / "a.arpa"
+    reference.write_text(ARPA)
+
+    def gains(path) -> list[float]:
+        loaded = load_language_model(path, tokenizer, order=2, weight=0.7)
+        return [gain(loaded, labels) for labels in ([], [2, 3, 3], [4, 5])]
+
+    expected = gains(reference)
+    written = ARPA.encode()
+    variants = {
+        "a.lm": written,
+        "a.lm.gz": gzip.compress(written),
+        "b.ARPA": gzip.compress(written),
+        "c.arpa.gz": written,
+        "plain": b"".join(b"comment\n" for _ in range(200)) + written,
+        "marked.lm": b"\xef\xbb\xbf" + written.partition(b"\n\n")[2],
+        "windows.lm": written.replace(b"\n", b"\r\n"),
+        "tabs.lm": written.replace(b" ", b"\t").replace(b"ngram\t", b"ngram "),
+        "blank.lm": written.replace(b"\n", b"\n\n"),
+    }
+    for name, contents in variants.items():
+        (tmp_path / name).write_bytes(contents)
+        assert gains(tmp_path / name) == expected, name
+    text = tmp_path / "text.gz"
+    text.write_bytes(gzip.compress(b"ABC\n"))
+    named = tmp_path / "text"
+    named.write_text("ABC\n")
+    assert gains(text) == gains(named) != expected
+    with pytest.raises(ValueError, match=r"has no \\data\\"):
+        named.rename(tmp_path / "text.arpa")
+        gains(tmp_path / "text.arpa")
+
+
+@pytest.mark.parametrize(
+    "change, warnings",
+    [
+        # SRILM and CMU's toolkit write n-grams that continue after a sentence's end.
+        (
+            lambda t: (
+                t.replace("ngram 2=4", "ngram 2=6")
+                .replace("-0.4 B </s>", "-0.4 B </s> -0.3\n-0.5 </s> A -0.1\n-0.3 A <s> -0.2")
+                .replace("ngram 3=2", "ngram 3=4")
+                .replace("-0.25 A B B", "-0.25 A B B\n-0.2 B </s> A\n-0.2 </s> <s> A")
+            ),
+            [],
+        ),
+        (lambda t: t.replace("<unk>", "<UNK>"), []),
+        (lambda t: t.replace("-99 <s>", "-inf <s>"), []),
+        # The longest n-grams are no contexts.
+        (lambda t: t.replace("-0.25 A B B", "-0.25 A B B -3.0"), []),
+        (
+            lambda t: t.replace("ngram 1=5", "ngram 1=4").replace("-0.7 </s>\n", ""),
+            ["has no </s>; the end of a transcript is not scored"],
+        ),
+        (
+            lambda t: (
+                t.replace("ngram 1=5", "ngram 1=4")
+                .replace("-99 <s> -0.3\n", "")
+                .replace("ngram 2=4", "ngram 2=3")
+                .replace("-0.2 <s> A -0.4\n", "")
+                .replace("ngram 3=2", "ngram 3=1")
+                .replace("-0.1 <s> A B\n", "")
+            ),
+            ["has no <s>; the beginning of a transcript is scored like its rest"],
+        ),
+    ],
+)
+def test_arpa_files_of_other_programs_mean_what_they_say(change, warnings, tmp_path):
+    path, noted = tmp_path / "a.arpa", []
+    path.write_text(ARPA)
+    plain = read_arpa(path, PIECES)
+    path.write_text(change(ARPA))
+    ngrams = read_arpa(path, PIECES, warn=noted.append)
+    assert noted == [f"{path}: {warning}" for warning in warnings]
+    automaton = ngram_automaton(ngrams, vocabulary_size=len(PIECES), weight=0.7)
+    # A missing </s> costs nothing, and a missing <s> is no context.
+    ngrams = {(END,): Entry(0.0)} | ngrams
+    assert warnings or all(
+        ngrams[ngram].log_probability == entry.log_probability for ngram, entry in plain.items()
+    )
+    for labels in [[], [3, 4, 4], [5, 5], [4, 4, 4, 3, 4], *TEXT]:
+        expected = 0.7 * sentence_log_probability(ngrams, labels, 3)
+        assert gain(automaton, labels) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_piece_without_probability_is_never_a_gain(tmp_path):
+    path = tmp_path / "a.arpa"
+    path.write_text(ARPA.replace("-0.6 B -0.1", "-inf B -0.1").replace("-1.5 <unk>", "-99 <unk>"))
+    tokenizer_path = tmp_path / "tokenizer.model"
+    tokenizer = Tokenizer.train(["ABC B"], kind="char", vocabulary_size=0, path=tokenizer_path)
+    b, c = tokenizer.encode("BC")
+    added = load_language_model(path, tokenizer, order=2, weight=0.5)
+    assert gain(added, [c, b]) < -200
+    subtracted = load_language_model(path, tokenizer, order=2, weight=-0.5)
+    gains = GAINS(subtracted, jnp.arange(len(subtracted.back_offs)))
+    # The lowest probability in the file is 10^-0.9, the lowest back-offs are 10^-0.9 together.
+    assert np.isfinite(gains).all() and gains.max() < 0.5 * 2 * math.log(10)
+
+
 @pytest.mark.parametrize(
     "broken, wrong, line",
     [
@@ -154,6 +258,9 @@ def test_without_unk_missing_pieces_get_the_lowest_probability_in_the_file(tmp_p
         (lambda t: t.replace("-0.9 B B", "-0.9 C B"), "prefix is not listed", 18),
         (lambda t: t.replace("-0.9 B B", "0.9 B B"), "log10 p at most 0", 18),
         (lambda t: t.replace("-0.9 B B", "-0.9 B"), "2 words", 18),
+        (lambda t: t.replace("-0.9 B B", "nan B B"), "needs finite numbers", 18),
+        (lambda t: t.replace("-0.3 A B -0.5", "-0.3 A B -inf"), "needs finite numbers", 17),
+        (lambda t: t.replace("ngram 2=4", "ngram 2=3"), "1 n-grams too many", 21),
         (lambda t: t.replace("-0.9 B B", "much B B"), "'much'", 18),
         (lambda t: t.replace("\\end\\", ""), "ends before", None),
         (lambda t: t.replace("\\data\\", ""), "has no \\\\data\\\\", None),

@@ -43,8 +43,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     U+2028 or a lone \r, is white space within it. Byte-order marks of UTF-8 are dropped at the
     start of every line, since files may have been concatenated.
 
-    Raises ValueError, naming the file, if it is not gzip, cannot be read, or ends its lines in \r
-    alone, and EncodingError, naming file and line, if it is not UTF-8.
+    Raises ValueError, naming the file, if it cannot be read, is damaged gzip, or ends its lines in
+    \r alone, and EncodingError, naming file and line, if it is not UTF-8.
     """
     try:
         with path.open("rb") as stored:
@@ -59,7 +59,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     except EOFError as error:
         raise ValueError(f"{path}: truncated, the gzip stream has no end") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not gzip, or corrupt") from error
+        raise ValueError(f"{path}: corrupt gzip") from error
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
 

@@ -7,18 +7,20 @@ instant leaves the earlier checkpoints intact.
 """
 
 import contextlib
+import glob
 import itertools
 import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
 from etils import epath
+from etils.epath.gpath import PosixGPath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
@@ -30,7 +32,21 @@ from asr_jax.training.state import TrainState
 # A checkpoint is good if its mean loss is at most this many times the lowest mean loss.
 GOOD_FACTOR = 1.5
 
+# Characters of patterns, which searches in a bucket cannot take literally.
+_PATTERN_CHARACTERS = set("*?[]")
+
 _policies = ocp.training.preservation_policies
+
+
+class _LiteralPath(PosixGPath):
+    """A path whose own characters are not part of the patterns that `glob` looks for.
+
+    Orbax finds the files of the processes with `glob`, which epath applies to the whole path. In
+    `runs/exp[1]`, a save would therefore find nothing to merge into the checkpoint.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_LiteralPath"]:
+        return (self / name for name in glob.glob(pattern, root_dir=str(self)))
 
 
 class CheckpointError(ValueError):
@@ -143,14 +159,16 @@ def save(
     """Start writing the state, and return once it is copied, so that a step may overwrite it.
 
     `dev_metric` is the figure measured on dev; lower is better. Raises CheckpointError if this save
-    or the one before it could not be written.
+    or the one before it could not be written, or if the run's first cannot be read back.
     """
     step = int(state.step)
     means = {name: float(getattr(state, name)) for name in ("smoothed_loss", "lowest_loss")}
     saved: PyTree = metadata | means
     measured: PyTree = None if dev_metric is None else {"dev_metric": dev_metric}
+    _wait(checkpointer)
+    if len(checkpointer.checkpoints) == 1:
+        _require_readable(checkpointer)
     try:
-        checkpointer.wait()
         checkpointer.save_async(
             step, state._asdict(), metrics=measured, custom_metadata=saved, force=True
         )
@@ -159,11 +177,53 @@ def save(
 
 
 def finish(checkpointer: ocp.training.Checkpointer) -> None:
-    """Wait until everything is on disk; raise CheckpointError if it could not be written."""
+    """Wait until everything is on disk, and read the newest checkpoint back.
+
+    Raises CheckpointError if it could not be written, or cannot be read.
+    """
+    _wait(checkpointer)
+    _require_readable(checkpointer)
+
+
+def _wait(checkpointer: ocp.training.Checkpointer) -> None:
     try:
         checkpointer.wait()
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
+
+
+def reads_back_once(checkpointer: ocp.training.Checkpointer) -> Callable[[], None]:
+    """Return a function to call after every step, which reads the first checkpoint on disk back.
+
+    It raises CheckpointError if that checkpoint cannot be read, before more training relies on it.
+    It never waits for a save.
+    """
+    pending = True
+
+    def read_back() -> None:
+        nonlocal pending
+        if pending and checkpointer.checkpoints and not checkpointer.is_saving_in_progress():
+            pending = False
+            _require_readable(checkpointer)
+
+    return read_back
+
+
+def _require_readable(checkpointer: ocp.training.Checkpointer) -> None:
+    """Raise CheckpointError on the first process if the newest checkpoint has no readable tree."""
+    if jax.process_index() > 0 or not checkpointer.checkpoints:
+        return
+    step = checkpointer.checkpoints[-1].step
+    problem = "it lists no arrays"
+    try:
+        if checkpointer.metadata(step).metadata:
+            return
+    except Exception as error:
+        problem = _first_line(error)
+    raise CheckpointError(
+        f"{epath.Path(checkpointer.directory) / str(step)}: was written, but cannot be read back "
+        f"({problem}); choose another directory for the run or for checkpoint.directory"
+    )
 
 
 def restore(
@@ -282,7 +342,9 @@ def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
     try:
         directory = epath.Path(config.directory or run.absolute()) / "checkpoints"
         directory.exists()
-        return directory
+        return _storable(directory, named if config.directory else f"run directory {run}")
+    except CheckpointError:
+        raise
     except KeyError:  # raised by epath for an unknown scheme such as gopher://
         raise CheckpointError(
             f"{named}: must be a folder, or an address such as gs://BUCKET/RUN or s3://BUCKET/RUN"
@@ -294,6 +356,22 @@ def _directory(run: Path, config: CheckpointConfig) -> epath.Path:
         ) from error
     except Exception as error:  # no permission for a bucket, or no connection to it
         raise CheckpointError(f"{named}: {_first_line(error)}") from error
+
+
+def _storable(directory: epath.Path, named: str) -> epath.Path:
+    """Return a path that Orbax takes literally; raise CheckpointError if it would take another."""
+    name = str(directory)
+    if "://" in name:
+        if _PATTERN_CHARACTERS & set(name):
+            raise CheckpointError(f"{named}: an address must not contain any of * ? [ ]")
+        return directory
+    # TensorStore, which writes the arrays, reads a backslash as a slash and takes UTF-8 only.
+    if "\\" in name or name.encode(errors="ignore").decode() != name:
+        raise CheckpointError(
+            f"{named}: the path of checkpoints must be UTF-8 and contain no backslash, "
+            f"and is {name!r}"
+        )
+    return _LiteralPath(name)
 
 
 def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:

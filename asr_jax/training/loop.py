@@ -181,6 +181,7 @@ def train(
     )
     save = functools.partial(checkpoint.save, session.checkpointer, metadata=session.metadata)
     step, stopping_signal, unread = int(state.step), None, None
+    read_back = checkpoint.reads_back_once(session.checkpointer)
     best = min(checkpoint.measured_on_dev(session.checkpointer).values(), default=None)
     throughput = Throughput(step)
     progress.begin()
@@ -217,10 +218,10 @@ def train(
 
             improved = dev_metric is not None and (best is None or dev_metric < best)
             best = dev_metric if improved else best
-            save_due = _is_due(step, config.checkpoint.every_steps, total)
-            if improved or stopping_signal or save_due:
+            if improved or stopping_signal or _is_due(step, config.checkpoint.every_steps, total):
                 with allow_transfers():
                     save(state, dev_metric=dev_metric)
+            read_back()
             if dev_metric is not None or stopping_signal:
                 throughput = Throughput(step)
         with allow_transfers():

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import os
 import re
 import tempfile
@@ -24,16 +25,21 @@ T = TypeVar("T")
 def parse(
     schema: type[T], arguments: Sequence[str], *, program: str, default: T | None = None
 ) -> T:
-    """Return the dataclass filled in from `arguments`; print help and exit if they ask for it."""
+    """Return the dataclass filled in from `arguments`; print help and exit if they ask for it.
+
+    An option that is given twice is a mistake: tyro alone would drop the first without a word.
+    """
     stderr = io.StringIO()
     cli = functools.partial(tyro.cli, schema, args=list(arguments), prog=program)
     try:
         with contextlib.redirect_stderr(stderr), _unbroken_lines(arguments):
-            return cast(T, cli() if default is None else cli(default=default))
+            options = cast(T, cli() if default is None else cli(default=default))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(stderr.getvalue())) from None
+    _require_each_once(arguments)
+    return options
 
 
 def parse_after_config(
@@ -86,6 +92,26 @@ def require_writable(folder: Path, names: Sequence[str] = ()) -> None:
     finally:
         for path in missing:
             path.rmdir()
+
+
+def _require_each_once(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an option that is given twice, in any of its spellings."""
+    given: dict[str, list[list[str]]] = {}
+    words: list[str] = []
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+        if argument.startswith("--"):
+            option = argument.partition("=")[0].replace("_", "-")
+            # --features.no-remove-dc is the opposite of --features.remove-dc.
+            name = re.sub(r"^(--|.*\.)no-", r"\1", option)
+            words = []
+            given.setdefault(name, []).append(words)
+        words.append(argument)
+    for name, times in given.items():
+        if len(times) > 1:
+            each = " and ".join(" ".join(words) for words in times)
+            raise UsageError(
+                f"{name}: is given {len(times)} times, {each}; give it once, with all its values"
+            )
 
 
 @contextlib.contextmanager

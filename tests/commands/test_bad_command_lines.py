@@ -165,3 +165,46 @@ def test_invalid_arguments_of_the_other_commands_are_rejected(error, trained, ar
     paths = {"RUN": trained.run, "DATA": trained.data}
     error_line = error(*(paths.get(word, word) for word in arguments.split()))
     assert error_line == message.replace("DATA", str(trained.data))
+
+
+@pytest.mark.parametrize(
+    "arguments, twice",
+    [
+        ("evaluate RUN --data A --data=B", "--data: is given 2 times, --data A and --data=B"),
+        ("evaluate RUN --chunk-ms 0 --chunk_ms 160", "--chunk-ms: is given 2 times, --chunk-ms 0"),
+        ("evaluate RUN --data A --hotwords B --hotwords B", "--hotwords: is given 2 times"),
+        ("transcribe RUN --json A --no-json", "--json: is given 2 times, --json A and --no-json"),
+        ("transcribe RUN A --beam 2 --beam=3 --beam 2", "--beam: is given 3 times, --beam 2 and "),
+        ("train CONFIG --run A --run B", "--run: is given 2 times, --run A and --run B; give it"),
+        (
+            "train CONFIG --encoder.layers 2 --encoder.layers=3",
+            "--encoder.layers: is given 2 times",
+        ),
+        (
+            "train CONFIG --features.remove-dc --features.no_remove_dc",
+            "--features.remove-dc: is given 2 times, --features.remove-dc and --features.no_remove",
+        ),
+        (
+            "train CONFIG --data.more-train A B --data.more_train C",
+            "--data.more-train: is given 2 times, --data.more-train A B and --data.more_train C",
+        ),
+        (
+            "fit CONFIG --augment.speeds 1 --augment.speeds 0.9 1",
+            "--augment.speeds: is given 2 tim",
+        ),
+        ("export RUN OUT --format params --format stablehlo", "--format: is given 2 times"),
+        ("prepare A OUT --parts x --parts y", "--parts: is given 2 times, --parts x and --parts y"),
+    ],
+)
+def test_a_repeated_option_is_rejected_before_any_work(error, trained, tmp_path, arguments, twice):
+    paths = {"RUN": trained.run, "CONFIG": trained.config, "OUT": tmp_path / "out"}
+    error_line = error(*(paths.get(word, word) for word in arguments.split()))
+    assert error_line.startswith(twice) and error_line.endswith(
+        "; give it once, with all its values"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_follows_two_hyphens_is_no_option(trained, command):
+    outcome = command("transcribe", trained.run, "--", "--json", "--json")
+    assert outcome.err.splitlines() == ["asr-jax transcribe: --json: no such file"] * 2

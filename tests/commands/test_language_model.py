@@ -41,16 +41,27 @@ def texts(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(trained, texts):
-    options = ["--objective.kind=language_model", "--objective.ctc-weight=0"]
-    options += ["--predictor.kind=lstm", "--optimizer.peak-learning-rate=0.01"]
-    options += [f"--data.train={texts}", f"--data.dev={texts}"]
-    return ["train", trained.config, *options, "--tokenizer.model"]
+    options = {
+        "--objective.kind": "language_model",
+        "--objective.ctc-weight": 0,
+        "--predictor.kind": "lstm",
+        "--optimizer.peak-learning-rate": 0.01,
+        "--data.train": texts,
+        "--data.dev": texts,
+    }
+
+    def arguments(changed=()):
+        """Return a command line that lacks the value of --tokenizer.model."""
+        given = [f"{name}={value}" for name, value in (options | dict(changed)).items()]
+        return ["train", trained.config, *given, "--tokenizer.model"]
+
+    return arguments
 
 
 @pytest.fixture(scope="module")
 def language_model(trained, command, start, tmp_path_factory):
     run = tmp_path_factory.mktemp("language_model") / "run"
-    outcome = command(*start, trained.run / "tokenizer.model", "--run", run)
+    outcome = command(*start(), trained.run / "tokenizer.model", "--run", run)
     assert outcome.status == 0, outcome.err
     return run, outcome.err
 
@@ -88,7 +99,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(
     language_model, trained, command, start, tmp_path
 ):
     uninterrupted, run = language_model[0], tmp_path / "run"
-    arguments = [*start, trained.run / "tokenizer.model", "--run", run]
+    arguments = [*start(), trained.run / "tokenizer.model", "--run", run]
     with signalled(signal.SIGTERM, after_step=2):
         assert command(*arguments).status == 128 + signal.SIGTERM
     outcome = command(*arguments)
@@ -151,7 +162,7 @@ def test_language_model_is_rejected_where_a_recognizer_is_needed(
     assert error(*fuse, other).startswith(
         f"{other}: its pieces differ from the recognizer's; train"
     )
-    begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "new", "--init-from"]
+    begin = [*start(), trained.run / "tokenizer.model", "--run", tmp_path / "new", "--init-from"]
     assert error(*begin, trained.run) == (
         f"--init-from {trained.run}: objective.kind is 'transducer' in the source, "
         "'language_model' in the config"
@@ -160,17 +171,19 @@ def test_language_model_is_rejected_where_a_recognizer_is_needed(
 
 def test_unusable_texts_are_rejected(trained, error, start, tmp_path):
     path = tmp_path / "some.txt"
-    begin = [*start, trained.run / "tokenizer.model", "--run", tmp_path / "run"]
+    rest = [trained.run / "tokenizer.model", "--run", tmp_path / "run"]
     path.write_text("\n\n")
-    assert error(*begin, f"--data.train={path}") == f"{path}: holds no text"
+    assert error(*start({"--data.train": path}), *rest) == f"{path}: holds no text"
     path.write_text("QQ\nXX\n")
-    assert error(*begin, f"--data.train={path}") == (
+    assert error(*start({"--data.train": path}), *rest) == (
         f"data.train = {path}: none of its 2 utterances can be trained on, the first is "
         "some.txt:1: characters that the tokenizer lacks: Q"
     )
-    assert error(*begin, f"--data.dev={path}").startswith(f"data.dev = {path}: none of its texts")
-    for option, name in [
-        ("--objective.ctc-weight=0.3", "objective.ctc_weight = 0.3"),
-        (f"--data.test={path}", f"data.test = '{path}'"),
+    message = error(*start({"--data.dev": path}), *rest)
+    assert message.startswith(f"data.dev = {path}: none of its texts")
+    for option, value, name in [
+        ("--objective.ctc-weight", 0.3, "objective.ctc_weight = 0.3"),
+        ("--data.test", path, f"data.test = '{path}'"),
     ]:
-        assert error(*begin, option).startswith(f"{name}: a language model has none")
+        message = error(*start({option: value}), *rest)
+        assert message.startswith(f"{name}: a language model has none")

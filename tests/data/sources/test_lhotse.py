@@ -120,10 +120,10 @@ def test_a_damaged_gzip_file_is_named(folder):
     path = folder / "cuts.jsonl.gz"
     whole = gzip.compress(json.dumps(CUT).encode())
     for contents, message in [
-        (whole[:-20], "truncated"),
+        (whole[:-20], " truncated"),
         (b"plain", "1: not JSON"),
-        (whole[:20] + b"\xff" * 30 + whole[50:], "corrupt gzip"),
+        (whole[:20] + b"\xff" * 30 + whole[50:], " corrupt gzip"),
     ]:
         path.write_bytes(contents)
-        with pytest.raises(ValueError, match=f"{path.name}: {message}"):
+        with pytest.raises(ValueError, match=f"{path.name}:{message}"):
             read_manifest(path)

@@ -30,6 +30,11 @@ def collapse_white_space(text: str) -> str:
     return " ".join(text.split())
 
 
+def holds_reserved(text: str) -> bool:
+    """Return whether `text` has any of the RESERVED characters."""
+    return any(character in text for character in RESERVED)
+
+
 class Tokenizer:
     """A SentencePiece model (Kudo and Richardson, arXiv 1808.06226) whose ids are the labels.
 
@@ -98,7 +103,7 @@ class Tokenizer:
         texts = [
             text
             for text in map(collapse_white_space, transcripts)
-            if text and RESERVED.isdisjoint(text)
+            if text and not holds_reserved(text)
         ]
         if not texts:
             raise ValueError("transcripts: all are empty, nothing to train a tokenizer on")
@@ -197,15 +202,15 @@ def _trained_model(
     SentencePiece leaves out sentences with a certain character, and cuts out text that is the name
     of a control symbol. Where `texts` contain either, they are trained under other names.
     """
-    alphabet = set().union(*texts)
-    spare = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
-    names = {
-        name: f"{name}{spare}" if any(name in text for text in texts) else name
-        for name in (BLANK_PIECE, UNKNOWN_PIECE)
-    }
+    spare = ""
+    if any(name in text for text in texts for name in (_LEFT_OUT, BLANK_PIECE, UNKNOWN_PIECE)):
+        alphabet = set().union(*texts)
+        spare = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(text.replace(_LEFT_OUT, spare) for text in texts),
+        sentence_iterator=(text.replace(_LEFT_OUT, spare) for text in texts)
+        if spare
+        else iter(texts),
         model_writer=model,
         model_type=kind,
         vocab_size=vocabulary_size,
@@ -219,14 +224,15 @@ def _trained_model(
         # Longer sentences would be left out, with characters that only they contain.
         max_sentence_length=max(4096, *(len(text.encode()) for text in texts)),
         pad_id=BLANK_ID,
-        pad_piece=names[BLANK_PIECE],
+        pad_piece=BLANK_PIECE + spare,
         unk_id=UNKNOWN_ID,
-        unk_piece=names[UNKNOWN_PIECE],
+        # The default is not passed, so that the bytes of a model stay the same.
+        **({"unk_piece": UNKNOWN_PIECE + spare} if spare else {}),
         bos_id=-1,
         eos_id=-1,
         minloglevel=ERRORS_ONLY,
     )
-    if _LEFT_OUT not in alphabet and all(name == piece for name, piece in names.items()):
+    if not spare:
         return model.getvalue()
     pieces = _Model.FromString(model.getvalue()).pieces[2:]
     renamed = [(piece.piece.replace(spare, _LEFT_OUT), piece.score, piece.type) for piece in pieces]

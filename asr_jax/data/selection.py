@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from asr_jax.text import RESERVED, UNKNOWN_ID, Tokenizer
+from asr_jax.text import RESERVED, UNKNOWN_ID, Tokenizer, holds_reserved
 from asr_jax.types import Skipped, Utterance
 
 
@@ -36,7 +36,7 @@ def select_utterances(
     ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
     ctc_frames = needed_ctc_frames(ids, ends)
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
-    has_reserved = np.array([not RESERVED.isdisjoint(text) for text in texts], bool)
+    has_reserved = np.array([holds_reserved(text) for text in texts], bool)
 
     # The first rule that holds for an utterance gives the reason.
     rules: list[tuple[np.ndarray, Callable[[int], str]]] = [

@@ -17,6 +17,7 @@ from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.selection import select_utterances
 from asr_jax.distributed.processes import first_process, is_first
+from asr_jax.experiment.run_directory import holds_results
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import subsampled
 from asr_jax.text import Tokenizer
@@ -31,8 +32,9 @@ def training_corpus(
 ) -> tuple[Corpus, Tokenizer]:
     """Return the corpus of data.train and data.more_train, and the run's tokenizer.
 
-    If the run has no tokenizer yet, the first process trains one or copies tokenizer.model. Its
-    file has a temporary name until `keep_tokenizer`, so a start that fails leaves no tokenizer.
+    If the run has no tokenizer and results yet, the first process trains a tokenizer or takes over
+    config.tokenizer.model. Its file has a temporary name until `keep_tokenizer`, so a start that
+    fails leaves no tokenizer.
     Each dataset is read with `read`.
     """
     if not config.data.train:
@@ -44,7 +46,7 @@ def training_corpus(
     )
     utterances, skipped, sizes = _utterances(config.data, read)
     transcripts = [utterance.text for utterance in utterances]
-    tokenizer = _tokenizer(config.tokenizer, transcripts, run)
+    tokenizer = _tokenizer(config, transcripts, run)
     labels = encode_transcripts(
         transcripts, tokenizer, cache_path=run / "labels.npz", write_cache=is_first()
     )
@@ -63,11 +65,11 @@ def training_corpus(
     return corpus, tokenizer
 
 
-def _tokenizer(config: TokenizerConfig, transcripts: list[str], run: Path) -> Tokenizer:
+def _tokenizer(config: Config, transcripts: list[str], run: Path) -> Tokenizer:
     path = run / "tokenizer.model"
-    if not path.exists():
+    if not (path.exists() and holds_results(run, config.checkpoint)):
         path = run / "tokenizer.tmp"
-        _new_tokenizer(config, transcripts, path)
+        _new_tokenizer(config.tokenizer, transcripts, path)
     return Tokenizer.load(path)
 
 

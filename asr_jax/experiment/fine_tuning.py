@@ -150,6 +150,12 @@ def initialize_from(
 
 
 @first_process
+def forget_source(run: Path) -> None:
+    """Delete the record of a start with a source that ended before its first checkpoint."""
+    (run / _RECORD).unlink(missing_ok=True)
+
+
+@first_process
 def _keep_record(path: Path, record: Record) -> None:
     partial = path.with_suffix(".tmp")
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"

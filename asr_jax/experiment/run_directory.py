@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 
-from asr_jax.config import Config, flatten
+from asr_jax.config import CheckpointConfig, Config, flatten
 from asr_jax.config_file import load_config, write_config
 from asr_jax.distributed.processes import all_gather_text, first_process
 from asr_jax.errors import UsageError
-from asr_jax.training.checkpoint import Metadata
+from asr_jax.inference.recognizer import EXPORTED
+from asr_jax.training.checkpoint import Metadata, has_checkpoints
 
 # Fields that may change when a run resumes: none of them affects what was learned so far.
 CHANGEABLE = (
@@ -39,9 +40,19 @@ CHANGEABLE = (
 CHANGEABLE_FOLDERS = ("augment.noise", "augment.impulse_responses")
 
 
+def holds_results(run: Path, config: CheckpointConfig) -> bool:
+    """Return whether a run directory holds more than starts that ended before a checkpoint.
+
+    Until then its files, such as tokenizer.model and config.json, are not yet the run's: the next
+    start replaces them.
+    """
+    results = (EXPORTED, "evaluation")
+    return has_checkpoints(run, config) or any((run / name).exists() for name in results)
+
+
 @first_process
 def claim_run(run: Path, config: Config) -> None:
-    """Make the run directory, or raise UsageError if it belongs to another config."""
+    """Make the run directory, or raise UsageError if it holds results of another config."""
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     if not path.exists():
@@ -49,7 +60,9 @@ def claim_run(run: Path, config: Config) -> None:
         if not all(file.suffix == ".tmp" or file.name == "labels.npz" for file in run.iterdir()):
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
-    _require_same(flatten(load_config(path)), flatten(config), run)
+    before = load_config(path)
+    if holds_results(run, before.checkpoint):
+        _require_same(flatten(before), flatten(config), run)
 
 
 @first_process

@@ -17,7 +17,7 @@ from asr_jax.data.pipeline import Batches
 from asr_jax.distributed.mesh import check_batch, make_mesh
 from asr_jax.distributed.processes import code_fingerprint, require_same
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
-from asr_jax.experiment.fine_tuning import Source, initialize_from, read_source
+from asr_jax.experiment.fine_tuning import Source, forget_source, initialize_from, read_source
 from asr_jax.experiment.run_directory import (
     changes,
     claim_run,
@@ -137,7 +137,7 @@ def describe(
             f"{setup.run / 'tokenizer.model'}: folds text ({folding}); transcripts are trained on, "
             "and references scored, in this form"
         )
-    list_skipped(corpus, setup.run, note=note)
+    list_skipped(corpus, setup.run, resumed=state is not None, note=note)
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")
     for line in setup.source.notes if setup.source else ():
@@ -152,4 +152,6 @@ def first_state(setup: Setup, checkpointer: ocp.training.Checkpointer) -> TrainS
         state = initialize_from(setup.source, setup.run, state, config, tokenizer)
         # Resuming must not need the source.
         checkpoint.save(checkpointer, state, dev_metric=None, metadata=setup.metadata)
+    else:
+        forget_source(setup.run)
     return state

@@ -24,12 +24,15 @@ def skipped_list(run: Path) -> Path:
     return run / (f"skipped-{index}.jsonl" if index else "skipped.jsonl")
 
 
-def list_skipped(corpus: Corpus, run: Path, *, note: Callable[[str], None]) -> None:
-    """List the utterances that the corpus leaves out, or that earlier starts could not read."""
+def list_skipped(corpus: Corpus, run: Path, *, resumed: bool, note: Callable[[str], None]) -> None:
+    """List the utterances that the corpus leaves out, or that earlier starts could not read.
+
+    Unless the run is `resumed` from a checkpoint, earlier starts do not count.
+    """
     listed = skipped_list(run)
     # An earlier start may have read a recording to the end and found an error there.
     usable = {u.id for u in corpus.utterances} - {s.id for s in corpus.skipped}
-    earlier = [skipped for skipped in _listed(listed) if skipped.id in usable]
+    earlier = [skipped for skipped in _listed(listed) if skipped.id in usable and resumed]
     unfit = corpus.skipped if jax.process_index() == 0 else []
     listed.write_text(_json_lines([*unfit, *earlier]), encoding="utf-8")
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 from orbax.checkpoint import v1 as ocp
-from tiny import checkpoint_steps
+from tiny import checkpoint_steps, write_manifest
+
+from asr_jax.commands import train
+from asr_jax.config_file import load_config
+from asr_jax.text import Tokenizer
+from asr_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +41,42 @@ def test_directory_with_other_files_is_rejected(error, trained, tmp_path):
     assert error("train", trained.config, "--run", tmp_path) == (
         f"--run {tmp_path}: holds other files and no config.json; choose another"
     )
+
+
+def test_files_of_a_start_without_a_checkpoint_are_replaced(
+    command, trained, tmp_path, monkeypatch
+):
+    """A start that ended before its first checkpoint binds the next start to nothing."""
+    run, data = tmp_path / "run", tmp_path / "data.jsonl"
+    recordings = {f"{trained.data.parent}/{n}.flac": "eno" for n in range(4)}
+    write_manifest(data, recordings)
+    text = data.read_text()
+    begin = ("train", trained.config, "--run", run, f"--data.train={data}")
+    model = trained.run / "tokenizer.model"
+
+    def interrupted(*_, **__):
+        raise OSError("stopped")
+
+    def start(place: object, name: str, *options: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupted)
+            assert command(*begin, *options).err.endswith("asr-jax train: stopped\n")
+
+    start(checkpoint, "require_room", "--train.seed=7")
+    # The second start ends after the record of its source is written.
+    data.write_text(text.replace("eno", "six Q", 1))
+    start(checkpoint, "save", "--tokenizer.model", model, "--init-from", trained.run)
+    assert (run / "init_from.json").exists()
+    assert "Q" in (run / "skipped.jsonl").read_text()
+    assert Tokenizer.load(run / "tokenizer.model").model == model.read_bytes()
+    assert load_config(run / "config.json").train.seed == 0
+    # The third ends after its state was made.
+    data.write_text(text.replace("eno", "six", 1))
+    start(train, "train", "--tokenizer.model", model, "--train.seed=3")
+    assert not (run / "init_from.json").exists()
+    assert (run / "skipped.jsonl").read_text() == ""
+    assert load_config(run / "config.json").train.seed == 3
+    assert not checkpoint_steps(run)
 
 
 def test_run_without_checkpoints_is_rejected(error, trained, run):

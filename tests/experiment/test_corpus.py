@@ -14,7 +14,8 @@ from asr_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from asr_jax.experiment.corpus import training_corpus
+from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
+from asr_jax.text import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,39 @@ def test_datasets_are_concatenated_with_distinct_ids(folder, tmp_path):
     ]
     prints = {training_corpus(other, tmp_path)[0].fingerprint() for other in others}
     assert len(prints | {corpus.fingerprint()}) == 4
+
+
+def test_the_tokenizer_is_not_the_runs_before_a_checkpoint(folder, tmp_path):
+    """The data grow after a start that ended before its first checkpoint."""
+    run, data = tmp_path / "run", tmp_path / "data.jsonl"
+    run.mkdir()
+    texts = {str(folder / "a" / f"{n}.wav"): text for n, text in enumerate(["one", "two"], start=1)}
+    write_manifest(data, texts)
+    config = config_of(folder, "a")
+    config = replace(config, data=replace(config.data, train=str(data)))
+
+    def start(config: Config) -> tuple[list[str], bytes]:
+        corpus, _ = training_corpus(config, run)
+        keep_tokenizer(run)
+        return [u.text for u in corpus.utterances], (run / "tokenizer.model").read_bytes()
+
+    assert start(config)[0] == ["one", "two"]
+    write_manifest(data, {**texts, str(folder / "b" / "1.wav"): "six"})
+    grown, contents = start(config)
+    assert sorted(grown) == ["one", "six", "two"]
+    # A tokenizer that is given takes the place of one that was trained.
+    Tokenizer.train(["two"], kind="char", vocabulary_size=0, path=tmp_path / "given.model")
+    given = replace(config, tokenizer=TokenizerConfig(model=str(tmp_path / "given.model")))
+    assert start(given) == (["two"], (tmp_path / "given.model").read_bytes())
+    assert start(config)[1] == contents
+    # From the first checkpoint on, the tokenizer stays.
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    write_manifest(data, {**texts, str(folder / "b" / "1.wav"): "zero"})
+    assert start(config) == (["one", "two"], contents)
+    # A folder with an exported model, or whose checkpoints were deleted, keeps its tokenizer too.
+    (run / "checkpoints" / "3").rmdir()
+    (run / "model.safetensors").touch()
+    assert start(config) == (["one", "two"], contents)
 
 
 def test_dataset_without_usable_utterances_is_named(folder, tmp_path):

@@ -61,7 +61,7 @@ LIBRARIES = {
 # All other parts are functions of their arguments alone: they do not look at the clock, at the
 # command line and the environment, or at files.
 READS_CLOCK = (
-    "commands distributed.processes distributed.rendezvous inference.recognizer "
+    "commands distributed.lease distributed.processes distributed.rendezvous inference.recognizer "
     "inference.streaming training.loop training.metrics_log training.progress"
 )
 READS_CALL = "__main__ commands distributed"

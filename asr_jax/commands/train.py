@@ -23,6 +23,7 @@ from asr_jax.distributed.preemption import listen_for_preemption, restore_signal
 from asr_jax.distributed.processes import Processes, connected_processes
 from asr_jax.errors import UsageError, name_full_disk
 from asr_jax.experiment.batch_shapes import batch_shapes
+from asr_jax.experiment.run_directory import held_run
 from asr_jax.experiment.setup import Setup, describe, first_state, restore, set_up
 from asr_jax.experiment.skipped import readable_batches, skipped_list
 from asr_jax.training import checkpoint
@@ -57,9 +58,11 @@ def run(arguments: list[str]) -> int:
             name_full_disk(directory),
         ):
             prepare_devices(config.mesh, processes=processes)
-            stopping_signal = _train(config, directory, options)
-            if stopping_signal is None and config.data.test:
-                evaluate_run(directory, config.data.test)
+            _check_options(options)
+            with held_run(directory, config) as require_held:
+                stopping_signal = _train(config, directory, options, require_held)
+                if stopping_signal is None and config.data.test:
+                    evaluate_run(directory, config.data.test)
     finally:
         restore_signal_handlers()
     if stopping_signal is not None:
@@ -71,9 +74,10 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _train(config: Config, run: Path, options: Options) -> str | None:
+def _train(
+    config: Config, run: Path, options: Options, require_held: Callable[[], None]
+) -> str | None:
     """Train; return None at the end, or the name of the signal that stopped training."""
-    _check_options(options)
     stopped_by = listen_for_preemption()
     setup = set_up(config, run, init_from=options.init_from)
     with (
@@ -96,6 +100,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                 batch_shapes(config),
                 note=progress.note,
             )
+            require_held()
             if state is None:
                 state = first_state(setup, checkpointer)
             mark_complete()
@@ -109,6 +114,7 @@ def _train(config: Config, run: Path, options: Options) -> str | None:
                 checkpointer=checkpointer,
                 metadata=setup.metadata,
                 stopped_by=stopped_by,
+                require_held=require_held,
                 progress=progress,
                 profile=options.profile,
             )

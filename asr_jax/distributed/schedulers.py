@@ -32,6 +32,21 @@ def started_together() -> int:
     )
 
 
+class Job(NamedTuple):
+    """A job of a scheduler, which may restart it under the same name."""
+
+    id: str
+    restarts: int
+
+
+def scheduled_job() -> Job:
+    """Return the SLURM job that this process belongs to, with the id "" without SLURM."""
+    number, restarts = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "RESTART_COUNT"))
+    cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
+    id = f"{cluster}:{number}" if cluster and number else number
+    return Job(id, int(restarts) if restarts.isdecimal() else 0)
+
+
 def scheduled_hosts() -> str:
     """Describe the hosts as the scheduler names them; JAX takes the first as coordinator."""
     names = ("SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri")

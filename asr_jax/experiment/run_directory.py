@@ -1,18 +1,22 @@
 """The directory of a run: which config may use it, and which fields may change on resuming."""
 
+import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 
 from asr_jax.config import CheckpointConfig, Config, flatten
 from asr_jax.config_file import load_config, write_config
+from asr_jax.distributed.lease import LEASE, held
 from asr_jax.distributed.processes import all_gather_text, first_process
 from asr_jax.errors import UsageError
 from asr_jax.inference.recognizer import EXPORTED
+from asr_jax.training import checkpoint
 from asr_jax.training.checkpoint import Metadata, has_checkpoints
 
 # Fields that may change when a run resumes: none of them affects what was learned so far.
@@ -50,6 +54,50 @@ def holds_results(run: Path, config: CheckpointConfig) -> bool:
     return has_checkpoints(run, config) or any((run / name).exists() for name in results)
 
 
+@contextlib.contextmanager
+def held_run(run: Path, config: Config) -> Iterator[Callable[[], None]]:
+    """Keep other starts out of the run directory, and out of the folder of its checkpoints.
+
+    Yields a function that ends this process if another start has taken over; code calls it before
+    it writes. Raises UsageError if the directory belongs to another config or to a start that is
+    alive. Only the first process holds the leases.
+    """
+    # Before there is a lease, which a directory of something else must not get.
+    claim_run(run, config)
+    checkpoint.require_writable(run, config.checkpoint)
+    require_held: list[Callable[[], None]] = []
+    with contextlib.ExitStack() as leases:
+
+        @first_process
+        def hold() -> None:
+            for name, folder in _folders(run, config.checkpoint.directory).items():
+                require_held.append(leases.enter_context(held(folder, name=name)))
+
+        hold()
+        # A start that has ended in the meantime may have left another config.
+        claim_run(run, config)
+
+        def require_all() -> None:
+            for require in require_held:
+                require()
+
+        yield require_all
+
+
+def _folders(run: Path, checkpoints: str) -> dict[str, Path]:
+    """Return the folders that training writes to, by their names in messages."""
+    folders = {f"--run {run}": run}
+    if "://" in checkpoints:
+        print(
+            f"warning: checkpoint.directory = {checkpoints}: two runs that store checkpoints there "
+            "at the same time are not noticed",
+            file=sys.stderr,
+        )
+    elif checkpoints and Path(checkpoints).resolve() != run.resolve():
+        folders[f"checkpoint.directory = {checkpoints}"] = Path(checkpoints)
+    return folders
+
+
 @first_process
 def claim_run(run: Path, config: Config) -> None:
     """Make the run directory, or raise UsageError if it holds results of another config."""
@@ -57,7 +105,8 @@ def claim_run(run: Path, config: Config) -> None:
     path = run / "config.json"
     if not path.exists():
         # A start that failed leaves these files.
-        if not all(file.suffix == ".tmp" or file.name == "labels.npz" for file in run.iterdir()):
+        remains = (LEASE, "labels.npz")
+        if not all(file.suffix == ".tmp" or file.name in remains for file in run.iterdir()):
             raise UsageError(f"--run {run}: holds other files and no config.json; choose another")
         return
     before = load_config(path)

@@ -20,7 +20,6 @@ from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.experiment.fine_tuning import Source, forget_source, initialize_from, read_source
 from asr_jax.experiment.run_directory import (
     changes,
-    claim_run,
     keep_config,
     require_shared,
     run_metadata,
@@ -59,7 +58,7 @@ class Setup(NamedTuple):
 
 
 def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
-    """Check config, devices, data and run directory, then write config.json and the tokenizer.
+    """Check config, devices and data, then write config.json and the tokenizer.
 
     Raises ValueError. A start that fails leaves only files that the next start replaces.
     """
@@ -67,8 +66,6 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
-    claim_run(run, config)
-    checkpoint.require_writable(run, config.checkpoint)
     require_shared(run)
 
     task = task_of(config)

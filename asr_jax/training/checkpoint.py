@@ -10,6 +10,7 @@ import contextlib
 import glob
 import itertools
 import logging
+import secrets
 import shutil
 import sys
 import warnings
@@ -114,7 +115,8 @@ def open_checkpoints(run: Path, config: CheckpointConfig) -> Iterator[ocp.traini
 def require_writable(run: Path, config: CheckpointConfig) -> None:
     """Raise CheckpointError if checkpoints cannot be written to their directory."""
     directory = _directory(run, config)
-    probe = directory.parent / "writable.tmp"
+    # Another start may be checking the same directory.
+    probe = directory.parent / f"writable-{secrets.token_hex(4)}.tmp"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")

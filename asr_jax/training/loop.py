@@ -129,6 +129,8 @@ class Session:
     """Saved with every checkpoint."""
     stopped_by: Callable[[int], str | None]
     """Maps a step to the name of the signal that stops training after it, or None."""
+    require_held: Callable[[], None]
+    """Ends this process if another start has taken over the run directory."""
     progress: ProgressDisplay
     profile: tuple[int, int] | None = None
     """The first and the last step to profile."""
@@ -179,7 +181,6 @@ def train(
     examine = functools.partial(
         check_health, config=config, utterance_ids=session.utterance_ids, progress=progress
     )
-    save = functools.partial(checkpoint.save, session.checkpointer, metadata=session.metadata)
     step, stopping_signal, unread = int(state.step), None, None
     read_back = checkpoint.reads_back_once(session.checkpointer)
     best = min(checkpoint.measured_on_dev(session.checkpointer).values(), default=None)
@@ -220,7 +221,7 @@ def train(
             best = dev_metric if improved else best
             if improved or stopping_signal or _is_due(step, config.checkpoint.every_steps, total):
                 with allow_transfers():
-                    save(state, dev_metric=dev_metric)
+                    save(state, session, dev_metric=dev_metric)
             read_back()
             if dev_metric is not None or stopping_signal:
                 throughput = Throughput(step)
@@ -243,6 +244,7 @@ def log_step(
     best: float | None,
 ) -> None:
     """Log a step's figures, and display them with the best figure on dev so far."""
+    session.require_held()
     rates = throughput.figures(step)
     read = jax.device_get(metrics)._asdict()
     read |= read.pop("auxiliary_losses")
@@ -263,11 +265,18 @@ def status_line(figures: Mapping[str, float], dev_figure: str) -> str:
     return "  ".join(filter(None, (f"loss {figures['loss']:.3f}", dev_figure, pace, waiting)))
 
 
+def save(state: TrainState, session: Session, *, dev_metric: float | None) -> None:
+    """Start writing a checkpoint, as checkpoint.save does."""
+    session.require_held()
+    checkpoint.save(session.checkpointer, state, dev_metric=dev_metric, metadata=session.metadata)
+
+
 def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLog) -> float | None:
     """Measure and log the figures on dev; return the one that selects checkpoints, if any."""
     if session.evaluate is None:
         return None
     figures = session.evaluate(state.averaged, note=session.progress.note)
+    session.require_held()
     log.write(step, figures)
     shown = ", ".join(DEV_METRICS[name].format(value) for name, value in figures.items())
     session.progress.note(f"step {step}: {shown}")

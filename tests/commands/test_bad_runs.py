@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -17,6 +19,8 @@ from tiny import checkpoint_steps, write_manifest
 
 from asr_jax.commands import train
 from asr_jax.config_file import load_config
+from asr_jax.distributed.lease import LEASE, held
+from asr_jax.experiment import run_directory
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 
@@ -216,3 +220,23 @@ def test_full_disk_at_the_start_keeps_the_config(error, run):
         message = error("train", run / "config.json", "--data.test=")
     assert message.endswith("File too large")
     assert (run / "config.json").read_text() == before
+
+
+def test_second_start_names_the_first_and_changes_no_file(error, trained, run, monkeypatch):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    patient = functools.partial(held, watch_seconds=10.0)
+    monkeypatch.setattr(run_directory, "held", patient)
+    # Another checkpoint.keep, which the start would write to config.json.
+    start = ("train", run / "config.json", "--data.test=", "--checkpoint.keep=1")
+    with held(run, name="", renew_seconds=0.05):
+        message = error(*start)
+        assert message.startswith(f"--run {run}: is held by {socket.gethostname()}, process ")
+        assert (run / LEASE).exists()
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    # Two runs that store their checkpoints in one folder would mix them.
+    other = run.parent / "other"
+    start = (*trained.arguments[:2], "--run", other, *trained.arguments[4:])
+    with held(run, name="", renew_seconds=0.05):
+        message = error(*start, f"--checkpoint.directory={run}")
+        assert message.startswith(f"checkpoint.directory = {run}: is held by ")
+    assert not any(other.iterdir())

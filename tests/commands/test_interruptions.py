@@ -1,5 +1,6 @@
 """Signals and Ctrl-C: training saves before it exits, and the same command resumes."""
 
+import json
 import os
 import shutil
 import signal
@@ -46,6 +47,54 @@ def test_second_signal_exits_at_once(command, run, monkeypatch):
     with signalled(signal.SIGTERM, after_step=4, times=2):
         command("train", run / "config.json", "--data.test=")
     assert statuses == [128 + signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_stopped_process_that_continues_after_another_took_over_saves_nothing(trained, tmp_path):
+    run = tmp_path / "run"
+    script = """
+import functools, sys
+from asr_jax.__main__ import main
+from asr_jax.experiment import run_directory
+run_directory.held = functools.partial(run_directory.held, watch_seconds=float(sys.argv.pop(1)))
+sys.exit(main())
+"""
+
+    def start(watch_seconds: float) -> subprocess.Popen:
+        arguments = [trained.config, f"--run={run}", f"--data.train={trained.data}"]
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(watch_seconds), "train"]
+            + [*arguments, "--train.steps=100000"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        )
+
+    def wait_for_a_newer_step(process: subprocess.Popen, step: int) -> int:
+        while process.poll() is None:
+            steps = [int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()]
+            if max(steps, default=0) > step:
+                return max(steps)
+            time.sleep(0.1)
+        raise AssertionError(process.communicate())
+
+    stopped = start(1e6)
+    step = wait_for_a_newer_step(stopped, 0)
+    stopped.send_signal(signal.SIGSTOP)
+    other = start(6.0)
+    wait_for_a_newer_step(other, step + 3)
+    stopped.send_signal(signal.SIGCONT)
+    _, err = stopped.communicate()
+    assert stopped.returncode == 2
+    assert f"process {other.pid}, since " in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("stopped or hung; it ends without saving")
+    other.send_signal(signal.SIGTERM)
+    _, err = other.communicate()
+    assert other.returncode == 128 + signal.SIGTERM, err
+    assert ": it has not renewed its lease for 6 s" in err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["step"] for line in lines if "loss" in line]
+    assert logged == list(range(1, len(logged) + 1))
 
 
 @pytest.mark.slow

@@ -1,20 +1,38 @@
 """Reading of recordings as mono float32 samples, and changes of rate, speed and format."""
 
+import functools
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float32, Int16
 
+from asr_jax.containers import (
+    SECOND,
+    ByteFile,
+    ContainerError,
+    follows_flac,
+    is_chained,
+    is_flac,
+    is_ogg,
+    mended,
+)
+
 # Six days at 16 kHz: a header that states more is damaged.
 MOST_FRAMES = 2**33
 # libsndfile reports 2^63 - 1 frames for a FLAC file written to a pipe, whose header has no length.
 UNKNOWN_FRAMES = 2**40
+# Decoding an MP3 frame needs bits of the frames before it, at low bit rates of up to 22.
+MP3_PREROLL = 32 * 1152
+SKIPPED_AT_ONCE = 2**16
+# Channels cancel if the power of their mean is this small, relative to the mean of their powers.
+CANCELLED_POWER = 1e-3
 
 
 class AudioError(ValueError):
@@ -25,37 +43,128 @@ class AudioError(ValueError):
         self.reason = reason
 
 
+class _Recording(NamedTuple):
+    """A recording that is open for reading."""
+
+    path: Path
+    file: ByteFile
+    sound: soundfile.SoundFile
+    first: int
+    """The number of samples per channel before the recording's first one."""
+    frames: int
+    """The number of its samples per channel."""
+
+
 @contextmanager
-def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[soundfile.SoundFile]:
+def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Recording]:
     """Open a recording, and raise AudioError for whatever is wrong with it in this context."""
     path = Path(path)
-    part = io.BytesIO(contents) if isinstance(contents, bytes) else contents
     try:
-        # libsndfile would report these two as "System error" and "Format not recognised".
-        if part is None and not path.is_file():
-            raise AudioError(path, "no such file")
-        if (path.stat().st_size if part is None else part.seek(0, io.SEEK_END)) == 0:
-            raise AudioError(path, "the file is empty")
-        if part is not None:
-            part.seek(0)
-        try:
-            opened = soundfile.SoundFile(path if part is None else part)
-        except TypeError:
-            raise AudioError(path, "raw samples, without a header") from None
-        except UnicodeEncodeError:
-            raise AudioError(path, "its name is not UTF-8") from None
-        with opened as sound:
-            if sound.frames == 0:
-                raise AudioError(path, "no samples")
-            if sound.frames > UNKNOWN_FRAMES:
-                raise AudioError(path, "the header does not state the length")
-            if sound.frames > MOST_FRAMES:
-                raise AudioError(path, f"damaged, its header states {sound.frames} samples")
-            yield sound
+        with _file(path, contents) as file:
+            size = file.seek(0, io.SEEK_END)
+            if size == 0:
+                raise AudioError(path, "the file is empty")
+            mend = mended(file, size)
+            whole = path if contents is None else None
+            if is_ogg(file) and (_is_chained(path, path.stat()) if whole else is_chained(file)):
+                raise ContainerError(SECOND)
+            source = io.BytesIO(mend.contents) if mend else _source(file, whole)
+            with _sound(path, source) as sound:
+                frames = sound.frames if mend is None or mend.frames is None else mend.frames
+                first = mend.skipped_frames if mend else 0
+                _check_frames(path, frames, sound.frames - first)
+                yield _Recording(path, file, sound, first, frames)
+    except ContainerError as error:
+        raise AudioError(path, str(error)) from error
     except soundfile.LibsndfileError as error:
         raise AudioError(path, error.error_string.removeprefix("Error : ") or "corrupt") from error
     except OSError as error:
         raise AudioError(path, error.strerror or "cannot be read") from error
+
+
+@contextmanager
+def _file(path: Path, contents: bytes | BinaryIO | None) -> Iterator[ByteFile]:
+    """Open the bytes of a recording; without a buffer, so that libsndfile shares the position."""
+    if isinstance(contents, bytes):
+        yield io.BytesIO(contents)
+    elif contents is not None:
+        yield contents
+    elif path.is_file():
+        with path.open("rb", buffering=0) as file:
+            yield file
+    else:  # libsndfile would report a "System error"
+        raise AudioError(path, "no such file")
+
+
+def _source(file: ByteFile, path: Path | None) -> ByteFile | Path | int:
+    """Return what libsndfile opens.
+
+    Names help it to identify some formats; only by FLAC's descriptor is known where it stops.
+    """
+    is_position_needed = is_flac(file)
+    file.seek(0)
+    if path is None:
+        return file
+    return file.fileno() if is_position_needed else path
+
+
+def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(source, closefd=False)
+    except TypeError:
+        raise AudioError(path, "raw samples, without a header") from None
+    except UnicodeEncodeError:
+        raise AudioError(path, "its name is not UTF-8") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_chained(path: Path, state: os.stat_result) -> bool:
+    """Return whether an Ogg file, as long as its size and dates are these, has several links."""
+    with path.open("rb", buffering=0) as file:
+        return is_chained(file)
+
+
+def _check_frames(path: Path, frames: int, available: int) -> None:
+    """Raise AudioError for a recording that is empty, or whose length is not known."""
+    if frames == 0:
+        raise AudioError(path, "no samples")
+    if frames > UNKNOWN_FRAMES:
+        decode = "decode it and encode it again"
+        raise AudioError(path, f"the header does not state the length; {decode}")
+    if frames > MOST_FRAMES:
+        raise AudioError(path, f"damaged, its header states {frames} samples")
+    if frames > available:
+        raise AudioError(path, "its length is not known; decode it and encode it again")
+
+
+def _seek(recording: _Recording, start: int) -> None:
+    """Continue reading at sample `start` of a recording."""
+    sound, skipped = recording.sound, recording.first + start
+    if sound.seekable():
+        preroll = min(skipped, MP3_PREROLL) if sound.format == "MP3" and start > 0 else 0
+        sound.seek(skipped - preroll)
+        skipped = preroll
+    while skipped > 0:
+        skipped -= len(sound.read(min(skipped, SKIPPED_AT_ONCE), dtype="float32")) or skipped
+
+
+def _read(recording: _Recording, start: int, end: int, *, of: int) -> np.ndarray:
+    """Return samples [S, channels] up to sample `end`, which libsndfile has reached `start` of.
+
+    Raises AudioError if they are not there, or if they are the last ones and others follow; `of` is
+    the number of samples to name in the message of the former.
+    """
+    path, sound = recording.path, recording.sound
+    try:
+        channels = sound.read(end - start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ") or "corrupt"
+        raise AudioError(path, f"truncated or damaged, {reason}") from error
+    if len(channels) < end - start:
+        raise AudioError(path, f"truncated, {of - (end - start) + len(channels)} of {of} samples")
+    if end == recording.frames and sound.format == "FLAC" and follows_flac(recording.file):
+        raise AudioError(path, SECOND)
+    return channels
 
 
 def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | None = None) -> float:
@@ -63,8 +172,8 @@ def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | Non
 
     `contents` are the recording's bytes, or a file of them, if it is not the whole file `path`.
     """
-    with _opened(path, contents) as sound:
-        return sound.frames / sound.samplerate
+    with _opened(path, contents) as recording:
+        return recording.frames / recording.sound.samplerate
 
 
 def read_audio(
@@ -84,18 +193,19 @@ def read_audio(
     decoded. `contents` are the recording's bytes, or a file of them, if it is not the whole file
     `path`; errors name `path` in any case.
 
-    Returns samples in -1..1 (resampling may overshoot slightly).
-    Raises AudioError for a file that is missing, empty, corrupt or truncated, for a segment
-    without samples, for a missing channel and for samples that are not finite.
+    Returns samples in -1..1 (loud recordings of lossy or float formats exceed this, and resampling
+    may overshoot slightly).
+    Raises AudioError for a file that is missing, empty, corrupt or truncated, that contains several
+    recordings or does not state its length, for a segment without samples, for a missing channel,
+    for channels that cancel in their mean and for samples that are not finite.
     """
-    with _opened(path, contents) as sound:
-        start, end = _segment_bounds(path, sound, offset_seconds, duration_seconds, channel)
-        rate_hz = sound.samplerate
-        sound.seek(start)
-        channels = sound.read(end - start, dtype="float32", always_2d=True)
-    if len(channels) < end - start:
-        raise AudioError(path, f"truncated, {len(channels)} of {end - start} samples")
+    with _opened(path, contents) as recording:
+        start, end = _segment_bounds(recording, offset_seconds, duration_seconds, channel)
+        _seek(recording, start)
+        channels = _read(recording, start, end, of=end - start)
+        rate_hz = recording.sound.samplerate
     samples = _mixed(path, channels, channel)
+    _check_mean(path, _powers(channels, samples))
     if rate_hz != sample_rate_hz:
         samples = _resample(samples, rate_hz / sample_rate_hz)
         if len(samples) == 0:
@@ -111,17 +221,22 @@ def read_audio_blocks(
 
     Raises the errors of read_audio, but only when reading reaches the problem.
     """
-    with _opened(path, None) as sound:
-        rate_hz, frames, read = sound.samplerate, sound.frames, 0
+    with _opened(path, None) as recording:
+        rate_hz, frames = recording.sound.samplerate, recording.frames
         resampler = soxr.ResampleStream(rate_hz / sample_rate_hz, 1.0, 1, dtype="float32")
-        while read < frames:
-            channels = sound.read(min(rate_hz, frames - read), dtype="float32", always_2d=True)
-            if len(channels) == 0:
-                raise AudioError(path, f"truncated, {read} of {frames} samples")
-            read += len(channels)
+        powers = np.zeros(2)
+        for start in range(0, frames, rate_hz):
+            # soundfile seeks after it has read, which in MP3 loses the bits of earlier frames.
+            if start == 0 or recording.sound.format == "MP3":
+                _seek(recording, start)
+            end = min(start + rate_hz, frames)
+            channels = _read(recording, start, end, of=frames)
             samples = _mixed(path, channels, None)
+            powers += _powers(channels, samples)
+            if end == frames:
+                _check_mean(path, powers)
             if rate_hz != sample_rate_hz:
-                samples = resampler.resample_chunk(samples, last=read == frames)
+                samples = resampler.resample_chunk(samples, last=end == frames)
             yield samples
 
 
@@ -133,9 +248,24 @@ def _mixed(path: str | Path, channels: np.ndarray, channel: int | None) -> np.nd
     return samples
 
 
+def _powers(channels: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the power of the mean of several channels, and the mean of their powers."""
+    if channels.shape[1] == 1:
+        return np.ones(2)
+    return np.array([np.vdot(mean, mean), np.vdot(channels, channels) / channels.shape[1]])
+
+
+def _check_mean(path: str | Path, powers: np.ndarray) -> None:
+    if powers[0] < CANCELLED_POWER * powers[1]:
+        raise AudioError(
+            path,
+            "its channels cancel when they are averaged; name one of them in the manifest (channel "
+            "of Lhotse or Kaldi), or keep only one",
+        )
+
+
 def _segment_bounds(
-    path: str | Path,
-    sound: soundfile.SoundFile,
+    recording: _Recording,
     offset_seconds: float,
     duration_seconds: float | None,
     channel: int | None,
@@ -144,7 +274,7 @@ def _segment_bounds(
 
     Raises AudioError if the segment or the channel does not exist.
     """
-    rate_hz, end = sound.samplerate, sound.frames
+    path, rate_hz, end = recording.path, recording.sound.samplerate, recording.frames
     start = round(offset_seconds * rate_hz)
     if duration_seconds is not None:
         end = min(end, start + round(duration_seconds * rate_hz))
@@ -152,10 +282,11 @@ def _segment_bounds(
         raise AudioError(
             path,
             f"no samples from {offset_seconds:g} s on, "
-            f"the recording has {sound.frames / rate_hz:g} s",
+            f"the recording has {recording.frames / rate_hz:g} s",
         )
-    if channel is not None and not 0 <= channel < sound.channels:
-        raise AudioError(path, f"no channel {channel}, the recording has {sound.channels}")
+    number = recording.sound.channels
+    if channel is not None and not 0 <= channel < number:
+        raise AudioError(path, f"no channel {channel}, the recording has {number}")
     return start, end
 
 
@@ -165,36 +296,39 @@ def as_flac(
     offset_seconds: float = 0.0,
     duration_seconds: float | None = None,
     channel: int | None = None,
-    contents: bytes | None = None,
-) -> bytes:
-    """Return a segment of a recording as FLAC, at its own rate, with all its channels or one.
+    contents: bytes | BinaryIO | None = None,
+) -> tuple[bytes, float]:
+    """Return a segment of a recording as FLAC, and the gain that restores its samples.
 
-    This is exact for recordings of 16 or 24 bits; others are rounded to 24 bits. Arguments and
-    errors are as in read_audio.
+    The FLAC file has the recording's rate, and all its channels or one. Times the gain, its samples
+    are those of the recording: exactly for 16 or 24 bits, otherwise rounded to 24 bits. The gain is
+    1 unless samples exceed full scale; then it is a power of two. Arguments and errors are as in
+    read_audio.
     """
-    with _opened(path, contents) as sound:
-        start, end = _segment_bounds(path, sound, offset_seconds, duration_seconds, channel)
-        sound.seek(start)
-        # libsndfile does not scale floats that it converts to integers.
-        dtype = "float64" if sound.subtype in ("FLOAT", "DOUBLE") else "int32"
-        samples = sound.read(end - start, dtype=dtype, always_2d=True)
-        rate_hz, bits = sound.samplerate, 16 if sound.subtype == "PCM_16" else 24
-    if len(samples) < end - start:
-        raise AudioError(path, f"truncated, {len(samples)} of {end - start} samples")
+    with _opened(path, contents) as recording:
+        start, end = _segment_bounds(recording, offset_seconds, duration_seconds, channel)
+        _seek(recording, start)
+        samples = _read(recording, start, end, of=end - start)
+        rate_hz = recording.sound.samplerate
+        bits = 16 if recording.sound.subtype == "PCM_16" else 24
     if channel is not None:
-        samples = samples[:, channel]
-    if samples.dtype == np.float64:
-        if not np.isfinite(samples).all():
-            raise AudioError(path, "samples that are not finite")
-        largest = 2**23 - 1
-        samples = np.clip(np.round(samples * 2**23), -largest, largest).astype(np.int32) << 8
+        samples = samples[:, [channel]]
+    if not np.isfinite(samples).all():
+        raise AudioError(path, "samples that are not finite")
+    full_scale, gain = 2.0 ** (bits - 1), 1.0
+    least, most = float(samples.min()) * full_scale, float(samples.max()) * full_scale
+    while round(least / gain) < -full_scale or round(most / gain) > full_scale - 1:
+        gain *= 2
+    # float32 holds 24 bits and powers of two: only rint rounds.
+    integers = np.rint(samples * np.float32(full_scale / gain)).astype(np.int32)
     flac = io.BytesIO()
     try:
-        soundfile.write(flac, samples, rate_hz, format="FLAC", subtype=f"PCM_{bits}")
+        left_aligned = integers << (32 - bits)
+        soundfile.write(flac, left_aligned, rate_hz, format="FLAC", subtype=f"PCM_{bits}")
     except soundfile.LibsndfileError as error:
-        number = samples.shape[1] if samples.ndim > 1 else 1
+        number = samples.shape[1]
         raise AudioError(path, f"FLAC cannot hold it: {number} channels at {rate_hz} Hz") from error
-    return flac.getvalue()
+    return flac.getvalue(), gain
 
 
 def as_wav(samples: Int16[np.ndarray, " S"] | Float32[np.ndarray, " S"], rate_hz: int) -> bytes:

@@ -23,6 +23,8 @@ class Record(NamedTuple):
     """A recording that is a record of an ArrayRecord shard."""
 
     number: int
+    gain: float = 1.0
+    """The factor that restores the recording's samples from those that are stored."""
 
 
 class InMemory(NamedTuple):
@@ -52,7 +54,7 @@ class Utterance(NamedTuple):
         match self.within:
             case Member(offset_bytes):
                 return f"{self.audio} from byte {offset_bytes} on"
-            case Record(number):
+            case Record(number, _):
                 return f"{self.audio}, record {number}"
             case None | InMemory():
                 return str(self.audio)

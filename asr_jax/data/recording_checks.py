@@ -5,8 +5,14 @@ import unicodedata
 
 import numpy as np
 
-from asr_jax.audio import AudioError, as_flac, audio_duration_seconds, read_audio
-from asr_jax.data.recordings import recording_contents, recording_seconds
+from asr_jax.audio import AudioError, audio_duration_seconds, read_audio
+from asr_jax.data.recordings import (
+    recording_as_flac,
+    recording_contents,
+    recording_seconds,
+    stored_gain,
+    too_short,
+)
 from asr_jax.data.sources.prepared import Entry
 from asr_jax.types import Skipped, Utterance
 
@@ -24,12 +30,11 @@ def checked_entry(
 ) -> Entry | Skipped:
     """Return the utterance with its recording as it is to be stored, or the reason why it is not.
 
-    The recording, or the segment of it, is decoded completely; a duration of NaN means the whole
-    recording. A reason is a phrase that many utterances share, then ": " and numbers.
+    The recording, or the segment of it, is decoded completely; a duration of NaN means all after
+    the offset. A reason is a phrase that many utterances share, then ": " and numbers.
     """
     id, text = utterance.id, utterance.text
     try:
-        contents = recording_contents(utterance)
         is_whole = _is_whole(utterance)
     except AudioError as error:
         return Skipped(id, error.reason)
@@ -38,35 +43,43 @@ def checked_entry(
     if odd := sorted(filter(_is_odd, set(text))):
         return Skipped(id, f"odd characters: {''.join(odd)!r}")
     try:
-        must_encode = not contents.startswith(STORED_UNCHANGED)
-        if must_encode or not is_whole or utterance.channel is not None:
-            contents = as_flac(
-                utterance.audio,
-                contents=contents,
-                offset_seconds=utterance.offset_seconds,
-                duration_seconds=None if is_whole else utterance.duration_seconds,
-                channel=utterance.channel,
-            )
+        contents, gain = _as_stored(utterance, is_whole=is_whole)
         samples = read_audio(utterance.audio, sample_rate_hz=RATE_HZ, contents=contents)
         seconds = audio_duration_seconds(utterance.audio, contents=contents)
     except AudioError as error:
         return Skipped(id, error.reason)
-    if np.abs(samples).max() < SILENT:
+    if gain * np.abs(samples).max() < SILENT:
         return Skipped(id, "silent")
     if seconds < min_seconds:
         return Skipped(id, f"shorter than {min_seconds:g} s: {seconds:.3g} s")
     if seconds > max_seconds:
         return Skipped(id, f"longer than {max_seconds:g} s: {seconds:.4g} s")
-    return Entry(id, text, utterance.speaker, seconds, contents)
+    if reason := too_short(len(samples), RATE_HZ, utterance):
+        return Skipped(id, reason)
+    return Entry(id, text, utterance.speaker, seconds, contents, gain)
 
 
 def _is_whole(utterance: Utterance) -> bool:
     """Return whether the utterance is the whole recording. Raises AudioError."""
+    recording = recording_seconds(utterance)
     if math.isnan(utterance.duration_seconds):
-        return True
+        return utterance.offset_seconds == 0
     end = utterance.offset_seconds + utterance.duration_seconds
-    reaches_end = end >= recording_seconds(utterance) - ROUNDING_SECONDS
-    return reaches_end and utterance.offset_seconds == 0
+    return end >= recording - ROUNDING_SECONDS and utterance.offset_seconds == 0
+
+
+def _as_stored(utterance: Utterance, *, is_whole: bool) -> tuple[bytes, float]:
+    """Return the bytes to store, and the gain that restores the recording. Raises AudioError.
+
+    Only the segment of a longer recording is read.
+    """
+    if is_whole:
+        utterance = utterance._replace(duration_seconds=math.nan)
+        if utterance.channel is None:
+            start = recording_contents(utterance, len(STORED_UNCHANGED[0]))
+            if start.startswith(STORED_UNCHANGED):
+                return recording_contents(utterance), stored_gain(utterance)
+    return recording_as_flac(utterance)
 
 
 def _is_odd(character: str) -> bool:

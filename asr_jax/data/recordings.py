@@ -1,6 +1,7 @@
 """Samples and bytes of recordings, which are files, parts of files, records or in memory."""
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +10,24 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio import AudioError, as_wav, audio_duration_seconds, read_audio
+from asr_jax.audio import AudioError, as_flac, as_wav, audio_duration_seconds, read_audio
 from asr_jax.data.sources.prepared import read_record
 from asr_jax.types import InMemory, Member, Record, Utterance
 
 # Sample rate of tensorflow-datasets' LibriSpeech, which stores samples.
 STOCK_RATE_HZ = 16_000
+# Manifests round durations, and count the padding of MP3 frames, which decoders remove.
+TOLERANCE_SECONDS = 0.15
 
 
 def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.ndarray, " S"]:
-    """Read the utterance's segment: samples in -1..1 at `sample_rate_hz`. Raises AudioError."""
+    """Read the utterance's segment: samples in -1..1 at `sample_rate_hz`.
+
+    Raises AudioError, also for audio that is notably shorter than the utterance's duration: its
+    transcript may be longer.
+    """
     with _contents(utterance) as contents:
-        return read_audio(
+        samples = read_audio(
             utterance.audio,
             sample_rate_hz=sample_rate_hz,
             offset_seconds=utterance.offset_seconds,
@@ -28,6 +35,39 @@ def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.n
             channel=utterance.channel,
             contents=contents,
         )
+    if reason := too_short(len(samples), sample_rate_hz, utterance):
+        raise AudioError(utterance.audio, reason)
+    gain = stored_gain(utterance)
+    return samples if gain == 1 else samples * np.float32(gain)
+
+
+def too_short(samples: int, sample_rate_hz: int, utterance: Utterance) -> str:
+    """Return the reason why a number of samples is not all of the utterance; else nothing."""
+    if not samples / sample_rate_hz < utterance.duration_seconds - TOLERANCE_SECONDS:
+        return ""
+    return f"shorter than its manifest says: {samples} samples"
+
+
+def stored_gain(utterance: Utterance) -> float:
+    """Return the factor that restores the recording's samples from those that are stored."""
+    return utterance.within.gain if isinstance(utterance.within, Record) else 1.0
+
+
+def recording_as_flac(utterance: Utterance) -> tuple[bytes, float]:
+    """Read the utterance's segment, alone, as FLAC; NaN is all after its offset.
+
+    Returns also the gain that restores its samples. Raises AudioError.
+    """
+    seconds = utterance.duration_seconds
+    with _contents(utterance) as contents:
+        flac, gain = as_flac(
+            utterance.audio,
+            offset_seconds=utterance.offset_seconds,
+            duration_seconds=None if math.isnan(seconds) else seconds,
+            channel=utterance.channel,
+            contents=contents,
+        )
+    return flac, gain * stored_gain(utterance)
 
 
 def recording_seconds(utterance: Utterance) -> float:
@@ -50,13 +90,14 @@ def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:
     return stored if len(stored) <= at_most_bytes else None
 
 
-def recording_contents(utterance: Utterance) -> bytes:
-    """Read the recording as it is stored. Raises AudioError."""
+def recording_contents(utterance: Utterance, at_most_bytes: int = -1) -> bytes:
+    """Read the recording as it is stored, or its first bytes. Raises AudioError."""
     with _contents(utterance) as contents:
         if isinstance(contents, bytes):
-            return contents
+            return contents if at_most_bytes < 0 else contents[:at_most_bytes]
         try:
-            return utterance.audio.read_bytes() if contents is None else contents.read()
+            with utterance.audio.open("rb") if contents is None else contents as file:
+                return file.read(at_most_bytes)
         except OSError as error:
             raise AudioError(utterance.audio, error.strerror or "cannot be read") from error
 

@@ -24,6 +24,9 @@ from asr_jax.data.sources.prepared import Entry, is_prepared, write_prepared
 from asr_jax.errors import name_full_disk
 from asr_jax.types import Skipped, Utterance
 
+# Gains are powers of two. No format but floating point holds samples of this size.
+FAR_BEYOND = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -125,6 +128,7 @@ def _prepare(
     """Write the prepared dataset `out` and its reports."""
     dropped: list[Skipped] = []
     seconds: list[float] = []
+    beyond: list[str] = []
     with Progress(
         TextColumn("{task.description}"), console=console, disable=not console.is_terminal
     ) as progress:
@@ -136,6 +140,8 @@ def _prepare(
                     dropped.append(result)
                     continue
                 seconds.append(result.duration_seconds)
+                if result.gain >= FAR_BEYOND:
+                    beyond.append(result.id)
                 progress.update(task, description=f"{out}: {len(seconds)} recordings")
                 yield result
             if not seconds:
@@ -147,6 +153,12 @@ def _prepare(
             write_prepared(out, entries())
     with name_full_disk(out):
         print(write_report(out, np.array(seconds), dropped))
+    if beyond:
+        print(
+            f"{len(beyond)} recordings, the first is {beyond[0]}, have samples beyond "
+            f"{FAR_BEYOND // 2} times full scale, and are stored so; if they are 16-bit samples in "
+            "a float file, divide them by 32768 and prepare them again"
+        )
     _print_unfit(out, options)
 
 

@@ -23,7 +23,7 @@ from asr_jax.types import Record, Utterance
 
 INDEX = "index.json"
 FORMAT = 1
-COLUMNS = ("id", "text", "speaker", "duration_seconds")
+COLUMNS = ("id", "text", "speaker", "duration_seconds", "gain")
 
 
 class Entry(NamedTuple):
@@ -34,6 +34,8 @@ class Entry(NamedTuple):
     speaker: str
     duration_seconds: float
     audio: bytes
+    gain: float = 1.0
+    """The factor that restores the recording's samples from those of `audio`."""
 
 
 class StoredRecord(NamedTuple):
@@ -64,7 +66,7 @@ def write_prepared(folder: Path, entries: Iterable[Entry]) -> int:
     def examples() -> Iterator[tuple[int, dict[str, object]]]:
         for number, entry in enumerate(entries):
             fields = entry._asdict()
-            yield number, fields
+            yield number, {name: fields[name] for name in features}
             for name, column in columns.items():
                 column.append(fields[name])
 
@@ -126,14 +128,15 @@ def read_prepared(folder: Path) -> list[Utterance]:
     try:
         index = json.loads(path.read_bytes())
         shards = [(folder / name, size, length) for name, size, length in index["shards"]]
-        places = [(shard, Record(n)) for shard, _, length in shards for n in range(length)]
-        columns = [index[name] for name in COLUMNS]
+        places = [(shard, n) for shard, _, length in shards for n in range(length)]
+        # Earlier versions wrote no gains.
+        columns = [index[n] if n != "gain" else index.get(n, [1.0] * len(places)) for n in COLUMNS]
         for name, column in zip(COLUMNS, columns):
             if len(column) != len(places):
                 raise ValueError(f"{len(column)} entries of {name}, {len(places)} recordings")
         utterances = [
-            Utterance(id, audio, _transcript(text), seconds, speaker, within=record)
-            for (audio, record), id, text, speaker, seconds in zip(places, *columns)
+            Utterance(id, audio, _transcript(text), seconds, speaker, within=Record(number, gain))
+            for (audio, number), id, text, speaker, seconds, gain in zip(places, *columns)
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); prepare the data again") from error

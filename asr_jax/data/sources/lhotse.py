@@ -31,14 +31,16 @@ def is_lhotse(fields: Mapping[str, object]) -> bool:
 def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
     """Read each supervision of each MonoCut, under the supervision's id.
 
-    The utterance is the supervision's segment, which must be within the cut, on the cut's channel
-    if the recording has several. Paths are absolute, or relative to `root_of`. Raises ValueError
-    for other cuts, for recordings that are not files, and for those that Lhotse would transform.
+    The utterance is the supervision's segment, which must be within the cut, on the supervision's
+    channel (or the cut's) if the recording has several. Paths are absolute, or relative to
+    `root_of`. Raises ValueError for other cuts, for recordings that are not files, and for those
+    that Lhotse would transform.
     """
     root: Path | None = None
     for location, cut in numbered_objects(manifest):
-        path, channel = _recording(cut, location)
-        root = root or root_of(path, manifest.parent)
+        sources = _sources(cut, location)
+        cut_path, cut_channel = _channel(sources, cut.get("channel", 0), location)
+        root = root or root_of(cut_path, manifest.parent)
         cut_start, cut_seconds = _start(cut, location), _duration(cut, location)
         supervisions = _objects(cut, "supervisions", location)
         if not supervisions:
@@ -56,6 +58,9 @@ def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
                 yield Skipped(id, fault)
             else:
                 start, end = max(start, 0.0), min(end, cut_seconds)
+                path, channel = cut_path, cut_channel
+                if (own := supervision.get("channel")) is not None:
+                    path, channel = _channel(sources, own, location)
                 yield Utterance(
                     id=id,
                     audio=(root or manifest.parent) / path,
@@ -67,11 +72,8 @@ def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
                 )
 
 
-def _recording(cut: Mapping[str, object], location: str) -> tuple[str, int | None]:
-    """Return the path of the file with the cut's channel, and the channel's index in the file.
-
-    The index is None if the file has no other channel.
-    """
+def _sources(cut: Mapping[str, object], location: str) -> list[dict[str, object]]:
+    """Return the sources of the cut's recording: files, each with some of its channels."""
     if "recording_id" in cut or "sources" in cut:
         raise ValueError(
             f"{location}: a recording or supervision, but cuts are needed: "
@@ -79,7 +81,7 @@ def _recording(cut: Mapping[str, object], location: str) -> tuple[str, int | Non
         )
     if (kind := cut.get("type", "MonoCut")) != "MonoCut":
         raise ValueError(f"{location}: a {kind}, but only MonoCuts, of one recording, can be read")
-    recording, channel = cut.get("recording"), cut.get("channel", 0)
+    recording = cut.get("recording")
     if not isinstance(recording, dict):
         raise ValueError(f"{location}: a cut without a recording; features alone cannot be read")
     for transform in _objects(recording, "transforms", location):
@@ -88,12 +90,28 @@ def _recording(cut: Mapping[str, object], location: str) -> tuple[str, int | Non
                 f"{location}: a recording to be changed by {name}; pass cuts without it, training "
                 "does its own augmentation"
             )
-    for source in _objects(recording, "sources", location):
-        channels = source.get("channels") or [channel]
-        if isinstance(channels, list) and channel in channels:
+    return _objects(recording, "sources", location)
+
+
+def _channel(
+    sources: list[dict[str, object]], channel: object, location: str
+) -> tuple[str, int | None]:
+    """Return the path of the file with a channel, or with all of several, and its index in it.
+
+    The index is None if the file has no other channel.
+    """
+    wanted = channel if isinstance(channel, list) else [channel]
+    for source in sources:
+        channels = source.get("channels") or wanted
+        if isinstance(channels, list) and wanted and all(one in channels for one in wanted):
             break
     else:
         raise ValueError(f"{location}: no source of its recording has channel {channel}")
+    if 1 < len(wanted) < len(channels):
+        raise ValueError(
+            f"{location}: channels {channel} of the {len(channels)} of its recording; can be read: "
+            "one channel, or the mean of all"
+        )
     if source.get("type") != "file":
         raise ValueError(
             f"{location}: a source of type {source.get('type')}, but only files can be read; "
@@ -102,7 +120,7 @@ def _recording(cut: Mapping[str, object], location: str) -> tuple[str, int | Non
     path = source.get("source")
     if not isinstance(path, str):
         raise ValueError(f"{location}: a source of type file needs the field source, a path")
-    return path, None if len(channels) == 1 else channels.index(channel)
+    return path, None if len(wanted) == len(channels) else channels.index(wanted[0])
 
 
 def _objects(fields: Mapping[str, object], name: str, location: str) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from asr_jax.data.manifest import read_manifest
+from asr_jax.data.recordings import read_recording
 
 CUT = {
     "id": "long-0",
@@ -55,6 +56,49 @@ def test_a_supervision_is_an_utterance(folder):
     assert (utterance.audio, utterance.channel) == (folder / "long.wav", None)
 
 
+def test_a_supervision_is_read_on_its_own_channel(tmp_path):
+    """Such as in a conversation, whose speakers have a channel each."""
+    left, right, both = np.full(32_000, 0.25), np.full(32_000, 0.5), np.full(32_000, 0.375)
+    soundfile.write(tmp_path / "long.wav", np.stack([left, right], axis=1), 8_000)
+    for name, samples in (("left.wav", left), ("right.wav", right)):
+        soundfile.write(tmp_path / name, samples, 8_000)
+    channels = {"0": 0, "1": 1, "one": [1], "none": None, "all": [0, 1], "other order": [1, 0]}
+    cut = changed(
+        "supervisions",
+        to=[
+            {"id": id, "start": 0.25, "duration": 1.0, "text": "A"}
+            | ({} if channel is None else {"channel": channel})
+            for id, channel in channels.items()
+        ],
+    )
+    cut["recording"]["sources"][0]["channels"] = [0, 1]
+    expected = {"none": left, "0": left, "1": right, "one": right, "all": both, "other order": both}
+
+    def read(cut: dict) -> dict[str, np.ndarray]:
+        utterances, skipped = read_manifest(write(tmp_path, cut))
+        assert skipped == []
+        return {u.id: read_recording(u, sample_rate_hz=8_000) for u in utterances}
+
+    samples = read(cut)
+    assert samples.keys() == channels.keys()
+    for id in channels:
+        np.testing.assert_array_equal(samples[id], expected[id][:8_000])
+    sources = [
+        {"type": "file", "channels": [n], "source": name}
+        for n, name in enumerate(("left.wav", "right.wav"))
+    ]
+    cut["recording"]["sources"] = sources
+    with pytest.raises(ValueError, match=r"cuts.jsonl:1: no source .* has channel \[0, 1\]"):
+        read(cut)
+    cut["supervisions"] = cut["supervisions"][:4]
+    for id, found in read(cut).items():
+        np.testing.assert_array_equal(found, expected[id][:8_000])
+    sources[0]["channels"] = [0, 1, 2]
+    cut["supervisions"][0]["channel"] = [0, 2]
+    with pytest.raises(ValueError, match=r"cuts.jsonl:1: channels \[0, 2\] of the 3 of its rec"):
+        read(cut)
+
+
 def test_paths_may_start_in_the_working_directory(folder, monkeypatch):
     (folder / "data").mkdir()
     path = write(folder / "data", CUT)
@@ -98,6 +142,9 @@ SOURCE = ("recording", "sources", 0)
         (changed("recording", "sources", to=["a.wav"]), "sources must be a list of objects"),
         (changed("recording", to=None), "a cut without a recording"),
         (changed("channel", to=1), "no source of its recording has channel 1"),
+        (changed("supervisions", 0, "channel", to=2), "no source of its recording has channel 2"),
+        (changed("supervisions", 0, "channel", to="left"), "no source .* has channel left"),
+        (changed("supervisions", 0, "channel", to=[]), "no source of its recording has channel"),
         (changed("type", to="MixedCut"), "a MixedCut, but only MonoCuts"),
         (changed("recording", "transforms", to=[{"name": "Speed"}]), "to be changed by Speed"),
         (changed("supervisions", to=[3]), "supervisions must be a list of objects"),

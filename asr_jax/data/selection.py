@@ -1,12 +1,17 @@
 """Selection of the utterances that can be trained on, with a reason for each of the others."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from asr_jax.text import RESERVED, UNKNOWN_ID, Tokenizer, holds_reserved
 from asr_jax.types import Skipped, Utterance
+
+TOO_SHORT = "too short for its text in the CTC loss"
+# The reason of utterances that are trained on all the same.
+WITHOUT_CTC = f"{TOO_SHORT}, trained without it"
 
 
 def select_utterances(
@@ -17,7 +22,7 @@ def select_utterances(
     max_seconds: float,
     max_labels: int,
     frames_of: Callable[[np.ndarray], np.ndarray],
-    ctc: bool,
+    ctc: Literal["none", "auxiliary", "alone"],
     labels: Sequence[Int32[np.ndarray, " _"]] | None = None,
 ) -> tuple[list[Utterance], list[Int32[np.ndarray, " U"]], list[Skipped]]:
     """Return the utterances to train on, their labels, and the utterances with a problem.
@@ -25,8 +30,9 @@ def select_utterances(
     `max_seconds` and `max_labels` are the limits of the last bucket; `frames_of` returns the
     encoder's frames for durations in seconds; `labels` are the labels of all utterances, if known.
     An utterance may have more labels than frames, since a transducer's lattice holds any number.
-    With `ctc`, an utterance with fewer frames than `needed_ctc_frames` is trained on but listed:
-    the CTC loss skips it. A reason is a phrase that many utterances share, then ": " and numbers.
+    One with fewer frames than `needed_ctc_frames` is left out if the model has a CTC head alone. If
+    the CTC head is auxiliary, it is listed, because it is trained on without the CTC loss. A reason
+    is a phrase that many utterances share, then ": " and numbers.
     """
     texts, unknown = [utterance.text for utterance in utterances], tokenizer.unknown_characters
     labels = tokenizer.encode_all(texts) if labels is None else labels
@@ -38,6 +44,7 @@ def select_utterances(
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
     has_reserved = np.array([holds_reserved(text) for text in texts], bool)
 
+    too_long_for_ctc = TOO_SHORT if ctc == "alone" else WITHOUT_CTC
     # The first rule that holds for an utterance gives the reason.
     rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
         (lengths == 0, lambda n: "empty transcript"),
@@ -54,15 +61,13 @@ def select_utterances(
             lambda n: f"more labels than the last bucket's {max_labels}: {lengths[n]}",
         ),
         (
-            ctc & (ctc_frames > frames),
-            lambda n: (
-                "too short for its text in the CTC loss: "
-                f"needs {ctc_frames[n]} frames, has {frames[n]}"
-            ),
+            (ctc != "none") & (ctc_frames > frames),
+            lambda n: f"{too_long_for_ctc}: needs {ctc_frames[n]} frames, has {frames[n]}",
         ),
     ]
     masks = np.stack([mask for mask, _ in rules])
-    selected = np.flatnonzero(~masks[:-1].any(axis=0)).tolist()  # the rule for CTC excludes none
+    excluding = masks if ctc == "alone" else masks[:-1]
+    selected = np.flatnonzero(~excluding.any(axis=0)).tolist()
     listed, first_rule = np.flatnonzero(masks.any(axis=0)), masks.argmax(axis=0)
     skipped = [
         Skipped(utterances[n].id, rules[rule][1](n))

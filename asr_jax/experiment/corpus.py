@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from asr_jax.config import Config, DataConfig, TokenizerConfig
+from asr_jax.config import Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.labels import encode_transcripts
@@ -125,9 +126,15 @@ def usable_utterances(
         max_seconds=math.inf if is_language_model else config.data.bucket_seconds[-1],
         max_labels=config.data.bucket_labels[-1],
         frames_of=frames_of,
-        ctc=config.objective.has_ctc_head,
+        ctc=_ctc_head(config.objective),
         labels=labels,
     )
+
+
+def _ctc_head(objective: ObjectiveConfig) -> Literal["none", "auxiliary", "alone"]:
+    if objective.kind == "ctc":
+        return "alone"
+    return "auxiliary" if objective.has_ctc_head else "none"
 
 
 @first_process

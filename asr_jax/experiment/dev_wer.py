@@ -80,8 +80,11 @@ class _DevWer:
             for utterance, best in zip(utterances, transcripts)
             if best
         ]
-        if not scored:
-            raise ValueError(f"data.dev = {config.data.dev}: none of its recordings can be read")
+        if not any(reference.split() for reference, _ in scored):
+            raise ValueError(
+                f"data.dev = {config.data.dev}: none of its recordings with a transcript can be "
+                "read"
+            )
         return {"dev_wer": 100 * word_error_rate(*zip(*scored))}
 
     def _note_new(self, failed: Sequence[Skipped], note: Callable[[str], None]) -> None:

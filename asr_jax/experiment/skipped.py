@@ -14,6 +14,7 @@ import numpy as np
 from asr_jax.config import Config
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.pipeline import Batches
+from asr_jax.data.selection import WITHOUT_CTC
 from asr_jax.text_files import one_line
 from asr_jax.types import Batch, Skipped
 
@@ -37,7 +38,8 @@ def list_skipped(corpus: Corpus, run: Path, *, resumed: bool, note: Callable[[st
     listed.write_text(_json_lines([*unfit, *earlier]), encoding="utf-8")
     kinds = collections.Counter(s.reason.partition(":")[0] for s in corpus.skipped)
     for kind, number in kinds.most_common():
-        note(f"left out: {number} utterances, {kind} (listed in {listed})")
+        prefix = "" if kind == WITHOUT_CTC else "left out: "
+        note(f"{prefix}{number} utterances, {kind} (listed in {listed})")
 
 
 def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:

@@ -178,9 +178,7 @@ def train(
     checkpoint.CheckpointError, and TrainingDiverged, after which the earlier checkpoints remain.
     """
     config, progress, total = session.config, session.progress, session.config.train.steps
-    examine = functools.partial(
-        check_health, config=config, utterance_ids=session.utterance_ids, progress=progress
-    )
+    examine = examiner(session)
     step, stopping_signal, unread = int(state.step), None, None
     read_back = checkpoint.reads_back_once(session.checkpointer)
     best = min(checkpoint.measured_on_dev(session.checkpointer).values(), default=None)
@@ -245,15 +243,25 @@ def log_step(
 ) -> None:
     """Log a step's figures, and display them with the best figure on dev so far."""
     session.require_held()
-    rates = throughput.figures(step)
-    read = jax.device_get(metrics)._asdict()
-    read |= read.pop("auxiliary_losses")
-    figures = {name: float(value) for name, value in read.items()} | rates
-    for name in ("audio_seconds", "data_position", "lowest_loss"):
-        del figures[name]
+    figures = logged_figures(jax.device_get(metrics), session.config) | throughput.figures(step)
     log.write(step, figures)
     dev_figure = "" if best is None else DEV_METRICS[session.selection_metric].format(best)
     session.progress.step(step, status_line(figures, dev_figure))
+
+
+def logged_figures(metrics: Metrics, config: Config) -> dict[str, float]:
+    """Return the figures of a step to log; a mean over no utterances is none of them."""
+    means = {"loss": metrics.loss, **metrics.auxiliary_losses}
+    figures = {name: mean for name, mean in means.items() if metrics.utterances[name]}
+    if not metrics.idle:
+        figures["grad_norm"] = metrics.grad_norm
+    if np.isfinite(metrics.lowest_loss):  # a step has learned
+        figures["smoothed_loss"] = metrics.smoothed_loss
+    for name in ("learning_rate", "skipped", "skipped_in_a_row"):
+        figures[name] = getattr(metrics, name)
+    if config.objective.has_ctc_head:
+        figures["ctc_left_out"] = metrics.ctc_left_out
+    return {name: float(value) for name, value in figures.items()}
 
 
 def status_line(figures: Mapping[str, float], dev_figure: str) -> str:
@@ -262,7 +270,8 @@ def status_line(figures: Mapping[str, float], dev_figure: str) -> str:
     if not figures["audio_seconds_per_second"]:
         pace = f"{figures['steps_per_second']:.1f} steps/s"
     waiting = f"waiting {figures['data_wait_fraction']:.1%}"
-    return "  ".join(filter(None, (f"loss {figures['loss']:.3f}", dev_figure, pace, waiting)))
+    loss = f"loss {figures['loss']:.3f}" if "loss" in figures else "no loss"
+    return "  ".join(filter(None, (loss, dev_figure, pace, waiting)))
 
 
 def save(state: TrainState, session: Session, *, dev_metric: float | None) -> None:
@@ -280,20 +289,52 @@ def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLo
     log.write(step, figures)
     shown = ", ".join(DEV_METRICS[name].format(value) for name, value in figures.items())
     session.progress.note(f"step {step}: {shown}")
-    return figures[session.selection_metric]
+    selecting = figures[session.selection_metric]
+    # A figure that is not a number would never be surpassed.
+    return selecting if np.isfinite(selecting) else None
+
+
+def examiner(session: Session) -> Callable[[Unread], float]:
+    """Return a function that examines every step in turn and returns its audio seconds.
+
+    It raises what `check_health` raises, and ValueError after train.max_skipped_in_a_row steps
+    without an utterance to train on: the run would end without having learned.
+    """
+    config, idle_steps = session.config, 0
+
+    def examine(unread: Unread) -> float:
+        nonlocal idle_steps
+        audio_seconds = check_health(
+            unread,
+            config=config,
+            utterance_ids=session.utterance_ids,
+            progress=session.progress,
+        )
+        idle_steps = idle_steps + 1 if jax.device_get(unread.metrics.idle) else 0
+        if idle_steps >= config.train.max_skipped_in_a_row:
+            raise ValueError(
+                f"{idle_steps} steps in a row, up to step {unread.step}, had no utterance to train "
+                "on; with objective.kind = 'ctc', augment.speeds and augment.tempo_range may leave "
+                "too few frames for the texts"
+            )
+        return audio_seconds
+
+    return examine
 
 
 def check_health(
     unread: Unread, *, config: Config, utterance_ids: Sequence[str], progress: ProgressDisplay
 ) -> float:
-    """Report a skipped step and raise TrainingDiverged if need be; return the audio seconds."""
+    """Report a step that learned nothing, raise TrainingDiverged; return the audio seconds."""
     step, metrics, utterances = unread
     metrics = jax.device_get(metrics)
     diverged = functools.partial(
         TrainingDiverged, step=step, data_position=int(metrics.data_position)
     )
     in_a_row = int(metrics.skipped_in_a_row)
-    if in_a_row:
+    if metrics.idle:
+        progress.note(f"step {step}: no utterance of the batch can be trained on")
+    elif in_a_row:
         names = ", ".join(utterance_ids[int(u)] for u in utterances if u >= 0)
         progress.note_everywhere(
             f"step {step}: skipped, loss or gradient is not finite; utterances {names}"

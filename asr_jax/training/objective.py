@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from asr_jax.config import Config
-from asr_jax.layers.length import frame_mask
+from asr_jax.layers.length import frame_mask, subsampled
 from asr_jax.losses import tdt_loss, transducer_loss
 from asr_jax.models.composition import Model
 from asr_jax.models.ctc import CTC
@@ -26,6 +26,24 @@ def loss_weights(config: Config) -> dict[str, float]:
         "consistency_loss": objective.consistency_weight,
     }
     return {"loss": 1.0} | {name: weight for name, weight in auxiliary.items() if weight}
+
+
+def counted_utterances(
+    feature_lengths: Int[Array, " B"],
+    labels: Int[Array, "B U"],
+    label_lengths: Int[Array, " B"],
+    *,
+    config: Config,
+) -> dict[str, Bool[Array, " B"]]:
+    """Return for every loss of `loss_weights` the utterances that it is defined for.
+
+    An utterance that CTC cannot align has no CTC loss, and no loss at all if the objective is CTC.
+    """
+    lengths = subsampled(feature_lengths, config.encoder.subsampling_factor)
+    aligned, every = has_ctc_path(lengths, labels, label_lengths), jnp.ones(len(lengths), bool)
+    of_ctc = ("ctc_loss", "intermediate_ctc_loss")
+    is_ctc = config.objective.kind == "ctc"
+    return {name: aligned if is_ctc or name in of_ctc else every for name in loss_weights(config)}
 
 
 def utterance_losses(
@@ -212,6 +230,15 @@ def consistency_losses(
     return 0.5 * jnp.sum(jnp.where(real, divergence, 0), axis=(1, 2))
 
 
+def has_ctc_path(
+    lengths: Int[Array, " B"], labels: Int[Array, "B U"], label_lengths: Int[Array, " B"]
+) -> Bool[Array, " B"]:
+    """Return whether CTC can align the labels: every label and repeat needs a frame."""
+    label_mask = frame_mask(label_lengths, labels.shape[1])
+    repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & label_mask[:, 1:], axis=1)
+    return label_lengths + repeats <= lengths
+
+
 def ctc_losses(
     logits: Float[Array, "B T V"],
     lengths: Int[Array, " B"],
@@ -220,15 +247,12 @@ def ctc_losses(
 ) -> Float[Array, " B"]:
     """Return -log P(labels) in nats.
 
-    It is zero for an utterance that CTC cannot align, whose labels and repeats outnumber its
-    frames: nothing is learned from it.
+    It is zero for an utterance that CTC cannot align (`has_ctc_path`): nothing is learned from it.
     """
-    label_mask = frame_mask(label_lengths, labels.shape[1])
-    repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & label_mask[:, 1:], axis=1)
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
         1.0 - frame_mask(lengths, logits.shape[1]),
         labels,
-        1.0 - label_mask,
+        1.0 - frame_mask(label_lengths, labels.shape[1]),
     )
-    return jnp.where(label_lengths + repeats <= lengths, losses, 0)
+    return jnp.where(has_ctc_path(lengths, labels, label_lengths), losses, 0)

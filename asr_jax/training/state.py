@@ -27,9 +27,9 @@ class TrainState(NamedTuple):
     """Exponential moving average of the parameters, used by evaluation."""
     optimizer: optax.OptState
     skipped: Int[Array, ""]
-    """Steps that changed nothing because a loss or gradient was not finite."""
+    """Steps that learned nothing: a loss or gradient was not finite, or no utterance usable."""
     skipped_in_a_row: Int[Array, ""]
-    """Skipped steps since the last step that was not skipped."""
+    """Steps with a loss or gradient that was not finite, since the last step that learned."""
     smoothed_loss: Float[Array, ""]
     """Moving average of about the last 100 losses, in nats per label."""
     lowest_loss: Float[Array, ""]

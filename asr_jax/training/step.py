@@ -20,7 +20,7 @@ from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 from asr_jax.layers.length import frame_mask
 from asr_jax.training.frozen import frozen_mask, keep_frozen, without_gradients
-from asr_jax.training.objective import loss_weights, utterance_losses
+from asr_jax.training.objective import counted_utterances, loss_weights, utterance_losses
 from asr_jax.training.optimizer import learning_rate_schedule
 from asr_jax.training.state import TrainState
 from asr_jax.types import Batch
@@ -43,6 +43,12 @@ class Metrics(NamedTuple):
     skipped_in_a_row: Int[Array, ""]
     smoothed_loss: Float[Array, ""]
     lowest_loss: Float[Array, ""]
+    idle: Bool[Array, ""]
+    """Whether the batch had no utterance to train on, so that the step changed nothing."""
+    utterances: dict[str, Int[Array, ""]]
+    """The number of utterances that each loss is a mean of, by name."""
+    ctc_left_out: Int[Array, ""]
+    """Utterances that a loss does not count, because CTC cannot align them."""
 
 
 def bucket_frames(samples: int, config: Config) -> int:
@@ -103,8 +109,27 @@ class _Rows(NamedTuple):
     feature_lengths: Int[Array, " B"]
     labels: Int[Array, "B U"]
     label_lengths: Int[Array, " B"]
-    real: Bool[Array, " B"]
-    """False for padding rows."""
+    counted: dict[str, Bool[Array, " B"]]
+    """The rows that each loss counts, by name; never a padding row."""
+
+
+def _counted_rows(
+    batch: Batch,
+    features: Float[Array, "B *views T F"],
+    lengths: Int[Array, " B"],
+    *,
+    config: Config,
+) -> _Rows:
+    labels, label_lengths = jnp.asarray(batch.labels), jnp.asarray(batch.label_lengths)
+    real = jnp.asarray(batch.utterances) >= 0
+    defined = counted_utterances(lengths, labels, label_lengths, config=config)
+    counted = {name: real & mask for name, mask in defined.items()}
+    return _Rows(features, lengths, labels, label_lengths, counted)
+
+
+def _labels_counted(rows: _Rows, name: str) -> Int[Array, ""]:
+    """Return the number of labels that the named loss is divided by, at least 1."""
+    return jnp.maximum(jnp.sum(jnp.where(rows.counted[name], rows.label_lengths, 0)), 1)
 
 
 def batch_gradients(
@@ -115,11 +140,12 @@ def batch_gradients(
     graphdef: nnx.GraphDef,
     config: Config,
     mesh: Mesh,
-) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
+) -> tuple[PyTree, dict[str, Float[Array, ""]], dict[str, Int[Array, ""]]]:
     """Return the gradients of the weighted sum of the batch's losses, and the losses by name.
 
-    Both are per label: divided by the number of labels in the batch. Gradients of frozen parameters
-    are zero.
+    Each loss is per label: divided by the number of labels of the utterances that it counts, and
+    zero without any. Gradients of frozen parameters are zero. The third value is the number of
+    utterances that each loss counts.
     """
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
@@ -128,6 +154,11 @@ def batch_gradients(
 
     # Gathered once per step, also when the batch is split into micro-batches.
     gathered = gather_fsdp(cast(params, dtype), mesh)
+
+    rows = _counted_rows(batch, features, lengths, config=config)
+    labels_of = {name: _labels_counted(rows, name) for name in weights}
+    # Gradients are divided by the objective's count; the ratio is 1 unless the counts differ.
+    weights = {n: weight * (labels_of["loss"] / labels_of[n]) for n, weight in weights.items()}
 
     def objective(params, rows, key):
         losses = utterance_losses(
@@ -139,7 +170,7 @@ def batch_gradients(
             config=config,
             key=key,
         )
-        totals = {name: jnp.sum(jnp.where(rows.real, loss, 0)) for name, loss in losses.items()}
+        totals = {n: jnp.sum(jnp.where(rows.counted[n], loss, 0)) for n, loss in losses.items()}
         return sum(weights[name] * total for name, total in totals.items()), totals
 
     def gradients_of(rows, key):
@@ -147,23 +178,20 @@ def batch_gradients(
         # Gathered, gradients are summed over the devices before the optimizer splits them.
         return cast(gather_fsdp(gradients, mesh), "float32"), losses
 
-    rows = _Rows(
-        features,
-        lengths,
-        labels=jnp.asarray(batch.labels),
-        label_lengths=jnp.asarray(batch.label_lengths),
-        real=jnp.asarray(batch.utterances) >= 0,
-    )
     if config.train.accumulate == 1:
-        sums = gradients_of(rows, dropout_key)
+        gradients, totals = gradients_of(rows, dropout_key)
     else:
         zeros = (
             gather_fsdp(jax.tree.map(jnp.zeros_like, params), mesh),
             {name: jnp.float32(0) for name in weights},
         )
-        sums = _accumulated(gradients_of, rows, dropout_key, config.train.accumulate, zeros)
-    count = jnp.maximum(jnp.sum(jnp.where(rows.real, rows.label_lengths, 0)), 1)
-    return jax.tree.map(lambda x: x / count, sums)
+        parts = config.train.accumulate
+        gradients, totals = _accumulated(gradients_of, rows, dropout_key, parts, zeros)
+    return (
+        jax.tree.map(lambda gradient: gradient / labels_of["loss"], gradients),
+        {name: total / labels_of[name] for name, total in totals.items()},
+        {name: jnp.sum(mask) for name, mask in rows.counted.items()},
+    )
 
 
 def _accumulated(
@@ -194,20 +222,26 @@ def train_step(
     config: Config,
     mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step; if a loss or gradient is not finite, change only the counters."""
+    """Take one step; if a loss or gradient is not finite, change only the counters.
+
+    A batch without an utterance to train on changes only the counters that are not about
+    divergence: `step`, `data_position` and `skipped`.
+    """
     key = jax.random.fold_in(state.key, state.step)
-    gradients, losses = batch_gradients(
+    gradients, losses, utterances = batch_gradients(
         state.params, batch, key, graphdef=graphdef, config=config, mesh=mesh
     )
     loss = losses.pop("loss")
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.all(jnp.isfinite(jnp.stack([loss, *losses.values(), grad_norm])))
+    idle = utterances["loss"] == 0
+    learned = finite & ~idle
 
     taken = state.step - state.skipped
     rate_factor = config.train.rollback_learning_rate_factor**state.rollbacks
     new = _updated(state, gradients, rate_factor, taken, optimizer=optimizer, config=config)
-    smoothed_loss, lowest_loss = _loss_means(state, loss, taken, finite)
-    keep = functools.partial(jax.tree.map, lambda a, b: jnp.where(finite, a, b))
+    smoothed_loss, lowest_loss = _loss_means(state, loss, taken, learned)
+    keep = functools.partial(jax.tree.map, lambda a, b: jnp.where(learned, a, b))
     new_state = TrainState(
         step=state.step + 1,
         data_position=state.data_position + 1,
@@ -215,8 +249,8 @@ def train_step(
         params=keep(new.params, state.params),
         averaged=keep(new.averaged, state.averaged),
         optimizer=keep(new.optimizer, state.optimizer),
-        skipped=state.skipped + (~finite),
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        skipped=state.skipped + (~learned),
+        skipped_in_a_row=jnp.where(learned, 0, state.skipped_in_a_row + (~idle)),
         smoothed_loss=smoothed_loss,
         lowest_loss=lowest_loss,
         rollbacks=state.rollbacks,
@@ -233,6 +267,10 @@ def train_step(
         skipped_in_a_row=new_state.skipped_in_a_row,
         smoothed_loss=smoothed_loss,
         lowest_loss=lowest_loss,
+        idle=idle,
+        utterances=utterances,
+        ctc_left_out=jnp.sum(jnp.asarray(batch.utterances) >= 0)
+        - functools.reduce(jnp.minimum, utterances.values()),
     )
     return new_state, metrics
 
@@ -261,13 +299,13 @@ def _updated(
 
 
 def _loss_means(
-    state: TrainState, loss: Float[Array, ""], taken: Int[Array, ""], finite: Bool[Array, ""]
+    state: TrainState, loss: Float[Array, ""], taken: Int[Array, ""], learned: Bool[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return `smoothed_loss` and `lowest_loss` after a step with this loss."""
+    """Return `smoothed_loss` and `lowest_loss` after a step with this loss, if it was learned."""
     decay = jnp.where(taken == 0, 0, jnp.minimum(_LOSS_DECAY, _largest_decay(taken)))
     smoothed = decay * state.smoothed_loss + (1 - decay) * loss
-    smoothed = jnp.where(finite, smoothed, state.smoothed_loss)
-    lowest = jnp.where(finite, jnp.minimum(state.lowest_loss, smoothed), state.lowest_loss)
+    smoothed = jnp.where(learned, smoothed, state.smoothed_loss)
+    lowest = jnp.where(learned, jnp.minimum(state.lowest_loss, smoothed), state.lowest_loss)
     return smoothed, lowest
 
 

@@ -104,7 +104,9 @@ def test_bad_recordings_are_listed_with_their_reason(mixed):
         "too many": "more labels than the last bucket's 16: 18",
         "unknown": "characters that the tokenizer lacks: bqu",
         "not finite": f"samples that are not finite: {folder / 'not finite.wav'}",
-        "more labels than frames": "too short for its text in the CTC loss: needs 13 frames, has 7",
+        "more labels than frames": (
+            "too short for its text in the CTC loss, trained without it: needs 13 frames, has 7"
+        ),
     }
 
 
@@ -117,6 +119,9 @@ def test_bad_recordings_are_counted(mixed):
     listed = f"(listed in {run / 'skipped.jsonl'})"
     assert f"left out: 1 utterances, empty transcript {listed}" in lines
     assert f"left out: 1 utterances, characters that the tokenizer lacks {listed}" in lines
+    # The transducer is trained on it.
+    kind = "too short for its text in the CTC loss, trained without it"
+    assert f"1 utterances, {kind} {listed}" in lines
     # Discovered during training, and reported at once.
     broken = run.parent / "not finite.wav"
     assert f"left out: {broken.name}, samples that are not finite: {broken} {listed}" in lines

@@ -28,7 +28,7 @@ def test_selection_gives_each_reason(tmp_path):
         base._replace(id="ctc repeats", text="ABBDE", duration_seconds=0.5),
     ]
 
-    def select(ctc: bool) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:
+    def select(ctc: str) -> tuple[list[Utterance], list[np.ndarray], dict[str, str]]:
         selected, labels, skipped = select_utterances(
             utterances,
             tokenizer,
@@ -40,12 +40,12 @@ def test_selection_gives_each_reason(tmp_path):
         )
         return selected, labels, {one.id: one.reason for one in skipped}
 
-    selected, labels, reasons = select(ctc=True)
-    trained_on = ["good", "at the edge", "ctc holds it", "ctc repeats"]
+    selected, labels, reasons = select(ctc="alone")
+    trained_on = ["good", "at the edge", "ctc holds it"]
     assert [utterance.id for utterance in selected] == trained_on
     assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in selected]
     assert all(ids.dtype == np.int32 for ids in labels)
-    assert reasons == {
+    of_any_model = {
         "empty": "empty transcript",
         "characters": "characters that the tokenizer lacks: ?É",
         "reserved": "characters that no tokenizer can hold: U+0000, U+2581",
@@ -53,8 +53,17 @@ def test_selection_gives_each_reason(tmp_path):
         "frame": "too short for one frame: 0.09 s",
         "long": "longer than the last bucket's 16 s: 16.01 s",
         "labels": "more labels than the last bucket's 10: 11",
+    }
+    assert reasons == of_any_model | {
         "ctc repeats": "too short for its text in the CTC loss: needs 6 frames, has 5",
     }
-    selected, _, without = select(ctc=False)
-    assert [utterance.id for utterance in selected] == trained_on
-    assert without == {id: reason for id, reason in reasons.items() if id != "ctc repeats"}
+    # Other losses train on an utterance that an auxiliary CTC head cannot align.
+    selected, _, reasons = select(ctc="auxiliary")
+    assert [utterance.id for utterance in selected] == [*trained_on, "ctc repeats"]
+    assert reasons == of_any_model | {
+        "ctc repeats": "too short for its text in the CTC loss, trained without it: "
+        "needs 6 frames, has 5",
+    }
+    selected, _, reasons = select(ctc="none")
+    assert [utterance.id for utterance in selected] == [*trained_on, "ctc repeats"]
+    assert reasons == of_any_model

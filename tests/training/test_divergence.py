@@ -1,6 +1,7 @@
 """When a run has diverged, and to which checkpoint it returns."""
 
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,14 @@ import pytest
 
 from asr_jax.config import CheckpointConfig, Config, TrainConfig
 from asr_jax.training import checkpoint
-from asr_jax.training.loop import NEGLIGIBLE_LOSS, TrainingDiverged, Unread, check_health
+from asr_jax.training.loop import (
+    NEGLIGIBLE_LOSS,
+    Session,
+    TrainingDiverged,
+    Unread,
+    check_health,
+    examiner,
+)
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
 from asr_jax.training.step import Metrics
@@ -39,6 +47,25 @@ def test_mean_loss_far_above_its_lowest_value_is_a_divergence():
     ) as e:
         examine(3.1, 1.0)
     assert (e.value.step, e.value.data_position) == (10, 12)
+
+
+def test_steps_without_an_utterance_are_reported_and_end_the_run_when_there_are_many(capsys):
+    metrics: Any = Metrics(**dict.fromkeys(Metrics._fields, np.float32(0)))
+    config = Config(train=TrainConfig(max_skipped_in_a_row=3))
+    session = mock.create_autospec(Session, instance=True)
+    session.configure_mock(config=config, utterance_ids=["a"], progress=PROGRESS)
+    examine = examiner(session)
+
+    def take(step: int, *, idle: bool, in_a_row: int = 0) -> None:
+        counted = metrics._replace(idle=np.bool_(idle), skipped_in_a_row=np.int32(in_a_row))
+        examine(Unread(step, counted, np.array([0])))
+
+    # Two in a row, with a sequence of steps that are not finite around them.
+    for step, idle in enumerate([True, True, False, True, True], start=1):
+        take(step, idle=idle, in_a_row=1)
+    assert "step 5: no utterance of the batch can be trained on" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^3 steps in a row, up to step 6, had no utterance to "):
+        take(6, idle=True)
 
 
 def state(step: int, mean: float, lowest: float) -> TrainState:

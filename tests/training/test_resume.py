@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from asr_jax import __main__
 from asr_jax.commands import train
-from asr_jax.data.pipeline import Batches
+from asr_jax.data.pipeline import Batches, padding_batch
 from asr_jax.experiment import tasks
 from asr_jax.training.loop import compile_steps
 
@@ -98,6 +98,40 @@ def test_resumed_equals_never_stopped_bit_for_bit(config, tmp_path, monkeypatch)
 
     assert losses(uninterrupted) == losses(stopped)
     assert [step for step, _ in losses(uninterrupted)] == list(range(1, 15))
+
+
+def test_batches_of_which_nothing_can_be_read_have_no_part_in_the_run(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Losses of zero would make the mean of the following steps look like a divergence."""
+    real, empty = tasks.training_batches, (0, 1, 6, 13)
+
+    def batches(*arguments, **options):
+        given = enumerate(real(*arguments, **options))
+        return Batches(
+            (
+                padding_batch(8, samples=b.samples.shape[1], labels=64) if n in empty else b
+                for n, b in given
+            ),
+            {},
+        )
+
+    monkeypatch.setattr(tasks, "training_batches", batches)
+    run = tmp_path / "run"
+    assert run_training(config, run, monkeypatch) == 0, capsys.readouterr().err
+    lines = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+    assert [line["step"] for line in lines] == list(range(1, 15))
+    without = [n for n, line in enumerate(lines) if "loss" not in line]
+    assert without == list(empty)
+    assert all("grad_norm" not in lines[n] for n in empty)
+    assert ["smoothed_loss" in line for line in lines[:3]] == [False, False, True]
+    assert lines[2]["smoothed_loss"] == lines[2]["loss"] > 1
+    assert lines[6]["smoothed_loss"] == lines[5]["smoothed_loss"]
+    assert [line["skipped_in_a_row"] for line in lines] == [0] * 14
+    assert lines[13]["skipped"] == 4
+    assert "step 14: no utterance of the batch can be trained on" in capsys.readouterr().err
+    final = saved_state(run, 14)
+    assert (int(final["step"]), int(final["data_position"])) == (14, 14)
 
 
 def test_diverged_run_returns_to_a_checkpoint_and_continues_with_the_next_data(

@@ -204,6 +204,83 @@ def test_step_that_is_not_finite_changes_only_the_counters(alone):
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (3, 2, 0)
 
 
+def without_rows(b, rows):
+    """Return the batch with these rows as padding."""
+    kept = ~np.isin(np.arange(len(b.utterances)), rows)
+    return Batch(
+        *((np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0).astype(x.dtype)) for x in b[:4]),
+        tempo=np.where(kept, b.tempo, 1).astype(np.float32),
+        utterances=np.where(kept, b.utterances, -1).astype(np.int32),
+        second_utterance=b.second_utterance,
+    )
+
+
+def test_batch_without_an_utterance_changes_only_counters(alone):
+    state, step, _ = alone
+    nothing = without_rows(batch(), range(8))
+    after, metrics = step(state, nothing)
+    assert metrics.idle and int(metrics.utterances["loss"]) == 0
+    for name in set(state._fields) - {"key", "step", "data_position", "skipped"}:
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+    assert (int(after.step), int(after.data_position), int(after.skipped)) == (1, 1, 1)
+    # The first batch with utterances is the first of the mean, the schedule and the averages.
+    after, metrics = step(after, batch())
+    assert float(after.smoothed_loss) == float(after.lowest_loss) == float(metrics.loss) > 0
+    assert not metrics.idle
+    _, fresh = step(state, batch())
+    assert float(metrics.learning_rate) == float(fresh.learning_rate)
+    # A batch without utterances neither begins nor ends a sequence of skipped steps.
+    poisoned = batch()
+    poisoned.samples[3] = np.inf
+    after, _ = step(after, poisoned)
+    later, _ = step(after, nothing)
+    assert int(after.skipped_in_a_row) == int(later.skipped_in_a_row) == 1
+    assert float(later.smoothed_loss) == float(after.smoothed_loss) > 0
+    assert_close(later.params, after.params, 0)
+
+
+def too_short_for_ctc(b, rows):
+    """Return the batch with so few frames in these rows that CTC cannot align their labels."""
+    short = np.isin(np.arange(len(b.utterances)), rows)
+    return b._replace(
+        sample_lengths=np.where(short, 400, b.sample_lengths).astype(np.int32),
+        label_lengths=np.where(short, b.labels.shape[1], b.label_lengths).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_utterances_that_ctc_cannot_align_have_no_part_in_its_loss(accumulate):
+    """The first of two micro-batches has nothing but such rows."""
+    train, rows = TrainConfig(accumulate=accumulate), [0, 2, 4, 6]
+    short = too_short_for_ctc(batch(), rows)
+    key = jax.random.key(0)
+    alone = dataclasses.replace(STILL, objective=ObjectiveConfig(kind="ctc"), train=train)
+    state, step, gradients = setup(alone, MeshConfig(), 1)
+    got = gradients(state.params, short, key)
+    assert int(got[2]["loss"]) == 4
+    assert_close(got, gradients(state.params, without_rows(short, rows), key), 1e-6)
+    # A batch of nothing but these changes nothing, though all of them are real.
+    after, metrics = step(state, too_short_for_ctc(batch(), range(8)))
+    assert metrics.idle and int(metrics.ctc_left_out) == 8
+    assert_close(after.params, state.params, 0)
+    assert (float(after.smoothed_loss), float(after.lowest_loss)) == (0, np.inf)
+
+
+def test_auxiliary_ctc_loss_is_a_mean_over_the_utterances_that_ctc_can_align(alone):
+    state, _, gradients = setup(STILL, MeshConfig(), 1)
+    short, key = too_short_for_ctc(batch(), [0, 5]), jax.random.key(0)
+    _, losses, counted = gradients(state.params, short, key)
+    assert (int(counted["loss"]), int(counted["ctc_loss"])) == (8, 6)
+    _, others, _ = gradients(state.params, without_rows(short, [0, 5]), key)
+    np.testing.assert_allclose(losses["ctc_loss"], others["ctc_loss"], rtol=1e-5)
+    assert abs(float(losses["loss"]) - float(others["loss"])) > 0.01
+    # Without any such utterance, the transducer still learns.
+    state, step, _ = alone
+    after, metrics = step(state, too_short_for_ctc(batch(), range(8)))
+    assert not metrics.idle and int(metrics.utterances["ctc_loss"]) == 0
+    assert np.isfinite(metrics.loss) and float(after.smoothed_loss) == float(metrics.loss) > 0
+
+
 @pytest.mark.slow
 def test_masks_of_unnormalized_features_contain_the_mean():
     config = dataclasses.replace(

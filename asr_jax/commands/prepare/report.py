@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_jax.config import Config
+from asr_jax.data.selection import WITHOUT_CTC
 from asr_jax.data.sources.prepared import read_prepared
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.text import Tokenizer
@@ -61,7 +62,10 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
     reasons = _list(out / "unfit.jsonl", unfit)
     if not unfit:
         return f"{name}: all of {out} can be trained on"
-    return "\n".join(f"{name} would leave out: {reason}" for reason in reasons)
+    return "\n".join(
+        f"{name}: {reason}" if WITHOUT_CTC in reason else f"{name} would leave out: {reason}"
+        for reason in reasons
+    )
 
 
 def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:

@@ -1,5 +1,6 @@
 """Conversion of transcripts to labels and back by SentencePiece."""
 
+import functools
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -206,8 +207,11 @@ def _trained_model(
     if any(name in text for text in texts for name in (_LEFT_OUT, BLANK_PIECE, UNKNOWN_PIECE)):
         alphabet = set().union(*texts)
         spare = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
+    train = sentencepiece.SentencePieceTrainer.train
+    if spare:  # A model holds the names that are passed, also where they are the default.
+        train = functools.partial(train, unk_piece=UNKNOWN_PIECE + spare)
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
+    train(
         sentence_iterator=(text.replace(_LEFT_OUT, spare) for text in texts)
         if spare
         else iter(texts),
@@ -226,8 +230,6 @@ def _trained_model(
         pad_id=BLANK_ID,
         pad_piece=BLANK_PIECE + spare,
         unk_id=UNKNOWN_ID,
-        # The default is not passed, so that the bytes of a model stay the same.
-        **({"unk_piece": UNKNOWN_PIECE + spare} if spare else {}),
         bos_id=-1,
         eos_id=-1,
         minloglevel=ERRORS_ONLY,

@@ -26,7 +26,7 @@ def encode_transcripts(
     """
     digest = hashlib.sha256(tokenizer.model)
     # The lengths tell a line break within a transcript from the end of one.
-    digest.update(np.array([len(text) for text in transcripts], np.int64))
+    digest.update(np.array([len(text) for text in transcripts], np.int64).data)
     digest.update("\n".join(transcripts).encode())
     labels = _read(cache_path, digest.hexdigest())
     if labels is not None:

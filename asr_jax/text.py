@@ -101,13 +101,13 @@ class Tokenizer:
         per character, the space included. Raises ValueError for a size that these transcripts do
         not allow, naming the nearest that they allow.
         """
-        texts = [
-            text
-            for text in map(collapse_white_space, transcripts)
-            if text and not holds_reserved(text)
-        ]
+        given = [text for text in map(collapse_white_space, transcripts) if text]
+        texts = [text for text in given if not holds_reserved(text)]
         if not texts:
-            raise ValueError("transcripts: all are empty, nothing to train a tokenizer on")
+            reserved = " or hold U+0000 or U+2581" if given else ""
+            raise ValueError(
+                f"transcripts: all are empty{reserved}, nothing to train a tokenizer on"
+            )
         smallest_size = len(set().union(" ", *texts)) + 2
         if kind == "char":
             vocabulary_size = smallest_size

@@ -290,6 +290,12 @@ def test_errors_of_training_and_loading(tmp_path):
         Tokenizer.train(
             ["", " "], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
         )
+    with pytest.raises(
+        ValueError, match=r"^transcripts: all are empty or hold U\+0000 or U\+2581,"
+    ):
+        Tokenizer.train(
+            ["", "A\0"], kind="char", vocabulary_size=0, path=tmp_path / "tokenizer.model"
+        )
     with pytest.raises(ValueError, match="none.model: No such file"):
         Tokenizer.load(tmp_path / "none.model")
     (tmp_path / "other.model").write_bytes(b"not a model")

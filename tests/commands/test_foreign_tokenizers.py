@@ -2,15 +2,20 @@
 
 import io
 import json
+import types
 
 import sentencepiece
 from tiny import write_manifest
 
+from asr_jax.commands.export import check
+from asr_jax.experiment import dev_wer
+from asr_jax.inference.recognizer import open_run
 from asr_jax.text import Tokenizer
+from asr_jax.types import Transcript
 
 
 def test_a_model_that_folds_case_is_trained_on_and_scored_with_folded_text(
-    trained, command, tmp_path
+    trained, command, tmp_path, monkeypatch
 ):
     """The model has <unk> as id 0 and as many labels as the shared run, whose step is compiled."""
     labels = Tokenizer.load(trained.run / "tokenizer.model").vocabulary_size
@@ -33,11 +38,16 @@ def test_a_model_that_folds_case_is_trained_on_and_scored_with_folded_text(
     data = write_manifest(tmp_path / "data.jsonl", transcripts)
     run = tmp_path / "run"
     options = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
+    heard = lambda text: [Transcript(text.lower(), (), 0.0)]
+    monkeypatch.setattr(
+        dev_wer, "transcribe_batches", lambda *_, **__: [heard(t) for t in transcripts.values()]
+    )
     outcome = command(
         *("train", trained.config, "--run", run, "--tokenizer.model", path),
         *options,
     )
     assert outcome.status == 0, outcome.err
+    assert "step 4: WER on dev 0.0 %" in outcome.err
     tokenizer = Tokenizer.load(run / "tokenizer.model")
     assert tokenizer.pieces[:2] == ["<blk>", "<unk>"]
     assert tokenizer.vocabulary_size == labels
@@ -67,3 +77,11 @@ def test_a_model_that_folds_case_is_trained_on_and_scored_with_folded_text(
     assert command("evaluate", run, *out).status == 0
     figures = json.loads((tmp_path / "out" / "wer.json").read_text())
     assert figures["comparison"]["other_wer"] == 0
+
+    def recognize(_, utterances):
+        texts = [tokenizer.normalize(utterance.text) for utterance in utterances]
+        return types.SimpleNamespace(texts=texts)
+
+    monkeypatch.setattr(check, "recognize_utterances", recognize)
+    reference = check.recognize_reference(open_run(run, "best"), str(data), 9)
+    assert reference.compare(reference.texts).wer_before == 0

@@ -51,7 +51,12 @@ def recognize_reference(recognizer: Recognizer, data: str, limit: int) -> Refere
     number = min(limit, len(utterances))
     chosen = [utterances[k * len(utterances) // number] for k in range(number)]
     texts = recognize_utterances(recognizer, chosen).texts
-    recognized = [(u, text) for u, text in zip(chosen, texts) if text is not None]
+    normalize = recognizer.tokenizer.normalize
+    recognized = [
+        (utterance._replace(text=normalize(utterance.text)), text)
+        for utterance, text in zip(chosen, texts)
+        if text is not None
+    ]
     if not recognized:
         raise UsageError(f"{name} = {data}: none of its recordings can be read")
     return ReferenceTranscripts(data, *map(list, zip(*recognized)))

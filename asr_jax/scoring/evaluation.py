@@ -1,6 +1,7 @@
 """An evaluation: references, transcripts, and the figures of wer.json that follow from them."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -154,14 +155,11 @@ def unwritable(
         characters: the characters that the labels stand for.
     """
     writable = set("".join(map(normalize, characters)))
+    counts_as_error = functools.cache(lambda c: not set(normalize(c).strip()) <= writable)
     found: collections.Counter[str] = collections.Counter()
     number = 0
     for reference in references:
-        lacking = [
-            character
-            for character in unknown_characters(reference)
-            if not set(normalize(character).strip()) <= writable
-        ]
+        lacking = [*filter(counts_as_error, unknown_characters(reference))]
         found.update(lacking)
         number += bool(lacking)
     if not number:

@@ -8,9 +8,12 @@ from typing import Literal
 
 Convention = Literal["none", "librispeech", "whisper"]
 
-# Quotation marks, modifier letters, prime, acute and grave. U+2019 and U+02BC are apostrophes
-# everywhere, the others between letters.
-_APOSTROPHES = frozenset("\u2018\u201b\u02b9\u02bb\u02bd\u2032\u00b4`")
+# Quotation marks (also of Windows-1252, decoded as Latin-1), modifier letters, primes, acute, grave
+# and the apostrophes of Armenian, Hebrew and Greek. U+2019 and U+02BC are apostrophes everywhere,
+# these between letters.
+_APOSTROPHES = frozenset(
+    "\u2018\u201b\x91\x92\u02b9\u02bb\u02bd\u2032\u2035\u00b4`\uff40\u055a\u05f3\u1fbd\u1fbf"
+)
 _VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 _ZERO_WIDTH_SPACE = "\u200b"
 

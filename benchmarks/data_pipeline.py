@@ -197,7 +197,7 @@ def planning(folder: Path) -> dict:
         kept, labels, skipped = usable_utterances(config, utterances, tokenizer, labels)
         done("selection")
         corpus = Corpus(kept, labels, skipped, [len(kept)])
-        corpus.fingerprint()
+        corpus.fingerprint(joins=False)
         done("fingerprint")
         plan_of(corpus).batches(0)
         done("plan")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from asr_jax.types import Skipped, Utterance
 
@@ -37,8 +37,36 @@ class Corpus(NamedTuple):
         """Return the number of labels of each utterance."""
         return np.array([len(ids) for ids in self.labels], np.int64)
 
-    def fingerprint(self) -> str:
-        """Return a digest of everything that the plan of batches depends on."""
+    def speaker_numbers(self) -> Int64[np.ndarray, " N"]:
+        """Return the number of each utterance's speaker, from 0 on; -1 if it is unknown."""
+        numbers: dict[str, int] = {"": -1}
+        for utterance in self.utterances:
+            numbers.setdefault(utterance.speaker, len(numbers) - 1)
+        return np.array([numbers[utterance.speaker] for utterance in self.utterances], np.int64)
+
+    def fingerprint(self, *, joins: bool) -> str:
+        """Return a digest of what determines the batches.
+
+        The ids of utterances do not: they may contain folders, from which data may move. The ids of
+        noise and impulse responses are relative to their folder. Speakers do if the plan `joins`
+        utterances.
+        """
+        augmentation = [*self.noise, *self.impulse_responses]
+        facts = (
+            [len(self.noise), len(self.impulse_responses), *self.sizes, *self.weights],
+            [recording.id for recording in augmentation],
+        )
+        digest = hashlib.sha256(ascii(facts).encode())
+        digest.update(self.durations_seconds().data)
+        digest.update(np.array([recording.duration_seconds for recording in augmentation]).data)
+        digest.update(self.label_lengths().data)
+        digest.update(np.concatenate(self.labels).data)
+        if joins:
+            digest.update(self.speaker_numbers().data)
+        return digest.hexdigest()
+
+    def fingerprint_with_ids(self) -> str:
+        """Return the fingerprint that runs of earlier versions have saved."""
         recordings = [*self.utterances, *self.noise, *self.impulse_responses]
         numbers = [len(self.noise), len(self.impulse_responses), *self.sizes, *self.weights]
         digest = hashlib.sha256(repr(numbers).encode())

@@ -69,13 +69,10 @@ def training_plan(
     corpus: Corpus, *, data: DataConfig, augment: AugmentConfig, seed: int
 ) -> TrainingPlan:
     """Return the plan of the batches to train on."""
-    speaker_numbers: dict[str, int] = {"": -1}
-    for utterance in corpus.utterances:
-        speaker_numbers.setdefault(utterance.speaker, len(speaker_numbers) - 1)
     return TrainingPlan(
         durations_seconds=corpus.durations_seconds(),
         label_lengths=corpus.label_lengths(),
-        speakers=np.array([speaker_numbers[u.speaker] for u in corpus.utterances], np.int64),
+        speakers=corpus.speaker_numbers(),
         buckets=Buckets.of(data),
         augment=augment,
         seed=seed,

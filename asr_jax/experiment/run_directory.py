@@ -12,6 +12,7 @@ import jax
 
 from asr_jax.config import CheckpointConfig, Config, flatten
 from asr_jax.config_file import load_config, write_config
+from asr_jax.data.corpus import Corpus
 from asr_jax.distributed.lease import LEASE, held
 from asr_jax.distributed.processes import all_gather_text, first_process
 from asr_jax.errors import UsageError
@@ -157,13 +158,14 @@ def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: 
         )
 
 
-def changes(before: Metadata, now: Metadata, run: Path) -> list[str]:
-    """Return warnings about what changed since the checkpoint was saved.
+def changes(before: Metadata, now: Metadata, corpus: Corpus, run: Path) -> list[str]:
+    """Return warnings about what changed since the checkpoint was saved. `corpus` is that of now.
 
     Raises UsageError if the run cannot resume with the changes. config.json may have been edited.
     """
     _require_same(before.get("config", {}), now["config"], run)
-    if before.get("utterances", now["utterances"]) == now["utterances"]:
+    saved = before.get("utterances", now["utterances"])
+    if saved == now["utterances"] or saved == corpus.fingerprint_with_ids():
         return []
     return [
         "the utterances of data.train are not those that this run was trained on so far; "
@@ -171,7 +173,8 @@ def changes(before: Metadata, now: Metadata, run: Path) -> list[str]:
     ]
 
 
-def run_metadata(config: Config, utterances: str) -> Metadata:
+def run_metadata(config: Config, corpus: Corpus) -> Metadata:
     """Return what is saved with a checkpoint: config, and fingerprint of the utterances."""
+    utterances = corpus.fingerprint(joins=config.augment.join_probability > 0)
     # Tuples become lists, as when they are read from a file.
     return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}

@@ -77,7 +77,7 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
     evaluate = task.evaluation(config, graphdef, tokenizer, mesh)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
-    metadata = run_metadata(config, corpus.fingerprint())
+    metadata = run_metadata(config, corpus)
     require_same({f"a fingerprint of data.train = {config.data.train}": metadata["utterances"]})
 
     keep_config(run, config)
@@ -109,7 +109,7 @@ def restore(
     state, warnings = checkpoint.restore(checkpointer, setup.abstract)
     if state is not None:
         saved = checkpoint.saved_metadata(checkpointer, int(state.step))
-        warnings += changes(saved, setup.metadata, setup.run)
+        warnings += changes(saved, setup.metadata, setup.corpus, setup.run)
     return state, warnings
 
 

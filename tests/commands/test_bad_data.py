@@ -127,6 +127,23 @@ def test_bad_recordings_are_counted(mixed):
     assert f"left out: {broken.name}, samples that are not finite: {broken} {listed}" in lines
 
 
+def test_data_that_moved_changes_no_batch(command, trained, run, tmp_path):
+    """In a manifest without ids, the paths are the ids: relative ones, and then absolute ones."""
+    lines = [json.loads(line) for line in trained.data.read_text().splitlines()]
+    moved = shutil.copytree(trained.data.parent, tmp_path / "moved")
+    texts = {str(moved / line["audio_filepath"]): line["text"] for line in lines}
+    data = write_manifest(moved / "absolute.jsonl", texts)
+    resume = ("train", run / "config.json", "--data.test=", f"--data.dev={data}")
+    outcome = command(*resume, f"--data.train={data}")
+    assert outcome.status == 0, outcome.err
+    assert "resuming from step 4 of 4" in outcome.err
+    assert "warning" not in outcome.err
+    # A recording less is another corpus.
+    write_manifest(data, dict(list(texts.items())[1:]))
+    outcome = command(*resume, f"--data.train={data}")
+    assert "warning: the utterances of data.train are not those" in outcome.err
+
+
 def test_skipped_recordings_survive_a_restart(command, mixed, tmp_path):
     run = shutil.copytree(mixed[0], tmp_path / "run")
     with (run / "skipped.jsonl").open("a") as file:

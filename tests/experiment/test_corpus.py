@@ -1,8 +1,12 @@
 """The corpus of a run with several datasets, and errors in its settings."""
 
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import write_manifest, write_tone
 
@@ -14,8 +18,12 @@ from asr_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from asr_jax.data.corpus import Corpus
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
+from asr_jax.experiment.run_directory import changes, run_metadata
 from asr_jax.text import Tokenizer
+from asr_jax.training.checkpoint import Metadata
+from asr_jax.types import Utterance
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +69,81 @@ def test_datasets_are_concatenated_with_distinct_ids(folder, tmp_path):
     assert (tmp_path / "labels.npz").exists()
 
     same, _ = training_corpus(config, tmp_path)
-    assert same.fingerprint() == corpus.fingerprint()
+    assert same.fingerprint(joins=True) == corpus.fingerprint(joins=True)
     others = [
         replace(config, data=replace(config.data, train_weights=(1.0, 0.25))),
         replace(config, augment=AugmentConfig()),
         config_of(folder, "b", "a", noise=str(folder / "noise"), train_weights=(1.0, 0.5)),
     ]
-    prints = {training_corpus(other, tmp_path)[0].fingerprint() for other in others}
-    assert len(prints | {corpus.fingerprint()}) == 4
+    prints = {training_corpus(other, tmp_path)[0].fingerprint(joins=True) for other in others}
+    assert len(prints | {corpus.fingerprint(joins=True)}) == 4
+
+
+def test_data_that_moved_has_the_same_fingerprint(folder, tmp_path):
+    """Absolute paths are ids in a manifest without ids; noise moves with its folder."""
+
+    def corpus_in(place: Path, names: Callable[[Path], str], noise: str) -> Corpus:
+        shutil.copytree(folder, place, dirs_exist_ok=True)
+        for name in ("a", "b"):
+            recordings = sorted((place / name).glob("*.wav"))
+            texts = {names(path): text for path, text in zip(recordings, ("one", "two", ""))}
+            write_manifest(place / name / "data.jsonl", texts)
+        config = config_of(place, "a", "b", noise=noise, train_weights=(1.0, 0.5))
+        return training_corpus(config, tmp_path)[0]
+
+    first, second, link = tmp_path / "first", tmp_path / "deep/er/second", tmp_path / "link"
+    before = corpus_in(first, str, str(first / "noise"))
+    link.symlink_to(second)
+    moved = [
+        corpus_in(second, str, f"{second}/noise/"),
+        corpus_in(second, lambda path: str(link / path.relative_to(second)), str(link / "noise")),
+        corpus_in(second, lambda path: path.name, str(second / "noise")),
+    ]
+    for after in moved:
+        assert [u.id for u in after.utterances] != [u.id for u in before.utterances]
+        for joins in (False, True):
+            assert after.fingerprint(joins=joins) == before.fingerprint(joins=joins)
+
+
+def corpus(*speakers: str, seconds: float = 1.5, third_label: int = 4, noise: str = "n") -> Corpus:
+    first, second = speakers
+    return Corpus(
+        utterances=[
+            Utterance("a", Path("x"), "one", seconds, first),
+            Utterance("b\udcff", Path("x"), "two", 2.5, second),
+        ],
+        labels=[np.array([2, 3], np.int32), np.array([third_label], np.int32)],
+        sizes=[2],
+        noise=[Utterance(noise, Path("n"), "", 3.0)],
+        weights=(1.0,),
+    )
+
+
+def test_fingerprint_covers_what_the_batches_depend_on():
+    alike = [corpus("s", "t"), corpus("t", "s")]
+    others = [
+        corpus("s", "t", seconds=1.25),
+        corpus("s", "t", third_label=5),
+        corpus("s", "t", noise="m"),
+        corpus("s", "s"),
+        corpus("", "s"),
+    ]
+    assert len({one.fingerprint(joins=True) for one in alike}) == 1
+    assert len({one.fingerprint(joins=True) for one in [*alike, *others]}) == 6
+    # Without joined utterances, speakers change no batch.
+    assert len({one.fingerprint(joins=False) for one in [*alike, *others]}) == 4
+
+
+def test_run_of_an_earlier_version_resumes_without_a_warning(tmp_path):
+    config, now = Config(), corpus("s", "")
+    # Computed by an earlier version, whose fingerprints depend on ids.
+    saved = "8c8b666974540e6469493bc8347d4a07adb167ecdfa2424909d1681f6ac5125e"
+    metadata = run_metadata(config, now)
+    before = Metadata(config=metadata["config"], utterances=saved)
+    assert changes(before, metadata, now, tmp_path) == []
+    other = now._replace(utterances=[u._replace(id=u.id + "x") for u in now.utterances])
+    [warning] = changes(before, run_metadata(config, other), other, tmp_path)
+    assert warning.startswith("the utterances of data.train are not those")
 
 
 def test_the_tokenizer_is_not_the_runs_before_a_checkpoint(folder, tmp_path):

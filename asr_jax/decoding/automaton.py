@@ -44,17 +44,17 @@ class Automaton:
 
     def gains(self, states: Int[Array, " N"]) -> Float[Array, "N V"]:
         """Return the gain of every label from these states."""
-        return self._arcs(states)[0]
+        return self.arcs(states)[0]
 
     def step(self, states: Int[Array, " N"], labels: Int[Array, " N"]) -> Int[Array, " N"]:
         """Return the states that the labels lead to."""
-        return jnp.take_along_axis(self._arcs(states)[1], labels[:, None], axis=1)[:, 0]
+        return jnp.take_along_axis(self.arcs(states)[1], labels[:, None], axis=1)[:, 0]
 
     def ends(self, states: Int[Array, " N"]) -> Float[Array, " N"]:
         """Return the gain for ending in these states."""
         return self.end_gains[states]
 
-    def _arcs(self, states: Int[Array, " N"]) -> tuple[Float[Array, "N V"], Int[Array, "N V"]]:
+    def arcs(self, states: Int[Array, " N"]) -> tuple[Float[Array, "N V"], Int[Array, "N V"]]:
         """Return the gain and the target of every label.
 
         They start as the row of state 0. The arcs of each state on the back-off chain overwrite it,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
+from asr_jax.decoding.hotwords import BoostState
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.models.predictor import BLANK_ID
 from asr_jax.models.transducer import Transducer
@@ -32,6 +33,8 @@ class Beam(NamedTuple):
     """States of the fusion scorers; leaves begin with axes B, K."""
     gains: Float[Array, "B K V"] | None
     """Fusion gain of every next label; None without fusion."""
+    boosts: BoostState | None
+    """Hotwords matched so far; None without hotwords."""
 
 
 class Tree(NamedTuple):
@@ -66,6 +69,8 @@ class Extensions(NamedTuple):
     labels: Int[Array, "B K"]
     log_probabilities: Float[Array, "B K"]
     """Log-probabilities of the labels under the model alone."""
+    boosts: BoostState | None
+    """Hotwords matched with the labels; None without hotwords."""
 
 
 def beam_search(
@@ -88,9 +93,10 @@ def beam_search(
     log P(labels | encoded).
 
     Rows advance independently: a row moves to its next frame when no extension can still be among
-    the best there. N = T max_symbols_per_frame. Where alignments merge, the frames and
-    log-probabilities of the more probable one are kept. Log-probabilities are the model's alone;
-    the gains of `fusion`, for labels and for ending, count only in scores.
+    the best there. N = T max_symbols_per_frame. Where alignments merge, the frames,
+    log-probabilities and room for boosts of the more probable one are kept. Log-probabilities are
+    the model's alone; the gains and boosts of `fusion`, for labels and for ending, count only in
+    scores.
     """
     batch, frames, _ = encoded.shape
     start = _start(model, fusion, batch, size)
@@ -129,7 +135,7 @@ def _step(
     after_blank = current._replace(scores=current.scores + of_blank)
     next_frame = merge_duplicates(state.next_frame, after_blank)
 
-    extensions = _best_extensions(current, log_probabilities)
+    extensions = _best_extensions(fusion, current, log_probabilities)
     # Probabilities only fall, so an extension below all of a full next-frame beam cannot enter it.
     # A later fusion gain might still lift it; like any beam search, this one does not wait.
     in_time = extensions.scores > next_frame.scores[:, -1:]
@@ -137,7 +143,9 @@ def _step(
     parents = _choose(current, extensions.parents)
     first_node = 1 + state.steps * extensions.labels.shape[1]
     extended = _extend(model, fusion, parents, extensions.labels, first_node)
-    extended = extended._replace(scores=jnp.where(in_time, extensions.scores, -jnp.inf))
+    extended = extended._replace(
+        scores=jnp.where(in_time, extensions.scores, -jnp.inf), boosts=extensions.boosts
+    )
 
     ended = frame >= lengths
     moves_on = ~in_time.any(axis=1)
@@ -170,6 +178,7 @@ def _start(model: Transducer, fusion: Fusion, batch: int, size: int) -> Beam:
         predictor_states=predictor_states,
         scorer_states=scorer_states,
         gains=gains,
+        boosts=repeat(fusion.hotwords.start(batch)) if fusion.hotwords else None,
     )
 
 
@@ -187,16 +196,28 @@ def _score_symbols(
     return model.joint.scores(jnp.broadcast_to(encoded, predicted.shape), predicted).symbols
 
 
-def _best_extensions(beam: Beam, log_probabilities: Float[Array, "B K V"]) -> Extensions:
+def _best_extensions(
+    fusion: Fusion, beam: Beam, log_probabilities: Float[Array, "B K V"]
+) -> Extensions:
     batch, size, vocabulary_size = log_probabilities.shape
     scores = beam.scores[..., None] + log_probabilities
     if beam.gains is not None:
         scores = scores + beam.gains
+    after = None
+    if fusion.hotwords:
+        # log(1 - P(blank)), the probability of all labels together.
+        room = jax.nn.logsumexp(log_probabilities[..., 1:], axis=-1, keepdims=True)
+        room = room - log_probabilities - (0 if beam.gains is None else beam.gains)
+        boosts, after = _for_sequences(fusion.hotwords.boosts)(beam.boosts, room)
+        scores = scores + boosts
     scores = scores.at[..., BLANK_ID].set(-jnp.inf)
     best, choice = jax.lax.top_k(scores.reshape(batch, -1), size)
     parents, labels = jnp.divmod(choice, vocabulary_size)
-    taken = jnp.take_along_axis(log_probabilities.reshape(batch, -1), choice, axis=1)
-    return Extensions(best, parents, labels, taken)
+
+    def take(leaf: Array) -> Array:
+        return jnp.take_along_axis(leaf.reshape(batch, -1), choice, axis=1)
+
+    return Extensions(best, parents, labels, take(log_probabilities), jax.tree.map(take, after))
 
 
 def _extend(
@@ -223,6 +244,7 @@ def _extend(
         predictor_states=predictor_states,
         scorer_states=scorer_states,
         gains=gains,
+        boosts=before.boosts,
     )
 
 
@@ -238,7 +260,7 @@ def _next_label_scores(
         return model.joint.predictor_projection(model.predictor.output(states))
 
     predicted = _for_sequences(predict)(predictor_states)
-    if not fusion:
+    if not fusion.has_gains:
         return predicted, None
     gains = jnp.float32(0)
     for scorer, states in zip(fusion.scorers, scorer_states):
@@ -249,10 +271,12 @@ def _next_label_scores(
 
 
 def _add_end_gains(fusion: Fusion, beam: Beam) -> Beam:
-    """Add the scorers' gains for ending, and sort the sequences, best first."""
-    if not fusion.scorers:
+    """Add the gains for ending, and sort the sequences, best first."""
+    if not fusion.scorers and not fusion.hotwords:
         return beam
     scores = beam.scores
+    if fusion.hotwords:
+        scores = scores + _for_sequences(fusion.hotwords.ends)(beam.boosts)
     for scorer, states in zip(fusion.scorers, beam.scorer_states):
         scores = scores + _for_sequences(scorer.ends)(states)
     best, order = jax.lax.top_k(scores, scores.shape[1])
@@ -308,10 +332,15 @@ def merge_duplicates(first: Beam, second: Beam) -> Beam:
     same = (first.hashes[:, :, None] == second.hashes[:, None]).all(axis=-1) & exist
     second_score = jnp.max(second.scores[:, None], axis=2, where=same, initial=-jnp.inf)
     second_node = jnp.sum(second.nodes[:, None], axis=2, where=same)
+    is_second = second_score > first.scores
     merged = first._replace(
         scores=jnp.logaddexp(first.scores, second_score),
-        nodes=jnp.where(second_score > first.scores, second_node, first.nodes),
+        nodes=jnp.where(is_second, second_node, first.nodes),
     )
+    if first.boosts is not None and second.boosts is not None:
+        second_room = jnp.sum(second.boosts.room[:, None], axis=2, where=same)
+        room = jnp.where(is_second, second_room, first.boosts.room)
+        merged = merged._replace(boosts=first.boosts._replace(room=room))
     rest = second._replace(scores=jnp.where(same.any(axis=1), -jnp.inf, second.scores))
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), merged, rest)
     best, order = jax.lax.top_k(both.scores, first.scores.shape[1])

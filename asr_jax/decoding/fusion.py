@@ -4,6 +4,8 @@ from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int, PyTree
 
+from asr_jax.decoding.hotwords import Hotwords
+
 
 class Scorer(Protocol):
     """A pytree that scores label sequences without audio. Gains are in nats.
@@ -30,14 +32,17 @@ class Scorer(Protocol):
 
 
 class Fusion(NamedTuple):
-    """Shallow fusion (arXiv 1503.03535): score = log P(labels | audio) + the scorers' gains."""
+    """Shallow fusion (arXiv 1503.03535): score = log P(labels | audio) + gains + boosts."""
 
     scorers: tuple[Scorer, ...] = ()
     internal_lm_weight: Float[Array, ""] | None = None
     """Weight of the transducer's internal language model, which is subtracted: its label
     probabilities with the encoder output set to zero (arXiv 2011.01991, section 3.2)."""
+    hotwords: Hotwords | None = None
 
-    def __bool__(self) -> bool:
+    @property
+    def has_gains(self) -> bool:
+        """True if labels have gains, which unlike boosts do not depend on the audio."""
         return bool(self.scorers) or self.internal_lm_weight is not None
 
 

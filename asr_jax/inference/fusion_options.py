@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from asr_jax.decoding.automaton import Automaton
 from asr_jax.decoding.fusion import Fusion
-from asr_jax.decoding.hotwords import hotword_automaton, read_hotwords
+from asr_jax.decoding.hotwords import LARGEST_BOOST, make_hotwords, read_hotwords
 from asr_jax.decoding.neural_lm import NeuralScorer
 from asr_jax.decoding.ngram import load_language_model
 from asr_jax.distributed.processes import is_first
@@ -62,8 +62,10 @@ class FusionOptions:
             value = getattr(self, name)
             if value != getattr(FusionOptions, name) and getattr(self, needed) is None:
                 raise ValueError(f"{_option(name)} {value}: needs {_option(needed)}")
-        if not 0 < self.hotword_boost < float("inf"):
-            raise ValueError(f"--hotword-boost {self.hotword_boost}: must be positive")
+        if not 0 < self.hotword_boost <= LARGEST_BOOST:
+            raise ValueError(
+                f"--hotword-boost {self.hotword_boost}: must be positive, up to {LARGEST_BOOST:g}"
+            )
         if self.language_model_order < 1:
             raise ValueError(
                 f"--language-model-order {self.language_model_order}: must be positive"
@@ -106,11 +108,12 @@ def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
     if path := options.source_language_model:
         weight = -options.source_language_model_weight
         scorers.append(_language_model_scorer(path, tokenizer, order=SOURCE_ORDER, weight=weight))
+    hotwords = None
     if options.hotwords:
         phrases = read_hotwords(options.hotwords, boost=options.hotword_boost)
-        scorers.append(hotword_automaton(phrases, tokenizer))
+        hotwords = make_hotwords(phrases, tokenizer)
     internal = options.internal_lm_weight
-    fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None)
+    fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None, hotwords)
     everywhere = NamedSharding(recognizer.mesh, P())
     return recognizer._replace(fusion=jax.device_put(fusion, everywhere))
 

@@ -13,6 +13,8 @@ LINE_CHARACTERS = 42
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 7.0
 PAUSE_SECONDS = 1.0
 """A pause of this length ends a caption."""
+CLOCK_SECONDS = 0.002
+"""Times this far apart stay apart when they are rounded to milliseconds."""
 
 
 class Caption(NamedTuple):
@@ -55,7 +57,8 @@ def captions(words: Sequence[Word]) -> Iterator[Caption]:
     """Yield the words in order, grouped into captions.
 
     A caption is shown until its last word ends, for at least SHORTEST_SECONDS, but never past the
-    start of the next caption.
+    start of the next caption. It starts with its first word; where that does not come after the
+    start of the caption before, as without times, it starts SHORTEST_SECONDS after that.
     """
     groups: list[list[Word]] = []
     for word in words:
@@ -63,7 +66,12 @@ def captions(words: Sequence[Word]) -> Iterator[Caption]:
             groups[-1].append(word)
         else:
             groups.append([word])
-    starts = [group[0].start_seconds for group in groups]
+    starts: list[float] = []
+    for group in groups:
+        start = group[0].start_seconds
+        if starts and start < starts[-1] + CLOCK_SECONDS:
+            start = starts[-1] + SHORTEST_SECONDS
+        starts.append(start)
     for group, start, next_start in zip(groups, starts, [*starts[1:], float("inf")]):
         end = max(group[-1].end_seconds, start + SHORTEST_SECONDS)
         yield Caption(start, min(end, next_start), _lines(group))

@@ -53,6 +53,41 @@ def test_captions_hold_every_word_at_its_time_and_do_not_overlap(seed, pauses):
             assert own[-1].end_seconds <= caption.end_seconds <= after.start_seconds
 
 
+def shown(text: str) -> list[tuple[float, float]]:
+    """Return the start and end, in seconds, of every caption in SubRip or WebVTT."""
+    clock = r"(\d+):(\d\d):(\d\d)[.,](\d{3})"
+    return [
+        tuple(
+            3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000
+            for h, m, s, ms in (found[:4], found[4:])
+        )
+        for found in re.findall(f"^{clock} --> {clock}$", text, re.M)
+    ]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [(0, 0)] * 60,
+        [(0, 0.04)] * 60,
+        [(5, 5)] * 30 + [(5.0005, 5.001)] * 30,
+        [(0, 0)] * 30 + [(0.3 + n, 0.3 + n) for n in range(30)],
+        [(n * 0.0005, n * 0.0005) for n in range(60)],
+        [(n // 20, n // 20) for n in range(60)],
+        [(9, 9), *[(0, 0)] * 59],
+    ],
+)
+@pytest.mark.parametrize("characters", [5, 50])
+def test_every_caption_is_shown_for_a_while_whatever_the_times(times, characters):
+    words = [Word("x" * characters, float(start), float(end), 1.0) for start, end in times]
+    for text in (srt(words), vtt(words)):
+        assert text.split().count("x" * characters) == len(words)
+        times_shown = shown(text)
+        assert len(times_shown) > 4
+        assert all(start < end for start, end in times_shown)
+        assert all(end <= start for (_, end), (start, _) in zip(times_shown, times_shown[1:]))
+
+
 def test_all_formats_contain_the_words_at_their_times():
     words = speech(2, True)
     texts = [word.text for word in words]

@@ -109,12 +109,12 @@ def _source(file: ByteFile, path: Path | None) -> ByteFile | Path | int:
 
 
 def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
+    # The bytes of a name, since soundfile cannot encode one that is not UTF-8.
+    source = os.fsencode(source) if isinstance(source, Path) else source
     try:
         return soundfile.SoundFile(source, closefd=False)
     except TypeError:
         raise AudioError(path, "raw samples, without a header") from None
-    except UnicodeEncodeError:
-        raise AudioError(path, "its name is not UTF-8") from None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -91,11 +91,11 @@ def test_surrogates_in_a_manifest_name_files_and_speakers(command, trained, tmp_
 
 @pytest.fixture
 def recordings(trained, tmp_path) -> list[Path]:
-    names = ["größer", "三", "a\tb", "a\nb", "a\\b", "a\u2028b"]
+    names = ["größer", "三", "a\tb", "a\nb", "a\\b", "a\u2028b", "caf\udce9"]
     return [shutil.copy(trained.data.parent / "0.flac", tmp_path / f"{n}.flac") for n in names]
 
 
-FIELDS = ["größer", "三", r"a\tb", r"a\nb", r"a\\b", r"a\u2028b"]
+FIELDS = ["größer", "三", r"a\tb", r"a\nb", r"a\\b", r"a\u2028b", r"caf\udce9"]
 
 
 def test_transcribe_prints_a_line_for_every_name(command, trained, recordings, tmp_path):

@@ -570,4 +570,11 @@ def test_reads_datasets_of_the_stock_builder(tmp_path, config):
     info["splits"] = [split for split in info["splits"] if split["name"] in held]
     (whole / "dataset_info.json").write_text(json.dumps(info))
     assert len(read_manifest(whole)[0]) == sum(map(len, held.values())) == 3
+    (shard,) = whole.glob("*dev_clean.array_record*")
+    damaged = Path(shutil.copytree(whole, tmp_path / "damaged")) / shard.name
+    contents = shard.read_bytes()
+    damaged.write_bytes(contents[:64] + b"\xff" * 50 + contents[114:])
+    utterances, skipped = read_manifest(damaged.parent)
+    assert [left_out.id for left_out in skipped] == [f"{shard.name}:0"]
+    assert len(utterances) == 2 and skipped[0].reason.startswith("record cannot be read: ")
     assert "tensorflow" not in sys.modules

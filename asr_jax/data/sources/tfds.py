@@ -61,7 +61,8 @@ def _utterance(path: Path, number: int) -> Utterance | Skipped:
     try:
         record = read_record(path, number)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its record {number} cannot be read: {error}") from error
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        return Skipped(f"{path.name}:{number}", f"record cannot be read: {problem[:200]}")
     id, audio = record.id, record.audio
     try:
         if isinstance(audio, bytes):

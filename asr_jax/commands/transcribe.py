@@ -1,5 +1,6 @@
 """`asr-jax transcribe RUN AUDIO ...`: print the text of recordings."""
 
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from asr_jax.commands.transcribe_stream import (
     streaming,
 )
 from asr_jax.config import Config, MeshConfig
-from asr_jax.decoding.captions import ctm, srt, vtt
+from asr_jax.decoding.captions import ctm, recording_name, srt, vtt
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
@@ -32,6 +33,9 @@ from asr_jax.inference.recognizer import (
 )
 from asr_jax.text_files import escaped, field, json_line, one_line
 from asr_jax.types import Transcript, Utterance
+
+# File systems allow 255 bytes, and a suffix such as .json is appended.
+LONGEST_STEM_BYTES = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +162,16 @@ def _check_form(options: Options) -> None:
 
 
 def _check_output(options: Options) -> None:
-    stem, number = Counter(path.stem for path in options.audio).most_common(1)[0]
-    if number > 1 and (options.output or options.format == "ctm"):
+    is_ctm = options.format == "ctm"
+    stems = [recording_name(path.stem) if is_ctm else path.stem for path in options.audio]
+    stem, number = Counter(stems).most_common(1)[0]
+    if number > 1 and (options.output or is_ctm):
         option = f"--output {options.output}" if options.output else "--format ctm"
         raise ValueError(f"{option}: {number} recordings are named {stem}")
     if options.output:
+        longest = max(options.audio, key=lambda path: len(os.fsencode(path.stem)))
+        if len(os.fsencode(longest.stem)) > LONGEST_STEM_BYTES:
+            raise ValueError(f"--output {options.output}: the name of {longest} is too long")
         require_folder(options.output, "--output")
         require_writable(options.output)
     elif options.format in ("srt", "vtt") and len(options.audio) > 1:

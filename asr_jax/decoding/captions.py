@@ -27,12 +27,17 @@ class Caption(NamedTuple):
 
 def ctm(words: Sequence[Word], recording: str) -> str:
     """Return NIST's CTM: recording, channel, start and duration in seconds, word, confidence."""
-    name = "_".join(recording.split())
+    name = recording_name(recording)
     return "".join(
         f"{name} 1 {word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f} "
         f"{word.text} {word.confidence:.4f}\n"
         for word in words
     )
+
+
+def recording_name(recording: str) -> str:
+    """Return a recording's name in CTM, whose fields are separated by white space."""
+    return "_".join(recording.split())
 
 
 def srt(words: Sequence[Word]) -> str:

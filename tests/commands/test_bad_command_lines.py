@@ -146,6 +146,10 @@ def test_long_value_is_not_wrapped_in_the_message(error, trained, tmp_path, monk
             "--window-seconds 8.0: --stream has no windows",
         ),
         ("transcribe RUN a/x b/x --format ctm", "--format ctm: 2 recordings are named x"),
+        (
+            f"transcribe RUN x {'n' * 251}.wav --output new",
+            f"--output new: the name of {'n' * 251}.wav is too long",
+        ),
         ("transcribe RUN x --output DATA", "--output DATA: must be a folder, it is a file"),
         ("evaluate nowhere --data DATA", "nowhere: not a run directory, it has no config.json"),
         (

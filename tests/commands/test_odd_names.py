@@ -125,6 +125,9 @@ def test_transcribe_prints_names_and_words_that_its_output_cannot_encode(
 def test_messages_are_one_line_whatever_the_name(command, error, trained, tmp_path):
     outcome = command("transcribe", trained.run, tmp_path / "a\nb.flac")
     assert outcome.err == rf"asr-jax transcribe: {tmp_path}/a\nb.flac: no such file" + "\n"
+    assert error("transcribe", trained.run, "a/x_y", "b/x y", "--format=ctm") == (
+        "--format ctm: 2 recordings are named x_y"
+    )
     assert error("evaluate", trained.run, "--data", tmp_path / "a\nb") == (
         rf"{tmp_path}/a\nb: no such folder or manifest"
     )

@@ -62,6 +62,19 @@ def test_recordings_without_text_and_texts_without_recording_are_skipped(folder)
     }
 
 
+def test_paths_that_no_file_can_have_leave_out_their_recording(folder, monkeypatch):
+    (folder / "data").mkdir()
+    for name in ("text", "wav.scp"):
+        (folder / name).rename(folder / "data" / name)
+    lines = f"u0 {'n' * 300}.wav\nu3 a\0.wav\n" + GOOD["wav.scp"]
+    (folder / "data/wav.scp").write_text(lines)
+    (folder / "data/text").write_text("u0 A\nu3 B\n" + GOOD["text"])
+    monkeypatch.chdir(folder)  # where the paths that exist start
+    utterances, skipped = read_manifest(folder / "data")
+    assert [one.id for one in utterances] == ["u1", "u2"]
+    assert [one.id for one in skipped] == ["u0", "u3"]
+
+
 def test_no_command_is_run(folder):
     command = f"u1 touch {folder}/ran; cat u1.wav |\n"
     refuse(folder, "wav.scp", command, r":1: u1 is a command .* to a file, and its path here")

@@ -130,6 +130,22 @@ def test_supervisions_that_cannot_be_used_are_skipped(folder):
     }
 
 
+def test_a_cut_that_is_wrong_by_itself_is_left_out(folder):
+    cuts = [
+        changed("recording", "sources", 0, "source", to="n" * 300),
+        changed("supervisions", 0, "text", to="A \udce9"),
+        changed("supervisions", 0, "id", to="good\udce9"),
+    ]
+    cuts[0]["supervisions"][0]["id"], cuts[1]["supervisions"][0]["id"] = "long", "half"
+    (utterance,), skipped = read_manifest(write(folder, *cuts))
+    assert (utterance.id, utterance.audio) == (r"good\udce9", folder / "long.wav")
+    assert {one.id: one.reason.split(": ")[0] for one in skipped} == {
+        "long": "no such file",
+        "half": "transcript is not Unicode",
+    }
+    assert skipped[0].reason.endswith(f"{folder / 'cuts.jsonl'}:2")
+
+
 SOURCE = ("recording", "sources", 0)
 
 

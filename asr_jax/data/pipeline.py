@@ -16,7 +16,7 @@ from asr_jax.data.cache import AudioCache
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
-from asr_jax.data.recordings import read_recording
+from asr_jax.data.recordings import FAR_BEYOND_FULL_SCALE, read_recording
 from asr_jax.types import Batch, Skipped, Utterance
 
 # Reading, resampling and changing the speed each round to whole samples, for up to two recordings.
@@ -155,7 +155,7 @@ def evaluation_batches(
 class BatchReader:
     """A sequence of `length` batches, each read and padded when it is indexed, by any thread.
 
-    Only `cache` and `failures` change: `failures` collects the recordings that could not be read.
+    Only `cache`, `failures` and `loud` change.
     """
 
     corpus: Corpus
@@ -170,6 +170,8 @@ class BatchReader:
     """Shorter recordings are failures."""
     failures: dict[str, Skipped] = field(default_factory=dict)
     """The recordings that could not be read, by id."""
+    loud: dict[str, Utterance] = field(default_factory=dict)
+    """The first recording whose samples are far beyond full scale, which is said once."""
 
     def __len__(self) -> int:
         return self.length
@@ -216,6 +218,8 @@ class BatchReader:
             except AudioError as error:
                 self._list_failure(utterance, error)
                 return None
+            if samples.max() > FAR_BEYOND_FULL_SCALE:
+                self._say_loud(utterance)
             parts.append(samples)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
@@ -241,6 +245,15 @@ class BatchReader:
             except AudioError as error:
                 self._list_failure(noise, error)
         return change_gain(samples, plan.gain_db[row])
+
+    def _say_loud(self, recording: Utterance) -> None:
+        if self.loud.setdefault("first", recording) is recording:
+            print(
+                f"warning: {recording.place}: samples beyond {FAR_BEYOND_FULL_SCALE:g} times full "
+                "scale are used as they are; if they are 16-bit samples in a float file, divide "
+                "them by 32768",
+                file=sys.stderr,
+            )
 
     def _list_failure(self, recording: Utterance, error: AudioError) -> None:
         self.failures[recording.id] = Skipped(recording.id, f"{error.reason}: {recording.place}")

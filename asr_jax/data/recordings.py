@@ -18,6 +18,8 @@ from asr_jax.types import InMemory, Member, Record, Utterance
 STOCK_RATE_HZ = 16_000
 # Manifests round durations, and count the padding of MP3 frames, which decoders remove.
 TOLERANCE_SECONDS = 0.15
+# No format but floating point holds samples of this size, which 16-bit integers have.
+FAR_BEYOND_FULL_SCALE = 64.0
 
 
 def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.ndarray, " S"]:

@@ -240,3 +240,53 @@ def test_transcribe_continues_after_a_bad_recording(command, trained, mixed):
     assert f"asr-jax transcribe: {path('empty')}: the file is empty" in problems
     assert f"asr-jax transcribe: samples that are not finite: {path('not finite')}" in problems
     assert len(problems) == 4
+
+
+def test_recordings_that_are_not_whole_are_neither_scored_nor_transcribed(
+    command, trained, mixed, tmp_path
+):
+    tone, _ = soundfile.read(mixed[0].parent / "good.wav", dtype="float32")
+    for name, format in {
+        "wav": {"format": "WAV"},
+        "ogg": {"format": "OGG"},
+        "opus": {"format": "OGG", "subtype": "OPUS"},
+        "mp3": {"format": "MP3"},
+        "flac": {"format": "FLAC"},
+        "whole": {"format": "WAV"},
+        "half": {"format": "WAV"},
+    }.items():
+        samples = tone[: len(tone) // 2] if name == "half" else tone
+        soundfile.write(tmp_path / name, samples, RATE_HZ, **format)
+        if name not in ("whole", "half"):
+            contents = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(contents[: len(contents) * 2 // 3])
+    names = ["wav", "ogg", "opus", "mp3", "flac", "half", "whole"]
+    (tmp_path / "d.jsonl").write_text(
+        "\n".join(
+            json.dumps({"audio_filepath": name, "text": "one", "duration": 0.5}) for name in names
+        )
+    )
+    outcome = command("evaluate", trained.run, "--data", tmp_path / "d.jsonl", "--output", tmp_path)
+    assert outcome.status == 0, outcome.err
+    problems = dict(line.split(": not recognized: ") for line in outcome.err.splitlines())
+    assert problems.keys() == {*names} - {"whole"}
+    assert problems.pop("half").startswith("shorter than its manifest says: 4000 samples")
+    assert all(problem.startswith("truncated") for problem in problems.values()), problems
+    assert json.loads((tmp_path / "wer.json").read_text())["utterances"] == 1
+
+    outcome = command("transcribe", trained.run, *(tmp_path / name for name in names))
+    assert outcome.status == 1
+    transcribed = [line.split("\t")[0] for line in outcome.out.splitlines()]
+    assert transcribed == [str(tmp_path / name) for name in ("half", "whole")]
+    assert sum("truncated" in line for line in outcome.err.splitlines()) == 5
+
+
+def test_samples_at_the_scale_of_16_bits_are_said_once(command, trained, mixed, tmp_path):
+    tone, _ = soundfile.read(mixed[0].parent / "good.wav", dtype="float32")
+    paths = [tmp_path / "0.wav", tmp_path / "1.wav"]
+    for path in paths:
+        soundfile.write(path, 32_768 * tone, RATE_HZ, subtype="FLOAT")
+    outcome = command("transcribe", trained.run, *paths)
+    assert outcome.status == 0 and len(outcome.out.splitlines()) == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"warning: {tmp_path}/") and "beyond 64 times full scale" in line

@@ -19,13 +19,11 @@ from asr_jax.commands.prepare.report import write_report, write_unfit
 from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.recording_checks import checked_entry
+from asr_jax.data.recordings import FAR_BEYOND_FULL_SCALE
 from asr_jax.data.sources.librispeech_archives import ADDRESS, ARCHIVES, read_archive
 from asr_jax.data.sources.prepared import Entry, is_prepared, write_prepared
 from asr_jax.errors import name_full_disk
 from asr_jax.types import Skipped, Utterance
-
-# Gains are powers of two. No format but floating point holds samples of this size.
-FAR_BEYOND = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +138,7 @@ def _prepare(
                     dropped.append(result)
                     continue
                 seconds.append(result.duration_seconds)
-                if result.gain >= FAR_BEYOND:
+                if result.gain > FAR_BEYOND_FULL_SCALE:
                     beyond.append(result.id)
                 progress.update(task, description=f"{out}: {len(seconds)} recordings")
                 yield result
@@ -156,8 +154,8 @@ def _prepare(
     if beyond:
         print(
             f"{len(beyond)} recordings, the first is {beyond[0]}, have samples beyond "
-            f"{FAR_BEYOND // 2} times full scale, and are stored so; if they are 16-bit samples in "
-            "a float file, divide them by 32768 and prepare them again"
+            f"{FAR_BEYOND_FULL_SCALE:g} times full scale, and are stored so; if they are 16-bit "
+            "samples in a float file, divide them by 32768 and prepare them again"
         )
     _print_unfit(out, options)
 

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,9 @@ UNKNOWN_FRAMES = 2**40
 # Decoding an MP3 frame needs bits of the frames before it, at low bit rates of up to 22.
 MP3_PREROLL = 32 * 1152
 SKIPPED_AT_ONCE = 2**16
-# Channels cancel if the power of their mean is this small, relative to the mean of their powers.
-CANCELLED_POWER = 1e-3
+# Channels cancel if the power of their mean is this small, relative to the mean of their powers:
+# when Vorbis has coded them, a two-hundredth remains, which is noise.
+CANCELLED_POWER = 1e-2
 
 
 class AudioError(ValueError):
@@ -66,7 +66,7 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Re
                 raise AudioError(path, "the file is empty")
             mend = mended(file, size)
             whole = path if contents is None else None
-            if is_ogg(file) and (_is_chained(path, path.stat()) if whole else is_chained(file)):
+            if is_ogg(file) and (_is_chained_file(path, size) if whole else is_chained(file)):
                 raise ContainerError(SECOND)
             source = io.BytesIO(mend.contents) if mend else _source(file, whole)
             with _sound(path, source) as sound:
@@ -117,9 +117,13 @@ def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
         raise AudioError(path, "raw samples, without a header") from None
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_chained(path: Path, state: os.stat_result) -> bool:
-    """Return whether an Ogg file, as long as its size and dates are these, has several links."""
+def _is_chained_file(path: Path, size: int) -> bool:
+    """Return whether an Ogg file holds several recordings. An unchanged file is searched once."""
+    return _search_for_chain(path, size, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _search_for_chain(path: Path, size: int, time_ns: int) -> bool:
     with path.open("rb", buffering=0) as file:
         return is_chained(file)
 

@@ -145,7 +145,8 @@ def _check_samples(file: ByteFile, size: int, start: int, length: int) -> None:
 
 
 def _check_au(file: ByteFile, size: int, head: bytes) -> None:
-    start, length = struct.unpack(">4xII" if head[:4] == b".snd" else "<4xII", head[:12])
+    order = "big" if head[:4] == b".snd" else "little"
+    start, length = int.from_bytes(head[4:8], order), int.from_bytes(head[8:12], order)
     if not _is_unknown(length):
         _check_samples(file, size, start, length)
 
@@ -263,14 +264,17 @@ def _info(frame: bytes) -> tuple[int, int] | None:
 def _mended_mp3(file: ByteFile, size: int) -> Mended | None:
     """Return the frames of an MP3 file, with their number, unless its header states both."""
     start = _after_tags(file)
-    head = _at(file, start, 8192)
-    if not (first := _frame_bytes(head, 0)):
+    head = _at(file, start, 2**16)
+    junk = 0 if _frame_bytes(head, 0) else _next_frame(head, 0)
+    if junk < 0:
         return None
+    start, head = start + junk, head[junk:]
+    first = _frame_bytes(head, 0)
     info = _info(head[:first])
     if info and all(info) and b"VBRI" not in head[:first]:
         end = start + info[1]
         if size == end or (size == end + 128 and _at(file, end, 3) == b"TAG"):
-            return None
+            return Mended(_at(file, start, size)) if junk else None
     contents = _at(file, start, size)
     frames, stated, parts = _frames(contents)
     if frames < stated - 1:
@@ -289,8 +293,8 @@ def _mended_mp3(file: ByteFile, size: int) -> Mended | None:
 def _after_tags(file: ByteFile) -> int:
     """Return the position after the ID3v2 tags at the start."""
     at = 0
-    while (tag := _at(file, at, 10))[:3] == b"ID3":
-        at += _tag_bytes(tag)
+    while (tag := _at(file, at, 10))[:3] == b"ID3" and (length := _tag_bytes(tag)):
+        at += length
     return at
 
 
@@ -340,16 +344,25 @@ def _is_alike(contents: bytes, at: int) -> bool:
 
 
 def _check_rest(contents: bytes, at: int) -> None:
-    """Raise ContainerError if frames follow the unknown bytes at `at`, or if a frame starts there.
-
-    Three frames in sequence are no coincidence.
-    """
+    """Raise ContainerError if other frames, or frames after other bytes, follow the last one."""
     if contents[at] == 0xFF and len(contents) - at < 4:
         raise ContainerError("truncated: its last frame is incomplete")
-    following = at
-    while (following := contents.find(b"\xff", following + 1)) >= 0:
-        position, found = following, 0
-        while found < 3 and (length := _frame_bytes(contents, position)):
-            position, found = position + length, found + 1
+    if (following := _next_frame(contents, at)) == at:
+        raise ContainerError(SECOND)
+    if following > at:
+        raise ContainerError(f"damaged: {following - at} bytes between its frames are no audio")
+
+
+def _next_frame(contents: bytes, start: int) -> int:
+    """Return the position of the next three frames from `start` on, which are no coincidence.
+
+    It is -1 if there are none.
+    """
+    at = start - 1
+    while (at := contents.find(b"\xff", at + 1)) >= 0:
+        end, found = at, 0
+        while found < 3 and (length := _frame_bytes(contents, end)):
+            end, found = end + length, found + 1
         if found == 3:
-            raise ContainerError(f"damaged: {following - at} bytes between its frames are no audio")
+            return at
+    return -1

@@ -230,3 +230,27 @@ def test_one_channel_or_the_mean_of_all(tmp_path):
     np.testing.assert_array_equal(read(None), (read(0) + read(1)) / 2)
     with pytest.raises(AudioError, match="a.wav: no channel 2, the recording has 2"):
         read(2)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "VORBIS", "OPUS", "MPEG_LAYER_III"])
+def test_channels_that_cancel_in_their_mean_are_refused(tmp_path, subtype):
+    """Such as of a microphone cable with one polarity reversed."""
+    speech = read_audio(sorted(SAMPLES.rglob("*.ogg"))[0], sample_rate_hz=RATE)
+    kinds = {"VORBIS": "OGG", "OPUS": "OGG", "MPEG_LAYER_III": "MP3"}
+    kind, path = kinds.get(subtype, "WAV"), tmp_path / "a"
+    write = lambda left, right: soundfile.write(
+        path, np.stack([left, right], axis=1), RATE, format=kind, subtype=subtype
+    )
+    write(speech, -speech)
+    with pytest.raises(AudioError, match="its channels cancel when they are averaged; name one"):
+        read_audio(path, sample_rate_hz=RATE)
+    with pytest.raises(AudioError, match="its channels cancel"):
+        list(read_audio_blocks(path, sample_rate_hz=RATE))
+    left = read_audio(path, sample_rate_hz=RATE, channel=0)
+    assert np.corrcoef(left[: len(speech)], speech)[0, 1] > 0.95
+    noise = np.random.default_rng(0).normal(size=len(speech)) / 100
+    for right in (np.zeros_like(speech), speech, noise, -0.5 * speech):
+        write(speech, right)
+        assert len(read_audio(path, sample_rate_hz=RATE)) == len(speech)
+    write(0 * speech, 0 * speech)
+    assert np.abs(read_audio(path, sample_rate_hz=RATE)).max() < 1e-30

@@ -151,7 +151,8 @@ def test_mp3_without_an_info_frame_is_read_to_its_end(kind, recordings, tmp_path
     whole = samples_of(tmp_path / "a", recordings[kind])
     _, *frames = frames_of(recordings[kind])
     stream, path = b"".join(frames), tmp_path / "b.mp3"
-    for contents in (stream, ID3V2 + stream + ID3V1, stream + APE, stream + ID3V2 + stream):
+    junk = ID3V2 + bytes(300)
+    for contents in (stream, junk + stream + ID3V1, stream + APE, stream + ID3V2 + stream):
         samples = samples_of(path, contents)
         assert len(samples) == 576 * len(frames) * contents.count(stream)
         assert audio_duration_seconds(path) == len(samples) / RATE_HZ
@@ -166,6 +167,37 @@ def test_mp3_without_an_info_frame_is_read_to_its_end(kind, recordings, tmp_path
             samples_of(path, stream[:size])
     with pytest.raises(AudioError, match="damaged: 3000 bytes between its frames"):
         samples_of(path, b"".join([*frames[:50], bytes(3000), *frames[50:]]))
+
+
+def test_mp3_of_another_rate_behind_the_first_is_refused(recordings, tmp_path):
+    other = io.BytesIO()
+    soundfile.write(other, speech(1.0), 44_100, format="MP3")
+    with pytest.raises(AudioError, match="a second recording follows the first"):
+        samples_of(tmp_path / "a", recordings["mp3"] + other.getvalue())
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+def test_layer_2_is_read_to_its_end(rate, tmp_path):
+    """Frames of 192 kbit/s, of which some of 44.1 kHz are a byte longer: silence."""
+    frames, total = [], 0.0
+    for number in range(200):
+        length = int(144 * 192_000 / rate * (number + 1)) - int(total)
+        total += length
+        is_longer = length > 144 * 192_000 // rate
+        header = bytes([0xFF, 0xFD, 0xA0 | (rate == 48_000) << 2 | is_longer << 1, 0])
+        frames.append(header.ljust(length, b"\0"))
+    path = tmp_path / "a"
+    path.write_bytes(b"".join(frames))
+    assert audio_duration_seconds(path) == 200 * 1152 / rate
+    assert len(read_audio(path, sample_rate_hz=rate)) == 200 * 1152
+
+
+def test_first_bytes_of_every_format_are_refused_in_one_line(recordings, tmp_path):
+    for contents in [*recordings.values(), ID3V2, b".snd", b"NIST_1A", b"caff" + b"\xff" * 200]:
+        for size in (4, 10, 30, 60):
+            with pytest.raises(AudioError) as caught:
+                samples_of(tmp_path / "a", contents[:size])
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x80000000, 2**32 - 37, 2**32 - 1])

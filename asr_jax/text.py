@@ -96,10 +96,10 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Train on `transcripts`, every character of which becomes a piece, and write `path`.
 
-        Transcripts with RESERVED characters are left out.
-        `vocabulary_size` includes blank and unknown. It is ignored for char, which has one piece
-        per character, the space included. Raises ValueError for a size that these transcripts do
-        not allow, naming the nearest that they allow.
+        Transcripts with RESERVED characters are left out. `vocabulary_size` includes blank and
+        unknown. It is ignored for char, which has one piece per character, the space included.
+        Raises ValueError for a size that these transcripts do not allow, naming the nearest that
+        they allow.
         """
         given = [text for text in map(collapse_white_space, transcripts) if text]
         texts = [text for text in given if not holds_reserved(text)]

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

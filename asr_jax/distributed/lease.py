@@ -276,7 +276,7 @@ def _machine() -> str:
     Process numbers are comparable within it. Containers may share a host name, but not this name.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -304,7 +304,7 @@ class _Status(NamedTuple):
 def _status(process: int) -> _Status | None:
     """Return what /proc shows of a process, None if it shows nothing."""
     try:
-        line = Path(f"/proc/{process}/stat").read_text()
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
     # The second field, the name in parentheses, may contain spaces and parentheses.

@@ -111,9 +111,9 @@ def _source(file: ByteFile, path: Path | None) -> ByteFile | Path | int:
 
 def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
     # The bytes of a name, since soundfile cannot encode one that is not UTF-8.
-    source = os.fsencode(source) if isinstance(source, Path) else source
+    opened = os.fsencode(source) if isinstance(source, Path) else source
     try:
-        return soundfile.SoundFile(source, closefd=False)
+        return soundfile.SoundFile(opened, closefd=False)
     except TypeError:
         raise AudioError(path, "raw samples, without a header") from None
 

@@ -53,8 +53,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     _check_first(path, line)
-                text = _line(line, f"{path}:{number}")
-                if text.strip():
+                text = _line(line, path, number)
+                if text and not text.isspace():
                     yield number, text
     except EOFError as error:
         raise ValueError(f"{path}: truncated, the gzip stream has no end") from error
@@ -83,7 +83,9 @@ def transcript(text: str) -> str:
     NFC writes a letter and its accent as one character where there is one. NUL counts as white
     space, because programs in C end or pad texts with it.
     """
-    return " ".join(unicodedata.normalize("NFC", text.replace("\0", " ")).split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.replace("\0", " ").split())
 
 
 def escaped(text: str) -> str:
@@ -92,7 +94,7 @@ def escaped(text: str) -> str:
     A name that is not UTF-8 has such characters: \udce9 for the byte 0xe9. In a JSON string the
     escape is read back as the character.
     """
-    return text.encode(errors="backslashreplace").decode()
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
@@ -115,12 +117,13 @@ def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
 
 
-def _line(line: bytes, location: str) -> str:
+def _line(line: bytes, path: Path, number: int) -> str:
+    """Return a line without its end and mark."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        text = decoded(line, location)  # raises the error that names the byte
-    return text.removesuffix("\n").removesuffix("\r").removeprefix(BYTE_ORDER_MARK)
+        text = decoded(line, f"{path}:{number}")  # raises the error that names the byte
+    return text.removeprefix(BYTE_ORDER_MARK).removesuffix("\n").removesuffix("\r")
 
 
 def _check_first(path: Path, line: bytes) -> None:

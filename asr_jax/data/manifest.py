@@ -108,7 +108,7 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
 
 def _with_unicode_id(listed: Utterance | Skipped) -> Utterance | Skipped:
     """Return the utterance with an id that every file of results can hold."""
-    if listed.id.isascii() or (id := escaped(listed.id)) == listed.id:
+    if (id := escaped(listed.id)) == listed.id:
         return listed
     return listed._replace(id=id) if isinstance(listed, Utterance) else replace(listed, id=id)
 

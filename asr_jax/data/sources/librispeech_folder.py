@@ -12,7 +12,7 @@ from asr_jax.data.sources.file_names import (
     is_leftover,
     recordings_by_id,
 )
-from asr_jax.text_files import numbered_lines, transcript
+from asr_jax.text_files import escaped, numbered_lines, transcript
 from asr_jax.types import Skipped, Utterance
 
 
@@ -68,5 +68,5 @@ def _listed_utterances(listing: Path, recordings: Mapping[str, Path]) -> Iterato
             audio=recordings.get(file_id(id), listing.parent / f"{id}{AUDIO_SUFFIXES[0]}"),
             text=transcript("".join(text)),
             duration_seconds=math.nan,
-            speaker=speaker if is_librispeech else "",
+            speaker=escaped(speaker) if is_librispeech else "",
         )

@@ -135,7 +135,7 @@ def read_prepared(folder: Path) -> list[Utterance]:
             if len(column) != len(places):
                 raise ValueError(f"{len(column)} entries of {name}, {len(places)} recordings")
         utterances = [
-            Utterance(id, audio, _transcript(text), seconds, speaker, within=Record(number, gain))
+            Utterance(id, audio, transcript(text), seconds, speaker, within=Record(number, gain))
             for (audio, number), id, text, speaker, seconds, gain in zip(places, *columns)
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -146,11 +146,6 @@ def read_prepared(folder: Path) -> list[Utterance]:
             state = "missing" if actual_size is None else f"{actual_size} bytes"
             raise ValueError(f"{shard}: {state}, {path} says {size} bytes; prepare the data again")
     return utterances
-
-
-def _transcript(text: str) -> str:
-    # Earlier versions stored texts in any form of Unicode. ASCII has only one.
-    return text if text.isascii() else transcript(text)
 
 
 def read_record(shard: Path, number: int) -> StoredRecord:

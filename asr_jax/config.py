@@ -417,6 +417,9 @@ class OptimizerConfig(Section):
     """Learning rate at the end of the warm-up."""
     warmup_steps: Annotated[int, NOT_NEGATIVE] = 1000
     """Steps over which the learning rate rises linearly."""
+    decay_steps: Annotated[int, NOT_NEGATIVE] = 0
+    """Step at which the learning rate reaches its final value and stays there; 0: train.steps.
+    A resumed run keeps its schedule when train.steps changes, unless this is given."""
     final_learning_rate_ratio: Annotated[float, FRACTION] = 0.01
     """Learning rate at the end of the cosine decay, as a fraction of the peak."""
     beta1: Annotated[float, BELOW_ONE] = 0.9
@@ -456,7 +459,7 @@ class TrainConfig(Section):
     """Training loop."""
 
     steps: Annotated[int, POSITIVE] = 100_000
-    """Number of steps, also of the learning-rate schedule."""
+    """Number of steps; also of the learning-rate schedule, unless optimizer.decay_steps is set."""
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda n: n < 2**63, "must be below 2^63")] = 0
     """Seed of initialization, data order, augmentation and dropout."""
     accumulate: Annotated[int, POSITIVE] = 1

@@ -80,6 +80,7 @@ def _train(
     """Train; return None at the end, or the name of the signal that stopped training."""
     stopped_by = listen_for_preemption()
     setup = set_up(config, run, init_from=options.init_from)
+    config = setup.config
     with (
         persistent_compilation(run / "compiled") as mark_complete,
         checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer,
@@ -90,7 +91,6 @@ def _train(
             describe(setup, state, warnings, note=progress.note)
             if start >= config.train.steps:
                 return stopped_by(start)
-            checkpoint.require_room(run, config.checkpoint, setup.abstract)
             steps = compile_steps(
                 config,
                 setup.graphdef,
@@ -117,6 +117,7 @@ def _train(
                 require_held=require_held,
                 progress=progress,
                 profile=options.profile,
+                resumed_with=setup.schedule.figures,
             )
             return _train_with_rollbacks(setup, session, state)
 

@@ -34,6 +34,7 @@ CHANGEABLE = (
     "data.cache",
 ) + (
     "train.steps",
+    "optimizer.decay_steps",
     "train.log_every_steps",
     "train.evaluate_every_steps",
     "train.max_skipped",
@@ -113,6 +114,13 @@ def claim_run(run: Path, config: Config) -> None:
     before = load_config(path)
     if holds_results(run, before.checkpoint):
         _require_same(flatten(before), flatten(config), run)
+
+
+@first_process
+def keep_new_config(run: Path, config: Config) -> None:
+    """Write the config.json of a run without checkpoints."""
+    if not has_checkpoints(run, config.checkpoint):
+        write_config(config, run / "config.json")
 
 
 @first_process

@@ -18,9 +18,11 @@ from asr_jax.distributed.mesh import check_batch, make_mesh
 from asr_jax.distributed.processes import code_fingerprint, require_same
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.experiment.fine_tuning import Source, forget_source, initialize_from, read_source
+from asr_jax.experiment.resumed_schedule import Schedule, resumed_schedule
 from asr_jax.experiment.run_directory import (
     changes,
     keep_config,
+    keep_new_config,
     require_shared,
     run_metadata,
 )
@@ -51,6 +53,8 @@ class Setup(NamedTuple):
     """The model with whose parameters a new run starts; None for random parameters."""
     evaluate: Evaluate | None
     metadata: checkpoint.Metadata
+    schedule: Schedule
+    """The learning-rate schedule, and how it differs from that before the run resumed."""
 
     def batches(self, position: int) -> Batches:
         """Return the endless stream of the run's batches that starts after `position` batches."""
@@ -60,13 +64,16 @@ class Setup(NamedTuple):
 def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
     """Check config, devices and data, then write config.json and the tokenizer.
 
-    Raises ValueError. A start that fails leaves only files that the next start replaces.
+    A resumed run's config.json is written by `restore`. Raises ValueError. A start that fails
+    leaves only files that the next start replaces.
     """
     require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
     require_shared(run)
+    schedule = resumed_schedule(config, run)
+    config = schedule.config
 
     task = task_of(config)
     corpus, tokenizer = training_corpus(config, run, read=task.read)
@@ -78,9 +85,14 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
     metadata = run_metadata(config, corpus)
-    require_same({f"a fingerprint of data.train = {config.data.train}": metadata["utterances"]})
+    require_same(
+        {
+            f"a fingerprint of data.train = {config.data.train}": metadata["utterances"],
+            "optimizer.decay_steps": config.optimizer.decay_steps,
+        }
+    )
 
-    keep_config(run, config)
+    keep_new_config(run, config)
     keep_tokenizer(run)
     return Setup(
         config=config,
@@ -95,6 +107,7 @@ def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
         source=source,
         evaluate=evaluate,
         metadata=metadata,
+        schedule=schedule,
     )
 
 
@@ -103,13 +116,18 @@ def restore(
 ) -> tuple[TrainState | None, list[str]]:
     """Return the state of the run's newest readable checkpoint, or None, and warnings.
 
-    Raises CheckpointError as `checkpoint.restore` does, and UsageError if the checkpoint was saved
-    with a config whose training cannot be resumed with this one.
+    Raises CheckpointError as `checkpoint.restore` does and if the disk has no room for another
+    checkpoint, and UsageError if the checkpoint was saved with a config whose training cannot be
+    resumed with this one. Then writes the config.json of a run that resumes.
     """
     state, warnings = checkpoint.restore(checkpointer, setup.abstract)
     if state is not None:
         saved = checkpoint.saved_metadata(checkpointer, int(state.step))
         warnings += changes(saved, setup.metadata, setup.corpus, setup.run)
+    if state is None or int(state.step) < setup.config.train.steps:
+        checkpoint.require_room(setup.run, setup.config.checkpoint, setup.abstract)
+    if state is not None:
+        keep_config(setup.run, setup.config)
     return state, warnings
 
 
@@ -137,6 +155,8 @@ def describe(
     list_skipped(corpus, setup.run, resumed=state is not None, note=note)
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")
+        if setup.schedule.note:
+            note(setup.schedule.note)
     for line in setup.source.notes if setup.source else ():
         note(line)
 

@@ -147,8 +147,25 @@ def require_room(run: Path, config: CheckpointConfig, abstract: PyTree) -> None:
 
 def has_checkpoints(run: Path, config: CheckpointConfig) -> bool:
     """Return whether a run has any checkpoint, readable or not."""
+    return bool(_steps_on_disk(_directory(run, config)))
+
+
+def newest_metadata(run: Path, config: CheckpointConfig) -> tuple[int, SavedMetadata] | None:
+    """Return the step and metadata of a run's newest checkpoint, or of one that can be read."""
     directory = _directory(run, config)
-    return directory.exists() and any(path.name.isdigit() for path in directory.iterdir())
+    for step in reversed(_steps_on_disk(directory)):
+        # A damaged checkpoint: `restore` reports it.
+        with contextlib.suppress(Exception):
+            metadata: PyTree = ocp.metadata(directory / str(step)).custom_metadata
+            if metadata:
+                return step, metadata
+    return None
+
+
+def _steps_on_disk(directory: epath.Path) -> list[int]:
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
 def save(

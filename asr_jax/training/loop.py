@@ -134,6 +134,8 @@ class Session:
     progress: ProgressDisplay
     profile: tuple[int, int] | None = None
     """The first and the last step to profile."""
+    resumed_with: Mapping[str, float] = field(default_factory=dict)
+    """Figures of a changed schedule, which are logged at the step that the run resumes from."""
 
 
 @dataclass
@@ -188,7 +190,7 @@ def train(
     # An implicit transfer between host and devices is an error in the loop itself. Evaluating and
     # saving may transfer what they need.
     allow_transfers = functools.partial(jax.transfer_guard, "allow")
-    log = MetricsLog(session.run, start=step, project=config.train.wandb_project)
+    log = open_log(session, start=step)
     profile = recorded_steps(session.profile, session.run / "tensorboard", note=progress.note)
     with contextlib.closing(log), profile as record, jax.transfer_guard("disallow"):
         while step < total and stopping_signal is None:
@@ -230,6 +232,14 @@ def train(
 
 def _is_due(step: int, every_steps: int, total: int) -> bool:
     return step == total or step % every_steps == 0
+
+
+def open_log(session: Session, *, start: int) -> MetricsLog:
+    """Return the run's log without later steps, with an entry if the run resumes with changes."""
+    log = MetricsLog(session.run, start=start, project=session.config.train.wandb_project)
+    if session.resumed_with:
+        log.write(start, dict(session.resumed_with))
+    return log
 
 
 def log_step(

@@ -13,7 +13,11 @@ _MUON_BETA, _MUON_RMS = 0.95, 0.2
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
-    """Return a linear warm-up to the peak, then a cosine decay to the final ratio at `steps`."""
+    """Return a linear warm-up to the peak, then a cosine decay to the final ratio, which stays.
+
+    The decay ends at `steps`, or at config.decay_steps if that is set.
+    """
+    steps = config.decay_steps or steps
     warmup_steps = min(config.warmup_steps, steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else config.peak_learning_rate,

@@ -1,5 +1,7 @@
 """The schedule's corners, the parameters that decay, and Muon's orthogonal updates."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,20 @@ def test_schedule_rises_linearly_and_decays_as_a_cosine():
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 1, 2], rtol=1e-6)
     np.testing.assert_allclose(rate(60), (2 + 0.2) / 2, rtol=1e-6)
     np.testing.assert_allclose([rate(110), rate(500)], [0.2, 0.2], rtol=1e-6)
+
+
+def test_decay_may_end_before_or_after_the_run():
+    config = OptimizerConfig(peak_learning_rate=2.0, warmup_steps=10, decay_steps=110)
+    of_steps = dataclasses.replace(config, decay_steps=0)
+    for steps in (20, 110, 500):
+        rate, expected = (
+            learning_rate_schedule(c, steps=n) for c, n in [(config, steps), (of_steps, 110)]
+        )
+        assert [float(rate(n)) for n in range(0, 600, 7)] == [
+            float(expected(n)) for n in range(0, 600, 7)
+        ]
+    # Warm-up is no longer than the decay.
+    assert learning_rate_schedule(OptimizerConfig(decay_steps=1), steps=100)(0) > 0
 
 
 def test_run_shorter_than_its_warmup_still_warms_up():

@@ -15,6 +15,7 @@ from asr_jax.config import MeshConfig
 from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_transcribed, require_exists
 from asr_jax.data.recordings import recording_bytes
+from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.processes import Processes, connected_processes, is_first
 from asr_jax.errors import name_full_disk
@@ -106,6 +107,7 @@ class Job:
         return len(self.options.data) > 1
 
 
+@logged_compile_notices()
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax evaluate")
     normalizer(options.normalize)  # Raises ValueError before any work.

@@ -24,6 +24,7 @@ from asr_jax.capacity.bucket_memory import (
 )
 from asr_jax.commands.arguments import parse_after_config
 from asr_jax.config import Config
+from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.mesh import check_batch, make_mesh
 from asr_jax.errors import UsageError
@@ -58,6 +59,7 @@ class Options:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
+@logged_compile_notices()
 def run(arguments: list[str]) -> int:
     _, options = parse_after_config(Options, arguments, program="asr-jax fit")
     if options.config.objective.is_language_model:

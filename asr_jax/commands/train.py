@@ -18,6 +18,7 @@ from asr_jax.commands.arguments import parse_after_config, require_unicode
 from asr_jax.commands.evaluate import evaluate_run
 from asr_jax.config import Config
 from asr_jax.distributed.compilation_cache import persistent_compilation
+from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.preemption import listen_for_preemption, restore_signal_handlers
 from asr_jax.distributed.processes import Processes, connected_processes
@@ -56,6 +57,7 @@ def run(arguments: list[str]) -> int:
         with (
             connected_processes(options.processes, command="train") as processes,
             name_full_disk(directory),
+            logged_compile_notices(directory / "xla.log"),
         ):
             prepare_devices(config.mesh, processes=processes)
             _check_options(options)

@@ -20,6 +20,7 @@ from asr_jax.commands.transcribe_stream import (
 )
 from asr_jax.config import Config, MeshConfig
 from asr_jax.decoding.captions import ctm, recording_name, srt, vtt
+from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
@@ -75,6 +76,7 @@ class Options:
     """Write a file for every recording into this folder, named after it, and print nothing."""
 
 
+@logged_compile_notices()
 def run(arguments: list[str]) -> int:
     """Return 1 if a recording could not be read; the other recordings are transcribed."""
     options = parse(Options, arguments, program="asr-jax transcribe")

@@ -15,6 +15,7 @@ import tyro
 from asr_jax.commands.arguments import parse, require_unicode
 from asr_jax.commands.export.check import recognize_reference
 from asr_jax.config import MeshConfig
+from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.sharding import state_shardings
 from asr_jax.errors import UsageError, name_full_disk
@@ -55,6 +56,7 @@ class Options:
     """Number of recordings to check, evenly spread over the dataset."""
 
 
+@logged_compile_notices()
 def run(arguments: list[str]) -> int:
     options = parse(Options, arguments, program="asr-jax export")
     _check(options)

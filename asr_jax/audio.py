@@ -98,15 +98,15 @@ def _file(path: Path, contents: bytes | BinaryIO | None) -> Iterator[ByteFile]:
 
 
 def _source(file: ByteFile, path: Path | None) -> ByteFile | Path | int:
-    """Return what libsndfile opens.
+    """Return what libsndfile opens: a name, by which it identifies some formats, if there is one.
 
-    Names help it to identify some formats; only by FLAC's descriptor is known where it stops.
+    FLAC is opened by its descriptor, whose position tells afterward how far libsndfile has read.
     """
-    is_position_needed = is_flac(file)
+    is_by_descriptor = is_flac(file)
     file.seek(0)
     if path is None:
         return file
-    return file.fileno() if is_position_needed else path
+    return file.fileno() if is_by_descriptor else path
 
 
 def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
@@ -154,17 +154,17 @@ def _seek(recording: _Recording, start: int) -> None:
 
 
 def _read(recording: _Recording, start: int, end: int, *, of: int) -> np.ndarray:
-    """Return samples [S, channels] up to sample `end`, which libsndfile has reached `start` of.
+    """Return samples [S, channels] from `start`, where libsndfile is, to `end`.
 
-    Raises AudioError if they are not there, or if they are the last ones and others follow; `of` is
-    the number of samples to name in the message of the former.
+    `of` is the number of samples that are wanted in all, for the message. Raises AudioError if some
+    are missing, and if a second recording follows the last one.
     """
     path, sound = recording.path, recording.sound
     try:
         channels = sound.read(end - start, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error : ") or "corrupt"
-        raise AudioError(path, f"truncated or damaged, {reason}") from error
+        reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
+        raise AudioError(path, f"truncated or damaged: {reason}") from error
     if len(channels) < end - start:
         raise AudioError(path, f"truncated, {of - (end - start) + len(channels)} of {of} samples")
     if end == recording.frames and sound.format == "FLAC" and follows_flac(recording.file):

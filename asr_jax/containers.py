@@ -105,7 +105,7 @@ def _check_chunks(file: ByteFile, size: int, head: bytes) -> Mended | None:
         body, length = at + layout.header.size, stated - layout.counted
         if name[:4] == b"ds64":
             data_bytes_64 = int.from_bytes(_at(file, body + 8, 8), "little")
-        if name[:4] in (b"data", b"SSND"):
+        if name[:4] in (b"data", b"SSND", b"BODY"):
             if length == 2**32 - 1 and data_bytes_64 >= 0:
                 length = data_bytes_64
             if not _is_unknown(length):
@@ -173,7 +173,10 @@ def _check_ogg(file: ByteFile, size: int) -> None:
     if len(page) < 27 or len(segments) < page[26] or len(page) < length:
         raise ContainerError("truncated: its last page is incomplete")
     if not page[5] & 4:
-        raise ContainerError("truncated: its last page does not end the stream")
+        raise ContainerError(
+            "truncated: its last page does not end the stream; if nothing is missing, decode it and "
+            "encode it again"
+        )
 
 
 def is_ogg(file: ByteFile) -> bool:

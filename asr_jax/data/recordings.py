@@ -16,8 +16,9 @@ from asr_jax.types import InMemory, Member, Record, Utterance
 
 # Sample rate of tensorflow-datasets' LibriSpeech, which stores samples.
 STOCK_RATE_HZ = 16_000
-# Manifests round durations, and count the padding of MP3 frames, which decoders remove.
-TOLERANCE_SECONDS = 0.15
+# Manifests count the padding of MP3 frames, which decoders remove; Kaldi allows segments to extend
+# half a second beyond their recording.
+LEAST_TOLERANCE_SECONDS, MOST_TOLERANCE_SECONDS, TOLERANCE = 0.15, 0.5, 0.1
 # No format but floating point holds samples of this size, which 16-bit integers have.
 FAR_BEYOND_FULL_SCALE = 64.0
 
@@ -45,7 +46,9 @@ def read_recording(utterance: Utterance, *, sample_rate_hz: int) -> Float32[np.n
 
 def too_short(samples: int, sample_rate_hz: int, utterance: Utterance) -> str:
     """Return the reason why a number of samples is not all of the utterance; else nothing."""
-    if not samples / sample_rate_hz < utterance.duration_seconds - TOLERANCE_SECONDS:
+    stated = utterance.duration_seconds
+    tolerance = min(max(LEAST_TOLERANCE_SECONDS, TOLERANCE * stated), MOST_TOLERANCE_SECONDS)
+    if not samples / sample_rate_hz < stated - tolerance:  # the duration may be NaN
         return ""
     return f"shorter than its manifest says: {samples} samples"
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from asr_jax.audio import AudioError
 from asr_jax.data.recordings import read_recording, recording_bytes, recording_seconds
@@ -69,3 +70,28 @@ def test_missing_file_is_named(parts):
     part.audio.unlink()
     with pytest.raises(AudioError, match="many: No such file"):
         read_recording(part, sample_rate_hz=RATE_HZ)
+
+
+@pytest.mark.parametrize(
+    "stated, is_used",
+    [(1.0, True), (1.14, True), (1.25, False), (2.0, False), (0.5, True)],
+)
+def test_a_segment_that_ends_after_its_recording_is_a_fault(tmp_path, stated, is_used):
+    """Its transcript may be longer than its audio; a tenth is the rounding of manifests."""
+    for rate_hz in (16_000, 44_100):
+        soundfile.write(tmp_path / "a.flac", np.ones(3 * rate_hz) / 2, rate_hz)
+        utterance = Utterance("a", tmp_path / "a.flac", "", stated, offset_seconds=2.0)
+        if is_used:
+            samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
+            assert len(samples) == RATE_HZ * min(stated, 1.0)
+        else:
+            with pytest.raises(AudioError, match="shorter than its manifest says: 16000 samples"):
+                read_recording(utterance, sample_rate_hz=RATE_HZ)
+
+
+def test_a_long_recording_may_be_half_a_second_shorter_than_its_manifest_says(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.ones(20 * 8000) / 2, 8000)
+    utterance = Utterance("a", tmp_path / "a.flac", "", 20.45)
+    assert len(read_recording(utterance, sample_rate_hz=8000)) == 160_000
+    with pytest.raises(AudioError, match="shorter than its manifest says"):
+        read_recording(utterance._replace(duration_seconds=20.6), sample_rate_hz=8000)

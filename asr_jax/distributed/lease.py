@@ -78,10 +78,10 @@ def held(
     `watch_seconds`. Raises UsageError, which names the holder, as soon as it changes. Without hard
     links there is no lease but a warning.
     """
-    lease = _Lease(folder / LEASE, name)
+    lease = _Lease(folder / LEASE, name, watch_seconds=watch_seconds)
     try:
         try:
-            lease.acquire(renew_seconds=renew_seconds, watch_seconds=watch_seconds)
+            lease.acquire(renew_seconds)
             has_lease = True
         except _NoHardLinksError:
             has_lease = False
@@ -99,9 +99,10 @@ def held(
 class _Lease:
     """The lease of a folder, which this process holds, or tries to."""
 
-    def __init__(self, path: Path, name: str):
+    def __init__(self, path: Path, name: str, *, watch_seconds: float):
         job, status = scheduled_job(), _status(os.getpid())
-        self._path, self._name = path, name
+        self._path, self._name, self._watch_seconds = path, name, watch_seconds
+        self._renewed_seconds = 0.0
         self._holder = Holder(
             host=socket.gethostname(),
             process=os.getpid(),
@@ -116,7 +117,7 @@ class _Lease:
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self, *, renew_seconds: float, watch_seconds: float) -> None:
+    def acquire(self, renew_seconds: float) -> None:
         """Create the lease, or take it over; raise UsageError if its holder is alive."""
         took_over = False
         while True:
@@ -130,7 +131,7 @@ class _Lease:
             holder = _parse(seen)
             if holder and holder.token == self._holder.token:
                 return
-            over = self._why_over(holder) or self._watch(seen, watch_seconds)
+            over = self._why_over(holder) or self._watch(seen)
             if over and _remove(self._path, functools.partial(operator.eq, seen)):
                 took_over = True
                 _print(f"{self._name}: taken over from {holder or 'an unknown process'}: {over}")
@@ -151,13 +152,17 @@ class _Lease:
                 with self._path.open("r+b") as file:
                     holder = _parse(file.read())
                     if holder is None or holder.token == self._holder.token:
-                        # The contents never become shorter, so nothing of the old ones remains.
                         file.seek(0)
                         file.write(self._next_contents())
+                        file.truncate()
                         return
-            except FileNotFoundError:  # deleted by a person, or about to be taken over
-                self._create()
-                return
+            except FileNotFoundError:
+                # If there was no time to watch it, a person deleted it, or a rival that was too
+                # late has moved it aside and puts it back.
+                if _now_seconds() - self._renewed_seconds < self._watch_seconds / 2:
+                    self._create()
+                    return
+                holder = "another start, which has ended"
             _print(
                 f"asr-jax train: {self._name}: was taken over by {holder}, while this process was "
                 "stopped or hung; it ends without saving"
@@ -190,16 +195,16 @@ class _Lease:
                 return f"the scheduler has restarted job {holder.job}"
         return ""
 
-    def _watch(self, seen: bytes, watch_seconds: float) -> str:
+    def _watch(self, seen: bytes) -> str:
         """Return why the watched lease has lapsed, "" if it is gone; raise if it changes."""
         holder = _parse(seen) or "an unknown process"
         _print(
-            f"{self._name} is held by {holder}; waiting up to {watch_seconds:g} s to see whether "
-            "it is alive"
+            f"{self._name} is held by {holder}; waiting up to {self._watch_seconds:g} s to see "
+            "whether it is alive"
         )
         # Sleeps are counted: a process that was itself stopped has not watched in the meantime.
         for _ in range(LOOKS):
-            time.sleep(watch_seconds / LOOKS)
+            time.sleep(self._watch_seconds / LOOKS)
             contents = _read(self._path)
             if contents is None:
                 return ""
@@ -208,7 +213,7 @@ class _Lease:
                     f"{self._name}: is held by {_parse(contents) or holder}, which is training "
                     "there; stop it first, or choose another directory"
                 )
-        return f"it has not renewed its lease for {watch_seconds:g} s"
+        return f"it has not renewed its lease for {self._watch_seconds:g} s"
 
     def _create(self) -> bool:
         """Create the lease unless there is one; return whether it was created."""
@@ -228,6 +233,7 @@ class _Lease:
         return True
 
     def _next_contents(self) -> bytes:
+        self._renewed_seconds = _now_seconds()
         self._holder = self._holder._replace(renewals=self._holder.renewals + 1)
         return json.dumps(self._holder._asdict(), indent=0).encode()
 
@@ -310,6 +316,11 @@ def _status(process: int) -> _Status | None:
     # The second field, the name in parentheses, may contain spaces and parentheses.
     fields = line.rpartition(")")[2].split()
     return _Status(fields[0], fields[19])
+
+
+def _now_seconds() -> float:
+    """Return the time since the machine's start, if possible including the time that it slept."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _print(line: str) -> None:

@@ -184,6 +184,17 @@ def test_stopped_process_lapses_and_ends_when_it_continues(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_stopped_process_ends_even_if_the_start_that_took_over_has_ended(tmp_path):
+    stopped = holding(start(tmp_path, watch_seconds=0.2))
+    stopped.send_signal(signal.SIGSTOP)
+    acquire(tmp_path, watch_seconds=0.3)
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait() == 2
+    _, err = stopped.communicate()
+    assert ": was taken over by another start, which has ended, while" in err
+    assert os.listdir(tmp_path) == []
+
+
 def test_deleted_lease_is_written_again(tmp_path):
     with held(tmp_path, name="--run R", renew_seconds=EVER) as require_held:
         (tmp_path / LEASE).unlink()

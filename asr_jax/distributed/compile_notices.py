@@ -135,4 +135,4 @@ def _report(notice: list[bytes], terminal: BufferedIOBase, log: Path) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # it ends when the command does
-    copy_without_notices(sys.stdin.buffer, sys.stdout.buffer, Path(sys.argv[1]))
+    copy_without_notices(open(0, "rb"), open(1, "wb"), Path(sys.argv[1]))

@@ -335,8 +335,13 @@ def transformer_block(
 
 
 def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tuple[Value, Value]:
-    """Apply models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B]."""
+    """Apply models.encoder.Encoder: [B, T, F], [B] to [B, T2, D], [B].
+
+    Recordings shorter than half a hop have no frame, but onnxruntime's convolutions need one.
+    """
     sizes = config.encoder
+    missing = g("Max", g("Sub", [1], size(g, x, 1)), [0])
+    x = g("Pad", x, g("Concat", [0, 0, 0, 0], missing, [0], axis=0))
 
     def real(stride: int, frames: Value) -> Value:
         return frame_mask(g, subsampled(g, lengths, stride), frames)

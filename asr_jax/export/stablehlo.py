@@ -2,7 +2,8 @@
 
 The first argument of every program is the parameters, a flat dict of arrays, which is stored once.
 Programs run on CPU, CUDA and TPU, for any number of recordings B and for any number of samples S
-that is a multiple of the encoded frame (`frame_samples`): recordings are padded with any values.
+that is a multiple, not 0, of the encoded frame (`frame_samples`): recordings, which may be empty,
+are padded with any values.
 
     recognize(params, samples [B, S], sample_lengths [B]) -> labels [B, N], counts [B],
         the encoded frames at which they were emitted [B, N]

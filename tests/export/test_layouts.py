@@ -30,6 +30,7 @@ RECORDINGS = [
     ).astype(np.float32)
     for n in (19_200, 12_800, 6_400)
 ]
+SHORT = (1, 79, 80, 161, 700)
 PLAIN = FeaturesConfig(normalization="none")
 LSTM = PredictorConfig(kind="lstm", width=7, embedding_width=5)
 STATELESS = PredictorConfig(context=3, width=7, embedding_width=5)
@@ -106,6 +107,14 @@ def test_exported_files_find_the_labels_of_the_model(
     words = [text.split() for text in texts]
     assert words == [tokenizer.decode(labels).split() for labels in expected]
     assert any(transcripts(tmp_path, ".int8", RECORDINGS, config))
+    # Recordings shorter than a chunk, an encoded frame, a frame of log-mel, and half a hop.
+    for suffix in ("", ".int8"):
+        assert len(transcripts(tmp_path, suffix, [RECORDINGS[0][:n] for n in SHORT], config)) == 5
+    if not is_stream:
+        _, frames = runtime.encode(
+            np.zeros((2, 0, features.mel_bins), np.float32), np.zeros(2, int)
+        )
+        assert frames.tolist() == [0, 0]
     for part in sherpa_onnx.PARTS:
         assert types_of_matrices(tmp_path / f"{part}.int8.onnx") == {"UINT8"}
 

@@ -139,9 +139,10 @@ def test_chunks_give_the_labels_of_whole_recordings(objective, predictor, encode
     frame = about["frame_samples"]
     assert about["chunk_samples"] == 2560 and about["hop_samples"] == 160
     recordings = [
-        0.1 * RANDOM.normal(size=n).astype(np.float32) for n in (9_000, 2560, 5120 + 90, 700, 50)
+        0.1 * RANDOM.normal(size=n).astype(np.float32)
+        for n in (9_000, 2560, 5120 + 90, 700, 50, 1, 0)
     ]
-    for batch in (recordings, recordings[:1]):
+    for batch in (recordings, recordings[:1], recordings[-1:]):
         samples, lengths = padded(batch, config)
         labels, counts, at = written["recognize"](flat, samples, lengths)
         expected = [
@@ -167,7 +168,7 @@ def test_chunks_give_the_labels_of_whole_recordings(objective, predictor, encode
                 assert n == np.clip(all_frames[row] - first, 0, encoded.shape[1])
                 expected_frames = all_encoded[row, first : first + n]
                 np.testing.assert_allclose(encoded[row, :n], expected_frames, atol=1e-5)
-        assert found == expected and any(found)
+        assert found == expected and any(found) == any(map(len, batch))
 
 
 def test_programs_of_another_version_are_rejected(make, tmp_path, monkeypatch):

@@ -199,10 +199,11 @@ def chunks(
 
 
 def padded(recordings: Sequence[np.ndarray], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Return samples [B, S] and their lengths; S is a multiple of the encoded frame."""
+    """Return samples [B, S] and their lengths; S is a multiple, not 0, of the encoded frame."""
     lengths = np.array([*map(len, recordings)], np.int32)
     frame = stablehlo.frame_samples(config)
-    samples = np.zeros((len(recordings), -(-lengths.max() // frame) * frame), np.float32)
+    size = max(1, -(-lengths.max() // frame)) * frame
+    samples = np.zeros((len(recordings), size), np.float32)
     for row, recording in zip(samples, recordings):
         row[: len(recording)] = recording
     return samples, lengths

@@ -113,7 +113,8 @@ def _sound(path: Path, source: ByteFile | Path | int) -> soundfile.SoundFile:
     # The bytes of a name, since soundfile cannot encode one that is not UTF-8.
     opened = os.fsencode(source) if isinstance(source, Path) else source
     try:
-        return soundfile.SoundFile(opened, closefd=False)
+        # Its annotation lacks bytes.
+        return soundfile.SoundFile(opened, closefd=False)  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise AudioError(path, "raw samples, without a header") from None
 

@@ -290,3 +290,15 @@ def test_samples_at_the_scale_of_16_bits_are_said_once(command, trained, mixed, 
     assert outcome.status == 0 and len(outcome.out.splitlines()) == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"warning: {tmp_path}/") and "beyond 64 times full scale" in line
+
+
+def test_dev_without_a_reference_word_that_was_recognized_is_no_perfect_result(
+    error, trained, run, tmp_path
+):
+    """The recording with a transcript turns out to be unreadable."""
+    write_tone(tmp_path / "silent.wav", 0.5)
+    soundfile.write(tmp_path / "broken.wav", np.full(8000, np.nan), 16_000, subtype="FLOAT")
+    dev = write_manifest(tmp_path / "dev.jsonl", {"silent.wav": "", "broken.wav": "one"})
+    shutil.rmtree(run / "checkpoints" / "4")
+    message = error("train", run / "config.json", f"--data.dev={dev}", "--data.test=")
+    assert message == f"data.dev = {dev}: none of its recordings with a transcript can be read"

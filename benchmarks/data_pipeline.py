@@ -25,7 +25,7 @@ import sentencepiece
 import soundfile
 import soxr
 
-from asr_jax.audio import change_speed, read_audio
+from asr_jax.audio.samples import change_speed, read_audio
 from asr_jax.commands.arguments import override
 from asr_jax.config import AugmentConfig, Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.config_file import load_config

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from asr_jax.audio import read_audio
+from asr_jax.audio.samples import read_audio
 from asr_jax.data.manifest import FILES_LOOKED_FOR, read_manifest
 
 UTTERANCES, SHARD_UTTERANCES = 281_241, 20_000

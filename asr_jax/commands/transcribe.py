@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.audio import AudioError, audio_duration_seconds
+from asr_jax.audio.samples import AudioError, audio_duration_seconds
 from asr_jax.commands.arguments import parse, require_folder, require_writable
 from asr_jax.commands.transcribe_stream import (
     MICROPHONE,

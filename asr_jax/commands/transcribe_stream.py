@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_jax.audio import read_audio_blocks
+from asr_jax.audio.samples import read_audio_blocks
 from asr_jax.decoding.stream import cannot_stream
 from asr_jax.features.frames import hop_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio import AudioError
+from asr_jax.audio.samples import AudioError
 from asr_jax.data.manifest import HEADER_THREADS
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_recording

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from asr_jax.audio import AudioError
+from asr_jax.audio.samples import AudioError
 from asr_jax.data.gc_paused import gc_paused
 from asr_jax.data.recordings import recording_seconds
 from asr_jax.data.sources.kaldi import is_kaldi, kaldi_utterances

@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from asr_jax.audio import AudioError, change_speed
+from asr_jax.audio.samples import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_noise, add_reverberation, change_gain, read_segment
 from asr_jax.data.cache import AudioCache

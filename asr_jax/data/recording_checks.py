@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 
-from asr_jax.audio import AudioError, audio_duration_seconds, read_audio
+from asr_jax.audio.samples import AudioError, audio_duration_seconds, read_audio
 from asr_jax.data.recordings import (
     recording_as_flac,
     recording_contents,

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio import AudioError, as_flac, as_wav, audio_duration_seconds, read_audio
+from asr_jax.audio.samples import AudioError, as_flac, as_wav, audio_duration_seconds, read_audio
 from asr_jax.data.sources.prepared import read_record
 from asr_jax.types import InMemory, Member, Record, Utterance
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_jax.audio import as_wav, audio_duration_seconds
+from asr_jax.audio.samples import as_wav, audio_duration_seconds
 from asr_jax.config import Config
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, with_fusion
 from asr_jax.inference.recognizer import (

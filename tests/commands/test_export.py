@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import asr_jax
-from asr_jax.audio import read_audio
+from asr_jax.audio.samples import read_audio
 from asr_jax.commands.export import check
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.export import model_card

@@ -14,7 +14,7 @@ pytest.importorskip("sherpa_onnx", reason="of the extra `export`")
 
 import sherpa_onnx as runtime
 
-from asr_jax.audio import read_audio
+from asr_jax.audio.samples import read_audio
 from asr_jax.commands.export import write_sherpa_onnx
 from asr_jax.config import (
     Config,

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from rich.progress import Progress
 
-from asr_jax.audio import as_flac
+from asr_jax.audio.samples import as_flac
 from asr_jax.commands.prepare import command as prepare
 from asr_jax.commands.prepare import download as downloading
 from asr_jax.commands.prepare.download import download

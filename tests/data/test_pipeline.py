@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import change_speed, read_audio
+from asr_jax.audio.samples import change_speed, read_audio
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_reverberation, read_untranscribed
 from asr_jax.data.cache import AudioCache

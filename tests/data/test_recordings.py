@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import AudioError
+from asr_jax.audio.samples import AudioError
 from asr_jax.data.recordings import read_recording, recording_bytes, recording_seconds
 from asr_jax.types import Member, Utterance
 

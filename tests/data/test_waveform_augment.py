@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import read_audio
+from asr_jax.audio.samples import read_audio
 from asr_jax.data.augment import (
     add_noise,
     add_reverberation,

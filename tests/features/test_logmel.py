@@ -9,7 +9,7 @@ import kaldi_native_fbank
 import numpy as np
 import pytest
 
-from asr_jax.audio import read_audio
+from asr_jax.audio.samples import read_audio
 from asr_jax.config import FeaturesConfig
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.audio import as_wav
+from asr_jax.audio.samples import as_wav
 from asr_jax.commands import transcribe_stream
 from asr_jax.config import (
     Config,

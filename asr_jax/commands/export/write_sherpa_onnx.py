@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from asr_jax.audio import as_wav
+from asr_jax.audio.samples import as_wav
 from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.config import Config
 from asr_jax.errors import UsageError

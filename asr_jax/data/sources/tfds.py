@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from asr_jax.audio import AudioError, audio_duration_seconds
+from asr_jax.audio.samples import AudioError, audio_duration_seconds
 from asr_jax.data.sources.prepared import read_record
 from asr_jax.text_files import transcript
 from asr_jax.types import Record, Skipped, Utterance

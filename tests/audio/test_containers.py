@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import AudioError, audio_duration_seconds, read_audio, read_audio_blocks
+from asr_jax.audio.samples import AudioError, audio_duration_seconds, read_audio, read_audio_blocks
 
 RATE_HZ = 16_000
 FORMATS: dict[str, dict] = {

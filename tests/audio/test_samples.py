@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio import (
+from asr_jax.audio.samples import (
     AudioError,
     audio_duration_seconds,
     change_speed,
@@ -18,7 +18,7 @@ from asr_jax.audio import (
 
 RATE = 16_000
 
-SAMPLES = Path(__file__).parents[1] / "samples"
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def tone(frequency_hz: float, *, sample_rate_hz: int, seconds: float = 1.0) -> np.ndarray:

@@ -174,8 +174,8 @@ def _check_ogg(file: ByteFile, size: int) -> None:
         raise ContainerError("truncated: its last page is incomplete")
     if not page[5] & 4:
         raise ContainerError(
-            "truncated: its last page does not end the stream; if nothing is missing, decode it and "
-            "encode it again"
+            "truncated: its last page does not end the stream; if nothing is missing, decode it "
+            "and encode it again"
         )
 
 

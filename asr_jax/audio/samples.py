@@ -13,7 +13,7 @@ import soundfile
 import soxr
 from jaxtyping import Float32, Int16
 
-from asr_jax.containers import (
+from asr_jax.audio.containers import (
     SECOND,
     ByteFile,
     ContainerError,

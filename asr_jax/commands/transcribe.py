@@ -3,17 +3,16 @@
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from asr_jax.audio.samples import AudioError, audio_duration_seconds
+from asr_jax.audio.samples import AudioError
 from asr_jax.commands.arguments import parse, require_folder, require_writable
 from asr_jax.commands.transcribe_stream import (
     MICROPHONE,
-    STDIN,
     printable_json,
     stream_source,
     streaming,
@@ -24,6 +23,7 @@ from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
+from asr_jax.inference.inputs import file_utterance, named_recordings
 from asr_jax.inference.recognizer import (
     Recognizer,
     beam_size,
@@ -46,9 +46,9 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or a folder that export --format params wrote."""
     audio: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AUDIO ...")]
-    """Recordings: FLAC, WAV, Ogg, MP3; any sample rate, any number of channels.
-    With --stream also "microphone", or "-" for standard input:
-    16-bit little-endian samples, one channel at the model's sample rate (16 kHz)."""
+    """Recordings: FLAC, WAV, Ogg, MP3; any sample rate, any number of channels;
+    folders of them; pipes, also "-" for standard input. With --stream also "microphone",
+    and pipes carry WAV or raw samples: 16-bit, one channel at the model's rate (16 kHz)."""
     stream: bool = False
     """Print words while they are spoken, and at the end the text.
     For each chunk: seconds so far, latency, complete words, and the word that may still change."""
@@ -80,6 +80,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     """Return 1 if a recording could not be read; the other recordings are transcribed."""
     options = parse(Options, arguments, program="asr-jax transcribe")
+    options = replace(options, audio=named_recordings(options.audio))
     _check(options)
     return _transcribe_stream(options) if options.stream else _transcribe_files(options)
 
@@ -101,7 +102,7 @@ def _transcribe_files(options: Options) -> int:
     utterances, problems = [], []
     for number, path in enumerate(options.audio):
         try:
-            utterances.append(Utterance(str(number), path, "", audio_duration_seconds(path)))
+            utterances.append(file_utterance(str(number), path))
         except AudioError as error:
             problems.append(str(error))
     if utterances:
@@ -135,9 +136,8 @@ def _check(options: Options) -> None:
     """Raise ValueError for options that do not go together."""
     if not options.audio:
         raise ValueError("AUDIO: name at least one recording")
-    live = [path for path in options.audio if str(path) in (STDIN, MICROPHONE)]
-    if live and not options.stream:
-        raise ValueError(f"AUDIO {live[0]}: needs --stream")
+    if Path(MICROPHONE) in options.audio and not options.stream and not Path(MICROPHONE).exists():
+        raise ValueError(f"AUDIO {MICROPHONE}: needs --stream")
     if options.stream:
         _check_stream(options)
     _check_form(options)

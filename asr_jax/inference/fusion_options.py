@@ -1,6 +1,7 @@
 """Language-model and hotword options for beam search."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -88,12 +89,16 @@ def _option(field: str) -> str:
 NO_FUSION_OPTIONS = FusionOptions()
 
 
-def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
+def with_fusion(
+    recognizer: Recognizer, options: FusionOptions, *, phrases: Mapping[str, float] | None = None
+) -> Recognizer:
     """Return the recognizer with the fusion that `options` ask for.
+
+    `phrases` with their boosts take the place of a file of hotwords.
 
     Raises ValueError where the recognizer's search does not support fusion.
     """
-    if not (option := options.asked_for):
+    if not (option := options.asked_for or ("--hotwords" if phrases else "")):
         return recognizer
     config, tokenizer = recognizer.config, recognizer.tokenizer
     kind = config.objective.kind if config.decoding.head == "objective" else "ctc"
@@ -108,10 +113,9 @@ def with_fusion(recognizer: Recognizer, options: FusionOptions) -> Recognizer:
     if path := options.source_language_model:
         weight = -options.source_language_model_weight
         scorers.append(_language_model_scorer(path, tokenizer, order=SOURCE_ORDER, weight=weight))
-    hotwords = None
     if options.hotwords:
         phrases = read_hotwords(options.hotwords, boost=options.hotword_boost)
-        hotwords = make_hotwords(phrases, tokenizer)
+    hotwords = make_hotwords(phrases, tokenizer) if phrases else None
     internal = options.internal_lm_weight
     fusion = Fusion(tuple(scorers), jnp.float32(internal) if internal else None, hotwords)
     everywhere = NamedSharding(recognizer.mesh, P())

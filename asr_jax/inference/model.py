@@ -1,21 +1,22 @@
 """A trained model as a Python object: `asr-jax transcribe` without the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from asr_jax.audio.samples import as_wav, audio_duration_seconds
 from asr_jax.config import Config
-from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, with_fusion
+from asr_jax.decoding.hotwords import LARGEST_BOOST
+from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
+from asr_jax.inference.inputs import Recording, utterances_of, valid_rate
 from asr_jax.inference.recognizer import (
     Recognizer,
     open_run,
     recognize_utterances,
     with_decoding,
 )
-from asr_jax.types import InMemory, Transcript, Utterance
+from asr_jax.types import Transcript
 
 
 class Model:
@@ -36,9 +37,9 @@ class Model:
 
     def transcribe(
         self,
-        audio: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        audio: Recording | Iterable[Recording],
         *,
-        sample_rate_hz: int | None = None,
+        sample_rate_hz: int | float | np.integer | np.floating | None = None,
         timestamps: bool = False,
     ) -> list[Transcript]:
         """Return one transcript per recording, in order.
@@ -47,18 +48,24 @@ class Model:
         only faster. The first batch of each length is compiled.
 
         Args:
-            audio: a path (FLAC, WAV, Ogg, MP3; any rate, any number of channels), samples [S] as
-                floats in -1..1, or a sequence of these.
-            sample_rate_hz: rate of the samples; by default the model's (usually 16 kHz).
+            audio: a recording or several. A recording is one of:
+                a path to a file (FLAC, WAV, Ogg, MP3; any rate, any number of channels) or a pipe;
+                the contents of such a file as bytes, or the file open in binary mode;
+                samples [S] of one channel, as an array of NumPy or JAX or a list: floats in -1..1,
+                or int16 or int32 at full scale;
+                a dict of Hugging Face's datasets: array and sampling_rate, or bytes, or path.
+            sample_rate_hz: rate of samples without a dict; by default the model's (usually 16 kHz).
             timestamps: include words, each with its start and end in seconds and its confidence;
                 otherwise a transcript's `words` are empty.
 
         Raises:
-            ValueError: a recording, which is named, cannot be read or has no samples.
+            ValueError: a recording, which is named, is of another kind, cannot be read or has no
+                samples; or the rate is no number of Hz.
         """
-        recordings = [audio] if isinstance(audio, str | Path | np.ndarray) else audio
-        rate_hz = sample_rate_hz or self.config.features.sample_rate_hz
-        utterances = [_utterance(n, recording, rate_hz) for n, recording in enumerate(recordings)]
+        rate_hz = self.config.features.sample_rate_hz
+        if sample_rate_hz is not None:
+            rate_hz = valid_rate(sample_rate_hz, "sample_rate_hz")
+        utterances = utterances_of(audio, sample_rate_hz=rate_hz)
         recognition = recognize_utterances(self._recognizer, utterances)
         for skipped in recognition.failed:
             raise ValueError(skipped.reason)
@@ -69,10 +76,11 @@ class Model:
 def load(
     directory: str | Path,
     *,
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     beam: int | None = None,
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
+    hotwords: str | Path | Iterable[str | tuple[str, float]] | None = None,
     **fusion: str | Path | int | float,
 ) -> Model:
     """Load the model of a run directory, or of a directory written by
@@ -88,9 +96,11 @@ def load(
         beam: a value that replaces the config's decoding.beam.
         chunk_ms: a value that replaces decoding.chunk_ms.
         window_seconds: a value that replaces decoding.window_seconds.
-        **fusion: fields of FusionOptions, which are the language-model and hotword options of
-            `asr-jax transcribe`: language_model, language_model_weight, hotwords, ... Files are
-            paths or strings.
+        hotwords: phrases to boost, or pairs of a phrase and its boost; or the path of a file of
+            them, as for `asr-jax transcribe`.
+        **fusion: other fields of FusionOptions, which are the language-model and hotword options
+            of `asr-jax transcribe`: language_model, language_model_weight, hotword_boost, ... Files
+            are paths or strings.
 
     Raises:
         ValueError: the directory has no model, or one that is damaged or of another version; or
@@ -99,7 +109,7 @@ def load(
         TypeError: an unknown option.
     """
     recognizer = with_decoding(
-        open_run(Path(directory), checkpoint),
+        open_run(Path(directory), str(checkpoint)),
         beam=beam,
         chunk_ms=chunk_ms,
         window_seconds=window_seconds,
@@ -107,17 +117,29 @@ def load(
     given = {
         name: Path(value) if isinstance(value, str) else value for name, value in fusion.items()
     }
-    return Model(with_fusion(recognizer, replace(NO_FUSION_OPTIONS, **given)))
+    phrases = None
+    if isinstance(hotwords, str | Path):
+        given["hotwords"] = Path(hotwords)
+    elif hotwords is not None:
+        boost = given.pop("hotword_boost", FusionOptions.hotword_boost)
+        phrases = _boosted(hotwords, boost)
+    options = replace(NO_FUSION_OPTIONS, **given)
+    return Model(with_fusion(recognizer, options, phrases=phrases))
 
 
-def _utterance(number: int, audio: str | Path | np.ndarray, rate_hz: int) -> Utterance:
-    if isinstance(audio, str | Path):
-        return Utterance(str(number), Path(audio), "", audio_duration_seconds(audio))
-    name, samples = f"audio[{number}]", np.asarray(audio)
-    if samples.ndim != 1 or not len(samples) or not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(
-            f"{name}: {samples.dtype} samples of shape {samples.shape}: must be floats in -1..1, "
-            "one channel of at least one sample"
-        )
-    wav = InMemory(as_wav(samples.astype(np.float32), rate_hz))
-    return Utterance(str(number), Path(name), "", len(samples) / rate_hz, within=wav)
+def _boosted(hotwords: Iterable[str | tuple[str, float]], boost: object) -> dict[str, float]:
+    """Return {phrase: boost}. Raises ValueError for what is neither a phrase nor a pair."""
+    phrases = {}
+    for number, given in enumerate(hotwords):
+        phrase, own = given if isinstance(given, tuple) and len(given) == 2 else (given, boost)
+        name = f"hotwords[{number}] = {given!r}"
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(f"{name}: must be a phrase, or a phrase and its boost")
+        if not isinstance(own, int | float) or not 0 < own <= LARGEST_BOOST:
+            raise ValueError(f"{name}: its boost must be above 0, up to {LARGEST_BOOST:g}")
+        if phrase in phrases:
+            raise ValueError(f"{name}: is listed twice")
+        phrases[phrase] = float(own)
+    if not phrases:
+        raise ValueError("hotwords: must hold a phrase")
+    return phrases

@@ -1,6 +1,7 @@
 """train, evaluate and transcribe from end to end: their output and the files of a run."""
 
 import contextlib
+import io
 import json
 import math
 import re
@@ -229,6 +230,37 @@ def test_transcribe_prints_the_hypotheses_of_evaluate(trained, command):
         "duration": 0.55,
         "text": expected["3.flac"],
     }
+
+
+def test_transcribe_reads_folders_and_pipes(trained, command, error, tmp_path, monkeypatch):
+    flacs = sorted(trained.data.parent.glob("*.flac"))
+    for number, flac in enumerate(flacs):
+        copy = tmp_path / "calls" / str(number % 2) / flac.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(flac.read_bytes())
+    copies = sorted((tmp_path / "calls").rglob("*.flac"))
+    expected = command("transcribe", trained.run, *copies).out
+    folder = tmp_path / "calls"
+    assert command("transcribe", trained.run, folder, copies[0], folder).out == expected
+    first, *rest = expected.splitlines()
+    assert command("transcribe", trained.run, *copies[:1], folder / "1").out.count("\n") == 4
+
+    contents = copies[0].read_bytes()
+    for name in ("-", "/dev/stdin"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(contents)))
+        outcome = command("transcribe", trained.run, name, *copies[1:])
+        assert outcome.out.splitlines() == [first.replace(str(copies[0]), name), *rest]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\1\2\3\4" * 99)))
+    outcome = command("transcribe", trained.run, "-")
+    assert (outcome.status, outcome.err) == (1, "asr-jax transcribe: -: Format not recognised.\n")
+
+    (tmp_path / "empty").mkdir()
+    message = error("transcribe", trained.run, tmp_path / "empty", copies[0])
+    assert message.startswith(f"{tmp_path / 'empty'}: a folder without recordings (")
+    doubled = tmp_path / "calls" / "0" / copies[-1].name
+    doubled.write_bytes(contents)
+    message = error("transcribe", trained.run, folder, "--output", tmp_path / "out")
+    assert message == f"--output {tmp_path / 'out'}: 2 recordings are named {doubled.stem}"
 
 
 def test_silence_and_noise_have_bounded_labels_and_count_as_insertions(trained, command, tmp_path):

@@ -105,12 +105,40 @@ def test_load_takes_the_search_options_of_transcribe(trained, command, tmp_path)
         line.partition("\t")[2] for line in lines
     ]
     assert transcripts != asr_jax.load(trained.run, beam=2).transcribe(paths)
+    for phrases in (["zwei"], [("zwei", 9)]):
+        options |= dict(hotwords=phrases, hotword_boost=9.0)
+        assert asr_jax.load(trained.run, **options).transcribe(paths) == transcripts
     decoding = asr_jax.load(trained.run, window_seconds=0.0, beam=0).config.decoding
     assert (decoding.window_seconds, decoding.beam) == (0, 0)
     with pytest.raises(ValueError, match="^--hotwords: needs a beam search"):
         asr_jax.load(trained.run, hotwords=hotwords)
     with pytest.raises(TypeError, match="hotword_bost"):
         asr_jax.load(trained.run, beam=2, hotword_bost=1.0)
+
+
+def test_load_accepts_steps_and_rejects_phrases_in_one_line(trained):
+    assert asr_jax.load(trained.run, checkpoint=3).checkpoint == "3 (3)"
+    for hotwords, message in [
+        (["zwei", "zwei"], r"hotwords\[1\] = 'zwei': is listed twice"),
+        ([" "], r"hotwords\[0\] = ' ': must be a phrase, or a phrase and its boost"),
+        ([("zwei", 0.0)], r"hotwords\[0\] = \('zwei', 0.0\): its boost must be above 0, up to 100"),
+        ([], "hotwords: must hold a phrase"),
+        (["QQ"], "hotword 'QQ': the model's tokenizer lacks 'Q'"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            asr_jax.load(trained.run, beam=2, hotwords=hotwords)
+    with pytest.raises(ValueError, match="^--hotwords: needs a beam search"):
+        asr_jax.load(trained.run, hotwords=["zwei"])
+    model = asr_jax.load(trained.run)
+    samples = read_audio(recordings(trained)[1], sample_rate_hz=16_000)
+    expected = model.transcribe(samples)
+    assert model.transcribe({"array": samples, "sampling_rate": 16_000}) == expected
+    assert model.transcribe([samples.tolist(), recordings(trained)[1].read_bytes()]) == 2 * expected
+    (one,) = model.transcribe(samples[:1])
+    assert one.text.strip() == one.text
+    for rate_hz in (0, -16_000):
+        with pytest.raises(ValueError, match=f"^sample_rate_hz = {rate_hz}: must be a whole num"):
+            model.transcribe(samples, sample_rate_hz=rate_hz)
 
 
 def test_load_resamples(trained, tmp_path):
@@ -125,8 +153,8 @@ def test_load_names_what_it_cannot_read(trained, tmp_path):
     model = asr_jax.load(trained.run)
     with pytest.raises(ValueError, match="nothing.flac: no such file"):
         model.transcribe("nothing.flac")
-    with pytest.raises(ValueError, match=r"audio\[0\]: int16 samples of shape \(5,\): must be"):
-        model.transcribe(np.zeros(5, np.int16))
+    with pytest.raises(ValueError, match=r"audio: int64 samples of shape \(5,\): must be"):
+        model.transcribe(np.zeros(5, np.int64))
     with pytest.raises(ValueError, match="not a run directory"):
         asr_jax.load(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -1,6 +1,7 @@
 """`asr-jax transcribe --stream`: print words while they are spoken, with their latency."""
 
 import codecs
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_jax.audio.samples import read_audio_blocks
+from asr_jax.audio.samples import AudioError, read_audio_blocks
 from asr_jax.decoding.stream import cannot_stream
 from asr_jax.features.frames import hop_samples
+from asr_jax.inference.inputs import STDIN_PATHS, is_pipe
+from asr_jax.inference.piped_audio import piped_samples
 from asr_jax.inference.recognizer import Recognizer, with_decoding
 from asr_jax.inference.streaming import StreamUpdate, recognize_stream
 from asr_jax.text_files import field, json_line
 from asr_jax.types import Word
 
-STDIN, MICROPHONE = "-", "microphone"
+MICROPHONE = "microphone"
 
 
 def stream_source(source: Path, recognizer: Recognizer, *, as_json: bool) -> None:
@@ -81,14 +84,14 @@ def streaming(recognizer: Recognizer) -> Recognizer:
 
 
 def _pieces(source: Path, recognizer: Recognizer) -> Iterator[np.ndarray]:
-    """Yield samples of a recording, of raw PCM on standard input, or of a microphone.
+    """Yield samples of a recording, of standard input or another pipe, or of a microphone.
 
-    Ctrl-C ends standard input and the microphone.
+    Ctrl-C ends pipes and the microphone.
     """
     rate_hz = recognizer.config.features.sample_rate_hz
     size = 2 * hop_samples(recognizer.config.features)
-    if str(source) == STDIN:
-        yield from _until_interrupted(_standard_input(size))
+    if is_pipe(source):
+        yield from _until_interrupted(_piped(source, rate_hz, size))
     elif str(source) == MICROPHONE:
         yield from _until_interrupted(_microphone(rate_hz, size))
     else:
@@ -106,10 +109,13 @@ def _until_interrupted(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield piece
 
 
-def _standard_input(size: int) -> Iterator[np.ndarray]:
-    while contents := sys.stdin.buffer.read(2 * size):
-        samples = contents[: len(contents) // 2 * 2]
-        yield np.frombuffer(samples, "<i2").astype(np.float32) / 2**15
+def _piped(source: Path, rate_hz: int, size: int) -> Iterator[np.ndarray]:
+    is_stdin = source in STDIN_PATHS
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if is_stdin else source.open("rb") as pipe:
+            yield from piped_samples(pipe.read, source, sample_rate_hz=rate_hz, block_samples=size)
+    except OSError as error:
+        raise AudioError(source, error.strerror or "cannot be read") from error
 
 
 def _microphone(rate_hz: int, size: int) -> Iterator[np.ndarray]:

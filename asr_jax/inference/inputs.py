@@ -12,13 +12,12 @@ import jax
 import numpy as np
 
 from asr_jax.audio.samples import AudioError, as_wav, audio_duration_seconds
+from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_leftover, is_recording
 from asr_jax.data.sources.librispeech_folder import files_below
 from asr_jax.types import InMemory, Utterance
 
 STDIN = "-"
 STDIN_PATHS = (Path(STDIN), Path("/dev/stdin"))
-SUFFIXES = set(".aif .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .sph .w64 .wav".split())
-"""Suffixes, in either case, of the recordings of a folder."""
 HIGHEST_RATE_HZ = 1_000_000
 
 Samples = np.ndarray | jax.Array | Sequence[float | np.floating]
@@ -51,15 +50,13 @@ def named_recordings(paths: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def _below(folder: Path) -> list[Path]:
-    recordings = []
-    for path in files_below(folder):
-        names = path.relative_to(folder).parts
-        if path.suffix.lower() in SUFFIXES and not any(
-            name.startswith(".") or name == "__MACOSX" for name in names
-        ):
-            recordings.append(path)
+    recordings = [
+        path
+        for path in files_below(folder)
+        if is_recording(path) and not is_leftover(path.relative_to(folder))
+    ]
     if not recordings:
-        raise ValueError(f"{folder}: a folder without recordings ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{folder}: a folder without recordings ({', '.join(AUDIO_SUFFIXES)})")
     return sorted(recordings)
 
 

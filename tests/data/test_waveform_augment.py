@@ -96,7 +96,8 @@ def test_reads_folders_of_recordings_and_names_their_errors(tmp_path):
 
     assert message(tmp_path / "x") == f"augment.noise = {tmp_path / 'x'}: no such folder"
     assert message(tmp_path) == (
-        f"augment.noise = {tmp_path}: no recordings (.flac, .wav, .ogg, .opus, .mp3) in it"
+        f"augment.noise = {tmp_path}: no recordings (.flac, .wav, .w64, "
+        ".rf64, .aiff, .aif, .caf, .au, .sph, .ogg, .oga, .opus, .mp3) in it"
     )
     (tmp_path / "b.wav").write_bytes(b"no recording")
     assert message(tmp_path).startswith(

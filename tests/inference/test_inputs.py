@@ -151,5 +151,5 @@ def test_a_folder_stands_for_its_recordings_each_once(tmp_path):
     rest = [path for path in expected if path != folder / "b.wav"]
     assert [*named_recordings(mixed)] == [*mixed[:2], *rest, Path("-")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: a folder without recordings \\(.aif, "):
+    with pytest.raises(ValueError, match="empty: a folder without recordings \\(.flac, "):
         named_recordings([tmp_path / "empty"])

@@ -4,7 +4,9 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+AUDIO_SUFFIXES = tuple(
+    ".flac .wav .w64 .rf64 .aiff .aif .caf .au .sph .ogg .oga .opus .mp3".split()
+)
 """Suffixes of recordings, in either case; the first is taken if a name has several."""
 
 

@@ -143,26 +143,28 @@ def _check_frames(path: Path, frames: int, available: int) -> None:
         raise AudioError(path, "its length is not known; decode it and encode it again")
 
 
-def _seek(recording: _Recording, start: int) -> None:
-    """Continue reading at sample `start` of a recording."""
+def _seek(recording: _Recording, start: int) -> int:
+    """Continue reading a recording before its sample `start`; return the samples in between."""
     sound, skipped = recording.sound, recording.first + start
     if sound.seekable():
         preroll = min(skipped, MP3_PREROLL) if sound.format == "MP3" and start > 0 else 0
         sound.seek(skipped - preroll)
-        skipped = preroll
+        return preroll
     while skipped > 0:
         skipped -= len(sound.read(min(skipped, SKIPPED_AT_ONCE), dtype="float32")) or skipped
+    return 0
 
 
-def _read(recording: _Recording, start: int, end: int, *, of: int) -> np.ndarray:
-    """Return samples [S, channels] from `start`, where libsndfile is, to `end`.
+def _read(recording: _Recording, start: int, end: int, *, preroll: int, of: int) -> np.ndarray:
+    """Return samples [S, channels] from `start` to `end`; libsndfile is `preroll` samples before.
 
-    `of` is the number of samples that are wanted in all, for the message. Raises AudioError if some
-    are missing, and if a second recording follows the last one.
+    soundfile seeks after it has read, so that in MP3 the samples before are read together with
+    those that are wanted. `of` is the number of samples that are wanted in all, for the message.
+    Raises AudioError if some are missing, and if a second recording follows the last one.
     """
     path, sound = recording.path, recording.sound
     try:
-        channels = sound.read(end - start, dtype="float32", always_2d=True)
+        channels = sound.read(preroll + end - start, dtype="float32", always_2d=True)[preroll:]
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
         raise AudioError(path, f"truncated or damaged: {reason}") from error
@@ -207,8 +209,8 @@ def read_audio(
     """
     with _opened(path, contents) as recording:
         start, end = _segment_bounds(recording, offset_seconds, duration_seconds, channel)
-        _seek(recording, start)
-        channels = _read(recording, start, end, of=end - start)
+        preroll = _seek(recording, start)
+        channels = _read(recording, start, end, preroll=preroll, of=end - start)
         rate_hz = recording.sound.samplerate
     samples = _mixed(path, channels, channel)
     _check_mean(path, _powers(channels, samples))
@@ -232,11 +234,10 @@ def read_audio_blocks(
         resampler = soxr.ResampleStream(rate_hz / sample_rate_hz, 1.0, 1, dtype="float32")
         powers = np.zeros(2)
         for start in range(0, frames, rate_hz):
-            # soundfile seeks after it has read, which in MP3 loses the bits of earlier frames.
-            if start == 0 or recording.sound.format == "MP3":
-                _seek(recording, start)
+            is_sought = start == 0 or recording.sound.format == "MP3"
+            preroll = _seek(recording, start) if is_sought else 0
             end = min(start + rate_hz, frames)
-            channels = _read(recording, start, end, of=frames)
+            channels = _read(recording, start, end, preroll=preroll, of=frames)
             samples = _mixed(path, channels, None)
             powers += _powers(channels, samples)
             if end == frames:
@@ -313,8 +314,8 @@ def as_flac(
     """
     with _opened(path, contents) as recording:
         start, end = _segment_bounds(recording, offset_seconds, duration_seconds, channel)
-        _seek(recording, start)
-        samples = _read(recording, start, end, of=end - start)
+        preroll = _seek(recording, start)
+        samples = _read(recording, start, end, preroll=preroll, of=end - start)
         rate_hz = recording.sound.samplerate
         bits = 16 if recording.sound.subtype == "PCM_16" else 24
     if channel is not None:

@@ -207,6 +207,25 @@ def test_segment_of_a_long_recording_is_a_slice_of_the_whole(tmp_path, suffix):
         np.testing.assert_array_equal(segment, whole[start : start + 12_000])
 
 
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_segments_and_blocks_of_mp3_have_the_bits_of_the_frames_before(tmp_path, mode):
+    """At low bit rates, frames use bits of many frames before them."""
+    speech = [read_audio(p, sample_rate_hz=RATE) for p in sorted(SAMPLES.rglob("*.ogg"))[:4]]
+    options = {"bitrate_mode": mode, "compression_level": 0.99}
+    soundfile.write(tmp_path / "a.mp3", np.concatenate(speech), RATE, **options)
+    whole = read_audio(tmp_path / "a.mp3", sample_rate_hz=RATE)
+    blocks = np.concatenate(list(read_audio_blocks(tmp_path / "a.mp3", sample_rate_hz=RATE)))
+    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+    for start in range(RATE, len(whole) - RATE, 7001):
+        segment = read_audio(
+            tmp_path / "a.mp3",
+            sample_rate_hz=RATE,
+            offset_seconds=start / RATE,
+            duration_seconds=1.0,
+        )
+        np.testing.assert_allclose(segment, whole[start : start + RATE], atol=1e-6)
+
+
 def test_audio_before_a_segment_is_not_decoded(tmp_path):
     """Damage before the segment changes nothing, though reading the whole file fails."""
     path = tmp_path / "long.flac"

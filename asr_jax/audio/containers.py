@@ -6,6 +6,7 @@ Info frame. The functions here read as little of a file as shows what is really 
 """
 
 import io
+import itertools
 import re
 import struct
 from typing import BinaryIO, NamedTuple
@@ -22,6 +23,8 @@ FLAC_READ_AHEAD = 2**14
 # Bytes after the samples that are ordinary, whatever they are: some writers pad their files.
 ORDINARY_REST = 4096
 MOST_CHUNKS = 1000
+# The format of WAV whose samples are MP3, of which libsndfile only estimates the length.
+MP3_IN_WAV = b"\x55\x00"
 BLOCK_BYTES = 2**20
 FIRST_BYTES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff", b".snd", b"NIST")
 SECOND = (
@@ -59,7 +62,7 @@ def mended(file: ByteFile, size: int) -> Mended | None:
         case b"NIST":
             _check_sphere(file, size)
         case b"OggS":
-            _check_ogg(file, size)
+            _check_ogg(file, size, head)
         case _ if head[:3] == b"ID3" or _frame_bytes(head, 0):
             return _mended_mp3(file, size)
     return None
@@ -96,7 +99,7 @@ def _layout(head: bytes) -> _Chunks:
 
 def _check_chunks(file: ByteFile, size: int, head: bytes) -> Mended | None:
     """Check that the chunk of the samples is there, and nothing unknown behind it."""
-    layout, data_bytes_64 = _layout(head), -1
+    layout, data_bytes_64, is_mp3 = _layout(head), -1, False
     at = layout.first
     for _ in range(MOST_CHUNKS):
         if len(header := _at(file, at, layout.header.size)) < layout.header.size:
@@ -105,11 +108,16 @@ def _check_chunks(file: ByteFile, size: int, head: bytes) -> Mended | None:
         body, length = at + layout.header.size, stated - layout.counted
         if name[:4] == b"ds64":
             data_bytes_64 = int.from_bytes(_at(file, body + 8, 8), "little")
+        if name == b"fmt ":
+            is_mp3 = _at(file, body, 2) == MP3_IN_WAV
         if name[:4] in (b"data", b"SSND", b"BODY"):
             if length == 2**32 - 1 and data_bytes_64 >= 0:
                 length = data_bytes_64
             if not _is_unknown(length):
                 _check_samples(file, size, body, length)
+                if is_mp3:
+                    mp3 = _at(file, body, length)
+                    return _mended_mp3(io.BytesIO(mp3), len(mp3)) or Mended(mp3)
             elif length == 0 and head[:4] == b"RIFF" and not _is_chunk(_at(file, body, 8)):
                 return Mended(_at(file, 0, body - 4) + b"\xff" * 4 + _at(file, body, size))
             break
@@ -124,7 +132,7 @@ def _is_chunk(start: bytes) -> bool:
 
 def _is_unknown(length: int) -> bool:
     """Return whether a size is one of those that programs write to a pipe before they know it."""
-    return length <= 0 or any(abs(length - full) <= 4096 for full in (2**31, 2**32))
+    return length <= 0 or any(abs(length - full) <= 4096 for full in (2**31, 2**32, 2**63))
 
 
 def _check_samples(file: ByteFile, size: int, start: int, length: int) -> None:
@@ -164,7 +172,7 @@ def _check_sphere(file: ByteFile, size: int) -> None:
 # Ogg.
 
 
-def _check_ogg(file: ByteFile, size: int) -> None:
+def _check_ogg(file: ByteFile, size: int, head: bytes) -> None:
     """Check that the last page is complete and marked as the end of its stream."""
     tail = _at(file, max(0, size - 2 * OGG_PAGE_BYTES), 2 * OGG_PAGE_BYTES)
     page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
@@ -177,6 +185,36 @@ def _check_ogg(file: ByteFile, size: int) -> None:
             "truncated: its last page does not end the stream; if nothing is missing, decode it "
             "and encode it again"
         )
+    if head[28:35] == b"\x01vorbis":
+        _check_vorbis_start(file, head)
+
+
+def _check_vorbis_start(file: ByteFile, head: bytes) -> None:
+    """Raise ContainerError for Vorbis whose first samples must be left out, which libsndfile plays.
+
+    Such a stream was cut without decoding. Its first page of audio states fewer samples than it
+    has, and libsndfile loses as many at the end.
+    """
+    at, packets, serial = 0, 0, head[14:18]
+    # Encoders number the two sizes of their blocks 0 and 1.
+    block_samples = [1 << (head[56] & 15), 1 << (head[56] >> 4)]
+    while (page := _at(file, at, OGG_PAGE_BYTES))[:4] == b"OggS" and len(page) > 26:
+        sizes = page[27 : 27 + page[26]]
+        at += (start := 27 + len(sizes)) + sum(sizes)
+        ends = [index for index, size in enumerate(sizes) if size < 255]
+        if packets < 3 or page[14:18] != serial:  # three packets of headers
+            packets += len(ends) if page[14:18] == serial else 0
+            continue
+        starts = [start + sum(sizes[: end + 1]) for end in [-1, *ends[:-1]]]
+        blocks = [block_samples[page[first] >> 1 & 1] for first in starts if first < len(page)]
+        samples = sum(a + b for a, b in itertools.pairwise(blocks)) // 4
+        is_last = page[5] & 4
+        if ends and not is_last and int.from_bytes(page[6:14], "little", signed=True) < samples:
+            raise ContainerError(
+                "its first samples are to be left out, since it was cut without decoding; "
+                "decode it and encode it again"
+            )
+        break
 
 
 def is_ogg(file: ByteFile) -> bool:

@@ -116,13 +116,30 @@ def test_chained_ogg_with_equal_serial_numbers_is_refused(kind, recordings, tmp_
             samples_of(tmp_path / "a", contents)
 
 
-def renumbered(ogg: bytes, serial: bytes) -> bytes:
-    """Return an Ogg file with another serial number, and its pages' new checksums."""
+@pytest.mark.parametrize("channels", [1, 2])
+def test_vorbis_that_was_cut_without_decoding_is_refused(channels, tmp_path):
+    """Its pages count from the cut, which is within the first of them."""
+    file = io.BytesIO()
+    noise = np.stack([speech(2.0, seed=seed) for seed in range(channels)], axis=1)
+    soundfile.write(file, noise, RATE_HZ, format="OGG")
+    assert len(samples_of(tmp_path / "a", file.getvalue())) == 2 * RATE_HZ
+    cut = renumbered(file.getvalue(), file.getvalue()[14:18], earlier=5000)
+    with pytest.raises(AudioError, match="its first samples are to be left out"):
+        samples_of(tmp_path / "a", cut)
+
+
+def renumbered(ogg: bytes, serial: bytes, *, earlier: int = 0) -> bytes:
+    """Return an Ogg file with another serial number, and its pages' new checksums.
+
+    The positions of pages of audio are `earlier` by this number of samples.
+    """
     pages, at = b"", 0
     while at < len(ogg):
         segments = ogg[at + 27 : at + 27 + ogg[at + 26]]
         page = bytearray(ogg[at : at + 27 + len(segments) + sum(segments)])
         at += len(page)
+        position = max(0, int.from_bytes(page[6:14], "little") - earlier)
+        page[6:14] = position.to_bytes(8, "little")
         page[14:18], page[22:26], checksum = serial, bytes(4), 0
         for byte in page:
             checksum ^= byte << 24
@@ -209,6 +226,29 @@ def test_wav_that_was_written_to_a_pipe_is_read_to_its_end(size, recordings, tmp
         contents = whole[:4] + riff + whole[8:at] + unknown + whole[at + 4 :]
         np.testing.assert_array_equal(samples_of(tmp_path / "a", contents), expected)
         assert audio_duration_seconds(tmp_path / "a") == 4.0
+
+
+def test_w64_that_was_written_to_a_pipe_is_read_to_its_end(recordings, tmp_path):
+    whole, path = recordings["w64"], tmp_path / "a"
+    expected, at = samples_of(path, whole), whole.index(b"data") + 16
+    piped = whole[:at] + struct.pack("<Q", 2**63 - 1) + whole[at + 8 :]
+    np.testing.assert_array_equal(samples_of(path, piped), expected)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "constant mp3"])
+@pytest.mark.parametrize("has_info", [True, False])
+def test_mp3_in_wav_is_read_as_mp3(kind, has_info, recordings, tmp_path):
+    mp3 = recordings[kind] if has_info else b"".join(frames_of(recordings[kind])[1:])
+    format = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE_HZ, 8000, 576, 0, 12, 1, 2, 576, 1, 0)
+    chunks = b"".join(
+        name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+        for name, body in ((b"fmt ", format), (b"data", mp3), (b"LIST", b"INFO"))
+    )
+    wav = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+    expected = samples_of(tmp_path / "a", mp3)
+    np.testing.assert_array_equal(samples_of(tmp_path / "a", wav), expected)
+    with pytest.raises(AudioError, match="truncated"):
+        samples_of(tmp_path / "a", wav[:-300])
 
 
 def test_wav_with_more_samples_than_its_header_states_is_refused(recordings, tmp_path):

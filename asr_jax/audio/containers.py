@@ -118,8 +118,10 @@ def _check_chunks(file: ByteFile, size: int, head: bytes) -> Mended | None:
                 if is_mp3:
                     mp3 = _at(file, body, length)
                     return _mended_mp3(io.BytesIO(mp3), len(mp3)) or Mended(mp3)
-            elif length == 0 and head[:4] == b"RIFF" and not _is_chunk(_at(file, body, 8)):
-                return Mended(_at(file, 0, body - 4) + b"\xff" * 4 + _at(file, body, size))
+            elif length == 0 and head[:4] == b"RIFF":
+                samples = _at(file, body, size)
+                if any(samples) and not _is_chunk(samples.lstrip(b"\0")):
+                    return Mended(_at(file, 0, body - 4) + b"\xff" * 4 + samples)
             break
         at = body + max(0, length) + -(body + length) % layout.alignment
     return None
@@ -162,8 +164,10 @@ def _check_au(file: ByteFile, size: int, head: bytes) -> None:
 def _check_sphere(file: ByteFile, size: int) -> None:
     """Check a file of NIST's SPHERE, whose header is text."""
     header = _at(file, 0, 1024).decode("latin-1")
+    if re.search(r"^sample_coding .*embedded", header, re.MULTILINE):
+        raise ContainerError("compressed SPHERE (shorten); decompress it with sph2pipe")
     fields = dict(re.findall(r"^(\w+) -i (\d+)", header, re.MULTILINE))
-    counts = [int(fields.get(f"{name}", 0)) for name in ("sample_count", "sample_n_bytes")]
+    counts = [int(fields.get(name, 0)) for name in ("sample_count", "sample_n_bytes")]
     start = int(header[8:16]) if header[8:16].strip().isdigit() else 1024
     if length := counts[0] * counts[1] * int(fields.get("channel_count", 1)):
         _check_samples(file, size, start, length)

@@ -78,7 +78,9 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Re
     except ContainerError as error:
         raise AudioError(path, str(error)) from error
     except soundfile.LibsndfileError as error:
-        raise AudioError(path, error.error_string.removeprefix("Error : ") or "corrupt") from error
+        reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
+        convert = "if another program plays it, convert it to FLAC or WAV"
+        raise AudioError(path, f"{reason}; {convert}") from error
     except OSError as error:
         raise AudioError(path, error.strerror or "cannot be read") from error
 

@@ -228,6 +228,26 @@ def test_wav_that_was_written_to_a_pipe_is_read_to_its_end(size, recordings, tmp
         assert audio_duration_seconds(tmp_path / "a") == 4.0
 
 
+def test_wav_of_a_recorder_that_was_stopped_may_begin_with_silence(recordings, tmp_path):
+    whole, path = recordings["wav"], tmp_path / "a"
+    at = whole.index(b"data") + 4
+    head = whole[:at] + bytes(4)
+    samples = samples_of(path, head + bytes(9000) + whole[at + 4 :])
+    np.testing.assert_array_equal(samples[:4500], 0)
+    np.testing.assert_array_equal(samples[4500:], samples_of(path, whole))
+    for rest in (b"", bytes(9000), LIST, bytes(2) + LIST):
+        with pytest.raises(AudioError, match="no samples"):
+            samples_of(path, head + rest)
+
+
+def test_compressed_sphere_is_named(recordings, tmp_path):
+    """LDC distributes it; it has fewer bytes than its header states for its samples."""
+    coded = b"sample_coding -s26 pcm,embedded-shorten-v2.00\n"
+    whole = recordings["sphere"].replace(b"end_head", coded + b"end_head")
+    with pytest.raises(AudioError, match="compressed SPHERE .shorten.; decompress it with sph2"):
+        samples_of(tmp_path / "a", whole[: len(whole) // 3])
+
+
 def test_w64_that_was_written_to_a_pipe_is_read_to_its_end(recordings, tmp_path):
     whole, path = recordings["w64"], tmp_path / "a"
     expected, at = samples_of(path, whole), whole.index(b"data") + 16

@@ -252,7 +252,8 @@ def test_transcribe_reads_folders_and_pipes(trained, command, error, tmp_path, m
         assert outcome.out.splitlines() == [first.replace(str(copies[0]), name), *rest]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\1\2\3\4" * 99)))
     outcome = command("transcribe", trained.run, "-")
-    assert (outcome.status, outcome.err) == (1, "asr-jax transcribe: -: Format not recognised.\n")
+    message = "-: Format not recognised; if another program plays it, convert it to FLAC or WAV"
+    assert (outcome.status, outcome.err) == (1, f"asr-jax transcribe: {message}\n")
 
     (tmp_path / "empty").mkdir()
     message = error("transcribe", trained.run, tmp_path / "empty", copies[0])

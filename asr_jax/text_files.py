@@ -81,10 +81,11 @@ def transcript(text: str) -> str:
     """Return the text in Unicode's form NFC, each run of white space as one space, stripped.
 
     NFC writes a letter and its accent as one character where there is one. NUL counts as white
-    space, because programs in C end or pad texts with it.
+    space, because programs in C end or pad texts with it. Byte-order marks are dropped, because
+    programs that put whole files into JSON or into a line after an id keep them.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
+        text = unicodedata.normalize("NFC", text.replace(BYTE_ORDER_MARK, ""))
     return " ".join(text.replace("\0", " ").split())
 
 

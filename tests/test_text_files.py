@@ -135,7 +135,8 @@ READERS = [folder, kaldi, jsonl, cuts, tar, text_files, archive, texts, hotwords
 @pytest.mark.parametrize("read", READERS)
 def test_every_reader_takes_marks_line_ends_and_any_white_space_within_a_line(read, end, tmp_path):
     lines = {"a": b"FIRST", "b": f"  {DECOMPOSED}\t ONE ".encode(), "z": b"LAST\r"}
-    expected = [("a", "FIRST"), ("b", f"{COMPOSED} ONE"), ("z", "LAST")]
+    lines["m"] = MARK + b"MARK " + MARK + b"ED"
+    expected = [("a", "FIRST"), ("b", f"{COMPOSED} ONE"), ("z", "LAST"), ("m", "MARK ED")]
     for n, separator in enumerate(SEPARATORS):
         lines[f"s{n}"] = f"A{n}{separator}B".encode()
         expected.append((f"s{n}", f"A{n} B"))

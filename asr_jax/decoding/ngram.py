@@ -130,9 +130,13 @@ def _parse_arpa(
     counts: dict[int, int] = {}
     section, order, left = "", 0, 0
     for number, line in lines:
-        if section == "\\end\\" or not (section or line == "\\data\\"):
-            continue
         try:
+            if not section and line == "iARPA":
+                raise ValueError(
+                    "iARPA, IRSTLM's own format; convert it by compile-lm FILE --text=yes OUT.arpa"
+                )
+            if section == "\\end\\" or not (section or line == "\\data\\"):
+                continue
             if line.startswith("\\"):
                 if left:
                     excess = "too few" if left > 0 else "too many"

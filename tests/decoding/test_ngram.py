@@ -262,6 +262,8 @@ def test_a_piece_without_probability_is_never_a_gain(tmp_path):
         (lambda t: t.replace("-0.3 A B -0.5", "-0.3 A B -inf"), "needs finite numbers", 17),
         (lambda t: t.replace("ngram 2=4", "ngram 2=3"), "1 n-grams too many", 21),
         (lambda t: t.replace("-0.9 B B", "much B B"), "'much'", 18),
+        # IRSTLM's numbers mean something else, though the sections have the same names.
+        (lambda t: "\niARPA\n" + t, "iARPA, IRSTLM's own format; convert", 2),
         (lambda t: t.replace("\\end\\", ""), "ends before", None),
         (lambda t: t.replace("\\data\\", ""), "has no \\\\data\\\\", None),
     ],

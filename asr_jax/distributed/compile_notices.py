@@ -42,12 +42,14 @@ def logged_compile_notices(
         return
     log = log or Path(tempfile.gettempdir()) / f"asr-jax-xla-{os.getuid()}.log"
     terminal = os.dup(2)
-    sys.stderr = open(
+    # A logging handler may keep this stream, so its descriptor stays open after the command.
+    direct = sys.stderr = open(
         os.dup(terminal),
         "w",
         buffering=1,
         encoding=python_stderr.encoding,
         errors="backslashreplace",
+        closefd=False,
     )
     filters: list[subprocess.Popen[bytes]] = []
     timer = threading.Timer(after_seconds, lambda: filters.append(_filtered(terminal, log)))
@@ -58,7 +60,8 @@ def logged_compile_notices(
     finally:
         timer.cancel()
         timer.join()
-        sys.stderr.close()
+        with contextlib.suppress(OSError):  # the reader of a pipe may have ended
+            direct.flush()
         sys.stderr = python_stderr
         os.dup2(terminal, 2)
         os.close(terminal)

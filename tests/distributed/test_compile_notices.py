@@ -106,6 +106,40 @@ def test_command_keeps_the_rest_of_its_standard_error(end, said, tmp_path):
     assert end or "afterwards\n" in done.stderr
 
 
+KEPT = """
+import logging, os, sys
+from asr_jax.distributed.compile_notices import logged_compile_notices
+
+before = os.fstat(2)
+try:
+    with logged_compile_notices():
+        logging.getLogger().addHandler(logging.StreamHandler())
+        sys.stderr.write("x")
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    assert os.path.samestat(os.fstat(2), before) and sys.stderr.fileno() == 2
+logging.warning("afterwards")
+print("the end")
+"""
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_stream_that_a_handler_keeps_stays_open_and_a_closed_pipe_hides_no_error(is_read):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as read, os.fdopen(writer, "wb") as written:
+        if not is_read:
+            read.close()
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", KEPT],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=written,
+        )
+        written.close()
+        assert done.stdout == b"the end\n"
+        assert not is_read or read.read() == b"xafterwards\n"
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "transcribe", "fit", "export"])
 def test_every_command_that_compiles_logs_the_notices(command):
     module = importlib.import_module(f"asr_jax.commands.{command}")

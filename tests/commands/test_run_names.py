@@ -2,7 +2,6 @@
 
 import shutil
 
-import pytest
 from tiny import checkpoint_steps
 
 from asr_jax.training import checkpoint
@@ -29,11 +28,10 @@ def test_run_of_any_name_trains_resumes_and_is_used(command, trained, run, tmp_p
     assert checkpoint_steps(tuned) == {"2", "3", "4"}
 
 
-@pytest.mark.parametrize("name", ["back\\slash", b"latin-\xff".decode(errors="surrogateescape")])
 def test_path_that_checkpoints_cannot_have_is_refused_before_training(
-    name, error, trained, run, tmp_path
+    error, trained, run, tmp_path
 ):
-    other = tmp_path / name
+    other = tmp_path / "back\\slash"
     arguments = (*trained.arguments[:2], "--run", other, *trained.arguments[4:])
     assert error(*arguments) == (
         f"run directory {other}: the path of checkpoints must be UTF-8 and contain no backslash, "

@@ -178,6 +178,7 @@ def _as_floats(name: str, audio: object) -> np.ndarray:
             f"{described}: must be one channel of at least one sample; average channels, and pass "
             "several recordings as a list"
         )
+    samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     if samples.dtype in (np.int16, np.int32):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     # bfloat16, which JAX has, is of no kind of NumPy's.

@@ -1,6 +1,6 @@
 """A trained model as a Python object: `asr-jax transcribe` without the command line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def load(
     beam: int | None = None,
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
-    hotwords: str | Path | Iterable[str | tuple[str, float]] | None = None,
+    hotwords: str | Path | Iterable[str | tuple[str, float]] | Mapping[str, float] | None = None,
     **fusion: str | Path | int | float,
 ) -> Model:
     """Load the model of a run directory, or of a directory written by
@@ -96,8 +96,8 @@ def load(
         beam: a value that replaces the config's decoding.beam.
         chunk_ms: a value that replaces decoding.chunk_ms.
         window_seconds: a value that replaces decoding.window_seconds.
-        hotwords: phrases to boost, or pairs of a phrase and its boost; or the path of a file of
-            them, as for `asr-jax transcribe`.
+        hotwords: phrases to boost, or pairs or a dict of phrases and their boosts; or the path of a
+            file of them, as for `asr-jax transcribe`.
         **fusion: other fields of FusionOptions, which are the language-model and hotword options
             of `asr-jax transcribe`: language_model, language_model_weight, hotword_boost, ... Files
             are paths or strings.
@@ -122,7 +122,8 @@ def load(
         given["hotwords"] = Path(hotwords)
     elif hotwords is not None:
         boost = given.pop("hotword_boost", FusionOptions.hotword_boost)
-        phrases = _boosted(hotwords, boost)
+        listed = hotwords.items() if isinstance(hotwords, Mapping) else hotwords
+        phrases = _boosted(listed, boost)
     options = replace(NO_FUSION_OPTIONS, **given)
     return Model(with_fusion(recognizer, options, phrases=phrases))
 

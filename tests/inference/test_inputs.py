@@ -39,7 +39,7 @@ def test_every_form_has_the_samples_of_the_file(tone):
             *(io.BytesIO(contents), file),
             *(expected, expected.astype(np.float64), jnp.array(expected), expected.tolist()),
             *(list(expected), tuple(expected.tolist()), expected[None], expected[:, None]),
-            *(whole, whole.astype(np.int32) * 2**16, jnp.array(whole)),
+            *(whole, whole.astype(">i2"), whole.astype(np.int32) * 2**16, jnp.array(whole)),
             {"array": expected, "sampling_rate": RATE_HZ, "path": "gone.wav"},
             {"array": expected.tolist(), "sampling_rate": float(RATE_HZ)},
             {"bytes": contents, "path": "gone.wav"},

@@ -171,7 +171,7 @@ def _read(recording: _Recording, start: int, end: int, *, preroll: int, of: int)
         reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
         raise AudioError(path, f"truncated or damaged: {reason}") from error
     if len(channels) < end - start:
-        raise AudioError(path, f"truncated, {of - (end - start) + len(channels)} of {of} samples")
+        raise AudioError(path, f"truncated: {of - (end - start) + len(channels)} of {of} samples")
     if end == recording.frames and sound.format == "FLAC" and follows_flac(recording.file):
         raise AudioError(path, SECOND)
     return channels
@@ -290,7 +290,7 @@ def _segment_bounds(
     if not 0 <= start < end:
         raise AudioError(
             path,
-            f"no samples from {offset_seconds:g} s on, "
+            f"no samples in its segment: from {offset_seconds:g} s on, "
             f"the recording has {recording.frames / rate_hz:g} s",
         )
     number = recording.sound.channels

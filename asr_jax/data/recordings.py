@@ -127,7 +127,7 @@ def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
     with file:
         available_bytes = max(0, os.fstat(file.fileno()).st_size - within.offset_bytes)
         if available_bytes < within.size_bytes:
-            reason = f"truncated, {available_bytes} of {within.size_bytes} bytes"
+            reason = f"truncated: {available_bytes} of {within.size_bytes} bytes"
             raise AudioError(utterance.audio, reason)
         yield _FilePart(file, within)
 

@@ -122,7 +122,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
         ("no samples", folder / "none.wav"),
         ("not finite", folder / "nan.wav"),
         ("not finite", folder / "infinite.wav"),
-        ("truncated, [0-9]+ of 60000 samples", folder / "damaged.ogg"),
+        ("truncated: [0-9]+ of 60000 samples", folder / "damaged.ogg"),
         ("corrupt|truncated|sync", folder / "half.flac"),
         ("does not state the length", folder / "streamed.flac"),
     ]
@@ -148,13 +148,17 @@ def test_a_name_may_have_any_bytes(tmp_path):
 def test_a_segment_outside_the_recording_is_an_error(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(300, sample_rate_hz=16_000), 16_000)
     for offset, duration in ((1.0, None), (3.0, 1.0), (0.5, 0.0)):
-        with pytest.raises(AudioError, match="no samples from .* has 1 s"):
+        with pytest.raises(
+            AudioError, match="no samples in its segment: from .* has 1 s"
+        ) as caught:
             read_audio(
                 tmp_path / "a.wav",
                 sample_rate_hz=16_000,
                 offset_seconds=offset,
                 duration_seconds=duration,
             )
+        # Summaries group reasons by what comes before the colon.
+        assert caught.value.reason.partition(":")[0] == "no samples in its segment"
 
 
 def test_sample_corpus_decodes_to_the_lengths_in_its_headers():

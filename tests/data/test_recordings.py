@@ -61,7 +61,7 @@ def test_stored_bytes_of_parts_and_files(parts):
 def test_truncated_part_is_named(parts):
     part = parts[1][-1]
     part.audio.write_bytes(part.audio.read_bytes()[:-100])
-    with pytest.raises(AudioError, match=r"many: truncated, \d+ of \d+ bytes"):
+    with pytest.raises(AudioError, match=r"many: truncated: \d+ of \d+ bytes"):
         read_recording(part, sample_rate_hz=RATE_HZ)
 
 

@@ -128,7 +128,7 @@ def load(
     return Model(with_fusion(recognizer, options, phrases=phrases))
 
 
-def _boosted(hotwords: Iterable[str | tuple[str, float]], boost: object) -> dict[str, float]:
+def _boosted(hotwords: Iterable[object], boost: object) -> dict[str, float]:
     """Return {phrase: boost}. Raises ValueError for what is neither a phrase nor a pair."""
     phrases = {}
     for number, given in enumerate(hotwords):

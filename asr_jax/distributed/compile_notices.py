@@ -52,7 +52,13 @@ def logged_compile_notices(
         closefd=False,
     )
     filters: list[subprocess.Popen[bytes]] = []
-    timer = threading.Timer(after_seconds, lambda: filters.append(_filtered(terminal, log)))
+
+    def start_filter() -> None:
+        # Where no more processes may run, the notices reach the terminal.
+        with contextlib.suppress(OSError):
+            filters.append(_filtered(terminal, log))
+
+    timer = threading.Timer(after_seconds, start_filter)
     timer.daemon = True
     timer.start()
     try:

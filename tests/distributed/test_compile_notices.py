@@ -6,10 +6,13 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from asr_jax.distributed import compile_notices
 from asr_jax.distributed.compile_notices import copy_without_notices
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +141,16 @@ def test_stream_that_a_handler_keeps_stays_open_and_a_closed_pipe_hides_no_error
         written.close()
         assert done.stdout == b"the end\n"
         assert not is_read or read.read() == b"xafterwards\n"
+
+
+def test_filter_that_cannot_start_changes_nothing(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(compile_notices, "_is_descriptor_2", lambda _: True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    with compile_notices.logged_compile_notices(after_seconds=0.0):
+        while any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
+            time.sleep(0.01)
+        os.write(2, b"a message of C++\n")
+    assert capfd.readouterr().err == "a message of C++\n"
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "transcribe", "fit", "export"])

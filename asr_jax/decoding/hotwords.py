@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from asr_jax.text_files import numbered_lines, transcript
 
 # In nats per label. No model doubts a label that much, and float32 holds sums of such boosts.
 LARGEST_BOOST = 100.0
+# Phrases to boost, each alone or with its boost.
+Phrases = Iterable[str | tuple[str, float]] | Mapping[str, float]
 
 
 def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
@@ -44,6 +46,28 @@ def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:
         phrases[phrase] = phrase_boost
     if not phrases:
         raise ValueError(f"{path}: contains no phrase")
+    return phrases
+
+
+def boosted(hotwords: Phrases, *, boost: object) -> dict[str, float]:
+    """Return {phrase: boost}; a phrase without a boost of its own gets `boost`.
+
+    Raises ValueError for what is neither a phrase nor a pair.
+    """
+    phrases = {}
+    listed = hotwords.items() if isinstance(hotwords, Mapping) else hotwords
+    for number, given in enumerate(listed):
+        phrase, own = given if isinstance(given, tuple) and len(given) == 2 else (given, boost)
+        name = f"hotwords[{number}] = {given!r}"
+        if not isinstance(phrase, str) or not (phrase := transcript(phrase)):
+            raise ValueError(f"{name}: must be a phrase, or a phrase and its boost")
+        if not isinstance(own, int | float) or not 0 < own <= LARGEST_BOOST:
+            raise ValueError(f"{name}: its boost must be above 0, up to {LARGEST_BOOST:g}")
+        if phrase in phrases:
+            raise ValueError(f"{name}: is listed twice")
+        phrases[phrase] = float(own)
+    if not phrases:
+        raise ValueError("hotwords: must hold a phrase")
     return phrases
 
 

@@ -1,13 +1,13 @@
 """A trained model as a Python object: `asr-jax transcribe` without the command line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from asr_jax.config import Config
-from asr_jax.decoding.hotwords import LARGEST_BOOST
+from asr_jax.decoding.hotwords import Phrases, boosted
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
 from asr_jax.inference.inputs import Recording, utterances_of, valid_rate
 from asr_jax.inference.recognizer import (
@@ -80,7 +80,7 @@ def load(
     beam: int | None = None,
     chunk_ms: float | None = None,
     window_seconds: float | None = None,
-    hotwords: str | Path | Iterable[str | tuple[str, float]] | Mapping[str, float] | None = None,
+    hotwords: str | Path | Phrases | None = None,
     **fusion: str | Path | int | float,
 ) -> Model:
     """Load the model of a run directory, or of a directory written by
@@ -96,8 +96,8 @@ def load(
         beam: a value that replaces the config's decoding.beam.
         chunk_ms: a value that replaces decoding.chunk_ms.
         window_seconds: a value that replaces decoding.window_seconds.
-        hotwords: phrases to boost, or pairs or a dict of phrases and their boosts; or the path of a
-            file of them, as for `asr-jax transcribe`.
+        hotwords: phrases to boost, or pairs of a phrase and its boost, or a dict of these; or the
+            path of a file of them, as for `asr-jax transcribe`.
         **fusion: other fields of FusionOptions, which are the language-model and hotword options
             of `asr-jax transcribe`: language_model, language_model_weight, hotword_boost, ... Files
             are paths or strings.
@@ -122,25 +122,6 @@ def load(
         given["hotwords"] = Path(hotwords)
     elif hotwords is not None:
         boost = given.pop("hotword_boost", FusionOptions.hotword_boost)
-        listed = hotwords.items() if isinstance(hotwords, Mapping) else hotwords
-        phrases = _boosted(listed, boost)
+        phrases = boosted(hotwords, boost=boost)
     options = replace(NO_FUSION_OPTIONS, **given)
     return Model(with_fusion(recognizer, options, phrases=phrases))
-
-
-def _boosted(hotwords: Iterable[object], boost: object) -> dict[str, float]:
-    """Return {phrase: boost}. Raises ValueError for what is neither a phrase nor a pair."""
-    phrases = {}
-    for number, given in enumerate(hotwords):
-        phrase, own = given if isinstance(given, tuple) and len(given) == 2 else (given, boost)
-        name = f"hotwords[{number}] = {given!r}"
-        if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(f"{name}: must be a phrase, or a phrase and its boost")
-        if not isinstance(own, int | float) or not 0 < own <= LARGEST_BOOST:
-            raise ValueError(f"{name}: its boost must be above 0, up to {LARGEST_BOOST:g}")
-        if phrase in phrases:
-            raise ValueError(f"{name}: is listed twice")
-        phrases[phrase] = float(own)
-    if not phrases:
-        raise ValueError("hotwords: must hold a phrase")
-    return phrases

@@ -105,7 +105,7 @@ def test_load_takes_the_search_options_of_transcribe(trained, command, tmp_path)
         line.partition("\t")[2] for line in lines
     ]
     assert transcripts != asr_jax.load(trained.run, beam=2).transcribe(paths)
-    for phrases in (["zwei"], [("zwei", 9)], {"zwei": 9.0}):
+    for phrases in (["zwei"], [("zwei", 9)], {"zwei": 9}):
         options |= dict(hotwords=phrases, hotword_boost=9.0)
         assert asr_jax.load(trained.run, **options).transcribe(paths) == transcripts
     decoding = asr_jax.load(trained.run, window_seconds=0.0, beam=0).config.decoding
@@ -123,6 +123,7 @@ def test_load_accepts_steps_and_rejects_phrases_in_one_line(trained):
         ([" "], r"hotwords\[0\] = ' ': must be a phrase, or a phrase and its boost"),
         ([("zwei", 0.0)], r"hotwords\[0\] = \('zwei', 0.0\): its boost must be above 0, up to 100"),
         ({"zwei": 0.0}, r"hotwords\[0\] = \('zwei', 0.0\): its boost must be above 0, up to 100"),
+        (["gro\u0308\u00dfer", "gr\u00f6\u00dfer"], r"hotwords\[1\] = 'größer': is listed twice"),
         ([], "hotwords: must hold a phrase"),
         (["QQ"], "hotword 'QQ': the model's tokenizer lacks 'Q'"),
     ]:

@@ -215,7 +215,8 @@ def read_audio(
         channels = _read(recording, start, end, preroll=preroll, of=end - start)
         rate_hz = recording.sound.samplerate
     samples = _mixed(path, channels, channel)
-    _check_mean(path, _powers(channels, samples))
+    if channel is None:
+        _check_mean(path, _powers(channels, samples))
     if rate_hz != sample_rate_hz:
         samples = _resample(samples, rate_hz / sample_rate_hz)
         if len(samples) == 0:

@@ -11,6 +11,7 @@ from typing import Annotated
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -25,7 +26,7 @@ from asr_jax.distributed.processes import Processes, connected_processes
 from asr_jax.errors import UsageError, name_full_disk
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.experiment.run_directory import held_run
-from asr_jax.experiment.setup import Setup, describe, first_state, restore, set_up
+from asr_jax.experiment.setup import Setup, describe, first_state, restore, set_up, suitable_mesh
 from asr_jax.experiment.skipped import readable_batches, skipped_list
 from asr_jax.training import checkpoint
 from asr_jax.training.loop import Evaluate, Session, TrainingDiverged, compile_steps, train
@@ -61,8 +62,9 @@ def run(arguments: list[str]) -> int:
         ):
             prepare_devices(config.mesh, processes=processes)
             _check_options(options)
+            mesh = suitable_mesh(config)
             with held_run(directory, config) as require_held:
-                stopping_signal = _train(config, directory, options, require_held)
+                stopping_signal = _train(config, directory, mesh, options, require_held)
                 if stopping_signal is None and config.data.test:
                     evaluate_run(directory, config.data.test)
     finally:
@@ -77,11 +79,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(
-    config: Config, run: Path, options: Options, require_held: Callable[[], None]
+    config: Config, run: Path, mesh: Mesh, options: Options, require_held: Callable[[], None]
 ) -> str | None:
     """Train; return None at the end, or the name of the signal that stopped training."""
     stopped_by = listen_for_preemption()
-    setup = set_up(config, run, init_from=options.init_from)
+    setup = set_up(config, run, mesh, init_from=options.init_from)
     config = setup.config
     with (
         persistent_compilation(run / "compiled") as mark_complete,

@@ -61,16 +61,25 @@ class Setup(NamedTuple):
         return self.task.batches(self.config, self.corpus, self.mesh, self.run, position)
 
 
-def set_up(config: Config, run: Path, *, init_from: Path | None) -> Setup:
-    """Check config, devices and data, then write config.json and the tokenizer.
+def suitable_mesh(config: Config) -> Mesh:
+    """Return the mesh of all devices.
 
-    A resumed run's config.json is written by `restore`. Raises ValueError. A start that fails
-    leaves only files that the next start replaces.
+    Raises ValueError if the mesh does not suit the devices or the batches, or if the processes do
+    not have the same config and code.
     """
     require_same({"a fingerprint of the code": code_fingerprint(), **flatten(config)})
     mesh = make_mesh(config.mesh, jax.devices())
     for utterances in config.data.bucket_utterances:
         check_batch(utterances, mesh, config.train.accumulate)
+    return mesh
+
+
+def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> Setup:
+    """Check run directory and data, then write config.json and the tokenizer.
+
+    A resumed run's config.json is written by `restore`. Raises ValueError. A start that fails
+    leaves only files that the next start replaces.
+    """
     require_shared(run)
     schedule = resumed_schedule(config, run)
     config = schedule.config

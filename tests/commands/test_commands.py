@@ -310,7 +310,8 @@ def test_timestamps_are_equal_in_every_format(trained, command, error, tmp_path)
     other = trained.data.parent / "2.flac"
     assert "one recording" in error("transcribe", trained.run, path, other, "--format=srt")
     assert "needs --format text" in error("transcribe", trained.run, path, "--format=srt", "--json")
-    message = error("transcribe", trained.run, path, path, "--output", tmp_path)
+    namesake = shutil.copy(path, tmp_path)
+    message = error("transcribe", trained.run, path, namesake, "--output", tmp_path)
     assert message == f"--output {tmp_path}: 2 recordings are named 3"
     message = error("transcribe", trained.run, path, "--nbest", 3)
     assert message.startswith("--nbest 3: must not exceed the beam size, 1; pass --decoder beam")

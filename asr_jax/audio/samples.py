@@ -216,7 +216,7 @@ def read_audio(
         rate_hz = recording.sound.samplerate
     samples = _mixed(path, channels, channel)
     if channel is None:
-        _check_mean(path, _powers(channels, samples))
+        require_audible_mean(path, channel_powers(channels, samples))
     if rate_hz != sample_rate_hz:
         samples = _resample(samples, rate_hz / sample_rate_hz)
         if len(samples) == 0:
@@ -242,9 +242,9 @@ def read_audio_blocks(
             end = min(start + rate_hz, frames)
             channels = _read(recording, start, end, preroll=preroll, of=frames)
             samples = _mixed(path, channels, None)
-            powers += _powers(channels, samples)
+            powers += channel_powers(channels, samples)
             if end == frames:
-                _check_mean(path, powers)
+                require_audible_mean(path, powers)
             if rate_hz != sample_rate_hz:
                 samples = resampler.resample_chunk(samples, last=end == frames)
             yield samples
@@ -258,14 +258,15 @@ def _mixed(path: str | Path, channels: np.ndarray, channel: int | None) -> np.nd
     return samples
 
 
-def _powers(channels: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def channel_powers(channels: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the power of the mean of several channels, and the mean of their powers."""
     if channels.shape[1] == 1:
         return np.ones(2)
     return np.array([np.vdot(mean, mean), np.vdot(channels, channels) / channels.shape[1]])
 
 
-def _check_mean(path: str | Path, powers: np.ndarray) -> None:
+def require_audible_mean(path: str | Path, powers: np.ndarray) -> None:
+    """Raise AudioError if `channel_powers`, summed over a recording, show that channels cancel."""
     if powers[0] < CANCELLED_POWER * powers[1]:
         raise AudioError(
             path,

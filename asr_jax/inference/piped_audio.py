@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soxr
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
-from asr_jax.audio.samples import AudioError
+from asr_jax.audio.samples import AudioError, channel_powers, require_audible_mean
 
 # What other formats begin with, by the place of these bytes.
 OTHER_FORMATS = {
@@ -153,21 +153,27 @@ def _frames(
 ) -> Iterator[Float32[np.ndarray, " S"]]:
     """Yield the samples in blocks, each the mean of its channels."""
     frame_bytes = stated.channels * stated.bits // 8
-    total, taken = stated.data_bytes, 0
+    total, taken, powers = stated.data_bytes, 0, np.zeros(2)
     while total is None or taken < total:
         wanted = block_frames * frame_bytes
         contents = source.take(wanted if total is None else min(wanted, total - taken))
         taken += len(contents)
         whole = len(contents) // frame_bytes * frame_bytes
         if whole:
-            yield _decoded(contents[:whole], stated, path)
+            channels = _decoded(contents[:whole], stated)
+            samples = channels.mean(axis=1).astype(np.float32)
+            if not np.isfinite(samples).all():
+                raise AudioError(path, "samples that are not finite")
+            powers += channel_powers(channels, samples)
+            yield samples
         if len(contents) < wanted:
             break
     if total is not None and taken < total:
         raise AudioError(path, f"truncated, {taken} of {total} bytes of samples")
+    require_audible_mean(path, powers)
 
 
-def _decoded(contents: bytes, stated: Format, path: Path) -> Float32[np.ndarray, " S"]:
+def _decoded(contents: bytes, stated: Format) -> Float[np.ndarray, "S channels"]:
     if stated.is_float:
         samples = np.frombuffer(contents, f"<f{stated.bits // 8}")
     elif stated.bits == 8:
@@ -178,7 +184,4 @@ def _decoded(contents: bytes, stated: Format, path: Path) -> Float32[np.ndarray,
         samples = padded.view("<i4")[:, 0] / 2.0**31
     else:
         samples = np.frombuffer(contents, f"<i{stated.bits // 8}") / 2.0 ** (stated.bits - 1)
-    samples = samples.reshape(-1, stated.channels).mean(axis=1).astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise AudioError(path, "samples that are not finite")
-    return samples
+    return samples.reshape(-1, stated.channels)

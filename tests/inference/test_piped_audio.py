@@ -112,3 +112,10 @@ def test_damaged_and_incomplete_files_are_one_line():
         streamed(wav(np.zeros(100), RATE_HZ, "ULAW"))
     with pytest.raises(AudioError, match="^-: samples that are not finite$"):
         streamed(wav(np.full(100, np.nan), RATE_HZ, "FLOAT"))
+
+
+def test_channels_that_cancel_in_their_mean_are_reported_at_the_end():
+    left = 0.2 * RANDOM.normal(size=(2_000, 1))
+    with pytest.raises(AudioError, match="^-: its channels cancel when they are averaged"):
+        streamed(wav(left * [1, -1], RATE_HZ, "PCM_16"))
+    assert len(streamed(wav(left * [1, 0], RATE_HZ, "PCM_16"))) == 2_000

@@ -203,18 +203,21 @@ def _trained_model(
     SentencePiece leaves out sentences with a certain character, and cuts out text that is the name
     of a control symbol. Where `texts` contain either, they are trained under other names.
     """
-    spare = ""
-    if any(name in text for text in texts for name in (_LEFT_OUT, BLANK_PIECE, UNKNOWN_PIECE)):
-        alphabet = set().union(*texts)
-        spare = next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
+    is_ordinary = not any(
+        name in text for text in texts for name in (_LEFT_OUT, BLANK_PIECE, UNKNOWN_PIECE)
+    )
+    in_texts, in_names = _LEFT_OUT, ""
     train = sentencepiece.SentencePieceTrainer.train
-    if spare:  # A model holds the names that are passed, also where they are the default.
-        train = functools.partial(train, unk_piece=UNKNOWN_PIECE + spare)
+    if not is_ordinary:
+        alphabet = set().union(*texts)
+        spares = (chr(code) for code in range(0xE000, 0x110000) if chr(code) not in alphabet)
+        # Two characters, since a name and the first of them may occur in a text side by side.
+        in_texts, in_names = next(spares), next(spares)
+        # A model holds the names that are passed, also where they are the default.
+        train = functools.partial(train, unk_piece=UNKNOWN_PIECE + in_names)
     model = io.BytesIO()
     train(
-        sentence_iterator=(text.replace(_LEFT_OUT, spare) for text in texts)
-        if spare
-        else iter(texts),
+        sentence_iterator=(text.replace(_LEFT_OUT, in_texts) for text in texts),
         model_writer=model,
         model_type=kind,
         vocab_size=vocabulary_size,
@@ -228,16 +231,18 @@ def _trained_model(
         # Longer sentences would be left out, with characters that only they contain.
         max_sentence_length=max(4096, *(len(text.encode()) for text in texts)),
         pad_id=BLANK_ID,
-        pad_piece=BLANK_PIECE + spare,
+        pad_piece=BLANK_PIECE + in_names,
         unk_id=UNKNOWN_ID,
         bos_id=-1,
         eos_id=-1,
         minloglevel=ERRORS_ONLY,
     )
-    if not spare:
+    if is_ordinary:
         return model.getvalue()
-    pieces = _Model.FromString(model.getvalue()).pieces[2:]
-    renamed = [(piece.piece.replace(spare, _LEFT_OUT), piece.score, piece.type) for piece in pieces]
+    renamed = [
+        (piece.piece.replace(in_texts, _LEFT_OUT), piece.score, piece.type)
+        for piece in _Model.FromString(model.getvalue()).pieces[2:]
+    ]
     return _with_pieces(model.getvalue(), renamed)
 
 

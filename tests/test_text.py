@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asr_jax.text import BLANK_ID, RESERVED, UNKNOWN_ID, Tokenizer, collapse_white_space
@@ -83,6 +83,8 @@ ODD_TEXT = st.lists(
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
+@example(texts=["<unk>\u25850"])
+@example(texts=["<blk>\u2585 <unk>\u2585"])
 @given(
     texts=st.lists(ODD_TEXT, min_size=1, max_size=3).filter(lambda texts: "".join(texts).split())
 )

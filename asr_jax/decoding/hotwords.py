@@ -18,7 +18,7 @@ from asr_jax.text_files import numbered_lines, transcript
 # In nats per label. No model doubts a label that much, and float32 holds sums of such boosts.
 LARGEST_BOOST = 100.0
 # Phrases to boost, each alone or with its boost.
-Phrases = Iterable[str | tuple[str, float]] | Mapping[str, float]
+Phrases = Iterable[str | tuple[str, int | float]] | Mapping[str, int | float]
 
 
 def read_hotwords(path: Path, *, boost: float) -> dict[str, float]:

@@ -200,8 +200,9 @@ def evaluate(job: Job) -> None:
         baseline = read_baseline(job.baseline, utterances, normalize)
     texts = _facts_of_texts(options.normalize, recognizer.tokenizer, utterances)
     if is_first():
-        for name in texts.keys() - {"texts"}:
-            print(f"{job.data}: {name}: {texts[name]}", file=sys.stderr)
+        for name, fact in texts.items():
+            if name != "texts":
+                print(f"{job.data}: {name}: {fact}", file=sys.stderr)
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
@@ -248,7 +249,7 @@ def _open_recognizer(options: Options) -> Recognizer:
 def _normalizer(convention: Convention, tokenizer: Tokenizer) -> Callable[[str], str]:
     """Return the function that normalizes texts for scoring.
 
-    A tokenizer that folds text also folds references, which its recognizer could not match else.
+    A tokenizer that folds text folds references too: no transcript could match them otherwise.
     """
     normalize = normalizer(convention)
     if not tokenizer.folding:

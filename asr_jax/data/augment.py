@@ -25,7 +25,7 @@ def read_untranscribed(folder: str, name: str) -> tuple[list[Utterance], list[Sk
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{name} = {folder}: no such folder")
-    paths = sorted(path for path in files_below(Path(folder)) if is_recording(path))
+    paths = sorted(filter(is_recording, files_below(Path(folder))))
     if not paths:
         raise ValueError(f"{name} = {folder}: no recordings ({', '.join(AUDIO_SUFFIXES)}) in it")
 

@@ -20,7 +20,7 @@ class Schedule(NamedTuple):
     note: str
     """A line for the user; empty if nothing changed."""
     figures: dict[str, float]
-    """What metrics.jsonl says about the change."""
+    """Figures of the change, for metrics.jsonl."""
 
 
 def resumed_schedule(config: Config, run: Path) -> Schedule:

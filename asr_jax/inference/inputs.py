@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from asr_jax.audio.samples import AudioError, as_wav, audio_duration_seconds
-from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_leftover, is_recording
+from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_recording
 from asr_jax.data.sources.librispeech_folder import files_below
 from asr_jax.types import InMemory, Utterance
 
@@ -50,14 +50,10 @@ def named_recordings(paths: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def _below(folder: Path) -> list[Path]:
-    recordings = [
-        path
-        for path in files_below(folder)
-        if is_recording(path) and not is_leftover(path.relative_to(folder))
-    ]
+    recordings = sorted(filter(is_recording, files_below(folder)))
     if not recordings:
         raise ValueError(f"{folder}: a folder without recordings ({', '.join(AUDIO_SUFFIXES)})")
-    return sorted(recordings)
+    return recordings
 
 
 def is_pipe(path: Path) -> bool:

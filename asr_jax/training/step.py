@@ -44,7 +44,7 @@ class Metrics(NamedTuple):
     smoothed_loss: Float[Array, ""]
     lowest_loss: Float[Array, ""]
     idle: Bool[Array, ""]
-    """Whether the batch had no utterance to train on, so that the step changed nothing."""
+    """True if the batch had no utterance to train on, so that the step changed nothing."""
     utterances: dict[str, Int[Array, ""]]
     """The number of utterances that each loss is a mean of, by name."""
     ctc_left_out: Int[Array, ""]

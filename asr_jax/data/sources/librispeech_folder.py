@@ -19,8 +19,9 @@ from asr_jax.types import Skipped, Utterance
 def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
     """Read every `*.trans.txt` below the folder, with lines `ID TEXT`.
 
-    ID.flac (.wav, .ogg, .opus, .mp3) is in the same folder as the file; other recordings in that
-    folder are skipped. The speaker is the S of S/C/S-C.trans.txt. Durations are NaN.
+    The recording ID.flac, or ID with another of AUDIO_SUFFIXES, is in the same folder as the file;
+    other recordings in that folder are skipped. The speaker is the S of S/C/S-C.trans.txt.
+    Durations are NaN.
     """
     listings = [path for path in files_below(folder) if path.name.lower().endswith(".trans.txt")]
     listings.sort(key=lambda path: (path.parent, path.name))

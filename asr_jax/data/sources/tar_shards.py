@@ -47,10 +47,10 @@ def shard_paths(pattern: str) -> list[Path]:
 
 
 def tar_utterances(shards: Iterable[Path]) -> Iterator[Utterance | Skipped]:
-    """Read every NAME.flac (.wav, .ogg, .opus, .mp3) with its transcript NAME.txt or NAME.json.
+    """Read every recording NAME.flac with its transcript NAME.txt or NAME.json.
 
-    The JSON has `text` and optionally `duration` in seconds (NaN if absent) and `speaker`. The id
-    is NAME, including its folders.
+    The recording may have any of AUDIO_SUFFIXES. The JSON has `text` and optionally `duration` in
+    seconds (NaN if absent) and `speaker`. The id is NAME, including its folders.
     """
     for shard in shards:
         samples: dict[str, dict[str, Member]] = {}

@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedIOBase
 from numbers import Real
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +30,7 @@ Recording = (
     | bytearray
     | memoryview
     | BinaryIO
+    | BufferedIOBase
     | Samples
     | Mapping[str, object]
 )

@@ -48,7 +48,7 @@ SPEEDS = Rule(
     "needs at least one factor, all in 0.1..10",
 )
 BUCKET_EDGES = Rule(
-    lambda *edges: bool(edges) and _increase(0, *edges, math.inf),
+    lambda *edges: _increase(0, *edges, math.inf),
     "must be positive and increasing, and finite",
 )
 CONTEXT = Rule(
@@ -95,7 +95,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """Datasets, and the few static shapes that their batches are padded to."""
+    """Datasets, and the size of their batches."""
 
     train: str = ""
     """Training dataset: a folder, manifest, Kaldi directory or tar shards (docs/data.md).
@@ -110,12 +110,20 @@ class DataConfig(Section):
     """Dataset that is evaluated once, after training; empty: none."""
     min_seconds: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.1
     """Shorter training recordings are left out, counted and listed."""
-    bucket_seconds: Annotated[tuple[float, ...], BUCKET_EDGES] = (4.0, 8.0, 16.0)
-    """Longest utterance of each bucket, in seconds after speed and tempo changes; increasing."""
-    bucket_labels: tuple[int, ...] = (32, 64, 128)
-    """Maximum number of labels of an utterance in each bucket."""
-    bucket_utterances: tuple[int, ...] = (32, 16, 8)
-    """Utterances in a batch of each bucket, over all devices together."""
+    max_seconds: Annotated[float, POSITIVE_AND_FINITE] = 30.0
+    """Longer training recordings are left out, counted and listed."""
+    batch_seconds: Annotated[float, POSITIVE_AND_FINITE] = 120.0
+    """Audio of a batch in seconds, padding included, over all devices together.
+    For a language model, a label counts as 0.1 s."""
+    buckets: Annotated[int, NOT_NEGATIVE] = 0
+    """Number of shapes to which batches are padded; 0: 1 to 8, by recordings and train.steps."""
+    bucket_seconds: Annotated[tuple[float, ...], BUCKET_EDGES] = ()
+    """Longest utterance of each bucket, in seconds after speed and tempo changes; increasing.
+    Empty: the shapes follow from the recordings. Given, they replace the three fields above."""
+    bucket_labels: tuple[int, ...] = ()
+    """Maximum number of labels of an utterance in each bucket of data.bucket_seconds."""
+    bucket_utterances: tuple[int, ...] = ()
+    """Utterances in a batch of each bucket of data.bucket_seconds, over all devices together."""
     read_threads: Annotated[int, POSITIVE] = 2
     """Threads that decode recordings and pad batches ahead of the step."""
     read_ahead_batches: Annotated[int, POSITIVE] = 8
@@ -131,6 +139,8 @@ class DataConfig(Section):
             if len(values) != buckets or any(n <= 0 for n in values):
                 rule = f"needs one positive value for each of the {buckets} data.bucket_seconds"
                 raise self._invalid(name, rule)
+        if self.buckets and buckets:
+            raise self._invalid("buckets", "must be 0 where data.bucket_seconds gives the buckets")
         corpora = 1 + len(self.more_train)
         weights = self.train_weights
         if len(weights) not in (0, corpora) or not all(0 < x < math.inf for x in weights):

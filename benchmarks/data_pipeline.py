@@ -30,6 +30,7 @@ from asr_jax.commands.arguments import override
 from asr_jax.config import AugmentConfig, Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.config_file import load_config
 from asr_jax.data.augment import add_noise, add_reverberation, read_segment, read_untranscribed
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.labels import encode_transcripts
@@ -39,6 +40,7 @@ from asr_jax.data.plan import TrainingPlan
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.prepared import FORMAT
 from asr_jax.experiment.corpus import training_corpus, usable_utterances
+from asr_jax.experiment.training_buckets import buckets_for
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -111,7 +113,8 @@ def reading(
 
     def batches(corpus: Corpus, augment: AugmentConfig) -> None:
         data = replace(config.data, cache_gib=0.0)
-        plan = training_plan(corpus, data=data, augment=augment, seed=0)
+        buckets = Buckets.of(config.data) or buckets_for(config, corpus, VOCABULARY, parts=1)
+        plan = training_plan(corpus, buckets=buckets, augment=augment, seed=0)
         stream = training_batches(corpus, Epochs(plan), data=data, sample_rate_hz=RATE_HZ)
         for _ in range(plan.number_of_batches(0)):
             next(stream)
@@ -165,11 +168,7 @@ def planning(folder: Path) -> dict:
     speech = np.random.default_rng(1).normal(size=12 * RATE_HZ) / 10
     soundfile.write(folder / "12s.flac", speech, RATE_HZ)
     config = Config(
-        data=DataConfig(
-            bucket_seconds=(6.0, 10.0, 13.0, 15.0, 17.0, 20.0),
-            bucket_labels=(120, 120, 120, 120, 120, 120),
-            bucket_utterances=(496, 304, 232, 200, 176, 152),
-        ),
+        data=DataConfig(max_seconds=20.0, batch_seconds=3000.0),
         tokenizer=TokenizerConfig(vocabulary_size=VOCABULARY),
         objective=ObjectiveConfig(ctc_weight=0.3),
     )
@@ -180,7 +179,8 @@ def planning(folder: Path) -> dict:
     )
 
     def plan_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> TrainingPlan:
-        return training_plan(corpus, data=config.data, augment=augment, seed=0)
+        buckets = buckets_for(replace(config, augment=augment), corpus, VOCABULARY, parts=1)
+        return training_plan(corpus, buckets=buckets, augment=augment, seed=0)
 
     def start() -> tuple[dict[str, float], Corpus]:
         parts: dict[str, float] = {}
@@ -194,7 +194,7 @@ def planning(folder: Path) -> dict:
         transcripts = [utterance.text for utterance in utterances]
         labels = encode_transcripts(transcripts, tokenizer, cache_path=folder / "labels.npz")
         done("labels")
-        kept, labels, skipped = usable_utterances(config, utterances, tokenizer, labels)
+        kept, labels, skipped = usable_utterances(config, utterances, tokenizer, labels=labels)
         done("selection")
         corpus = Corpus(kept, labels, skipped, [len(kept)])
         corpus.fingerprint(joins=False)

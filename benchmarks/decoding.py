@@ -18,7 +18,6 @@ It runs in one process on one device.
 """
 
 import argparse
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,11 @@ from asr_jax.decoding.greedy import greedy_search
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.search import search
 from asr_jax.features.logmel import log_mel
-from asr_jax.inference.decode_batch import encoded_frame_seconds, transcripts
+from asr_jax.inference.decode_batch import (
+    encoded_frame_seconds,
+    recognition_buckets,
+    transcripts,
+)
 from asr_jax.inference.recognizer import open_run
 from asr_jax.losses import tdt_loss, transducer_loss
 from asr_jax.models.transducer import Transducer
@@ -59,15 +62,15 @@ def main() -> None:
     options = parser.parse_args()
     run = open_run(options.run, "best")
     config = run.config
-    if options.rows:
-        rows = (options.rows,) * len(config.data.bucket_utterances)
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, bucket_utterances=rows)
-        )
     utterances, _ = read_transcribed(options.data or config.data.dev, "--data")
+    buckets = recognition_buckets(utterances, config, run.tokenizer.vocabulary_size, devices=1)
+    if options.rows:
+        buckets = buckets._replace(utterances=(options.rows,) * len(buckets.utterances))
+    labels = run.tokenizer.encode_all([u.text for u in utterances])
     batches = evaluation_batches(
         utterances,
-        run.tokenizer.encode_all([u.text for u in utterances]),
+        labels,
+        buckets=buckets._replace(labels=(max(map(len, labels)),) * len(buckets.labels)),
         data=config.data,
         sample_rate_hz=config.features.sample_rate_hz,
     )

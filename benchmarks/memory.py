@@ -29,6 +29,7 @@ from loss_pictures import BLUE, GREY, PALE, RED, Drawing
 from asr_jax.capacity.accelerators import target_devices
 from asr_jax.config import Config
 from asr_jax.config_file import load_config
+from asr_jax.data.buckets import Buckets
 from asr_jax.distributed.mesh import batch_sharding, make_mesh
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.layers.length import subsampled
@@ -124,12 +125,6 @@ def temporaries(
     """
     config = replace(
         config,
-        data=replace(
-            config.data,
-            bucket_seconds=(float(point.seconds),),
-            bucket_labels=(point.labels,),
-            bucket_utterances=(point.utterances,),
-        ),
         objective=replace(config.objective, kind=ROWS[name].kind, ctc_weight=0.0),
         # A CPU computes bfloat16 in float32, and keeps both.
         train=replace(
@@ -139,7 +134,8 @@ def temporaries(
     mesh = make_mesh(config.mesh, [device])
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     abstract = abstract_state(config, point.vocabulary, optimizer, mesh)
-    (batch,) = batch_shapes(config)
+    bucket = Buckets((float(point.seconds),), (point.labels,), (point.utterances,))
+    (batch,) = batch_shapes(config, bucket)
     traced = whole_step if whole or name == "encoder" else behind_encoder
     try:
         with ROWS[name].instead(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -33,6 +33,7 @@ from asr_jax.capacity.flops import model_flops
 from asr_jax.commands.arguments import override
 from asr_jax.config import Config
 from asr_jax.config_file import load_config
+from asr_jax.data.buckets import Buckets
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.mesh import batch_sharding, make_mesh
 from asr_jax.errors import UsageError
@@ -45,6 +46,12 @@ from asr_jax.training.state import TrainState, abstract_state, initial_state
 from asr_jax.training.step import augmented_features, cast
 from asr_jax.types import Batch
 
+# The shapes of batches where a config leaves their choice to the recordings: those of docs/fit.md.
+LIBRISPEECH = Buckets(
+    seconds=(6.0, 10.0, 13.0, 15.0, 17.0, 20.0),
+    labels=(40, 56, 72, 80, 88, 112),
+    utterances=(496, 304, 232, 200, 176, 152),
+)
 DEFAULT_CONFIGS = [f"configs/librispeech_960h_{size}.py" for size in "sml"]
 # Published dense bfloat16 TFLOP/s by a part of the device's name; the first match counts.
 PEAK_TFLOPS = {
@@ -172,7 +179,8 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     graphdef, _ = split_model(config, symbols)
     abstract = abstract_state(config, symbols, optimizer, mesh)
-    shapes = [at_most(options.rows, shape) for shape in batch_shapes(config)]
+    buckets = Buckets.of(config.data) or LIBRISPEECH
+    shapes = [at_most(options.rows, shape) for shape in batch_shapes(config, buckets)]
     chosen = [(len(shapes) + 1) // 2] if options.split is None else options.split
     if not set(chosen) <= set(range(1, len(shapes) + 1)):
         raise UsageError(f"--split {chosen}: buckets are 1 to {len(shapes)}")
@@ -183,9 +191,9 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
     note = lambda text: print(text, file=sys.stderr, flush=True)
     steps = compile_steps(config, graphdef, optimizer, abstract, mesh, shapes, note=note)
     begin = lambda: initial_state(config, symbols, optimizer, mesh)
-    state, buckets = begin(), []
+    state, measured = begin(), []
     print_row("bucket", "ms/step", "GB", "TFLOP", "TFLOP/s", "of peak", "audio s/s", "padding")
-    edges = itertools.pairwise((0.0, *config.data.bucket_seconds))
+    edges = itertools.pairwise((0.0, *buckets.seconds))
     rate_hz = config.features.sample_rate_hz
     for number, (shape, (low, high)) in enumerate(zip(shapes, edges), 1):
         batch = fabricated_batch(shape, (low, high), rate_hz, symbols)
@@ -226,8 +234,8 @@ def benchmark(config: Config, options: argparse.Namespace) -> list[dict[str, Any
             figures["not_run"] = "does not fit in the device's memory"
             state = begin()
         report(figures)
-        buckets.append(figures)
-    return buckets
+        measured.append(figures)
+    return measured
 
 
 def at_most(rows: int | None, shape: Batch) -> Batch:

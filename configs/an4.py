@@ -27,9 +27,7 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        bucket_seconds=(2.2, 3.4, 7.0),
-        bucket_labels=(32, 40, 64),
-        bucket_utterances=(12, 8, 4),
+        batch_seconds=44.0,
     ),
     augment=AugmentConfig(
         # Faster and more varied speech than in the recordings, since they last only 36 minutes.

@@ -30,9 +30,7 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        bucket_seconds=(2.2, 3.4, 7.0),
-        bucket_labels=(32, 40, 64),
-        bucket_utterances=(12, 8, 4),
+        batch_seconds=44.0,
     ),
     augment=AugmentConfig(
         tempo_range=(0.85, 1.35), time_masks=2, time_mask_fraction=0.05, frequency_mask_bins=12

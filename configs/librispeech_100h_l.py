@@ -22,8 +22,7 @@ config = replace(
         base.data,
         train="data/librispeech/train-clean-100",
         more_train=(),
-        # 600 s per batch, as two devices with 300 s each [icefall-100h], in multiples of 8.
-        bucket_utterances=(104, 64, 48, 40, 32, 32),
+        batch_seconds=600.0,  # as two devices with 300 s each [icefall-100h]
     ),
     # Noam's factor 1 [icefall-100h] / sqrt(512 wide x 8000 steps), the warm-up of [icefall].
     optimizer=replace(base.optimizer, peak_learning_rate=5e-4, warmup_steps=8000),

@@ -22,8 +22,7 @@ config = replace(
         base.data,
         train="data/librispeech/train-clean-100",
         more_train=(),
-        # 600 s per batch, as two devices with 300 s each [icefall-100h], in multiples of 8.
-        bucket_utterances=(104, 64, 48, 40, 32, 32),
+        batch_seconds=600.0,  # as two devices with 300 s each [icefall-100h]
     ),
     # [paper]; channels as wide as the blocks [nemo].
     encoder=replace(base.encoder, layers=16, width=256, heads=4, subsampling_channels=256),

@@ -38,14 +38,9 @@ config = Config(
         more_train=("data/librispeech/train-clean-360", "data/librispeech/train-other-500"),
         dev="data/librispeech/dev-clean",
         test="data/librispeech/test-clean",
-        # Up to 20 s [icefall]: fewer than one recording in a thousand are longer. The edges are our
-        # choice, close together from 11 to 16 s, where half of the recordings are.
-        bucket_seconds=(6.0, 10.0, 13.0, 15.0, 17.0, 20.0),
-        # Our choice: 1024 pieces make about 4 labels per second; denser utterances use the next
-        # bucket.
-        bucket_labels=(40, 56, 72, 80, 88, 112),
-        # 3000 s per batch, as four devices with 750 s each [ctc], in multiples of 8.
-        bucket_utterances=(496, 304, 232, 200, 176, 152),
+        # Up to 20 s [icefall]: fewer than one recording in a thousand are longer.
+        max_seconds=20.0,
+        batch_seconds=3000.0,  # as four devices with 750 s each [ctc]
         read_threads=8,  # our choice: a core decodes about 3000 s of FLAC per second
     ),
     # Masks [paper] [nemo]; speeds [icefall].

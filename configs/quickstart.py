@@ -33,11 +33,7 @@ config = Config(
         train="samples/an4/train",
         dev="samples/an4/dev",
         test="samples/an4/test",
-        # The three edges that pad this corpus least, room for its longest transcript (57
-        # characters), and batches of about the same length in seconds.
-        bucket_seconds=(2.2, 3.4, 7.0),
-        bucket_labels=(32, 40, 64),
-        bucket_utterances=(12, 8, 4),
+        batch_seconds=44.0,
     ),
     augment=AugmentConfig(
         # [dev] The speakers of dev are faster than those of train.

@@ -37,10 +37,10 @@ MAY_IMPORT = {
     "decoding": "config decoding features layers losses models text text_files types",
     "scoring": "scoring text_files types",
     "export": "config decoding export features layers models text types",
-    "inference": "audio config config_file data decoding distributed errors export features "
-    "inference models text training.checkpoint types",
-    "experiment": "config config_file data distributed errors experiment features inference layers "
-    "models scoring text text_files training types",
+    "inference": "audio capacity.flops config config_file data decoding distributed errors export "
+    "features inference models text training.checkpoint types",
+    "experiment": "capacity.flops config config_file data distributed errors experiment features "
+    "inference layers models scoring text text_files training types",
     "commands": "audio capacity commands config config_file data decoding distributed errors "
     "experiment export features inference layers models scoring text text_files training types",
 }

@@ -1,6 +1,6 @@
 """The operations of a training step, the measure of its speed on a device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ class Sizes(NamedTuple):
 # Operations per multiplication of the forward pass: two with its addition, and two more each for
 # the gradients of parameters and of inputs.
 TRAINED, WITHOUT_INPUT_GRADIENT = 6, 4
+# Lengths for which the operations of an utterance are counted.
+KNOTS = 64
 
 
 def model_flops(
@@ -77,6 +79,29 @@ def model_flops(
     if objective.has_ctc_head:
         flops["ctc"] = _ctc(config, sizes, vocabulary_size)
     return flops
+
+
+def utterance_work(
+    config: Config, vocabulary_size: int, *, labels_per_second: float = 0.0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of lengths in seconds: the operations of an utterance padded to each.
+
+    They are those of `model_flops` without the joint's, which leaves padding out. They are
+    interpolated between KNOTS lengths. For a language model they are the lengths themselves.
+    """
+
+    def operations(seconds: float) -> int:
+        labels = round(seconds * labels_per_second)
+        flops = model_flops(config, vocabulary_size, rows=1, seconds=seconds, labels=labels)
+        return max(1, sum(flops.values()) - flops.get("joint and loss", 0))
+
+    def work(seconds: np.ndarray) -> np.ndarray:
+        if config.objective.is_language_model:
+            return seconds
+        knots = np.geomspace(seconds.min(), seconds.max(), KNOTS)
+        return np.interp(seconds, knots, np.array([operations(knot) for knot in knots], float))
+
+    return work
 
 
 def _sizes(

@@ -6,10 +6,13 @@ import json
 import math
 import os
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 
 from asr_jax.capacity.accelerators import accelerator_of, target_devices
@@ -24,11 +27,15 @@ from asr_jax.capacity.bucket_memory import (
 )
 from asr_jax.commands.arguments import parse_after_config
 from asr_jax.config import Config
+from asr_jax.data.buckets import Buckets
+from asr_jax.data.manifest import require_exists
 from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.distributed.mesh import check_batch, make_mesh
+from asr_jax.distributed.mesh import check_batch, make_mesh, utterance_shards
 from asr_jax.errors import UsageError
 from asr_jax.experiment.batch_shapes import batch_shapes
+from asr_jax.experiment.corpus import training_corpus
+from asr_jax.experiment.training_buckets import assumed_buckets, buckets_for
 from asr_jax.text import Tokenizer
 from asr_jax.types import Batch
 
@@ -65,11 +72,11 @@ def run(arguments: list[str]) -> int:
     if options.config.objective.is_language_model:
         raise UsageError("objective.kind = 'language_model': fit supports speech recognizers only")
     target = _target(options.config, options.target)
-    buckets = _fit_buckets(options, target)
+    buckets, batch_seconds = _fit_buckets(options, target)
     if options.json:
         print(json.dumps(list(map(_as_json, buckets)), indent=1))
         return 0
-    _explain(options, target, buckets)
+    _explain(options, target, buckets, batch_seconds)
     return 0 if all(bucket.fits for bucket in buckets) else 1
 
 
@@ -92,7 +99,8 @@ def _target(config: Config, name: str) -> Target:
     return Target(devices, accelerator_of(devices[0]), limit)
 
 
-def _fit_buckets(options: Options, target: Target) -> list[BucketFit]:
+def _fit_buckets(options: Options, target: Target) -> tuple[list[BucketFit], int | None]:
+    """Return the fit of every bucket, and with --largest the data.batch_seconds that fits."""
     config = options.config
     mesh = make_mesh(config.mesh, target.devices)
     if options.largest and target.limit_bytes == math.inf:
@@ -101,14 +109,75 @@ def _fit_buckets(options: Options, target: Target) -> list[BucketFit]:
     if not options.largest:
         for utterances in config.data.bucket_utterances:
             check_batch(utterances, mesh, config.train.accumulate)
-    setup = step_setup(config, _vocabulary_size(config), mesh, target)
-    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    buckets = []
-    for shape, seconds in zip(batch_shapes(config), config.data.bucket_seconds):
+    unit = utterance_shards(mesh) * config.train.accumulate
+    buckets_at, vocabulary_size = _buckets(config, unit)
+    buckets = buckets_at(config.data.batch_seconds)
+    setup = step_setup(config, vocabulary_size, mesh, target)
+    fits = []
+    for shape, seconds in zip(batch_shapes(config, buckets), buckets.seconds):
         fit, rows = functools.partial(_fit_rows, setup, shape, seconds), len(shape.labels)
-        buckets.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
+        fits.append(largest_batch(fit, start=rows, unit=unit) if options.largest else fit(rows))
     _note("")
-    return buckets
+    if not options.largest or config.data.bucket_seconds or not all(f.fits for f in fits):
+        return fits, None
+    return fits, _largest_batch_seconds(fits, buckets_at)
+
+
+def _buckets(config: Config, parts: int) -> tuple[Callable[[float], Buckets], int]:
+    """Return a function from data.batch_seconds to the buckets, and the vocabulary size."""
+    if stated := Buckets.of(config.data):
+        return lambda _: stated, _vocabulary_size(config)
+    datasets = [config.data.train, *config.data.more_train]
+    if missing := [dataset for dataset in datasets if not _exists(dataset)]:
+        print(
+            f"data.train = {missing[0]!r}: not found; assuming recordings of data.max_seconds = "
+            f"{config.data.max_seconds:g} s",
+            file=sys.stderr,
+        )
+
+        def assumed(seconds: float) -> Buckets:
+            return assumed_buckets(_with_batch_seconds(config, seconds), parts=parts)
+
+        return assumed, _vocabulary_size(config)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, tokenizer = training_corpus(config, Path(folder))
+    size = tokenizer.vocabulary_size
+
+    def chosen(seconds: float) -> Buckets:
+        return buckets_for(_with_batch_seconds(config, seconds), corpus, size, parts=parts)
+
+    return chosen, size
+
+
+def _exists(dataset: str) -> bool:
+    try:
+        require_exists(dataset)
+    except ValueError:
+        return False
+    return bool(dataset)
+
+
+def _with_batch_seconds(config: Config, seconds: float) -> Config:
+    data = dataclasses.replace(config.data, batch_seconds=seconds)
+    return dataclasses.replace(config, data=data)
+
+
+def _largest_batch_seconds(fits: list[BucketFit], buckets_at: Callable[[float], Buckets]) -> int:
+    """Return about the largest data.batch_seconds whose batches are no larger than those that fit.
+
+    Other seconds may give other buckets. Between two that were tried, the audio that fits is
+    interpolated.
+    """
+    edges = np.array([fit.seconds for fit in fits])
+    audio_seconds = edges * np.array([fit.utterances for fit in fits])
+    seconds = max(1, int(audio_seconds.max()))
+    while seconds > 1:
+        buckets = buckets_at(float(seconds))
+        filled = np.multiply(buckets.seconds, buckets.utterances)
+        if np.all(filled <= 1.001 * np.interp(buckets.seconds, edges, audio_seconds)):
+            break
+        seconds = min(seconds - 1, int(0.98 * seconds))
+    return seconds
 
 
 def _fit_rows(setup: StepSetup, shape: Batch, seconds: float, utterances: int) -> BucketFit:
@@ -136,7 +205,9 @@ def _note(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _explain(options: Options, target: Target, buckets: list[BucketFit]) -> None:
+def _explain(
+    options: Options, target: Target, buckets: list[BucketFit], batch_seconds: int | None
+) -> None:
     config, (devices, _, limit_bytes) = options.config, target
     limit = "an unknown part" if limit_bytes == math.inf else f"{limit_bytes / 1e9:.1f} GB"
     print(
@@ -151,7 +222,9 @@ def _explain(options: Options, target: Target, buckets: list[BucketFit]) -> None
         "part of the temporaries. The least\ntime is an estimate at published rates, which no real "
         "step reaches."
     )
-    if options.largest and all(bucket.fits for bucket in buckets):
+    if batch_seconds:
+        print(f"\nThe largest batch that fits: --data.batch-seconds {batch_seconds}")
+    elif options.largest and all(bucket.fits for bucket in buckets):
         utterances = " ".join(str(bucket.utterances) for bucket in buckets)
         print(f"\nThe largest batches that fit: --data.bucket-utterances {utterances}")
     elif not all(bucket.fits for bucket in buckets):

@@ -101,7 +101,7 @@ def _train(
                 setup.optimizer,
                 setup.abstract,
                 setup.mesh,
-                batch_shapes(config),
+                batch_shapes(config, setup.buckets),
                 note=progress.note,
             )
             require_held()

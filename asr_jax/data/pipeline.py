@@ -12,10 +12,11 @@ from jaxtyping import Float32, Int32, Int64
 from asr_jax.audio.samples import AudioError, change_speed
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_noise, add_reverberation, change_gain, read_segment
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
-from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
+from asr_jax.data.plan import PlannedBatch, TrainingPlan, evaluation_plan
 from asr_jax.data.recordings import FAR_BEYOND_FULL_SCALE, read_recording
 from asr_jax.types import Batch, Skipped, Utterance
 
@@ -66,14 +67,14 @@ def padding_batch(rows: int, *, samples: int, labels: int) -> Batch:
 
 
 def training_plan(
-    corpus: Corpus, *, data: DataConfig, augment: AugmentConfig, seed: int
+    corpus: Corpus, *, buckets: Buckets, augment: AugmentConfig, seed: int
 ) -> TrainingPlan:
     """Return the plan of the batches to train on."""
     return TrainingPlan(
         durations_seconds=corpus.durations_seconds(),
         label_lengths=corpus.label_lengths(),
         speakers=corpus.speaker_numbers(),
-        buckets=Buckets.of(data),
+        buckets=buckets,
         augment=augment,
         seed=seed,
         separator_labels=len(corpus.separator),
@@ -121,23 +122,17 @@ def evaluation_batches(
     utterances: Sequence[Utterance],
     labels: Sequence[Int32[np.ndarray, " _"]],
     *,
+    buckets: Buckets,
     data: DataConfig,
     sample_rate_hz: int,
-    multiple: int = 1,
     local_rows: LocalRows = np.arange,
 ) -> Batches:
     """Return batches that contain every utterance once, unchanged, shortest first.
 
-    Batches of recordings longer than the last bucket have fewer rows, a multiple of `multiple`
-    (`evaluation_plan`).
+    The last of the buckets must hold every utterance (`evaluation_buckets`).
     """
     corpus = Corpus(utterances, labels)
-    plan = evaluation_plan(
-        corpus.durations_seconds(),
-        corpus.label_lengths(),
-        buckets=Buckets.of(data),
-        multiple=multiple,
-    )
+    plan = evaluation_plan(corpus.durations_seconds(), corpus.label_lengths(), buckets=buckets)
     reader = BatchReader(
         corpus=corpus,
         planned=plan.__getitem__,

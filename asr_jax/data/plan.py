@@ -14,10 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.config import AugmentConfig
+from asr_jax.data.buckets import Buckets
 
 # Each kind of draw has its own generator, so that enabling it changes no other draw.
 NOISE_DRAWS, IMPULSE_RESPONSE_DRAWS, GAIN_DRAWS, PASS_DRAWS = 1, 2, 3, 4
+# Buckets are chosen by about this many items, from at most this many epochs.
+EXPECTED_ITEMS, MOST_EPOCHS = 50_000, 64
 
 
 class PlannedBatch(NamedTuple):
@@ -45,43 +48,6 @@ class PlannedBatch(NamedTuple):
     def take_rows(self, rows: Int64[np.ndarray, " R"]) -> "PlannedBatch":
         """Return the batch with only these rows."""
         return PlannedBatch(self.seconds, self.labels, *(column[rows] for column in self[2:]))
-
-
-class Buckets(NamedTuple):
-    """Static shapes of batches: upper edges in seconds, most labels, utterances per batch."""
-
-    seconds: tuple[float, ...]
-    labels: tuple[int, ...]
-    utterances: tuple[int, ...]
-
-    @classmethod
-    def of(cls, data: DataConfig) -> "Buckets":
-        """Return a config's buckets. Raises ValueError if a longer bucket holds fewer labels."""
-        if list(data.bucket_labels) != sorted(data.bucket_labels):
-            raise ValueError(f"data.bucket_labels = {data.bucket_labels}: must not decrease")
-        return cls(data.bucket_seconds, data.bucket_labels, data.bucket_utterances)
-
-    def extended(self, seconds: float, labels: int, *, multiple: int = 1) -> "Buckets":
-        """Append multiples of the last bucket until one holds `seconds` and `labels`.
-
-        A bucket k times as long has 1/k of the utterances, rounded down to a multiple of `multiple`
-        but at least `multiple`.
-        """
-        # One more than the quotient, so that no rounding can make the last bucket too small.
-        times = 1 + int(max(seconds / self.seconds[-1], labels / self.labels[-1]))
-        factors = range(2, times + 1)
-        return Buckets(
-            self.seconds + tuple(k * self.seconds[-1] for k in factors),
-            self.labels + tuple(k * self.labels[-1] for k in factors),
-            self.utterances
-            + tuple(max(1, self.utterances[-1] // (k * multiple)) * multiple for k in factors),
-        )
-
-    def first_fit(self, seconds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the index of the first bucket that holds each pair of seconds and labels."""
-        return np.maximum(
-            np.searchsorted(self.seconds, seconds), np.searchsorted(self.labels, labels)
-        )
 
 
 class _Items(NamedTuple):
@@ -165,7 +131,8 @@ class TrainingPlan:
     def batches(self, epoch: int) -> list[PlannedBatch]:
         """Return the batches of an epoch in the order of training."""
         rng = self._generator(epoch)
-        items, bucket = self._draw_items(epoch, rng)
+        items, seconds, labels = self._draw_items(epoch, rng)
+        bucket = self.buckets.first_fit(seconds, labels)
         items = self._draw_noise(items, epoch)
         items = self._draw_impulse_responses(items, epoch)
         items = self._draw_gain(items, epoch)
@@ -180,6 +147,12 @@ class TrainingPlan:
             remaining = remaining[full:]
         batches += _fill_batches(k, remaining, items, self.buckets)
         return [batches[n] for n in rng.permutation(len(batches))]
+
+    def row_seconds(self, batch: PlannedBatch) -> Float64[np.ndarray, " B"]:
+        """Return the seconds of a batch's rows after speed and tempo changes; 0 for padding."""
+        seconds = np.where(batch.first >= 0, self.durations_seconds[batch.first], 0.0)
+        seconds += np.where(batch.second >= 0, self.durations_seconds[batch.second], 0.0)
+        return seconds / (batch.speed * batch.tempo)
 
     def number_of_batches(self, epoch: int) -> int:
         """Return len(batches(epoch)), computed without making the batches."""
@@ -196,7 +169,7 @@ class TrainingPlan:
         """Return the number of items in each bucket."""
         buckets, rng = len(self.buckets.utterances), self._generator(epoch)
         if self.augment.tempo_range != (1.0, 1.0) or self.augment.join_probability > 0:
-            _, bucket = self._draw_items(epoch, rng)
+            bucket = self.buckets.first_fit(*self._draw_items(epoch, rng)[1:])
             return np.bincount(bucket, minlength=buckets).tolist()
         # Only speed is drawn: looking up buckets takes a twentieth of the time of making the items.
         first, (class_buckets, class_start) = self._first_utterances(epoch), self._speed_classes
@@ -240,8 +213,14 @@ class TrainingPlan:
             start += size
         return np.concatenate(parts)
 
-    def _draw_items(self, epoch: int, rng: np.random.Generator) -> tuple[_Items, np.ndarray]:
-        """Return the epoch's items without noise, impulse response and gain, and their buckets."""
+    def item_lengths(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the seconds, after speed and tempo changes, and the labels of an epoch's items."""
+        return self._draw_items(epoch, self._generator(epoch))[1:]
+
+    def _draw_items(
+        self, epoch: int, rng: np.random.Generator
+    ) -> tuple[_Items, Float64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
+        """Return the epoch's items without noise, impulse response and gain; seconds; labels."""
         first = self._first_utterances(epoch)
         M = len(first)
         low, high = np.log(self.augment.tempo_range)
@@ -264,9 +243,9 @@ class TrainingPlan:
 
         fits = seconds / pace <= longest_seconds
         speed, tempo = np.where(fits, speed, 1.0), np.where(fits, tempo, 1.0)
-        bucket = self.buckets.first_fit(seconds / (speed * tempo), labels)
         items = _Items.unchanged(first)
-        return items._replace(second=second.astype(np.int32), speed=speed, tempo=tempo), bucket
+        items = items._replace(second=second.astype(np.int32), speed=speed, tempo=tempo)
+        return items, seconds / (speed * tempo), labels
 
     def _draw_noise(self, items: _Items, epoch: int) -> _Items:
         if not len(self.noise_seconds):
@@ -319,27 +298,35 @@ class TrainingPlan:
         return by_speaker, np.argsort(by_speaker), start, count
 
 
+def expected_lengths(
+    plan: TrainingPlan,
+) -> tuple[Float64[np.ndarray, " M"], Int64[np.ndarray, " M"], int]:
+    """Return the seconds and labels of the items of the first epochs, and the number of epochs.
+
+    The last item is artificial: it has the seconds and labels of the plan's last bucket, which thus
+    are among the lengths whatever is drawn.
+    """
+    epochs = [plan.item_lengths(0)]
+    number = min(MOST_EPOCHS, -(-EXPECTED_ITEMS // max(1, len(epochs[0][0]))))
+    epochs += map(plan.item_lengths, range(1, number))
+    seconds, labels = map(np.concatenate, zip(*epochs))
+    seconds = np.append(seconds, plan.buckets.seconds[-1])
+    return seconds, np.append(labels, plan.buckets.labels[-1]), len(epochs)
+
+
 def evaluation_plan(
     durations_seconds: Float64[np.ndarray, " N"],
     label_lengths: Int64[np.ndarray, " N"],
     *,
     buckets: Buckets,
-    multiple: int = 1,
 ) -> list[PlannedBatch]:
-    """Return batches with each utterance once, shortest first, unchanged, in the training buckets.
+    """Return batches with each utterance once, shortest first, unchanged.
 
-    Utterances longer than the last bucket go to multiples of it (`Buckets.extended`). The last
-    batch of every bucket may have padding rows, since moving its utterances up would pad them to
-    the longest recording.
+    The last bucket must hold every utterance. The last batch of every bucket may have padding rows,
+    since moving its utterances up would pad them to the longest recording.
     """
-    N = len(durations_seconds)
-    if N == 0:
-        return []
-    buckets = buckets.extended(
-        float(durations_seconds.max()), int(label_lengths.max()), multiple=multiple
-    )
     bucket = buckets.first_fit(durations_seconds, label_lengths)
-    items = _Items.unchanged(np.arange(N))
+    items = _Items.unchanged(np.arange(len(bucket)))
     order = np.argsort(durations_seconds, kind="stable")
     return [
         batch

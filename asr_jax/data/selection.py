@@ -1,7 +1,7 @@
 """Selection of the utterances that can be trained on, with a reason for each of the others."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -14,21 +14,29 @@ TOO_SHORT = "too short for its text in the CTC loss"
 WITHOUT_CTC = f"{TOO_SHORT}, trained without it"
 
 
+class Limits(NamedTuple):
+    """The longest recordings and transcripts to train on."""
+
+    seconds: float
+    labels: float
+    of: str = "the last bucket's"
+    """What sets them, in the words of a reason."""
+
+
 def select_utterances(
     utterances: Sequence[Utterance],
     tokenizer: Tokenizer,
     *,
     min_seconds: float,
-    max_seconds: float,
-    max_labels: int,
+    limits: Limits,
     frames_of: Callable[[np.ndarray], np.ndarray],
     ctc: Literal["none", "auxiliary", "alone"],
     labels: Sequence[Int32[np.ndarray, " _"]] | None = None,
 ) -> tuple[list[Utterance], list[Int32[np.ndarray, " U"]], list[Skipped]]:
     """Return the utterances to train on, their labels, and the utterances with a problem.
 
-    `max_seconds` and `max_labels` are the limits of the last bucket; `frames_of` returns the
-    encoder's frames for durations in seconds; `labels` are the labels of all utterances, if known.
+    `frames_of` returns the encoder's frames for durations in seconds; `labels` are the labels of
+    all utterances, if known.
     An utterance may have more labels than frames, since a transducer's lattice holds any number.
     One with fewer frames than `needed_ctc_frames` is left out if the model has a CTC head alone. If
     the CTC head is auxiliary, it is listed, because it is trained on without the CTC loss. A reason
@@ -53,12 +61,12 @@ def select_utterances(
         (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {durations[n]:.3g} s"),
         (frames < 1, lambda n: f"too short for one frame: {durations[n]:.3g} s"),
         (
-            seconds > max_seconds,
-            lambda n: f"longer than the last bucket's {max_seconds:g} s: {durations[n]:.4g} s",
+            seconds > limits.seconds,
+            lambda n: f"longer than {limits.of} {limits.seconds:g} s: {durations[n]:.4g} s",
         ),
         (
-            lengths > max_labels,
-            lambda n: f"more labels than the last bucket's {max_labels}: {lengths[n]}",
+            lengths > limits.labels,
+            lambda n: f"more labels than {limits.of} {limits.labels:g}: {lengths[n]}",
         ),
         (
             (ctc != "none") & (ctc_frames > frames),

@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.config import AugmentConfig
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.pipeline import Batches, LocalRows, padding_batch
-from asr_jax.data.plan import Buckets, PlannedBatch, TrainingPlan, evaluation_plan
+from asr_jax.data.plan import PlannedBatch, TrainingPlan, evaluation_plan
 from asr_jax.text_files import escaped, numbered_lines, transcript
 from asr_jax.types import Batch, Skipped, Utterance
+
+# The length of a label of a text, where batches are measured in seconds.
+SECONDS_PER_LABEL = 0.1
 
 
 def read_texts(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
@@ -35,7 +39,7 @@ def read_texts(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     return utterances, []
 
 
-def text_plan(corpus: Corpus, *, data: DataConfig, seed: int) -> TrainingPlan:
+def text_plan(corpus: Corpus, *, buckets: Buckets, seed: int) -> TrainingPlan:
     """Return the plan of the batches to train on, where every text lasts 0 s.
 
     A text goes to the first bucket that holds its labels.
@@ -44,7 +48,7 @@ def text_plan(corpus: Corpus, *, data: DataConfig, seed: int) -> TrainingPlan:
         durations_seconds=np.zeros(len(corpus.labels)),
         label_lengths=corpus.label_lengths(),
         speakers=np.full(len(corpus.labels), -1),
-        buckets=Buckets.of(data),
+        buckets=buckets,
         augment=AugmentConfig(speeds=(1.0,)),
         seed=seed,
         dataset_sizes=tuple(corpus.sizes),
@@ -77,15 +81,12 @@ def training_text_batches(
 def evaluation_text_batches(
     labels: Sequence[Int32[np.ndarray, " _"]],
     *,
-    data: DataConfig,
-    multiple: int = 1,
+    buckets: Buckets,
     local_rows: LocalRows = np.arange,
 ) -> Batches:
     """Return batches without audio that contain every text once."""
     lengths = np.array([len(ids) for ids in labels], np.int64)
-    plan = evaluation_plan(
-        np.zeros(len(labels)), lengths, buckets=Buckets.of(data), multiple=multiple
-    )
+    plan = evaluation_plan(np.zeros(len(labels)), lengths, buckets=buckets)
     return Batches((_batch(planned, labels, local_rows) for planned in plan), {})
 
 

@@ -59,6 +59,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     return Mesh(arranged, names, axis_types=types)
 
 
+def utterance_shards(mesh: Mesh) -> int:
+    """Return the number of parts into which the devices split a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(utterances: int, mesh: Mesh, accumulate: int) -> None:
     """Raise ValueError unless every micro-batch splits evenly over the devices of a batch."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
@@ -93,7 +98,7 @@ def on_devices(batch: Tree, mesh: Mesh) -> Tree:
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = utterance_shards(mesh)
 
     def place(local: np.ndarray) -> jax.Array:
         rows = len(local) // len(local_rows(mesh, parts)) * parts

@@ -5,18 +5,16 @@ import numpy as np
 from jaxtyping import PyTree
 
 from asr_jax.config import Config
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.pipeline import bucket_samples
 from asr_jax.types import Batch
 
 
-def batch_shapes(config: Config) -> list[Batch]:
+def batch_shapes(config: Config, buckets: Buckets) -> list[Batch]:
     """Return a batch of abstract arrays for every bucket."""
-    buckets = zip(
-        config.data.bucket_seconds, config.data.bucket_labels, config.data.bucket_utterances
-    )
     return [
         _shape(rows, samples=_samples(config, seconds), labels=labels)
-        for seconds, labels, rows in buckets
+        for seconds, labels, rows in zip(*buckets)
     ]
 
 

@@ -13,10 +13,12 @@ import numpy as np
 
 from asr_jax.config import Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.selection import select_utterances
+from asr_jax.data.selection import Limits, select_utterances
+from asr_jax.data.texts import SECONDS_PER_LABEL
 from asr_jax.distributed.processes import first_process, is_first
 from asr_jax.experiment.run_directory import holds_results
 from asr_jax.features.frames import frame_count
@@ -29,7 +31,7 @@ ReadDataset = Callable[[str], tuple[list[Utterance], list[Skipped]]]
 
 
 def training_corpus(
-    config: Config, run: Path, *, read: ReadDataset = read_manifest
+    config: Config, run: Path, *, limits: Limits | None = None, read: ReadDataset = read_manifest
 ) -> tuple[Corpus, Tokenizer]:
     """Return the corpus of data.train and data.more_train, and the run's tokenizer.
 
@@ -51,7 +53,9 @@ def training_corpus(
     labels = encode_transcripts(
         transcripts, tokenizer, cache_path=run / "labels.npz", write_cache=is_first()
     )
-    usable, labels, unfit = usable_utterances(config, utterances, tokenizer, labels)
+    usable, labels, unfit = usable_utterances(
+        config, utterances, tokenizer, labels=labels, limits=limits
+    )
     skipped += unfit
     corpus = Corpus(
         utterances=usable,
@@ -100,13 +104,28 @@ def _usable_sizes(
     return usable_sizes
 
 
+def limits_of(config: Config, buckets: Buckets | None) -> Limits:
+    """Return the longest recording and transcript to train on; the buckets are yet to be chosen if
+    `buckets` is None.
+    """
+    is_language_model = config.objective.is_language_model
+    if buckets:
+        return Limits(math.inf if is_language_model else buckets.seconds[-1], buckets.labels[-1])
+    if is_language_model:
+        most_labels = round(config.data.max_seconds / SECONDS_PER_LABEL)
+        return Limits(math.inf, most_labels, f"data.max_seconds / {SECONDS_PER_LABEL:g} s,")
+    return Limits(config.data.max_seconds, math.inf, "data.max_seconds,")
+
+
 def usable_utterances(
     config: Config,
     utterances: Sequence[Utterance],
     tokenizer: Tokenizer,
+    *,
+    limits: Limits | None = None,
     labels: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[Utterance], list[np.ndarray], list[Skipped]]:
-    """Select utterances by the config's last bucket, encoder and objective (select_utterances).
+    """Select utterances by the limits and the config's encoder and objective (select_utterances).
 
     For a language model, recordings may have any length.
     """
@@ -123,8 +142,7 @@ def usable_utterances(
         utterances,
         tokenizer,
         min_seconds=0.0 if is_language_model else config.data.min_seconds,
-        max_seconds=math.inf if is_language_model else config.data.bucket_seconds[-1],
-        max_labels=config.data.bucket_labels[-1],
+        limits=limits or limits_of(config, Buckets.of(config.data)),
         frames_of=frames_of,
         ctc=_ctc_head(config.objective),
         labels=labels,

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from asr_jax.config import Config
-from asr_jax.data.texts import evaluation_text_batches, read_texts
-from asr_jax.distributed.mesh import local_rows, on_devices
+from asr_jax.data.buckets import evaluation_buckets
+from asr_jax.data.texts import SECONDS_PER_LABEL, evaluation_text_batches, read_texts
+from asr_jax.distributed.mesh import local_rows, on_devices, utterance_shards
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.text import Tokenizer
@@ -39,6 +41,16 @@ def dev_perplexity(
         raise ValueError(f"data.dev = {config.data.dev}: none of its texts can be measured")
     pieces = sum(map(len, labels))
     words = sum(len(text.text.split()) for text in texts)
+    lengths = np.array([len(ids) for ids in labels], np.int64)
+    buckets = evaluation_buckets(
+        lengths * SECONDS_PER_LABEL,
+        lengths,
+        data=config.data,
+        work=lambda seconds: seconds,
+        frame_seconds=SECONDS_PER_LABEL,
+        devices=utterance_shards(mesh),
+        passes=config.train.steps / config.train.evaluate_every_steps,
+    )
     nats = jax.jit(
         functools.partial(_nats, graphdef=graphdef), out_shardings=NamedSharding(mesh, P())
     )
@@ -46,8 +58,7 @@ def dev_perplexity(
     def evaluate(averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         batches = evaluation_text_batches(
             labels,
-            data=config.data,
-            multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+            buckets=buckets,
             local_rows=functools.partial(local_rows, mesh),
         )
         total = sum(

@@ -11,12 +11,18 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from asr_jax.config import Config
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
-from asr_jax.distributed.mesh import local_rows
+from asr_jax.distributed.mesh import local_rows, utterance_shards
 from asr_jax.distributed.processes import is_first
 from asr_jax.experiment.skipped import print_left_out
-from asr_jax.inference.decode_batch import JittedDecoding, jitted_decoding, transcribe_batches
+from asr_jax.inference.decode_batch import (
+    JittedDecoding,
+    jitted_decoding,
+    recognition_buckets,
+    transcribe_batches,
+)
 from asr_jax.scoring.evaluation import unwritable
 from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
@@ -43,7 +49,14 @@ def dev_wer(
             file=sys.stderr,
         )
     recognize = jitted_decoding(graphdef, config, mesh)
-    return _DevWer(config, tokenizer, mesh, utterances, recognize)
+    buckets = recognition_buckets(
+        utterances,
+        config,
+        tokenizer.vocabulary_size,
+        devices=utterance_shards(mesh),
+        passes=config.train.steps / config.train.evaluate_every_steps,
+    )
+    return _DevWer(config, tokenizer, mesh, utterances, buckets, recognize)
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class _DevWer:
     tokenizer: Tokenizer
     mesh: Mesh
     utterances: Sequence[Utterance]
+    buckets: Buckets
     recognize: JittedDecoding
     noted: set[str] = field(default_factory=set)
     """Ids of unreadable recordings that were reported, so that each is reported once."""
@@ -61,9 +75,9 @@ class _DevWer:
         batches = evaluation_batches(
             utterances,
             [np.zeros(0, np.int32)] * len(utterances),
+            buckets=self.buckets,
             data=config.data,
             sample_rate_hz=config.features.sample_rate_hz,
-            multiple=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
             local_rows=functools.partial(local_rows, self.mesh),
         )
         transcripts = transcribe_batches(

@@ -12,6 +12,7 @@ import jax
 
 from asr_jax.config import CheckpointConfig, Config, flatten
 from asr_jax.config_file import load_config, write_config
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.distributed.lease import LEASE, held
 from asr_jax.distributed.processes import all_gather_text, first_process
@@ -42,6 +43,8 @@ CHANGEABLE = (
     "train.rollbacks",
     "train.wandb_project",
 )
+# The fields by which buckets are stated or chosen.
+OF_BUCKETS = ("data.bucket", "data.batch_seconds", "data.max_seconds")
 # Like data.train, these folders may move. Their contents are part of the fingerprint.
 CHANGEABLE_FOLDERS = ("augment.noise", "augment.impulse_responses")
 
@@ -149,12 +152,17 @@ def require_shared(run: Path) -> None:
 
 
 def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: Path) -> None:
-    """Raise UsageError if a field differs that must not change when a run resumes."""
+    """Raise UsageError if a field differs that must not change when a run resumes.
+
+    A run whose config stated the buckets keeps them if the config does not state them any more.
+    """
+    keeps_buckets = before.get("data.bucket_seconds") and not now["data.bucket_seconds"]
+    changeable = CHANGEABLE + OF_BUCKETS * bool(keeps_buckets)
     fixed = [
         name
         for name in now
         if now[name] != before.get(name, now[name])
-        and not name.startswith(CHANGEABLE)
+        and not name.startswith(changeable)
         and name not in CHANGEABLE_FOLDERS
     ]
     if fixed:
@@ -181,8 +189,12 @@ def changes(before: Metadata, now: Metadata, corpus: Corpus, run: Path) -> list[
     ]
 
 
-def run_metadata(config: Config, corpus: Corpus) -> Metadata:
-    """Return what is saved with a checkpoint: config, and fingerprint of the utterances."""
+def run_metadata(config: Config, corpus: Corpus, buckets: Buckets) -> Metadata:
+    """Return what is saved with a checkpoint: config, fingerprint of the utterances, buckets."""
     utterances = corpus.fingerprint(joins=config.augment.join_probability > 0)
     # Tuples become lists, as when they are read from a file.
-    return {"config": json.loads(json.dumps(flatten(config))), "utterances": utterances}
+    return {
+        "config": json.loads(json.dumps(flatten(config))),
+        "utterances": utterances,
+        "buckets": json.loads(json.dumps(buckets)),
+    }

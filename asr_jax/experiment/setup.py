@@ -1,5 +1,6 @@
 """How a run starts: everything is checked and read before anything is written or compiled."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,14 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import Config, flatten
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
+from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches
-from asr_jax.distributed.mesh import check_batch, make_mesh
-from asr_jax.distributed.processes import code_fingerprint, require_same
-from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
+from asr_jax.distributed.mesh import check_batch, local_rows, make_mesh, utterance_shards
+from asr_jax.distributed.processes import code_fingerprint, is_first, require_same
+from asr_jax.experiment.corpus import keep_tokenizer, limits_of, training_corpus
 from asr_jax.experiment.fine_tuning import Source, forget_source, initialize_from, read_source
 from asr_jax.experiment.resumed_schedule import Schedule, resumed_schedule
 from asr_jax.experiment.run_directory import (
@@ -28,12 +31,21 @@ from asr_jax.experiment.run_directory import (
 )
 from asr_jax.experiment.skipped import list_skipped
 from asr_jax.experiment.tasks import Task, task_of
+from asr_jax.experiment.training_buckets import (
+    buckets_for,
+    check_buckets,
+    describe_buckets,
+    kept_buckets,
+)
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
 from asr_jax.training.loop import Evaluate
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import TrainState, abstract_state, initial_state
+
+# The file of a run that holds the number of batches in each epoch so far.
+EPOCHS = "epochs.json"
 
 
 class Setup(NamedTuple):
@@ -44,6 +56,7 @@ class Setup(NamedTuple):
     task: Task
     mesh: Mesh
     corpus: Corpus
+    buckets: Buckets
     tokenizer: Tokenizer
     optimizer: optax.GradientTransformation
     graphdef: nnx.GraphDef
@@ -58,7 +71,10 @@ class Setup(NamedTuple):
 
     def batches(self, position: int) -> Batches:
         """Return the endless stream of the run's batches that starts after `position` batches."""
-        return self.task.batches(self.config, self.corpus, self.mesh, self.run, position)
+        plan = self.task.plan(self.config, self.corpus, self.buckets)
+        epochs = Epochs(plan, cache_path=self.run / EPOCHS, write_cache=is_first())
+        rows = functools.partial(local_rows, self.mesh)
+        return self.task.batches(self.config, self.corpus, epochs, rows, position)
 
 
 def suitable_mesh(config: Config) -> Mesh:
@@ -85,7 +101,14 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     config = schedule.config
 
     task = task_of(config)
-    corpus, tokenizer = training_corpus(config, run, read=task.read)
+    buckets = kept_buckets(config, run)
+    corpus, tokenizer = training_corpus(
+        config, run, limits=limits_of(config, buckets), read=task.read
+    )
+    if buckets is None:
+        parts = utterance_shards(mesh) * config.train.accumulate
+        buckets = buckets_for(config, corpus, tokenizer.vocabulary_size, parts=parts)
+    check_buckets(buckets, config, mesh, run)
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     abstract = abstract_state(config, tokenizer.vocabulary_size, optimizer, mesh)
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
@@ -93,11 +116,12 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     evaluate = task.evaluation(config, graphdef, tokenizer, mesh)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
-    metadata = run_metadata(config, corpus)
+    metadata = run_metadata(config, corpus, buckets)
     require_same(
         {
             f"a fingerprint of data.train = {config.data.train}": metadata["utterances"],
             "optimizer.decay_steps": config.optimizer.decay_steps,
+            "the shapes of batches": str(buckets),
         }
     )
 
@@ -109,6 +133,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
         task=task,
         mesh=mesh,
         corpus=corpus,
+        buckets=buckets,
         tokenizer=tokenizer,
         optimizer=optimizer,
         graphdef=graphdef,
@@ -162,6 +187,8 @@ def describe(
             "and references scored, in this form"
         )
     list_skipped(corpus, setup.run, resumed=state is not None, note=note)
+    for line in describe_buckets(setup.buckets, setup.config, corpus):
+        note(line)
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")
         if setup.schedule.note:

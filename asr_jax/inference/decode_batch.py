@@ -2,16 +2,19 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PyTree
 
+from asr_jax.capacity.flops import utterance_work
 from asr_jax.config import Config, chunk_frames
+from asr_jax.data.buckets import Buckets, evaluation_buckets
 from asr_jax.decoding.fusion import NO_FUSION, Fusion
 from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.decoding.search import search
@@ -19,7 +22,7 @@ from asr_jax.distributed.mesh import on_devices, over_rows
 from asr_jax.features.frames import hop_samples
 from asr_jax.features.logmel import log_mel
 from asr_jax.text import Tokenizer
-from asr_jax.types import Batch, Transcript, Word
+from asr_jax.types import Batch, Transcript, Utterance, Word
 
 
 def decode_batch(
@@ -128,6 +131,27 @@ def transcripts(row: Hypotheses, tokenizer: Tokenizer, *, frame_seconds: float) 
         return Transcript(tokenizer.decode(labels), words, float(row.scores[k]))
 
     return [transcript(k) for k, score in enumerate(row.scores) if k == 0 or score > -math.inf]
+
+
+def recognition_buckets(
+    utterances: Sequence[Utterance],
+    config: Config,
+    vocabulary_size: int,
+    *,
+    devices: int,
+    passes: float = 1.0,
+) -> Buckets:
+    """Return the shapes of batches for utterances that are recognized `passes` times."""
+    seconds = np.array([utterance.duration_seconds for utterance in utterances], np.float64)
+    return evaluation_buckets(
+        seconds,
+        np.zeros(len(seconds), np.int64),
+        data=config.data,
+        work=utterance_work(config, vocabulary_size),
+        frame_seconds=encoded_frame_seconds(config),
+        devices=devices,
+        passes=passes,
+    )
 
 
 def encoded_frame_seconds(config: Config) -> float:

@@ -1,6 +1,5 @@
 """Label posteriors: when each label of a reference is spoken, for the evaluation report."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.decoding.alignment import align_labels
 from asr_jax.features.logmel import log_mel
@@ -42,14 +42,13 @@ def label_posteriors(
     labels = tokenizer.encode_all([utterance.text for utterance in utterances])
     if not utterances:
         return {}
-    data = dataclasses.replace(
-        config.data,
-        bucket_seconds=(max(utterance.duration_seconds for utterance in utterances),),
-        bucket_labels=(max(map(len, labels)),),
-        bucket_utterances=(ROWS,),
-    )
+    longest = max(utterance.duration_seconds for utterance in utterances)
     batches = evaluation_batches(
-        utterances, labels, data=data, sample_rate_hz=config.features.sample_rate_hz
+        utterances,
+        labels,
+        buckets=Buckets((longest,), (max(map(len, labels)),), (ROWS,)),
+        data=config.data,
+        sample_rate_hz=config.features.sample_rate_hz,
     )
     compiled = jax.jit(
         functools.partial(_batch_posteriors, graphdef=recognizer.graphdef, config=config)

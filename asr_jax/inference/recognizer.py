@@ -26,6 +26,7 @@ from asr_jax.distributed.sharding import state_shardings
 from asr_jax.inference.decode_batch import (
     encoded_frame_seconds,
     jitted_decoding,
+    recognition_buckets,
     store_rows,
     transcripts,
 )
@@ -193,16 +194,18 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
 
 
 def _segment_batches(recognizer: Recognizer, segments: list[Utterance]) -> Batches:
-    """Return batches of no more rows than there are segments, rounded up to the devices."""
-    config, devices = recognizer.config, recognizer.mesh.size
-    most = max(1, len(segments))
-    rows = tuple(-(-min(n, most) // devices) * devices for n in config.data.bucket_utterances)
+    config = recognizer.config
     return evaluation_batches(
         segments,
         [np.zeros(0, np.int32)] * len(segments),
-        data=dataclasses.replace(config.data, bucket_utterances=rows),
+        buckets=recognition_buckets(
+            segments,
+            config,
+            recognizer.tokenizer.vocabulary_size,
+            devices=recognizer.mesh.size,
+        ),
+        data=config.data,
         sample_rate_hz=config.features.sample_rate_hz,
-        multiple=devices,
         local_rows=functools.partial(local_rows, recognizer.mesh),
     )
 

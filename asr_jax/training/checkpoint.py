@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 from etils import epath
@@ -61,6 +61,8 @@ class Metadata(TypedDict):
     """Every field under its dotted name."""
     utterances: str
     """Fingerprint of the utterances that the run trains on."""
+    buckets: NotRequired[list[list[float]]]
+    """Seconds, labels and utterances of the buckets; earlier versions did not save them."""
 
 
 class SavedMetadata(Metadata):

@@ -25,6 +25,7 @@ from asr_jax.commands.prepare import command as prepare
 from asr_jax.commands.prepare import download as downloading
 from asr_jax.commands.prepare.download import download
 from asr_jax.config import AugmentConfig, DataConfig
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_manifest, require_exists
@@ -89,11 +90,10 @@ def test_a_batch_of_a_prepared_dataset_is_that_of_the_folder_bit_for_bit(prepare
     def batch(data):
         utterances, _ = read_manifest(data)
         labels = [np.arange(1, len(u.text) % 7 + 2, dtype=np.int32) for u in utterances]
-        config = DataConfig(
-            bucket_seconds=(8.0,), bucket_labels=(64,), bucket_utterances=(16,), read_threads=4
-        )
+        config = DataConfig(read_threads=4)
         corpus = Corpus(utterances, labels)
-        epochs = Epochs(training_plan(corpus, data=config, augment=AugmentConfig(), seed=3))
+        buckets = Buckets((8.0,), (64,), (16,))
+        epochs = Epochs(training_plan(corpus, buckets=buckets, augment=AugmentConfig(), seed=3))
         return next(training_batches(corpus, epochs, data=config, sample_rate_hz=16_000))
 
     for ours, theirs in zip(

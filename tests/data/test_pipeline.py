@@ -11,6 +11,7 @@ import soundfile
 from asr_jax.audio.samples import change_speed, read_audio
 from asr_jax.config import AugmentConfig, DataConfig
 from asr_jax.data.augment import add_reverberation, read_untranscribed
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.cache import AudioCache
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
@@ -52,8 +53,14 @@ def corpus(tmp_path_factory) -> Corpus:
     return Corpus(utterances, labels, separator=SEPARATOR)
 
 
+def buckets_of(data: DataConfig) -> Buckets:
+    buckets = Buckets.of(data)
+    assert buckets is not None
+    return buckets
+
+
 def training(corpus: Corpus, *, data=DATA, augment=VARIED, **options) -> Batches:
-    epochs = Epochs(training_plan(corpus, data=data, augment=augment, seed=5))
+    epochs = Epochs(training_plan(corpus, buckets=buckets_of(data), augment=augment, seed=5))
     return training_batches(corpus, epochs, data=data, sample_rate_hz=RATE_HZ, **options)
 
 
@@ -66,7 +73,7 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 def test_rows_are_what_the_plan_says(corpus):
     utterances, labels = corpus.utterances, corpus.labels
-    plan = training_plan(corpus, data=DATA, augment=VARIED, seed=5)
+    plan = training_plan(corpus, buckets=buckets_of(DATA), augment=VARIED, seed=5)
     planned = [batch for epoch in range(2) for batch in plan.batches(epoch)]
     joins = 0
     for plan_batch, batch in zip(planned, training(corpus)):
@@ -161,7 +168,7 @@ def test_a_recording_shorter_than_its_manifest_says_is_listed(corpus, tmp_path):
 
 def test_a_joined_row_needs_both_recordings(corpus):
     utterances = corpus.utterances
-    plan = training_plan(corpus, data=DATA, augment=VARIED, seed=5)
+    plan = training_plan(corpus, buckets=buckets_of(DATA), augment=VARIED, seed=5)
     planned = [batch for epoch in range(3) for batch in plan.batches(epoch)]
     lost = max(int(batch.second.max()) for batch in planned)
     missing = utterances[lost]._replace(audio=Path("/missing.wav"))
@@ -176,10 +183,11 @@ def test_a_joined_row_needs_both_recordings(corpus):
 def test_evaluation_reads_each_utterance_once_unchanged(corpus):
     utterances, labels = corpus.utterances, corpus.labels
     long = Utterance("long", utterances[0].audio, "", 0.3)
-    data = DataConfig(bucket_seconds=(0.1, 0.25), bucket_labels=(1, 2), bucket_utterances=(4, 2))
+    options = {"data": DATA, "sample_rate_hz": RATE_HZ}
+    options["buckets"] = Buckets((0.1, 0.25, 1.0), (1, 2, 17), (4, 2, 2))
     everything, all_labels = [*utterances, long], [*labels, np.arange(3, 20, dtype=np.int32)]
     seen = []
-    for batch in evaluation_batches(everything, all_labels, data=data, sample_rate_hz=RATE_HZ):
+    for batch in evaluation_batches(everything, all_labels, **options):
         for row, n in enumerate(batch.utterances.tolist()):
             if n < 0:
                 assert not batch.samples[row].any() and not batch.labels[row].any()
@@ -201,7 +209,9 @@ def test_evaluation_reads_each_utterance_once_unchanged(corpus):
 
 
 def test_evaluation_of_no_utterances_has_no_batches():
-    assert list(evaluation_batches([], [], data=DATA, sample_rate_hz=RATE_HZ)) == []
+    none = Buckets((), (), ())
+    batches = evaluation_batches([], [], buckets=none, data=DATA, sample_rate_hz=RATE_HZ)
+    assert list(batches) == []
 
 
 def test_cache_is_exact_and_bounded(corpus):
@@ -259,7 +269,7 @@ def effects(tmp_path_factory) -> dict[str, list[Utterance]]:
 
 def test_augmentation_is_that_of_the_plan_in_its_order(corpus, effects):
     utterances, corpus = corpus.utterances, corpus._replace(**effects)
-    plan = training_plan(corpus, data=DATA, augment=NOISY, seed=5)
+    plan = training_plan(corpus, buckets=buckets_of(DATA), augment=NOISY, seed=5)
     planned, seen = plan.batches(0), np.zeros(4, int)
     for drawn, batch in zip(planned, training(corpus, augment=NOISY)):
         for row, n in enumerate(drawn.first.tolist()):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_jax.data.selection import select_utterances
+from asr_jax.data.selection import Limits, select_utterances
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -33,8 +33,7 @@ def test_selection_gives_each_reason(tmp_path):
             utterances,
             tokenizer,
             min_seconds=0.05,
-            max_seconds=16.0,
-            max_labels=10,
+            limits=Limits(16.0, 10),
             frames_of=lambda seconds: (seconds * 10).astype(int),
             ctc=ctc,
         )

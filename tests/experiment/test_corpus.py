@@ -18,6 +18,7 @@ from asr_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.experiment.run_directory import changes, run_metadata
@@ -138,11 +139,12 @@ def test_run_of_an_earlier_version_resumes_without_a_warning(tmp_path):
     config, now = Config(), corpus("s", "")
     # Computed by an earlier version, whose fingerprints depend on ids.
     saved = "8c8b666974540e6469493bc8347d4a07adb167ecdfa2424909d1681f6ac5125e"
-    metadata = run_metadata(config, now)
+    buckets = Buckets((4.0,), (8,), (2,))
+    metadata = run_metadata(config, now, buckets)
     before = Metadata(config=metadata["config"], utterances=saved)
     assert changes(before, metadata, now, tmp_path) == []
     other = now._replace(utterances=[u._replace(id=u.id + "x") for u in now.utterances])
-    [warning] = changes(before, run_metadata(config, other), other, tmp_path)
+    [warning] = changes(before, run_metadata(config, other, buckets), other, tmp_path)
     assert warning.startswith("the utterances of data.train are not those")
 
 

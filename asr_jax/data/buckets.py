@@ -1,0 +1,236 @@
+"""Buckets: the few static shapes of batches, chosen so that padding costs the least."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from asr_jax.config import DataConfig
+
+# Where data.buckets is 0, at most this many are chosen.
+MOST_BUCKETS = 8
+# Lengths are rounded up to at most this many different ones, from which the edges are chosen.
+MOST_LENGTHS = 1024
+# In evaluation, compiling for a shape counts as much as ten batches. The true number may be above
+# 100 on an accelerator, and below 1 if a large model runs on a CPU.
+COMPILE_BATCHES = 10.0
+# An utterance with more labels per second than this many times the median counts as longer.
+DENSE = 2.0
+
+# Maps lengths in seconds to the operations that an utterance padded to each of them takes.
+Work = Callable[[Float64[np.ndarray, " _"]], Float64[np.ndarray, " _"]]
+
+
+class Buckets(NamedTuple):
+    """Static shapes of batches: upper edges in seconds, most labels, utterances per batch.
+
+    Neither edges nor labels decrease. An utterance goes to the first bucket that holds both its
+    seconds and its labels.
+    """
+
+    seconds: tuple[float, ...]
+    labels: tuple[int, ...]
+    utterances: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Buckets | None":
+        """Return the buckets that a config states; None if they are to be chosen.
+
+        Raises ValueError if a longer bucket holds fewer labels.
+        """
+        if not data.bucket_seconds:
+            return None
+        if list(data.bucket_labels) != sorted(data.bucket_labels):
+            raise ValueError(f"data.bucket_labels = {data.bucket_labels}: must not decrease")
+        return cls(data.bucket_seconds, data.bucket_labels, data.bucket_utterances)
+
+    def first_fit(self, seconds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the index of the first bucket that holds each pair of seconds and labels."""
+        return np.maximum(
+            np.searchsorted(self.seconds, seconds), np.searchsorted(self.labels, labels)
+        )
+
+
+class BatchSize(NamedTuple):
+    """How many utterances a batch may have."""
+
+    seconds: float
+    """Audio of a batch, padding included (data.batch_seconds)."""
+    parts: int = 1
+    """Parts into which every batch divides: devices times train.accumulate."""
+    preferred_multiple: int = 1
+    """The number of utterances is a multiple of this number if `seconds` suffices for it."""
+
+    def rows(self, wanted: Float64[np.ndarray, " K"], most: float) -> Int64[np.ndarray, " K"]:
+        """Round numbers of utterances, at most `most`, down to numbers that are allowed.
+
+        Below `preferred_multiple`, the number is `parts` times a power of two; it is at least
+        `parts`, whatever is wanted.
+        """
+        wanted = np.minimum(wanted, most)
+        unit = math.lcm(self.parts, self.preferred_multiple)
+        doublings = np.floor(np.log2(np.maximum(wanted / self.parts, 1)))
+        few = self.parts * 2 ** doublings.astype(np.int64)
+        return np.where(wanted < unit, few, (wanted // unit).astype(np.int64) * unit)
+
+
+class Cost(NamedTuple):
+    """The operations that buckets are to save."""
+
+    work: Work
+    frame_seconds: float
+    """The step between lengths that differ in the encoder's frames."""
+    batches: float
+    """The number of batches that will be computed."""
+    compile_batches: float
+    """The number of batches that take as long as compiling the program for one shape."""
+
+
+class _Lengths(NamedTuple):
+    """The different lengths of utterances, increasing, and how many utterances have each."""
+
+    seconds: Float64[np.ndarray, " n"]
+    counts: Int64[np.ndarray, " n"]
+    work: Float64[np.ndarray, " n"]
+    """Operations of an utterance of this length."""
+
+
+def choose_buckets(
+    seconds: Float64[np.ndarray, " M"],
+    labels: Int64[np.ndarray, " M"],
+    *,
+    cost: Cost,
+    size: BatchSize,
+    number: int = 0,
+    repeats: int = 1,
+) -> Buckets:
+    """Return the buckets whose padding takes the least operations, for utterances like these.
+
+    Every utterance has the length x = max(seconds, labels / rate), where `rate` is DENSE times the
+    median of labels per second: an utterance with very many labels is treated like a longer one, so
+    that it cannot raise the labels of short buckets. With b buckets, the operations are the least
+    over all edges among the lengths, found by dynamic programming over the sorted lengths; the
+    operations include those for utterances that fill no batch of their bucket and move up to the
+    next. Batches of all buckets take about the same operations: as many as `size.seconds` of audio
+    at the mean of these utterances.
+
+    The result is a pure function of its arguments, the same on every host.
+
+    Args:
+        seconds: lengths of M >= 1 utterances, after speed and tempo changes.
+        labels: numbers of labels.
+        cost: the operations of an utterance, of compiling, and how much is computed.
+        size: the utterances that a batch may have.
+        number: the number of buckets, if there are as many different lengths; 0: the one, up to
+            MOST_BUCKETS, that takes the least operations, compiling included.
+        repeats: how often each utterance is in `seconds`, on average.
+    """
+    rate = _highest_label_rate(seconds, labels)
+    effective = np.maximum(seconds, labels / rate)
+    lengths = _lengths(effective, cost)
+    utterances = len(seconds) / repeats
+    wanted = size.seconds * (lengths.counts @ lengths.work / effective.sum()) / lengths.work
+    rows = size.rows(wanted, utterances)
+    # Utterances up to an edge that fill no batch move up; of many, half a batch on average.
+    shorter = np.cumsum(lengths.counts) / repeats
+    edges = _best_edges(
+        lengths,
+        leftover=repeats * np.where(shorter < rows, shorter, rows / 2),
+        cost=cost,
+        number=number,
+    )
+    most_labels = np.array([labels[effective <= lengths.seconds[edge]].max() for edge in edges])
+    dense_labels = np.ceil(lengths.seconds[edges] * rate).astype(np.int64)
+    longest_seconds = max(float(seconds.max()), cost.frame_seconds)
+    return Buckets(
+        tuple(min(float(lengths.seconds[edge]), longest_seconds) for edge in edges),
+        tuple(np.maximum(1, np.minimum(most_labels, dense_labels)).tolist()),
+        tuple(rows[edges].tolist()),
+    )
+
+
+def evaluation_buckets(
+    seconds: Float64[np.ndarray, " N"],
+    labels: Int64[np.ndarray, " N"],
+    *,
+    data: DataConfig,
+    work: Work,
+    frame_seconds: float,
+    devices: int,
+    passes: float = 1.0,
+) -> Buckets:
+    """Return the buckets for utterances that are evaluated `passes` times, on any devices.
+
+    Batches hold as much audio as those of training, and their sizes are multiples of `devices`.
+    """
+    if len(seconds) == 0:
+        return Buckets((), (), ())
+    batch_seconds = data.batch_seconds
+    if stated := Buckets.of(data):
+        batch_seconds = max(np.multiply(stated.seconds, stated.utterances).tolist())
+    return choose_buckets(
+        seconds,
+        labels,
+        cost=Cost(
+            work,
+            frame_seconds,
+            batches=passes * float(seconds.sum()) / batch_seconds,
+            compile_batches=COMPILE_BATCHES,
+        ),
+        size=BatchSize(batch_seconds, parts=devices),
+    )
+
+
+def _highest_label_rate(seconds: np.ndarray, labels: np.ndarray) -> float:
+    """Return the labels per second above which an utterance counts as longer."""
+    if not labels.any():
+        return 1.0
+    return DENSE * float(np.median(labels / np.maximum(seconds, 1e-3))) or 1.0
+
+
+def _lengths(effective: np.ndarray, cost: Cost) -> _Lengths:
+    """Round lengths up to whole frames, or to steps of several if there are too many lengths."""
+    step = cost.frame_seconds
+    while True:
+        # Without the subtraction, rounding could make a length of n frames one of n + 1.
+        ticks, counts = np.unique(np.ceil(effective / step - 1e-6), return_counts=True)
+        if len(ticks) <= MOST_LENGTHS:
+            seconds = np.maximum(ticks, 1) * step
+            return _Lengths(seconds, counts, cost.work(seconds))
+        step *= 2
+
+
+def _best_edges(
+    lengths: _Lengths,
+    *,
+    leftover: Float64[np.ndarray, " n"],
+    cost: Cost,
+    number: int,
+) -> list[int]:
+    """Return the indices of the lengths that are the buckets' edges.
+
+    `leftover` is how many utterances are left over, on average, in a bucket with each edge.
+    """
+    n, most = len(lengths.counts), number or MOST_BUCKETS
+    work, ends = lengths.work, np.cumsum(lengths.counts)
+    # Entry [j, i] is the operations of a bucket with edge i after one with edge j: those of its
+    # own utterances, and those that the leftover of the bucket before takes in addition.
+    added = (ends[None] - ends[:, None]) * work + leftover[:, None] * (work - work[:, None])
+    added[np.tril_indices(n)] = math.inf
+    least, previous = [ends * work], []
+    for _ in range(1, min(most, n)):
+        totals = least[-1][:, None] + added
+        previous.append(totals.argmin(axis=0))
+        least.append(totals.min(axis=0))
+    totals = np.array([operations[-1] for operations in least])
+    if number:
+        chosen = len(totals)
+    else:
+        compiled = cost.compile_batches * np.arange(1, len(totals) + 1)
+        chosen = 1 + int(np.argmin(cost.batches * totals / totals.min() + compiled))
+    edges = [n - 1]
+    for before in reversed(previous[: chosen - 1]):
+        edges.append(int(before[edges[-1]]))
+    return edges[::-1]

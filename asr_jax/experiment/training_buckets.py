@@ -1,0 +1,132 @@
+"""The buckets of a run's batches: stated by the config, kept by the run, or chosen by the data."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from asr_jax.capacity.flops import utterance_work
+from asr_jax.config import Config
+from asr_jax.data.buckets import BatchSize, Buckets, Cost, choose_buckets
+from asr_jax.data.corpus import Corpus
+from asr_jax.data.plan import TrainingPlan, expected_lengths
+from asr_jax.data.texts import SECONDS_PER_LABEL
+from asr_jax.distributed.mesh import utterance_shards
+from asr_jax.errors import UsageError
+from asr_jax.experiment.tasks import task_of
+from asr_jax.inference.decode_batch import encoded_frame_seconds
+from asr_jax.training.checkpoint import SavedMetadata, newest_metadata
+
+# A training step's program takes about as long to compile as this many steps to run: 27 s and 0.1 s
+# for configs/quickstart.py on two cores.
+COMPILE_BATCHES = 250.0
+# So that 1, 2, 4 or 8 devices divide every batch.
+PREFERRED_MULTIPLE = 8
+# Labels per second of English that is read fast: pieces of a vocabulary of 1024, and characters.
+LABELS_PER_SECOND = (6, 20)
+
+
+def kept_buckets(config: Config, run: Path) -> Buckets | None:
+    """Return the buckets that a config states or a run has; None if they are to be chosen."""
+    stated = Buckets.of(config.data)
+    saved = None if stated else newest_metadata(run, config.checkpoint)
+    return saved_buckets(saved[1]) if saved else stated
+
+
+def saved_buckets(saved: SavedMetadata) -> Buckets | None:
+    """Return the buckets in a checkpoint's metadata; None if there are none."""
+    # Earlier versions have saved the config alone, which stated the buckets.
+    config = saved.get("config", {})
+    stated: Any = [config.get(f"data.bucket_{name}") for name in Buckets._fields]
+    columns: Any = saved.get("buckets", stated)
+    return Buckets(*map(tuple, columns)) if all(columns) else None
+
+
+def buckets_for(config: Config, corpus: Corpus, vocabulary_size: int, *, parts: int) -> Buckets:
+    """Return the buckets for the utterances of a corpus (choose_buckets).
+
+    An utterance may become as long as speed and tempo make it, up to data.max_seconds; a pair of
+    joined utterances, as long as the longest single one. The number of utterances in a batch is a
+    multiple of `parts`.
+    """
+    seconds, labels, epochs = expected_lengths(_widest_plan(config, corpus))
+    if config.objective.is_language_model:
+        seconds = np.maximum(labels * SECONDS_PER_LABEL, SECONDS_PER_LABEL)
+    return choose_buckets(
+        seconds,
+        labels,
+        cost=Cost(
+            utterance_work(config, vocabulary_size, labels_per_second=labels.sum() / seconds.sum()),
+            encoded_frame_seconds(config),
+            batches=config.train.steps,
+            compile_batches=COMPILE_BATCHES,
+        ),
+        size=BatchSize(
+            config.data.batch_seconds, parts, PREFERRED_MULTIPLE * config.train.accumulate
+        ),
+        number=config.data.buckets,
+        repeats=epochs,
+    )
+
+
+def assumed_buckets(config: Config, *, parts: int) -> Buckets:
+    """Return one bucket for the longest recordings that a config allows, for an unknown dataset."""
+    longest, accumulate = config.data.max_seconds, config.train.accumulate
+    size = BatchSize(config.data.batch_seconds, parts, PREFERRED_MULTIPLE * accumulate)
+    (rows,) = size.rows(np.array([size.seconds / longest]), math.inf).tolist()
+    labels_per_second = LABELS_PER_SECOND[config.tokenizer.kind == "char"]
+    return Buckets((longest,), (round(longest * labels_per_second),), (rows,))
+
+
+def _widest_plan(config: Config, corpus: Corpus) -> TrainingPlan:
+    """Return a plan with one bucket that holds every utterance at every speed and tempo."""
+    slowest = min(config.augment.speeds) * min(1.0, config.augment.tempo_range[0])
+    longest = float(corpus.durations_seconds().max())
+    seconds = max(longest, min(config.data.max_seconds, longest / slowest), SECONDS_PER_LABEL)
+    widest = Buckets((seconds,), (int(corpus.label_lengths().max()),), (1,))
+    return task_of(config).plan(config, corpus, widest)
+
+
+def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> None:
+    """Raise UsageError unless the devices divide every batch."""
+    accumulate = config.train.accumulate
+    shards = utterance_shards(mesh)
+    common = math.gcd(*buckets.utterances) // accumulate
+    if common % shards:
+        numbers = [str(n) for n in range(1, common + 1) if common % n == 0]
+        raise UsageError(
+            f"--run {run}: its batches have {_listed(list(map(str, buckets.utterances)))} "
+            f"utterances, which divide over {_listed(numbers)} devices with train.accumulate "
+            f"{accumulate}, not over mesh.data x mesh.fsdp = {shards}"
+        )
+
+
+def describe_buckets(buckets: Buckets, config: Config, corpus: Corpus) -> list[str]:
+    """Return a table of the buckets, with their batches in the first epoch and their padding."""
+    plan = task_of(config).plan(config, corpus, buckets)
+    batches = plan.batches(0)
+    is_language_model = config.objective.is_language_model
+    lines, real, padded = ["up to    labels  utterances  batches  padding"], 0.0, 0.0
+    for edge, most_labels, rows in zip(*buckets):
+        planned = [b for b in batches if b.seconds == edge and b.labels == most_labels]
+        if is_language_model:
+            filled = sum(int(plan.label_lengths[b.first[b.first >= 0]].sum()) for b in planned)
+            whole = len(planned) * rows * most_labels
+        else:
+            filled = sum(float(plan.row_seconds(b).sum()) for b in planned)
+            whole = len(planned) * rows * edge
+        real, padded = real + filled, padded + whole
+        lines.append(
+            f"{'-' if is_language_model else f'{edge:.2f} s':<7}  {most_labels:>6}  {rows:>10}  "
+            f"{len(planned):>7}  {1 - filled / whole if whole else 0:>7.0%}"
+        )
+    shapes = f"{len(buckets.seconds)} shape{'s' * (len(buckets.seconds) > 1)}"
+    return [f"batches of {shapes}, {1 - real / padded:.1%} padding:", *lines]
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last

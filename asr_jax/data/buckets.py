@@ -131,7 +131,11 @@ def choose_buckets(
     effective = np.maximum(seconds, labels / rate)
     lengths = _lengths(effective, cost)
     utterances = len(seconds) / repeats
-    wanted = size.seconds * (lengths.counts @ lengths.work / effective.sum()) / lengths.work
+    wanted = (
+        size.seconds
+        * (lengths.counts @ lengths.work / (lengths.counts @ lengths.seconds))
+        / lengths.work
+    )
     rows = size.rows(wanted, utterances)
     # Utterances up to an edge that fill no batch move up; of many, half a batch on average.
     shorter = np.cumsum(lengths.counts) / repeats
@@ -191,14 +195,17 @@ def _highest_label_rate(seconds: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _lengths(effective: np.ndarray, cost: Cost) -> _Lengths:
-    """Round lengths up to whole frames, or to steps of several if there are too many lengths."""
-    step = cost.frame_seconds
+    """Return the lengths, those of equally many frames, or of several frames, taken as the longest.
+
+    The number of frames is the least power of two that leaves at most MOST_LENGTHS lengths.
+    """
+    step, increasing = cost.frame_seconds, np.sort(np.maximum(effective, cost.frame_seconds))
     while True:
-        # Without the subtraction, rounding could make a length of n frames one of n + 1.
-        ticks, counts = np.unique(np.ceil(effective / step - 1e-6), return_counts=True)
+        ticks, first = np.unique(np.ceil(increasing / step), return_index=True)
         if len(ticks) <= MOST_LENGTHS:
-            seconds = np.maximum(ticks, 1) * step
-            return _Lengths(seconds, counts, cost.work(seconds))
+            ends = np.append(first[1:], len(increasing))
+            seconds = increasing[ends - 1]
+            return _Lengths(seconds, np.diff(ends, prepend=0), cost.work(seconds))
         step *= 2
 
 

@@ -131,11 +131,8 @@ def choose_buckets(
     effective = np.maximum(seconds, labels / rate)
     lengths = _lengths(effective, cost)
     utterances = len(seconds) / repeats
-    wanted = (
-        size.seconds
-        * (lengths.counts @ lengths.work / (lengths.counts @ lengths.seconds))
-        / lengths.work
-    )
+    work_per_second = (lengths.counts @ lengths.work) / (lengths.counts @ lengths.seconds)
+    wanted = size.seconds * work_per_second / lengths.work
     rows = size.rows(wanted, utterances)
     # Utterances up to an edge that fill no batch move up; of many, half a batch on average.
     shorter = np.cumsum(lengths.counts) / repeats

@@ -40,7 +40,7 @@ from asr_jax.data.plan import TrainingPlan
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.prepared import FORMAT
 from asr_jax.experiment.corpus import training_corpus, usable_utterances
-from asr_jax.experiment.training_buckets import buckets_for
+from asr_jax.experiment.training_buckets import buckets_for, describe_buckets
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -178,8 +178,11 @@ def planning(folder: Path) -> dict:
         transcripts[:10_000], kind="unigram", vocabulary_size=VOCABULARY, path=folder / "model"
     )
 
+    def buckets_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> Buckets:
+        return buckets_for(replace(config, augment=augment), corpus, VOCABULARY, parts=1)
+
     def plan_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> TrainingPlan:
-        buckets = buckets_for(replace(config, augment=augment), corpus, VOCABULARY, parts=1)
+        buckets = buckets_of(corpus, augment)
         return training_plan(corpus, buckets=buckets, augment=augment, seed=0)
 
     def start() -> tuple[dict[str, float], Corpus]:
@@ -215,6 +218,7 @@ def planning(folder: Path) -> dict:
         text = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in figures[name].items())
         print(f"{name:14s} {text}")
 
+    print("\n".join(describe_buckets(buckets_of(corpus), config, corpus)))
     recording = folder / "12s.flac"
     recorded = corpus._replace(
         utterances=[u._replace(audio=recording, within=None) for u in corpus.utterances]

@@ -138,7 +138,8 @@ class DataConfig(Section):
             values = getattr(self, name)
             if len(values) != buckets or any(n <= 0 for n in values):
                 rule = f"needs one positive value for each of the {buckets} data.bucket_seconds"
-                raise self._invalid(name, rule)
+                alone = "needs data.bucket_seconds; data.batch_seconds alone sizes all batches"
+                raise self._invalid(name, rule if buckets else alone)
         if self.buckets and buckets:
             raise self._invalid("buckets", "must be 0 where data.bucket_seconds gives the buckets")
         corpora = 1 + len(self.more_train)

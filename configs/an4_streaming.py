@@ -4,7 +4,8 @@
     asr-jax evaluate runs/an4_streaming --data samples/an4/test --chunk-ms 640
 
 One core of a shared Intel Xeon, Python 3.12, JAX 0.12, mean of seeds 0, 1, 2, 6 core-minutes each:
-WER 18.4 % on dev, 10.8 % on test; in chunks of 640 ms 18.9 % and 12.1 % (docs/benchmarks.md).
+WER 18.4 % on dev, 10.8 % on test; in chunks of 640 ms 18.9 % and 12.1 %. Batches had the stated
+buckets of docs/benchmarks.md.
 
 All other values are as in quickstart.py.
 """

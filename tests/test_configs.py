@@ -174,7 +174,7 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
         ),
         (
             ("--data.bucket-utterances", "8"),
-            ["data.bucket_utterances = (8,): needs one positive value for each of the 0"],
+            ["data.bucket_utterances = (8,): needs data.bucket_seconds; data.batch_seconds alone"],
         ),
         (
             ("--data.bucket-seconds=2", "--data.bucket-labels=9")

@@ -130,7 +130,7 @@ def _buckets(config: Config, parts: int) -> tuple[Callable[[float], Buckets], in
     datasets = [config.data.train, *config.data.more_train]
     if missing := [dataset for dataset in datasets if not _exists(dataset)]:
         print(
-            f"data.train = {missing[0]!r}: not found; assuming recordings of data.max_seconds = "
+            f"{missing[0] or 'data.train'}: not found; assuming recordings of data.max_seconds = "
             f"{config.data.max_seconds:g} s",
             file=sys.stderr,
         )
@@ -174,9 +174,11 @@ def _largest_batch_seconds(fits: list[BucketFit], buckets_at: Callable[[float], 
     while seconds > 1:
         buckets = buckets_at(float(seconds))
         filled = np.multiply(buckets.seconds, buckets.utterances)
-        if np.all(filled <= 1.001 * np.interp(buckets.seconds, edges, audio_seconds)):
+        allowed = np.interp(buckets.seconds, edges, audio_seconds)
+        if np.all(filled <= 1.001 * allowed):
             break
-        seconds = min(seconds - 1, int(0.98 * seconds))
+        # A large step if much is too much, and at last small ones.
+        seconds = min(seconds - 1, max(int(0.9 * seconds), int(seconds * min(allowed / filled))))
     return seconds
 
 

@@ -15,7 +15,10 @@ MOST_BUCKETS = 8
 MOST_LENGTHS = 1024
 # In evaluation, compiling for a shape counts as much as ten batches. The true number may be above
 # 100 on an accelerator, and below 1 if a large model runs on a CPU.
-COMPILE_BATCHES = 10.0
+EVALUATION_COMPILE_BATCHES = 10.0
+# A batch of short utterances takes the operations of a batch of usual ones, but never holds more
+# than this many times the audio.
+MOST_AUDIO = 1.25
 # An utterance with more labels per second than this many times the median counts as longer.
 DENSE = 2.0
 
@@ -45,6 +48,16 @@ class Buckets(NamedTuple):
         if list(data.bucket_labels) != sorted(data.bucket_labels):
             raise ValueError(f"data.bucket_labels = {data.bucket_labels}: must not decrease")
         return cls(data.bucket_seconds, data.bucket_labels, data.bucket_utterances)
+
+    def keeps(self, bucket: int, remainder: int) -> bool:
+        """Return whether utterances that fill no batch of a bucket are padded there to a batch.
+
+        They move up to the next bucket unless that takes more than twice the seconds.
+        """
+        if bucket + 1 == len(self.seconds):
+            return True
+        seconds, longer_seconds = self.seconds[bucket : bucket + 2]
+        return remainder * longer_seconds > 2 * self.utterances[bucket] * seconds
 
     def first_fit(self, seconds: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the index of the first bucket that holds each pair of seconds and labels."""
@@ -106,15 +119,16 @@ def choose_buckets(
     number: int = 0,
     repeats: int = 1,
 ) -> Buckets:
-    """Return the buckets whose padding takes the least operations, for utterances like these.
+    """Return the buckets whose padding takes the least operations in training.
 
-    Every utterance has the length x = max(seconds, labels / rate), where `rate` is DENSE times the
+    The length of an utterance is max(seconds, labels / rate), where `rate` is DENSE times the
     median of labels per second: an utterance with very many labels is treated like a longer one, so
-    that it cannot raise the labels of short buckets. With b buckets, the operations are the least
-    over all edges among the lengths, found by dynamic programming over the sorted lengths; the
-    operations include those for utterances that fill no batch of their bucket and move up to the
-    next. Batches of all buckets take about the same operations: as many as `size.seconds` of audio
-    at the mean of these utterances.
+    that it cannot raise the labels of short buckets. The edges take the least operations of all
+    that could be chosen among the lengths. The operations are those of the padded utterances, and
+    of the utterances that fill no batch of their bucket, half a batch on average, which move up to
+    the next bucket or are padded (`Buckets.keeps`). They are found by dynamic programming. Batches
+    of all buckets take the operations of `size.seconds` of audio in utterances of usual length, as
+    far as `size` allows that many utterances.
 
     The result is a pure function of its arguments, the same on every host.
 
@@ -130,23 +144,22 @@ def choose_buckets(
     rate = _highest_label_rate(seconds, labels)
     effective = np.maximum(seconds, labels / rate)
     lengths = _lengths(effective, cost)
-    utterances = len(seconds) / repeats
-    work_per_second = (lengths.counts @ lengths.work) / (lengths.counts @ lengths.seconds)
-    wanted = size.seconds * work_per_second / lengths.work
-    rows = size.rows(wanted, utterances)
-    # Utterances up to an edge that fill no batch move up; of many, half a batch on average.
-    shorter = np.cumsum(lengths.counts) / repeats
-    edges = _best_edges(
-        lengths,
-        leftover=repeats * np.where(shorter < rows, shorter, rows / 2),
-        cost=cost,
-        number=number,
-    )
+    rows = size.rows(_wanted_rows(lengths, size), len(seconds) / repeats)
+    work, ends = lengths.work, np.cumsum(lengths.counts)
+    # Utterances up to an edge that fill no batch, in all repetitions.
+    remainder = repeats * np.where(ends / repeats < rows, ends / repeats, rows / 2)
+    # Entry [j, i] is the operations of a bucket with edge i after one with edge j: those of its own
+    # utterances, and those in addition for the remainder of the bucket before.
+    moved = remainder[:, None] * (work - work[:, None])
+    padded = ((repeats * rows - remainder) * work)[:, None]
+    keeps = remainder[:, None] * lengths.seconds > 2 * (repeats * rows * lengths.seconds)[:, None]
+    added = (ends - ends[:, None]) * work + np.where(keeps, padded, moved)
+    edges = _best_edges(ends * work, added, cost=cost, number=number)
     most_labels = np.array([labels[effective <= lengths.seconds[edge]].max() for edge in edges])
     dense_labels = np.ceil(lengths.seconds[edges] * rate).astype(np.int64)
     longest_seconds = max(float(seconds.max()), cost.frame_seconds)
     return Buckets(
-        tuple(min(float(lengths.seconds[edge]), longest_seconds) for edge in edges),
+        tuple(np.minimum(lengths.seconds[edges], longest_seconds).tolist()),
         tuple(np.maximum(1, np.minimum(most_labels, dense_labels)).tolist()),
         tuple(rows[edges].tolist()),
     )
@@ -165,22 +178,33 @@ def evaluation_buckets(
     """Return the buckets for utterances that are evaluated `passes` times, on any devices.
 
     Batches hold as much audio as those of training, and their sizes are multiples of `devices`.
+    The edges take the least operations, compiling included, when the last batch of every bucket is
+    padded (`evaluation_plan`).
     """
     if len(seconds) == 0:
         return Buckets((), (), ())
     batch_seconds = data.batch_seconds
     if stated := Buckets.of(data):
         batch_seconds = max(np.multiply(stated.seconds, stated.utterances).tolist())
-    return choose_buckets(
-        seconds,
-        labels,
-        cost=Cost(
-            work,
-            frame_seconds,
-            batches=passes * float(seconds.sum()) / batch_seconds,
-            compile_batches=COMPILE_BATCHES,
-        ),
-        size=BatchSize(batch_seconds, parts=devices),
+    batches = passes * float(seconds.sum()) / batch_seconds
+    cost = Cost(work, frame_seconds, batches, EVALUATION_COMPILE_BATCHES)
+    lengths, size = _lengths(seconds, cost), BatchSize(batch_seconds, parts=devices)
+    most_rows = size.rows(_wanted_rows(lengths, size), float(len(seconds)))
+    ends = np.cumsum(lengths.counts)
+
+    def rows_of(count: np.ndarray, most: np.ndarray) -> np.ndarray:
+        return np.clip(-(-count // devices) * devices, devices, most)
+
+    def operations(count: np.ndarray) -> np.ndarray:
+        rows = rows_of(count, most_rows)
+        return -(-count // rows) * rows * lengths.work
+
+    edges = _best_edges(operations(ends), operations(ends - ends[:, None]), cost=cost, number=0)
+    rows = rows_of(np.diff(ends[edges], prepend=0), most_rows[edges])
+    return Buckets(
+        tuple(lengths.seconds[edges].tolist()),
+        (max(1, int(labels.max())),) * len(edges),
+        tuple(rows.tolist()),
     )
 
 
@@ -206,35 +230,42 @@ def _lengths(effective: np.ndarray, cost: Cost) -> _Lengths:
         step *= 2
 
 
+def _wanted_rows(lengths: _Lengths, size: BatchSize) -> Float64[np.ndarray, " n"]:
+    """Return how many utterances of each length take the operations of a batch.
+
+    A batch is `size.seconds` of utterances of usual length: half of the audio is in shorter ones.
+    Batches of short utterances hold at most MOST_AUDIO times `size.seconds`, whatever the usual
+    length is: one recording of hours may be most of the audio.
+    """
+    audio = np.cumsum(lengths.counts * lengths.seconds)
+    usual = np.searchsorted(audio, audio[-1] / 2)
+    wanted = size.seconds / lengths.seconds[usual] * (lengths.work[usual] / lengths.work)
+    return np.minimum(wanted, MOST_AUDIO * size.seconds / lengths.seconds)
+
+
 def _best_edges(
-    lengths: _Lengths,
+    first: Float64[np.ndarray, " n"],
+    added: Float64[np.ndarray, "n n"],
     *,
-    leftover: Float64[np.ndarray, " n"],
     cost: Cost,
     number: int,
 ) -> list[int]:
-    """Return the indices of the lengths that are the buckets' edges.
+    """Return the indices of the lengths that are the edges of `number` buckets, or of the best.
 
-    `leftover` is how many utterances are left over, on average, in a bucket with each edge.
+    `first` is the operations of a first bucket with each edge; `added[j, i]`, those of a bucket
+    with edge i that follows one with edge j.
     """
-    n, most = len(lengths.counts), number or MOST_BUCKETS
-    work, ends = lengths.work, np.cumsum(lengths.counts)
-    # Entry [j, i] is the operations of a bucket with edge i after one with edge j: those of its
-    # own utterances, and those that the leftover of the bucket before takes in addition.
-    added = (ends[None] - ends[:, None]) * work + leftover[:, None] * (work - work[:, None])
-    added[np.tril_indices(n)] = math.inf
-    least, previous = [ends * work], []
-    for _ in range(1, min(most, n)):
-        totals = least[-1][:, None] + added
+    n = len(first)
+    following = np.where(np.triu(np.ones((n, n), bool), k=1), added, math.inf)
+    least, previous = [first.astype(np.float64)], []
+    for _ in range(1, min(number or MOST_BUCKETS, n)):
+        totals = least[-1][:, None] + following
         previous.append(totals.argmin(axis=0))
         least.append(totals.min(axis=0))
     totals = np.array([operations[-1] for operations in least])
-    if number:
-        chosen = len(totals)
-    else:
-        compiled = cost.compile_batches * np.arange(1, len(totals) + 1)
-        chosen = 1 + int(np.argmin(cost.batches * totals / totals.min() + compiled))
+    compiled = cost.compile_batches * np.arange(1, len(totals) + 1)
+    best = 1 + int(np.argmin(cost.batches * totals / totals.min() + compiled))
     edges = [n - 1]
-    for before in reversed(previous[: chosen - 1]):
+    for before in reversed(previous[: (min(number, n) or best) - 1]):
         edges.append(int(before[edges[-1]]))
     return edges[::-1]

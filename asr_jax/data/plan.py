@@ -84,8 +84,8 @@ class TrainingPlan:
     divided by speed and tempo. It goes to the first bucket that holds its seconds and labels. An
     item that fits no bucket loses its second utterance; if it still does not fit, it keeps speed
     and tempo 1. Every utterance is the first of one item per epoch. Items that do not fill a batch
-    of their bucket move up to the next bucket, so that only one batch of the last bucket may have
-    padding rows.
+    of their bucket move up to the next bucket, unless that one is so much longer that padding rows
+    take less (`Buckets.keeps`).
 
     If the utterances are from several datasets, one dataset after another, dataset d is the source
     of `weights[d]` times its size of items. Passes through it follow each other, each in its own
@@ -142,10 +142,11 @@ class TrainingPlan:
         remaining = np.empty(0, np.int64)
         for k, utterances in enumerate(self.buckets.utterances):
             remaining = np.concatenate([remaining, order[bucket == k]])
-            full = len(remaining) - len(remaining) % utterances
-            batches += _fill_batches(k, remaining[:full], items, self.buckets)
-            remaining = remaining[full:]
-        batches += _fill_batches(k, remaining, items, self.buckets)
+            taken = len(remaining) - len(remaining) % utterances
+            if self.buckets.keeps(k, len(remaining) - taken):
+                taken = len(remaining)
+            batches += _fill_batches(k, remaining[:taken], items, self.buckets)
+            remaining = remaining[taken:]
         return [batches[n] for n in rng.permutation(len(batches))]
 
     def row_seconds(self, batch: PlannedBatch) -> Float64[np.ndarray, " B"]:
@@ -157,10 +158,13 @@ class TrainingPlan:
     def number_of_batches(self, epoch: int) -> int:
         """Return len(batches(epoch)), computed without making the batches."""
         number = remaining = 0
-        for count, utterances in zip(self._bucket_counts(epoch), self.buckets.utterances):
+        counts = zip(self._bucket_counts(epoch), self.buckets.utterances)
+        for k, (count, utterances) in enumerate(counts):
             full, remaining = divmod(remaining + count, utterances)
             number += full
-        return number + (remaining > 0)
+            if remaining and self.buckets.keeps(k, remaining):
+                number, remaining = number + 1, 0
+        return number
 
     def _generator(self, epoch: int, *kind: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, *kind])

@@ -166,7 +166,7 @@ def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: 
         and name not in CHANGEABLE_FOLDERS
     ]
     if fixed:
-        name = fixed[0]
+        name = "data.bucket_seconds" if "data.bucket_seconds" in fixed else fixed[0]
         raise UsageError(
             f"--run {run}: holds another run, whose {name} is {before[name]!r}, not {now[name]!r}"
             f"{f' (and {len(fixed) - 1} more fields differ)' if len(fixed) > 1 else ''}; "

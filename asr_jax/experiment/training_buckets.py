@@ -1,5 +1,6 @@
 """The buckets of a run's batches: stated by the config, kept by the run, or chosen by the data."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from asr_jax.training.checkpoint import SavedMetadata, newest_metadata
 
 # A training step's program takes about as long to compile as this many steps to run: 27 s and 0.1 s
 # for configs/quickstart.py on two cores.
-COMPILE_BATCHES = 250.0
+TRAINING_COMPILE_BATCHES = 250.0
 # So that 1, 2, 4 or 8 devices divide every batch.
 PREFERRED_MULTIPLE = 8
 # Labels per second of English that is read fast: pieces of a vocabulary of 1024, and characters.
@@ -54,7 +55,7 @@ def buckets_for(config: Config, corpus: Corpus, vocabulary_size: int, *, parts: 
     """
     seconds, labels, epochs = expected_lengths(_widest_plan(config, corpus))
     if config.objective.is_language_model:
-        seconds = np.maximum(labels * SECONDS_PER_LABEL, SECONDS_PER_LABEL)
+        seconds = labels * SECONDS_PER_LABEL
     return choose_buckets(
         seconds,
         labels,
@@ -62,7 +63,7 @@ def buckets_for(config: Config, corpus: Corpus, vocabulary_size: int, *, parts: 
             utterance_work(config, vocabulary_size, labels_per_second=labels.sum() / seconds.sum()),
             encoded_frame_seconds(config),
             batches=config.train.steps,
-            compile_batches=COMPILE_BATCHES,
+            compile_batches=TRAINING_COMPILE_BATCHES,
         ),
         size=BatchSize(
             config.data.batch_seconds, parts, PREFERRED_MULTIPLE * config.train.accumulate
@@ -85,7 +86,7 @@ def _widest_plan(config: Config, corpus: Corpus) -> TrainingPlan:
     """Return a plan with one bucket that holds every utterance at every speed and tempo."""
     slowest = min(config.augment.speeds) * min(1.0, config.augment.tempo_range[0])
     longest = float(corpus.durations_seconds().max())
-    seconds = max(longest, min(config.data.max_seconds, longest / slowest), SECONDS_PER_LABEL)
+    seconds = max(longest, min(config.data.max_seconds, longest / slowest))
     widest = Buckets((seconds,), (int(corpus.label_lengths().max()),), (1,))
     return task_of(config).plan(config, corpus, widest)
 
@@ -96,18 +97,20 @@ def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> No
     shards = utterance_shards(mesh)
     common = math.gcd(*buckets.utterances) // accumulate
     if common % shards:
+        rows = _listed(list(dict.fromkeys(map(str, buckets.utterances))))
         numbers = [str(n) for n in range(1, common + 1) if common % n == 0]
         raise UsageError(
-            f"--run {run}: its batches have {_listed(list(map(str, buckets.utterances)))} "
-            f"utterances, which divide over {_listed(numbers)} devices with train.accumulate "
-            f"{accumulate}, not over mesh.data x mesh.fsdp = {shards}"
+            f"--run {run}: its batches have {rows} utterances, which divide over "
+            f"{_listed(numbers)} devices with train.accumulate {accumulate}, not over mesh.data x "
+            f"mesh.fsdp = {shards}"
         )
 
 
 def describe_buckets(buckets: Buckets, config: Config, corpus: Corpus) -> list[str]:
-    """Return a table of the buckets, with their batches in the first epoch and their padding."""
+    """Return a table of the buckets, with their batches in an epoch and their padding."""
     plan = task_of(config).plan(config, corpus, buckets)
-    batches = plan.batches(0)
+    # An epoch of small weights may have no batches.
+    batches = next(filter(None, map(plan.batches, itertools.count())))
     is_language_model = config.objective.is_language_model
     lines, real, padded = ["up to    labels  utterances  batches  padding"], 0.0, 0.0
     for edge, most_labels, rows in zip(*buckets):

@@ -94,7 +94,7 @@ def test_fit_looks_at_the_recordings_that_exist(chosen_config, trained, capsys):
     config = load_config(chosen_config)
     buckets_at, vocabulary_size = fit._buckets(config, 1)
     assert buckets_at(40.0).seconds == (2.0,) and buckets_at(40.0).utterances == (16,)
-    assert "data.train = '': not found; assuming recordings of data.max_seconds = 2 s" in (
+    assert "data.train: not found; assuming recordings of data.max_seconds = 2 s" in (
         capsys.readouterr().err
     )
     there = override(config, ["--data.train", str(trained.data)])

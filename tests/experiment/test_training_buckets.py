@@ -85,10 +85,15 @@ def test_the_table_says_what_is_padding():
         "1.00 s        5           8        1       0%",
         "4.00 s       13           4        2      25%",
     ]
-    # Seven utterances of the first bucket fill no batch of it, and move up.
+    # Seven utterances of the first bucket fill no batch of it. In the next, they take four times as
+    # many seconds, more than twice a batch of their own.
     one_less = corpus._replace(utterances=corpus.utterances[1:], labels=corpus.labels[1:])
-    assert describe_buckets(buckets, config, one_less)[2:] == [
-        "1.00 s        5           8        0       0%",
+    assert describe_buckets(buckets, config, one_less)[2] == (
+        "1.00 s        5           8        1      12%"
+    )
+    near = buckets._replace(seconds=(2.0, 4.0))
+    assert describe_buckets(near, config, one_less)[2:] == [
+        "2.00 s        5           8        0       0%",
         "4.00 s       13           4        4      52%",
     ]
 

@@ -105,7 +105,10 @@ class DataConfig(Section):
     train_weights: tuple[float, ...] = ()
     """Times that an epoch reads data.train and each of data.more_train; empty: once each."""
     dev: str = ""
-    """Dataset on which the best checkpoint is chosen; empty: none is chosen."""
+    """Dataset on which the best checkpoint is chosen; empty: data.held_out_fraction."""
+    held_out_fraction: Annotated[float, BELOW_ONE] = 0.0
+    """Without data.dev, the fraction of the training data, up to an hour, that is held out for it:
+    whole speakers, or recordings where speakers are few or unknown. 0: no checkpoint is chosen."""
     test: str = ""
     """Dataset that is evaluated once, after training; empty: none."""
     min_seconds: Annotated[float, NOT_NEGATIVE_AND_FINITE] = 0.1
@@ -237,10 +240,11 @@ class FeaturesConfig(Section):
 class TokenizerConfig(Section):
     """SentencePiece model, trained on the training transcripts. Blank is id 0."""
 
-    kind: Literal["unigram", "bpe", "char"] = "unigram"
-    """Kind of pieces; char: one piece per character."""
+    kind: Literal["auto", "unigram", "bpe", "char"] = "unigram"
+    """Kind of pieces; char: one piece per character.
+    auto: char or unigram, and their number, by the amount of text; a run keeps what was chosen."""
     vocabulary_size: int = 1024
-    """Number of pieces, including blank and unknown; with char only fit uses it."""
+    """Number of pieces, including blank and unknown; with char and auto only fit uses it."""
     model: str = ""
     """SentencePiece model to use, of another run or program; empty: one is trained."""
 

@@ -1,5 +1,6 @@
 """Conversion of transcripts to labels and back by SentencePiece."""
 
+import collections
 import functools
 import io
 import re
@@ -14,6 +15,10 @@ from sentencepiece import sentencepiece_model_pb2
 
 BLANK_ID, UNKNOWN_ID = 0, 1
 BLANK_PIECE, UNKNOWN_PIECE = "<blk>", "<unk>"
+# Fewer characters of text than this are trained on as characters: 20 hours of English, about.
+FEW_CHARACTERS = 1_000_000
+# Characters of text for each piece, where their number is chosen, and the numbers to choose from.
+CHARACTERS_PER_PIECE, CHOSEN_SIZES = 5_000, (256, 512, 1024)
 # The character that stands for a space in SentencePiece's pieces.
 SPACE_PIECE = "\u2581"
 RESERVED = frozenset(("\0", SPACE_PIECE))
@@ -29,6 +34,23 @@ _UNKNOWN, _CONTROL, _BYTE = map(_Model.SentencePiece.Type.Value, ("UNKNOWN", "CO
 def collapse_white_space(text: str) -> str:
     """Replace each run of white space by one space, and strip both ends."""
     return " ".join(text.split())
+
+
+def chosen_kind(transcripts: Iterable[str]) -> tuple[Literal["unigram", "char"], int]:
+    """Return the kind of pieces and the vocabulary size that suit an amount of text.
+
+    Little text is spelled in characters, and so is a script whose characters fill half of the
+    vocabulary, such as Chinese. More text has one of the CHOSEN_SIZES: about one piece for
+    CHARACTERS_PER_PIECE characters.
+    """
+    characters = collections.Counter()
+    for text in transcripts:
+        characters.update(text)
+    amount = characters.total()
+    fitting = [n for n in CHOSEN_SIZES if n <= max(CHOSEN_SIZES[0], amount / CHARACTERS_PER_PIECE)]
+    if amount < FEW_CHARACTERS or len(characters) > fitting[-1] / 2:
+        return "char", len(characters) + 2
+    return "unigram", fitting[-1]
 
 
 def holds_reserved(text: str) -> bool:
@@ -128,6 +150,12 @@ class Tokenizer:
             raise ValueError(f"tokenizer.vocabulary_size = {vocabulary_size}: {rule}") from error
         Path(path).write_bytes(model)
         return cls(model)
+
+    @property
+    def kind(self) -> Literal["unigram", "bpe", "char"]:
+        """Kind of pieces, as in TokenizerConfig."""
+        kinds: dict[int, Literal["bpe", "char"]] = {2: "bpe", 4: "char"}
+        return kinds.get(_Model.FromString(self.model).trainer_spec.model_type, "unigram")
 
     @property
     def vocabulary_size(self) -> int:

@@ -8,7 +8,14 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asr_jax.text import BLANK_ID, RESERVED, UNKNOWN_ID, Tokenizer, collapse_white_space
+from asr_jax.text import (
+    BLANK_ID,
+    RESERVED,
+    UNKNOWN_ID,
+    Tokenizer,
+    chosen_kind,
+    collapse_white_space,
+)
 
 TRANSCRIPTS = [
     "ERASE X B M N T FOUR ONE OH NINE",
@@ -303,3 +310,21 @@ def test_errors_of_training_and_loading(tmp_path):
     (tmp_path / "other.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="other.model: not a SentencePiece model"):
         Tokenizer.load(tmp_path / "other.model")
+
+
+def test_the_kind_of_pieces_follows_from_the_amount_of_text(tmp_path):
+    hour = ["the quick brown fox jumps over the lazy dog and runs away"] * 950
+    assert chosen_kind(hour) == ("char", len(set(hour[0])) + 2)
+    sizes = [chosen_kind(hour * hours) for hours in (20, 30, 60, 100, 1000)]
+    assert sizes == [("unigram", n) for n in (256, 256, 512, 1024, 1024)]
+    # A script with thousands of characters is spelled in them, however much text there is.
+    script = "".join(chr(0x4E00 + n) for n in range(3000))
+    assert chosen_kind([script] * 10_000) == ("char", 3002)
+    assert chosen_kind([]) == ("char", 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_knows_its_kind(tmp_path, kind):
+    path = tmp_path / "tokenizer.model"
+    Tokenizer.train(TRANSCRIPTS, kind=kind, vocabulary_size=KINDS[kind], path=path)
+    assert Tokenizer.load(path).kind == kind

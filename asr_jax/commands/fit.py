@@ -192,9 +192,9 @@ def _vocabulary_size(config: Config) -> int:
     if config.tokenizer.model:
         return Tokenizer.load(Path(config.tokenizer.model)).vocabulary_size
     size = config.tokenizer.vocabulary_size
-    if config.tokenizer.kind == "char":
+    if config.tokenizer.kind in ("char", "auto"):
         print(
-            f"assuming {size} characters, as their number is only known from the transcripts; "
+            f"assuming {size} pieces, as their number is only known from the transcripts; "
             "pass --tokenizer.vocabulary-size to change it",
             file=sys.stderr,
         )

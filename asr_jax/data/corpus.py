@@ -26,6 +26,8 @@ class Corpus(NamedTuple):
     """Recordings of room impulse responses."""
     weights: tuple[float, ...] = ()
     """Passes through each dataset per epoch; empty: one."""
+    held_out: Sequence[Utterance] = ()
+    """Utterances of the datasets that are not trained on, but stand for data.dev."""
     separator: Sequence[int] = ()
     """Labels between two joined transcripts (`Tokenizer.separator`)."""
 

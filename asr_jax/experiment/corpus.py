@@ -15,6 +15,7 @@ from asr_jax.config import Config, DataConfig, ObjectiveConfig, TokenizerConfig
 from asr_jax.data.augment import read_untranscribed
 from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
+from asr_jax.data.held_out import held_out
 from asr_jax.data.labels import encode_transcripts
 from asr_jax.data.manifest import read_manifest
 from asr_jax.data.selection import Limits, select_utterances
@@ -23,7 +24,7 @@ from asr_jax.distributed.processes import first_process, is_first
 from asr_jax.experiment.run_directory import holds_results
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import subsampled
-from asr_jax.text import Tokenizer
+from asr_jax.text import Tokenizer, chosen_kind
 from asr_jax.types import Skipped, Utterance
 
 # Reads a dataset: its utterances, and the recordings that cannot be read.
@@ -67,7 +68,21 @@ def training_corpus(
         weights=config.data.train_weights,
         separator=tokenizer.separator,
     )
+    if config.data.held_out_fraction and not config.data.dev:
+        corpus = _without_held_out(corpus, config.data.held_out_fraction)
     return corpus, tokenizer
+
+
+def _without_held_out(corpus: Corpus, fraction: float) -> Corpus:
+    """Return the corpus, a part of whose first dataset is held out."""
+    dev = held_out(corpus.utterances[: corpus.sizes[0]], fraction=fraction)
+    kept = np.delete(np.arange(len(corpus.utterances)), dev).tolist()
+    return corpus._replace(
+        utterances=[corpus.utterances[n] for n in kept],
+        labels=[corpus.labels[n] for n in kept],
+        sizes=[corpus.sizes[0] - len(dev), *corpus.sizes[1:]],
+        held_out=[corpus.utterances[n] for n in dev],
+    )
 
 
 def _tokenizer(config: Config, transcripts: list[str], run: Path) -> Tokenizer:
@@ -159,10 +174,26 @@ def _ctc_head(objective: ObjectiveConfig) -> Literal["none", "auxiliary", "alone
 def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) -> None:
     if config.model:
         path.write_bytes(Tokenizer.load(config.model).model)
+    elif config.kind == "auto":
+        kind, size = chosen_kind(transcripts)
+        try:
+            Tokenizer.train(transcripts, kind=kind, vocabulary_size=size, path=path)
+        except ValueError:  # a few words, repeated, do not have that many pieces
+            Tokenizer.train(transcripts, kind="char", vocabulary_size=0, path=path)
     else:
         Tokenizer.train(
             transcripts, kind=config.kind, vocabulary_size=config.vocabulary_size, path=path
         )
+
+
+def with_chosen_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+    """Return the config in which the run's tokenizer replaces the kind `auto`."""
+    if config.tokenizer.kind != "auto":
+        return config
+    chosen = replace(
+        config.tokenizer, kind=tokenizer.kind, vocabulary_size=tokenizer.vocabulary_size
+    )
+    return replace(config, tokenizer=chosen)
 
 
 def _recordings(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from asr_jax.config import Config
 from asr_jax.data.buckets import evaluation_buckets
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.texts import SECONDS_PER_LABEL, evaluation_text_batches, read_texts
 from asr_jax.distributed.mesh import local_rows, on_devices, utterance_shards
 from asr_jax.experiment.corpus import usable_utterances
@@ -25,16 +26,18 @@ from asr_jax.types import Batch
 
 
 def dev_perplexity(
-    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
+    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh, corpus: Corpus
 ) -> Evaluate | None:
     """Return a function that measures the perplexity per piece and per word.
 
     It is exp(-log P / n) over all texts of data.dev, where n counts the pieces or words and one end
-    per text. Texts that could not be trained on are left out. Returns None without data.dev.
+    per text. Texts that could not be trained on are left out. Returns None without texts for it.
     """
-    if not config.data.dev:
+    texts, skipped = list(corpus.held_out), []
+    if config.data.dev:
+        texts, skipped = read_texts(config.data.dev)
+    elif not texts:
         return None
-    texts, skipped = read_texts(config.data.dev)
     texts, labels, unfit = usable_utterances(config, texts, tokenizer)
     print_left_out("data.dev", skipped + unfit)
     if not texts:

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from asr_jax.config import Config
 from asr_jax.data.buckets import Buckets
+from asr_jax.data.corpus import Corpus
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import evaluation_batches
 from asr_jax.distributed.mesh import local_rows, utterance_shards
@@ -31,13 +32,15 @@ from asr_jax.types import Skipped, Utterance
 
 
 def dev_wer(
-    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh
+    config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh, corpus: Corpus
 ) -> Evaluate | None:
-    """Return a function that measures dev_wer, in percent; None without data.dev."""
-    if not config.data.dev:
+    """Return a function that measures dev_wer, in percent; None without recordings for it."""
+    utterances = list(corpus.held_out)
+    if config.data.dev:
+        utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
+        print_left_out("data.dev", unreadable)
+    if not utterances:
         return None
-    utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
-    print_left_out("data.dev", unreadable)
     lacking = unwritable(
         [utterance.text for utterance in utterances],
         unknown_characters=tokenizer.unknown_characters,

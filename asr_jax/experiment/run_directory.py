@@ -154,10 +154,12 @@ def require_shared(run: Path) -> None:
 def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: Path) -> None:
     """Raise UsageError if a field differs that must not change when a run resumes.
 
-    A run whose config stated the buckets keeps them if the config does not state them any more.
+    A run whose config stated the buckets keeps them if the config does not state them any more. A
+    run keeps its kind of tokenizer if the config leaves it open.
     """
     keeps_buckets = before.get("data.bucket_seconds") and not now["data.bucket_seconds"]
     changeable = CHANGEABLE + OF_BUCKETS * bool(keeps_buckets)
+    changeable += ("tokenizer.kind", "tokenizer.vocab") * (now["tokenizer.kind"] == "auto")
     fixed = [
         name
         for name in now

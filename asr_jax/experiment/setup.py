@@ -19,7 +19,12 @@ from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches
 from asr_jax.distributed.mesh import check_batch, local_rows, make_mesh, utterance_shards
 from asr_jax.distributed.processes import code_fingerprint, is_first, require_same
-from asr_jax.experiment.corpus import keep_tokenizer, limits_of, training_corpus
+from asr_jax.experiment.corpus import (
+    keep_tokenizer,
+    limits_of,
+    training_corpus,
+    with_chosen_tokenizer,
+)
 from asr_jax.experiment.fine_tuning import Source, forget_source, initialize_from, read_source
 from asr_jax.experiment.resumed_schedule import Schedule, resumed_schedule
 from asr_jax.experiment.run_directory import (
@@ -29,7 +34,7 @@ from asr_jax.experiment.run_directory import (
     require_shared,
     run_metadata,
 )
-from asr_jax.experiment.skipped import list_skipped
+from asr_jax.experiment.skipped import describe_held_out, list_skipped
 from asr_jax.experiment.tasks import Task, task_of
 from asr_jax.experiment.training_buckets import (
     buckets_for,
@@ -105,6 +110,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     corpus, tokenizer = training_corpus(
         config, run, limits=limits_of(config, buckets), read=task.read
     )
+    config = with_chosen_tokenizer(config, tokenizer)
     if buckets is None:
         parts = utterance_shards(mesh) * config.train.accumulate
         buckets = buckets_for(config, corpus, tokenizer.vocabulary_size, parts=parts)
@@ -113,7 +119,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     abstract = abstract_state(config, tokenizer.vocabulary_size, optimizer, mesh)
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
     source = read_source(init_from, run, config, tokenizer, abstract.params)
-    evaluate = task.evaluation(config, graphdef, tokenizer, mesh)
+    evaluate = task.evaluation(config, graphdef, tokenizer, mesh, corpus)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
     metadata = run_metadata(config, corpus, buckets)
@@ -187,6 +193,8 @@ def describe(
             "and references scored, in this form"
         )
     list_skipped(corpus, setup.run, resumed=state is not None, note=note)
+    if corpus.held_out:
+        note(describe_held_out(corpus))
     for line in describe_buckets(setup.buckets, setup.config, corpus):
         note(line)
     if state is not None:

@@ -42,6 +42,18 @@ def list_skipped(corpus: Corpus, run: Path, *, resumed: bool, note: Callable[[st
         note(f"{prefix}{number} utterances, {kind} (listed in {listed})")
 
 
+def describe_held_out(corpus: Corpus) -> str:
+    """Return a line on the utterances that stand for data.dev."""
+    held_out, trained_on = corpus.held_out, {u.speaker for u in corpus.utterances}
+    minutes = sum(utterance.duration_seconds for utterance in held_out) / 60
+    speakers = {utterance.speaker for utterance in held_out}
+    of = f" of {len(speakers)} speakers" * speakers.isdisjoint(trained_on)
+    return (
+        f"held out to measure the WER, as data.dev is empty: {len(held_out)} recordings{of}, "
+        f"{minutes:.1f} minutes"
+    )
+
+
 def print_left_out(name: str, skipped: Sequence[Skipped]) -> None:
     """Print a line for every kind of reason, on the first process."""
     if jax.process_index() > 0:

@@ -30,8 +30,9 @@ class Task(NamedTuple):
     """Returns the plan of the batches to train on."""
     batches: Callable[[Config, Corpus, Epochs, LocalRows, int], Batches]
     """Returns the endless stream of planned batches that starts after a number of batches."""
-    evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh], Evaluate | None]
-    """Reads data.dev and returns the function that measures on it; None without data.dev."""
+    evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh, Corpus], Evaluate | None]
+    """Returns the function that measures on data.dev, or on what the corpus holds out; None without
+    either."""
     selection_metric: str
     """The figure of the evaluation that selects the best checkpoint."""
     amount: Callable[[Corpus], str]

@@ -1,0 +1,35 @@
+"""Training on a folder alone: dev and the kind of tokenizer follow from the recordings."""
+
+import json
+import shutil
+
+from asr_jax.config_file import load_config
+
+
+def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, tmp_path):
+    run = tmp_path / "run"
+    arguments = ("train", trained.config, "--run", run, "--data.train", trained.data)
+    arguments += ("--data.held-out-fraction=0.3", "--tokenizer.kind=auto")
+    outcome = command(*arguments)
+    assert outcome.status == 0, outcome.err
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("held out")]
+    assert line == "held out to measure the WER, as data.dev is empty: 2 recordings, 0.0 minutes"
+    assert f"{run}: 4 utterances" in outcome.err
+    assert "step 4: WER on dev" in outcome.err
+    assert load_config(run / "config.json").tokenizer.kind == "char"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum("dev_wer" in line for line in metrics) == 2
+    # The same command resumes, and so does the run's config.json.
+    for again in (arguments, ("train", run / "config.json")):
+        shutil.rmtree(run / "checkpoints/4")
+        outcome = command(*again)
+        assert outcome.status == 0 and "resuming from step" in outcome.err, outcome.err
+        assert line in outcome.err and "warning" not in outcome.err
+
+
+def test_data_dev_is_used_if_there_is_one(command, trained, tmp_path):
+    where = [f"--data.{part}={trained.data}" for part in ("train", "dev")]
+    options = ("--data.held-out-fraction=0.3", "--train.steps=1")
+    outcome = command("train", trained.config, "--run", tmp_path / "run", *where, *options)
+    assert outcome.status == 0, outcome.err
+    assert "held out" not in outcome.err and ": 6 utterances" in outcome.err

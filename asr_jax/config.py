@@ -98,7 +98,7 @@ class DataConfig(Section):
     """Datasets, and the size of their batches."""
 
     train: str = ""
-    """Training dataset: a folder, manifest, Kaldi directory or tar shards (docs/data.md).
+    """Training dataset: a folder, manifest, table, Kaldi directory or tar shards (docs/data.md).
     For a language model it may also be a text file."""
     more_train: tuple[str, ...] = ()
     """Further training datasets. Their utterance ids get their position as a prefix: 1:ID, 2:ID."""

@@ -57,6 +57,22 @@ def jsonl(path: Path, lines: dict[str, bytes], end: bytes) -> list[tuple[str, st
     return [(one.id, one.text) for one in read_manifest(path / "m.jsonl")[0]]
 
 
+def csv_table(path: Path, lines: dict[str, bytes], end: bytes) -> list[tuple[str, str]]:
+    write_audio(path, *lines)
+    rows = [MARK + b"wav,id,text"]
+    rows += [id.encode() + b".wav," + id.encode() + b"," + text for id, text in lines.items()]
+    (path / "m.csv").write_bytes(end.join([*rows, b""]))
+    return [(one.id, one.text) for one in read_manifest(path / "m.csv")[0]]
+
+
+def tsv_table(path: Path, lines: dict[str, bytes], end: bytes) -> list[tuple[str, str]]:
+    write_audio(path, *lines)
+    rows = [MARK + b"text\twav"]
+    rows += [text.replace(b"\t", b" ") + f"\t{id}.wav".encode() for id, text in lines.items()]
+    (path / "m.tsv").write_bytes(end.join(rows))
+    return [(one.id.removesuffix(".wav"), one.text) for one in read_manifest(path / "m.tsv")[0]]
+
+
 def cuts(path: Path, lines: dict[str, bytes], end: bytes) -> list[tuple[str, str]]:
     write_audio(path, *lines)
     parts = []
@@ -128,7 +144,9 @@ def evaluations(path: Path, lines: dict[str, bytes], end: bytes) -> list[tuple[s
     return list(read_baseline(path, listed, str).hypotheses.items())
 
 
+TABLES = [csv_table, tsv_table]
 READERS = [folder, kaldi, jsonl, cuts, tar, text_files, archive, texts, hotwords, evaluations]
+READERS += TABLES
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
@@ -152,7 +170,7 @@ def test_every_reader_names_a_file_in_another_encoding(read, tmp_path):
         with pytest.raises(ValueError, match=r"b\.txt: not UTF-8 text \(byte 0xf6"):
             read(tmp_path / "none", {"b": lines["b"]}, b"\n")
         return
-    place = "S-C.trans.txt: " if read is archive else ":2: "
+    place = "S-C.trans.txt: " if read is archive else ":3: " if read in TABLES else ":2: "
     with pytest.raises(ValueError, match=f"{place}not UTF-8 text .*0xf6 at .*convert the file"):
         read(tmp_path / "data", lines, b"\n")
 

@@ -271,7 +271,7 @@ def require_audible_mean(path: str | Path, powers: np.ndarray) -> None:
         raise AudioError(
             path,
             "its channels cancel when they are averaged; name one of them in the manifest (channel "
-            "of Lhotse or Kaldi), or keep only one",
+            "of Lhotse, Kaldi or a table), or keep only one",
         )
 
 

@@ -51,7 +51,7 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, or a folder that export --format params wrote."""
     data: tuple[str, ...] = ()
-    """Recordings with transcripts: folders, manifests, Kaldi directories or tar shards.
+    """Recordings with transcripts: folders, manifests, tables, Kaldi directories or tar shards.
     By default the run's data.test."""
     compare: Path | None = None
     """Baseline: another run, which is evaluated first, or the folder of an evaluation.

@@ -17,6 +17,7 @@ from asr_jax.data.sources.librispeech_folder import folder_utterances
 from asr_jax.data.sources.lines import numbered_objects
 from asr_jax.data.sources.nemo import jsonl_utterances
 from asr_jax.data.sources.prepared import is_prepared, read_prepared
+from asr_jax.data.sources.tables import is_table_name, table_utterances
 from asr_jax.data.sources.tar_shards import is_shard_name, shard_paths, tar_utterances
 from asr_jax.data.sources.tfds import is_tfds, tfds_utterances
 from asr_jax.text_files import escaped
@@ -31,11 +32,11 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Read a dataset: its utterances, sorted by id, and those left out, with reasons.
 
     A dataset is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts
-    (Lhotse), a Kaldi data directory, tar shards, or a prepared dataset: see docs/data.md and the
-    modules of data/sources. White space in transcripts is collapsed. A duration that the listing
-    does not give is read from the recording's header, and the utterance is left out if that fails.
-    For the others, only the first few recordings are checked to exist: any other missing recording
-    is noticed when it is read.
+    (Lhotse), a table (CSV, TSV), a Kaldi data directory, tar shards, or a prepared dataset: see
+    docs/data.md and the modules of data/sources. White space in transcripts is collapsed. A
+    duration that the listing does not give is read from the recording's header, and the utterance
+    is left out if that fails. For the others, only the first few recordings are checked to exist:
+    any other missing recording is noticed when it is read.
 
     Raises ValueError, naming file and line, for an error in the listing itself, for duplicate ids,
     and if no utterance remains.
@@ -44,7 +45,8 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
         listed = list(map(_with_unicode_id, _listed(data)))
     if not listed:
         raise ValueError(
-            f"{data}: no transcripts in it (*.trans.txt, wav.scp or *.tar in a folder, JSON lines)"
+            f"{data}: no transcripts in it (*.trans.txt, wav.scp or *.tar in a folder, JSON lines, "
+            f"a table){_tables_in(Path(data))}"
         )
     skipped = [item for item in listed if isinstance(item, Skipped)]
     utterances = [item for item in listed if isinstance(item, Utterance)]
@@ -102,8 +104,17 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         return tar_utterances(shards) if is_sharded else folder_utterances(path)
     if is_shard_name(path.name):
         return tar_utterances(shard_paths(str(data)))
+    if is_table_name(path.name):
+        return table_utterances(path)
     _, first = next(numbered_objects(path), ("", {}))
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
+
+
+def _tables_in(path: Path) -> str:
+    """Return the tables of a folder as the end of a message; empty if there are none."""
+    names = [child.name for child in path.iterdir()] if path.is_dir() else []
+    tables = ", ".join(sorted(name for name in names if is_table_name(name)))
+    return f"; it has tables, pass one of them: {tables}" if tables else ""
 
 
 def _with_unicode_id(listed: Utterance | Skipped) -> Utterance | Skipped:

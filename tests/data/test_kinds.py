@@ -1,5 +1,6 @@
 """Recordings give equal utterances and samples, whichever supported form lists them."""
 
+import csv
 import gzip
 import io
 import json
@@ -86,6 +87,35 @@ def joined(listed):
         file = io.BytesIO()
         soundfile.write(file, np.concatenate(pieces), RATE_HZ, format="WAV", subtype="FLOAT")
         yield speaker, file.getvalue(), segment_starts
+
+
+def write_table(path: Path, header: list[str], rows: list[list[object]], **form) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, **form).writerows([header, *rows])
+    return path
+
+
+def common_voice(folder, listed):
+    """Write a TSV as Common Voice does, with the ids as names in clips."""
+    (folder / "clips").mkdir()
+    for one, _ in listed:
+        (folder / "clips" / one.id).symlink_to(one.audio.absolute())
+    header = ["client_id", "path", "sentence_id", "sentence", "up_votes", "segment"]
+    rows = [[one.speaker, one.id, "", one.text, 2, ""] for one, _ in listed]
+    return write_table(folder / "train.tsv", header, rows, delimiter="\t")
+
+
+def csv_of_segments(folder, listed):
+    """Write a CSV as SpeechBrain does, with starts and stops in samples."""
+    header = ["ID", "duration", "wav", "start", "stop", "spk_id", "wrd"]
+    rows: list[list[object]] = []
+    for name, contents, segment_starts in joined(listed):
+        (folder / f"{name}.wav").write_bytes(contents)
+        for one, start in segment_starts:
+            bounds = [round(at * RATE_HZ) for at in (start, start + one.duration_seconds)]
+            seconds = round(one.duration_seconds, 2)
+            rows.append([one.id, seconds, f"{name}.wav", *bounds, one.speaker, one.text])
+    return write_table(folder / "train.csv", header, rows)
 
 
 def recording_of(path: Path, duration: float, channels: list[int]) -> dict:
@@ -199,6 +229,8 @@ def tar_range(folder, listed):
     [
         jsonl,
         jsonl_of_shards,
+        common_voice,
+        csv_of_segments,
         lhotse,
         lhotse_of_long_recordings,
         kaldi,
@@ -230,12 +262,14 @@ def test_examples_of_the_documentation_name_the_same_segment(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 60 * RATE_HZ)
     soundfile.write(tmp_path / "audio/talk.flac", noise, RATE_HZ)
     (tmp_path / "train.jsonl").write_text(example("JSONL manifest"))
+    (tmp_path / "train.csv").write_text(example("Tables"))
     (tmp_path / "cuts.jsonl").write_text(example("Lhotse cuts").replace("\n", " "))
     (tmp_path / "kaldi").mkdir()
     for line in example("Kaldi data directory").splitlines():
         name, contents = line.split(maxsplit=1)
         (tmp_path / "kaldi" / name).write_text(contents.replace("audio/", "../audio/") + "\n")
-    read = [read_manifest(tmp_path / name) for name in ("train.jsonl", "cuts.jsonl", "kaldi")]
+    names = ("train.jsonl", "train.csv", "cuts.jsonl", "kaldi")
+    read = [read_manifest(tmp_path / name) for name in names]
     for (utterance,), skipped in read:
         assert skipped == []
         assert (utterance.text, utterance.speaker) == ("good morning", "ann")

@@ -17,6 +17,7 @@ from asr_jax.data.sources.librispeech_folder import folder_utterances
 from asr_jax.data.sources.lines import numbered_objects
 from asr_jax.data.sources.nemo import jsonl_utterances
 from asr_jax.data.sources.prepared import is_prepared, read_prepared
+from asr_jax.data.sources.shar import is_shar, shar_utterances
 from asr_jax.data.sources.tables import is_table_name, table_utterances
 from asr_jax.data.sources.tar_shards import is_shard_name, shard_paths, tar_utterances
 from asr_jax.data.sources.tfds import is_tfds, tfds_utterances
@@ -32,11 +33,11 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Read a dataset: its utterances, sorted by id, and those left out, with reasons.
 
     A dataset is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts
-    (Lhotse), a table (CSV, TSV), a Kaldi data directory, tar shards, or a prepared dataset: see
-    docs/data.md and the modules of data/sources. White space in transcripts is collapsed. A
-    duration that the listing does not give is read from the recording's header, and the utterance
-    is left out if that fails. For the others, only the first few recordings are checked to exist:
-    any other missing recording is noticed when it is read.
+    (Lhotse), a table (CSV, TSV), a Kaldi data directory, a Lhotse Shar, tar shards, or a prepared
+    dataset: see docs/data.md and the modules of data/sources. White space in transcripts is
+    collapsed. A duration that the listing does not give is read from the recording's header, and
+    the utterance is left out if that fails. For the others, only the first few recordings are
+    checked to exist: any other missing recording is noticed when it is read.
 
     Raises ValueError, naming file and line, for an error in the listing itself, for duplicate ids,
     and if no utterance remains.
@@ -98,6 +99,8 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     if path.is_dir():
         if is_kaldi(path):
             return kaldi_utterances(path)
+        if is_shar(path):
+            return shar_utterances(path)
         shards = sorted(child for child in path.iterdir() if _is_shard(child))
         # LibriSpeech's compressed archives may be in the folder that they were unpacked into.
         is_sharded = any(shard.suffix == ".tar" for shard in shards)

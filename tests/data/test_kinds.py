@@ -173,6 +173,22 @@ def lhotse_of_long_recordings(folder, listed):
     return path
 
 
+def lhotse_shar(folder, listed):
+    """Write shards as Lhotse does, with a cut of each speaker, its manifest and its recording."""
+    for number, (name, contents, segment_starts) in enumerate(joined(listed)):
+        seconds = soundfile.info(io.BytesIO(contents)).duration
+        recording = recording_of(Path(name), seconds, [1])
+        recording["sources"] = [{"type": "shar", "channels": [1], "source": ""}]
+        supervisions = [supervision_of(one, start) for one, start in segment_starts]
+        cut = cut_of(recording, supervisions, 0.0) | {"id": f"cuts.of/{name}"}
+        files = {f"cuts.of/{name}.original": contents}
+        files[f"cuts.of/{name}.json"] = json.dumps(recording).encode()
+        write_tar(folder / f"recording.{number:06}.tar", files)
+        with gzip.open(folder / f"cuts.{number:06}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(json.dumps(cut) + "\n")
+    return folder
+
+
 def write_lines(path: Path, lines) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
@@ -233,6 +249,7 @@ def tar_range(folder, listed):
         csv_of_segments,
         lhotse,
         lhotse_of_long_recordings,
+        lhotse_shar,
         kaldi,
         kaldi_of_segments,
         tar,

@@ -1,11 +1,12 @@
 """Lhotse's manifests of cuts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from asr_jax.data.sources.lines import (
     numbered_objects,
+    objects_in,
     root_of,
     seconds_in,
     string_in,
@@ -29,47 +30,62 @@ def is_lhotse(fields: Mapping[str, object]) -> bool:
 
 
 def lhotse_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
-    """Read each supervision of each MonoCut, under the supervision's id.
+    """Read each supervision of each cut of a manifest; see `cut_utterances`.
 
-    The utterance is the supervision's segment, which must be within the cut, on the supervision's
-    channel (or the cut's) if the recording has several. Paths are absolute, or relative to
-    `root_of`. Raises ValueError for other cuts, for recordings that are not files, and for those
-    that Lhotse would transform.
+    Paths are absolute, or relative to `root_of`.
     """
     root: Path | None = None
+
+    def file_of(path: str) -> Path:
+        nonlocal root
+        root = root or root_of(path, manifest.parent)
+        return (root or manifest.parent) / path
+
     for location, cut in numbered_objects(manifest):
-        sources = _sources(cut, location)
-        cut_path, cut_channel = _channel(sources, cut.get("channel", 0), location)
-        root = root or root_of(cut_path, manifest.parent)
-        cut_start, cut_seconds = _start(cut, location), _duration(cut, location)
-        supervisions = _objects(cut, "supervisions", location)
-        if not supervisions:
-            yield Skipped(str(cut.get("id", location)), "a cut without supervisions")
-        for supervision in supervisions:
-            start = _start(supervision, location)
-            end = start + _duration(supervision, location)
-            id, text = str(supervision.get("id", cut.get("id"))), supervision.get("text")
-            if start < -TOLERANCE_SECONDS or end > cut_seconds + TOLERANCE_SECONDS:
-                reason = f"{start:g} to {end:g} s of {cut_seconds:g} s"
-                yield Skipped(id, f"extends beyond its cut: {reason}")
-            elif not isinstance(text, str):
-                yield Skipped(id, "a supervision without text")
-            elif fault := unicode_fault(text, location):
-                yield Skipped(id, fault)
-            else:
-                start, end = max(start, 0.0), min(end, cut_seconds)
-                path, channel = cut_path, cut_channel
-                if (own := supervision.get("channel")) is not None:
-                    path, channel = _channel(sources, own, location)
-                yield Utterance(
-                    id=id,
-                    audio=(root or manifest.parent) / path,
-                    text=transcript(text),
-                    duration_seconds=round(end - start, DECIMALS),
-                    speaker=string_in(supervision, "speaker"),
-                    offset_seconds=round(cut_start + start, DECIMALS),
-                    channel=channel,
-                )
+        yield from cut_utterances(cut, location, file_of)
+
+
+def cut_utterances(
+    cut: Mapping[str, object], location: str, file_of: Callable[[str], Path]
+) -> Iterator[Utterance | Skipped]:
+    """Read each supervision of a MonoCut, under the supervision's id.
+
+    The utterance is the supervision's segment, which must be within the cut, on the supervision's
+    channel (or the cut's) if the recording has several. `file_of` returns the file at the path of a
+    source. Raises ValueError for other cuts, for recordings that are not files, and for those that
+    Lhotse would transform.
+    """
+    sources = _sources(cut, location)
+    cut_path, cut_channel = _channel(sources, cut.get("channel", 0), location)
+    cut_start, cut_seconds = _start(cut, location), _duration(cut, location)
+    supervisions = objects_in(cut, "supervisions", location)
+    if not supervisions:
+        yield Skipped(str(cut.get("id", location)), "a cut without supervisions")
+    for supervision in supervisions:
+        start = _start(supervision, location)
+        end = start + _duration(supervision, location)
+        id, text = str(supervision.get("id", cut.get("id"))), supervision.get("text")
+        if start < -TOLERANCE_SECONDS or end > cut_seconds + TOLERANCE_SECONDS:
+            reason = f"{start:g} to {end:g} s of {cut_seconds:g} s"
+            yield Skipped(id, f"extends beyond its cut: {reason}")
+        elif not isinstance(text, str):
+            yield Skipped(id, "a supervision without text")
+        elif fault := unicode_fault(text, location):
+            yield Skipped(id, fault)
+        else:
+            start, end = max(start, 0.0), min(end, cut_seconds)
+            path, channel = cut_path, cut_channel
+            if (own := supervision.get("channel")) is not None:
+                path, channel = _channel(sources, own, location)
+            yield Utterance(
+                id=id,
+                audio=file_of(path),
+                text=transcript(text),
+                duration_seconds=round(end - start, DECIMALS),
+                speaker=string_in(supervision, "speaker"),
+                offset_seconds=round(cut_start + start, DECIMALS),
+                channel=channel,
+            )
 
 
 def _sources(cut: Mapping[str, object], location: str) -> list[dict[str, object]]:
@@ -84,13 +100,13 @@ def _sources(cut: Mapping[str, object], location: str) -> list[dict[str, object]
     recording = cut.get("recording")
     if not isinstance(recording, dict):
         raise ValueError(f"{location}: a cut without a recording; features alone cannot be read")
-    for transform in _objects(recording, "transforms", location):
+    for transform in objects_in(recording, "transforms", location):
         if (name := transform.get("name")) not in HARMLESS_TRANSFORMS:
             raise ValueError(
                 f"{location}: a recording to be changed by {name}; pass cuts without it, training "
                 "does its own augmentation"
             )
-    return _objects(recording, "sources", location)
+    return objects_in(recording, "sources", location)
 
 
 def _channel(
@@ -112,6 +128,11 @@ def _channel(
             f"{location}: channels {channel} of the {len(channels)} of its recording; can be read: "
             "one channel, or the mean of all"
         )
+    if source.get("type") == "shar":
+        raise ValueError(
+            f"{location}: a source of type shar; pass the folder of the Shar, in which "
+            "cuts.*.jsonl.gz and recording.*.tar are together"
+        )
     if source.get("type") != "file":
         raise ValueError(
             f"{location}: a source of type {source.get('type')}, but only files can be read; "
@@ -121,14 +142,6 @@ def _channel(
     if not isinstance(path, str):
         raise ValueError(f"{location}: a source of type file needs the field source, a path")
     return path, None if len(wanted) == len(channels) else channels.index(wanted[0])
-
-
-def _objects(fields: Mapping[str, object], name: str, location: str) -> list[dict[str, object]]:
-    """Return a field that is a list of objects; empty if it is absent or null."""
-    objects = fields.get(name) or []
-    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
-        raise ValueError(f"{location}: {name} must be a list of objects")
-    return objects
 
 
 def _start(fields: Mapping[str, object], location: str) -> float:

@@ -59,6 +59,14 @@ def string_in(fields: Mapping[str, object], name: str) -> str:
     return "" if value is None else escaped(str(value))
 
 
+def objects_in(fields: Mapping[str, object], name: str, location: str) -> list[dict[str, object]]:
+    """Return a field that is a list of objects; empty if it is absent or null."""
+    objects = fields.get(name) or []
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
+        raise ValueError(f"{location}: {name} must be a list of objects")
+    return objects
+
+
 def root_of(path: str, folder: Path) -> Path | None:
     """Return the folder that a manifest's relative paths start from, judged by one path.
 

@@ -77,7 +77,7 @@ def _utterance(
 ) -> Utterance:
     """Return the utterance with this id, whose `members` of the open shard are named by suffix."""
     location = f"{shard}: {id}"
-    fields = _fields(members[".json"], file, location) if ".json" in members else {}
+    fields = member_fields(members[".json"], file, location) if ".json" in members else {}
     text = _text(members[".txt"], file, location) if ".txt" in members else fields.get("text")
     if not isinstance(text, str):
         raise ValueError(f"{location}.json: needs the field text, a string")
@@ -94,13 +94,30 @@ def _utterance(
 
 
 def tar_members(path: Path) -> dict[str, Member]:
-    """Return the members of an uncompressed tar file by name, in their order.
+    """Return the recordings and texts of an uncompressed tar file by name, in their order.
 
-    Raises ValueError if the file is compressed, truncated or not a tar file, and for members that
-    do not belong in a shard: links, devices, and names that lead out of the folder. Leftovers of
-    operating systems are not returned.
+    Raises the errors of `tar_entries`, and ValueError for members that do not belong in a shard:
+    links, devices, and names that lead out of the folder. Leftovers of operating systems are not
+    returned.
     """
     members: dict[str, Member] = {}
+    for info in tar_entries(path):
+        name = PurePosixPath(info.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{path}: its member {info.name} leaves the folder")
+        if info.isdir() or is_leftover(name):
+            continue
+        if not info.isreg() or info.issparse():
+            raise ValueError(f"{path}: its member {info.name} is not a plain file")
+        members[str(name)] = Member(info.offset_data, info.size)
+    return members
+
+
+def tar_entries(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Read the headers of all members of an uncompressed tar file, in their order.
+
+    Raises ValueError if the file is compressed, truncated or not a tar file.
+    """
     end = 0
     try:
         with path.open("rb") as file:
@@ -114,15 +131,8 @@ def tar_members(path: Path) -> dict[str, Member]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
                 for info in tar:
-                    name = PurePosixPath(info.name)
-                    if name.is_absolute() or ".." in name.parts:
-                        raise ValueError(f"{path}: its member {info.name} leaves the folder")
                     end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    if info.isdir() or is_leftover(name):
-                        continue
-                    if not info.isreg() or info.issparse():
-                        raise ValueError(f"{path}: its member {info.name} is not a plain file")
-                    members[str(name)] = Member(info.offset_data, info.size)
+                    yield info
             # Python's tarfile stops without an error at a truncated or damaged header.
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -131,7 +141,6 @@ def tar_members(path: Path) -> dict[str, Member]:
         raise ValueError(f"{path}: truncated, or not a tar file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    return members
 
 
 def _read(member: Member, file: BinaryIO) -> bytes:
@@ -143,7 +152,8 @@ def _text(member: Member, file: BinaryIO, location: str) -> str:
     return decoded(_read(member, file), f"{location}.txt")
 
 
-def _fields(member: Member, file: BinaryIO, location: str) -> dict[str, object]:
+def member_fields(member: Member, file: BinaryIO, location: str) -> dict[str, object]:
+    """Read a member of an open tar that is a JSON object. Raises ValueError if it is not."""
     try:
         fields = json.loads(_read(member, file), strict=False)
     except (ValueError, RecursionError) as error:

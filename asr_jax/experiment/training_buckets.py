@@ -24,7 +24,7 @@ from asr_jax.training.checkpoint import SavedMetadata, newest_metadata
 # A training step's program takes about as long to compile as this many steps to run: 27 s and 0.1 s
 # for configs/quickstart.py on two cores.
 TRAINING_COMPILE_BATCHES = 250.0
-# So that 1, 2, 4 or 8 devices divide every batch.
+# Batches of this multiple divide over 1, 2, 4 or 8 devices.
 PREFERRED_MULTIPLE = 8
 # Labels per second of English that is read fast: pieces of a vocabulary of 1024, and characters.
 LABELS_PER_SECOND = (6, 20)

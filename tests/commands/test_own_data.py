@@ -3,7 +3,9 @@
 import json
 import shutil
 
+from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config
+from asr_jax.experiment.corpus import training_corpus
 
 
 def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, tmp_path):
@@ -27,9 +29,11 @@ def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, t
         assert line in outcome.err and "warning" not in outcome.err
 
 
-def test_data_dev_is_used_if_there_is_one(command, trained, tmp_path):
-    where = [f"--data.{part}={trained.data}" for part in ("train", "dev")]
-    options = ("--data.held-out-fraction=0.3", "--train.steps=1")
-    outcome = command("train", trained.config, "--run", tmp_path / "run", *where, *options)
-    assert outcome.status == 0, outcome.err
-    assert "held out" not in outcome.err and ": 6 utterances" in outcome.err
+def test_data_dev_is_used_if_there_is_one(trained, tmp_path):
+    options = [f"--data.train={trained.data}", "--data.held-out-fraction=0.3"]
+    config = override(load_config(trained.config), options)
+    corpus, _ = training_corpus(config, tmp_path)
+    assert (len(corpus.utterances), len(corpus.held_out), list(corpus.sizes)) == (4, 2, [4])
+    config = override(config, [f"--data.dev={trained.data}"])
+    corpus, _ = training_corpus(config, tmp_path)
+    assert (len(corpus.utterances), len(corpus.held_out), list(corpus.sizes)) == (6, 0, [6])

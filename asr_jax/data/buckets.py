@@ -179,7 +179,8 @@ def evaluation_buckets(
 
     Batches hold as much audio as those of training, and their sizes are multiples of `devices`.
     The edges take the least operations, compiling included, when the last batch of every bucket is
-    padded (`evaluation_plan`).
+    padded (`evaluation_plan`). Where compiling takes longer than all batches, edges are rounded up
+    to `common_length`, so that other recordings find their program compiled.
     """
     if len(seconds) == 0:
         return Buckets((), (), ())
@@ -201,11 +202,22 @@ def evaluation_buckets(
 
     edges = _best_edges(operations(ends), operations(ends - ends[:, None]), cost=cost, number=0)
     rows = rows_of(np.diff(ends[edges], prepend=0), most_rows[edges])
+    longest = lengths.seconds[edges].tolist()
+    if batches < EVALUATION_COMPILE_BATCHES:
+        longest = list(map(common_length, longest))
     return Buckets(
-        tuple(lengths.seconds[edges].tolist()),
+        tuple(longest),
         (max(1, int(labels.max())),) * len(edges),
         tuple(rows.tolist()),
     )
+
+
+def common_length(seconds: float) -> float:
+    """Return the next of the lengths 1, 2, 4, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... s."""
+    if seconds <= 8.0:
+        return next(length for length in (1.0, 2.0, 4.0, 8.0) if seconds <= length)
+    step = 2.0 ** (math.floor(math.log2(seconds)) - 2)
+    return math.ceil(seconds / step) * step
 
 
 def _highest_label_rate(seconds: np.ndarray, labels: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from asr_jax.data.buckets import (
     Buckets,
     Cost,
     choose_buckets,
+    common_length,
     evaluation_buckets,
 )
 from asr_jax.data.plan import TrainingPlan, evaluation_plan, expected_lengths
@@ -214,6 +215,24 @@ def test_evaluation_pads_as_little_as_its_programs_are_worth(seconds, most_paddi
     assert 1 - sum(seconds) / padded < most_padding
 
 
+def test_few_recordings_have_common_lengths():
+    lengths = [0.01, 1.0, 1.01, 5.0, 8.0, 8.01, 15.0, 16.0, 16.1, 29.0, 33.0, 1500.0]
+    expected = [1, 1, 2, 8, 8, 10, 16, 16, 20, 32, 40, 1536]
+    assert list(map(common_length, lengths)) == expected
+    shapes = {
+        evaluation_buckets(
+            np.array([seconds]),
+            np.zeros(1, np.int64),
+            data=DataConfig(),
+            work=QUADRATIC,
+            frame_seconds=0.04,
+            devices=1,
+        )
+        for seconds in np.linspace(0.1, 30.0, 500)
+    }
+    assert len(shapes) == 12
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seconds=st.lists(st.floats(0.05, 4000.0), max_size=30),
@@ -232,7 +251,9 @@ def test_evaluation_buckets_hold_every_recording(seconds, devices, explicit):
     assert sum(int((batch.first >= 0).sum()) for batch in batches) == len(seconds)
     for batch in batches:
         rows = len(batch.first)
-        assert rows % devices == 0 and (rows == devices or rows * batch.seconds <= 1.25 * 32)
+        # Edges of few batches are rounded up by at most a third, or by 2 from below 1.
+        short = batch.seconds if batch.seconds > 8 else batch.seconds / 2
+        assert rows % devices == 0 and (rows == devices or rows * short <= 1.25 * 1.34 * 32)
 
 
 def test_work_is_that_of_the_padded_model():

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def _widest_plan(config: Config, corpus: Corpus) -> TrainingPlan:
     longest = float(corpus.durations_seconds().max())
     seconds = max(longest, min(config.data.max_seconds, longest / slowest))
     widest = Buckets((seconds,), (int(corpus.label_lengths().max()),), (1,))
-    return task_of(config).plan(config, corpus, widest)
+    # The shapes must not depend on the seed.
+    of_any_seed = replace(config, train=replace(config.train, seed=0))
+    return task_of(config).plan(of_any_seed, corpus, widest)
 
 
 def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> None:

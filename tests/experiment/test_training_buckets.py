@@ -49,6 +49,12 @@ def test_the_last_bucket_holds_the_slowest_speed_and_tempo_up_to_the_limit():
     assert buckets_for(fast, corpus, 99, parts=1).seconds[-1] == longest
 
 
+def test_the_seed_changes_no_shape():
+    corpus = corpus_of(lengths(60))
+    seeds = [replace(CONFIG, train=replace(CONFIG.train, seed=seed)) for seed in range(4)]
+    assert len({buckets_for(config, corpus, 99, parts=1) for config in seeds}) == 1
+
+
 def test_the_number_of_buckets_and_the_multiple_are_the_configs():
     corpus = corpus_of(lengths())
     three = replace(CONFIG, data=replace(CONFIG.data, buckets=3))

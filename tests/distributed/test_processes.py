@@ -61,24 +61,33 @@ def start(
     run,
     count,
     *options,
-    last_options=(),
+    of_last=None,
     folders=(ROOT, ROOT, ROOT, ROOT),
     platform="cpu",
     address="127.0.0.1",
     hosts=((), (), (), ()),
 ):
-    """Start processes that train together, each on its own device, in its folder, on its host."""
-    coordinator = f"{address}:{free_port()}"
-    together = ["--coordinator", coordinator, "--processes", str(count)] if count > 1 else []
+    """Start processes that train together, each on its own device, in its folder, on its host.
+
+    `of_last` is the options that the last process has in place of, or besides, those of all.
+    """
+    of_all = {"--run": run}
+    if count > 1:
+        coordinator = f"{address}:{free_port()}"
+        of_all |= {"--mesh.data": count, "--coordinator": coordinator, "--processes": count}
+
+    def arguments(n: int) -> list[str]:
+        of_one = of_all | ({"--process": n} if count > 1 else {})
+        of_one |= (of_last or {}) if n == count - 1 else {}
+        return [*(f"{name}={value}" for name, value in of_one.items()), *options]
+
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
     environment |= {"XLA_FLAGS": XLA_FLAGS}
     # All runs share one cache, so that each program is compiled once.
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
     return [
         subprocess.Popen(
-            [*hosts[n], sys.executable, "-m", "asr_jax", "train", str(config), "--run", str(run)]
-            + (["--mesh.data", str(count), *together, "--process", str(n)] if together else [])
-            + [*options, *(last_options if n == count - 1 else ())],
+            [*hosts[n], sys.executable, "-m", "asr_jax", "train", str(config), *arguments(n)],
             cwd=folders[n],
             env=environment,
             stderr=subprocess.PIPE,
@@ -177,8 +186,8 @@ def test_when_one_process_is_killed_the_others_end_and_a_restart_resumes(config,
 @pytest.mark.slow
 def test_processes_with_different_settings_or_data_are_named(config, tmp_path):
     host = socket.gethostname()
-    rate = ("--optimizer.peak-learning-rate", "0.5")
-    for status, stderr in ended(start(config, tmp_path / "a", 2, last_options=rate)):
+    rate = {"--optimizer.peak-learning-rate": 0.5}
+    for status, stderr in ended(start(config, tmp_path / "a", 2, of_last=rate)):
         assert status == 2
         assert f"process 1 ({host}) has optimizer.peak_learning_rate = 0.5" in stderr
         assert f"process 0 ({host}) has 1.0: must be the same on all hosts" in stderr
@@ -206,10 +215,10 @@ def test_hosts_that_differ_are_named(config, tmp_path):
     starts = {
         "has a fingerprint of the code = ": {"folders": (ROOT, code)},
         f"process 1 ({host}) does not see what process 0 ({host}) writes there": {
-            "last_options": ("--run", str(tmp_path / "elsewhere"))
+            "of_last": {"--run": tmp_path / "elsewhere"}
         },
         "process 1 has 2 devices, process 0 has 1: every host must have the same number": {
-            "last_options": ("--mesh.data", "4")
+            "of_last": {"--mesh.data": 4}
         },
         f"asr-jax train: {host}: JAX_PLATFORMS=cuda: no accelerator found (": {"platform": "cuda"},
     }

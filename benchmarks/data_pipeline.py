@@ -40,7 +40,7 @@ from asr_jax.data.plan import TrainingPlan
 from asr_jax.data.recordings import read_recording
 from asr_jax.data.sources.prepared import FORMAT
 from asr_jax.experiment.corpus import training_corpus, usable_utterances
-from asr_jax.experiment.training_buckets import buckets_for, describe_buckets
+from asr_jax.experiment.training_buckets import buckets_for, describe_buckets, training_lengths
 from asr_jax.text import Tokenizer
 from asr_jax.types import Utterance
 
@@ -113,7 +113,7 @@ def reading(
 
     def batches(corpus: Corpus, augment: AugmentConfig) -> None:
         data = replace(config.data, cache_gib=0.0)
-        buckets = Buckets.of(config.data) or buckets_for(config, corpus, VOCABULARY, parts=1)
+        buckets = Buckets.of(config.data) or chosen_buckets(config, corpus)
         plan = training_plan(corpus, buckets=buckets, augment=augment, seed=0)
         stream = training_batches(corpus, Epochs(plan), data=data, sample_rate_hz=RATE_HZ)
         for _ in range(plan.number_of_batches(0)):
@@ -140,6 +140,10 @@ def reading(
             "core-second"
         )
     return {"hours": seconds / 3600, "audio_seconds_per_second": figures}
+
+
+def chosen_buckets(config: Config, corpus: Corpus) -> Buckets:
+    return buckets_for(config, training_lengths(config, corpus), VOCABULARY, parts=1)
 
 
 def synthetic_index(folder: Path) -> None:
@@ -178,11 +182,8 @@ def planning(folder: Path) -> dict:
         transcripts[:10_000], kind="unigram", vocabulary_size=VOCABULARY, path=folder / "model"
     )
 
-    def buckets_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> Buckets:
-        return buckets_for(replace(config, augment=augment), corpus, VOCABULARY, parts=1)
-
     def plan_of(corpus: Corpus, augment: AugmentConfig = config.augment) -> TrainingPlan:
-        buckets = buckets_of(corpus, augment)
+        buckets = chosen_buckets(replace(config, augment=augment), corpus)
         return training_plan(corpus, buckets=buckets, augment=augment, seed=0)
 
     def start() -> tuple[dict[str, float], Corpus]:
@@ -218,7 +219,7 @@ def planning(folder: Path) -> dict:
         text = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in figures[name].items())
         print(f"{name:14s} {text}")
 
-    print("\n".join(describe_buckets(buckets_of(corpus), config, corpus)))
+    print("\n".join(describe_buckets(plan_of(corpus), is_language_model=False)))
     recording = folder / "12s.flac"
     recorded = corpus._replace(
         utterances=[u._replace(audio=recording, within=None) for u in corpus.utterances]

@@ -35,7 +35,11 @@ from asr_jax.distributed.mesh import check_batch, make_mesh, utterance_shards
 from asr_jax.errors import UsageError
 from asr_jax.experiment.batch_shapes import batch_shapes
 from asr_jax.experiment.corpus import training_corpus
-from asr_jax.experiment.training_buckets import assumed_buckets, buckets_for
+from asr_jax.experiment.training_buckets import (
+    assumed_buckets,
+    buckets_for,
+    training_lengths,
+)
 from asr_jax.text import Tokenizer
 from asr_jax.types import Batch
 
@@ -141,10 +145,10 @@ def _buckets(config: Config, parts: int) -> tuple[Callable[[float], Buckets], in
         return assumed, _vocabulary_size(config)
     with tempfile.TemporaryDirectory() as folder:
         corpus, tokenizer = training_corpus(config, Path(folder))
-    size = tokenizer.vocabulary_size
+    lengths, size = training_lengths(config, corpus), tokenizer.vocabulary_size
 
     def chosen(seconds: float) -> Buckets:
-        return buckets_for(_with_batch_seconds(config, seconds), corpus, size, parts=parts)
+        return buckets_for(_with_batch_seconds(config, seconds), lengths, size, parts=parts)
 
     return chosen, size
 

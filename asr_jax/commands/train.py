@@ -101,7 +101,7 @@ def _train(
                 setup.optimizer,
                 setup.abstract,
                 setup.mesh,
-                batch_shapes(config, setup.buckets),
+                batch_shapes(config, setup.plan.buckets),
                 note=progress.note,
             )
             require_held()

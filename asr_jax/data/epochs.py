@@ -82,7 +82,8 @@ def _digest(plan: TrainingPlan) -> str:
     settings = (augment.speeds, augment.tempo_range, augment.join_probability, plan.seed)
     settings += (plan.buckets, plan.separator_labels, plan.dataset_sizes, plan.weights)
     digest = hashlib.sha256(repr((settings, np.__version__)).encode())
-    digest.update(Path(__file__).with_name("plan.py").read_bytes())
+    for code in ("plan.py", "buckets.py"):
+        digest.update(Path(__file__).with_name(code).read_bytes())
     for column in (plan.durations_seconds, plan.label_lengths, plan.speakers):
         digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()

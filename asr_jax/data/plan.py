@@ -302,20 +302,26 @@ class TrainingPlan:
         return by_speaker, np.argsort(by_speaker), start, count
 
 
-def expected_lengths(
-    plan: TrainingPlan,
-) -> tuple[Float64[np.ndarray, " M"], Int64[np.ndarray, " M"], int]:
-    """Return the seconds and labels of the items of the first epochs, and the number of epochs.
+class ExpectedLengths(NamedTuple):
+    """The lengths of the items of several epochs, and one artificial item, the last.
 
-    The last item is artificial: it has the seconds and labels of the plan's last bucket, which thus
-    are among the lengths whatever is drawn.
+    That item has the seconds and labels of the plan's last bucket, which thus are among the lengths
+    whatever is drawn.
     """
+
+    seconds: Float64[np.ndarray, " M"]
+    labels: Int64[np.ndarray, " M"]
+    epochs: int
+
+
+def expected_lengths(plan: TrainingPlan) -> ExpectedLengths:
+    """Return the lengths of the items of the first epochs."""
     epochs = [plan.item_lengths(0)]
     number = min(MOST_EPOCHS, -(-EXPECTED_ITEMS // max(1, len(epochs[0][0]))))
     epochs += map(plan.item_lengths, range(1, number))
     seconds, labels = map(np.concatenate, zip(*epochs))
     seconds = np.append(seconds, plan.buckets.seconds[-1])
-    return seconds, np.append(labels, plan.buckets.labels[-1]), len(epochs)
+    return ExpectedLengths(seconds, np.append(labels, plan.buckets.labels[-1]), len(epochs))
 
 
 def evaluation_plan(

@@ -20,7 +20,7 @@ class Limits(NamedTuple):
     seconds: float
     labels: float
     of: str = "the last bucket's"
-    """What sets them, in the words of a reason."""
+    """The rule that sets the limits, as reasons name it."""
 
 
 def select_utterances(
@@ -36,11 +36,11 @@ def select_utterances(
     """Return the utterances to train on, their labels, and the utterances with a problem.
 
     `frames_of` returns the encoder's frames for durations in seconds; `labels` are the labels of
-    all utterances, if known.
-    An utterance may have more labels than frames, since a transducer's lattice holds any number.
-    One with fewer frames than `needed_ctc_frames` is left out if the model has a CTC head alone. If
-    the CTC head is auxiliary, it is listed, because it is trained on without the CTC loss. A reason
-    is a phrase that many utterances share, then ": " and numbers.
+    all utterances, if known. An utterance may have more labels than frames, since a transducer's
+    lattice holds any number. An utterance with fewer frames than `needed_ctc_frames` is left out if
+    the model has a CTC head alone. If the CTC head is auxiliary, the utterance is listed, because
+    it is trained on without the CTC loss. A reason is a phrase that many utterances share, then
+    ": " and numbers.
     """
     texts, unknown = [utterance.text for utterance in utterances], tokenizer.unknown_characters
     labels = tokenizer.encode_all(texts) if labels is None else labels

@@ -120,8 +120,9 @@ def _usable_sizes(
 
 
 def limits_of(config: Config, buckets: Buckets | None) -> Limits:
-    """Return the longest recording and transcript to train on; the buckets are yet to be chosen if
-    `buckets` is None.
+    """Return the longest recording and transcript to train on.
+
+    The buckets' limits count if there are buckets, and data.max_seconds if they are to be chosen.
     """
     is_language_model = config.objective.is_language_model
     if buckets:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
+from asr_jax.capacity.flops import utterance_work
 from asr_jax.config import Config
 from asr_jax.data.buckets import evaluation_buckets
 from asr_jax.data.corpus import Corpus
@@ -49,7 +50,7 @@ def dev_perplexity(
         lengths * SECONDS_PER_LABEL,
         lengths,
         data=config.data,
-        work=lambda seconds: seconds,
+        work=utterance_work(config, tokenizer.vocabulary_size),
         frame_seconds=SECONDS_PER_LABEL,
         devices=utterance_shards(mesh),
         passes=config.train.steps / config.train.evaluate_every_steps,

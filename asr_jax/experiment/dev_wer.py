@@ -98,10 +98,8 @@ class _DevWer:
             if best
         ]
         if not any(reference.split() for reference, _ in scored):
-            raise ValueError(
-                f"data.dev = {config.data.dev}: none of its recordings with a transcript can be "
-                "read"
-            )
+            dev = f"data.dev = {config.data.dev}" if config.data.dev else "the held-out part"
+            raise ValueError(f"{dev}: none of its recordings with a transcript can be read")
         return {"dev_wer": 100 * word_error_rate(*zip(*scored))}
 
     def _note_new(self, failed: Sequence[Skipped], note: Callable[[str], None]) -> None:

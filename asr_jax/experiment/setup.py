@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.config import Config, flatten
-from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
 from asr_jax.data.epochs import Epochs
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.pipeline import Batches
+from asr_jax.data.plan import TrainingPlan
 from asr_jax.distributed.mesh import check_batch, local_rows, make_mesh, utterance_shards
 from asr_jax.distributed.processes import code_fingerprint, is_first, require_same
 from asr_jax.experiment.corpus import (
@@ -41,6 +41,7 @@ from asr_jax.experiment.training_buckets import (
     check_buckets,
     describe_buckets,
     kept_buckets,
+    training_lengths,
 )
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
@@ -61,7 +62,7 @@ class Setup(NamedTuple):
     task: Task
     mesh: Mesh
     corpus: Corpus
-    buckets: Buckets
+    plan: TrainingPlan
     tokenizer: Tokenizer
     optimizer: optax.GradientTransformation
     graphdef: nnx.GraphDef
@@ -76,8 +77,7 @@ class Setup(NamedTuple):
 
     def batches(self, position: int) -> Batches:
         """Return the endless stream of the run's batches that starts after `position` batches."""
-        plan = self.task.plan(self.config, self.corpus, self.buckets)
-        epochs = Epochs(plan, cache_path=self.run / EPOCHS, write_cache=is_first())
+        epochs = Epochs(self.plan, cache_path=self.run / EPOCHS, write_cache=is_first())
         rows = functools.partial(local_rows, self.mesh)
         return self.task.batches(self.config, self.corpus, epochs, rows, position)
 
@@ -113,7 +113,8 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     config = with_chosen_tokenizer(config, tokenizer)
     if buckets is None:
         parts = utterance_shards(mesh) * config.train.accumulate
-        buckets = buckets_for(config, corpus, tokenizer.vocabulary_size, parts=parts)
+        lengths = training_lengths(config, corpus)
+        buckets = buckets_for(config, lengths, tokenizer.vocabulary_size, parts=parts)
     check_buckets(buckets, config, mesh, run)
     optimizer = make_optimizer(config.optimizer, steps=config.train.steps)
     abstract = abstract_state(config, tokenizer.vocabulary_size, optimizer, mesh)
@@ -139,7 +140,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
         task=task,
         mesh=mesh,
         corpus=corpus,
-        buckets=buckets,
+        plan=task.plan(config, corpus, buckets),
         tokenizer=tokenizer,
         optimizer=optimizer,
         graphdef=graphdef,
@@ -195,7 +196,8 @@ def describe(
     list_skipped(corpus, setup.run, resumed=state is not None, note=note)
     if corpus.held_out:
         note(describe_held_out(corpus))
-    for line in describe_buckets(setup.buckets, setup.config, corpus):
+    is_language_model = setup.config.objective.is_language_model
+    for line in describe_buckets(setup.plan, is_language_model=is_language_model):
         note(line)
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")

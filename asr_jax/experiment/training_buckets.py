@@ -14,7 +14,7 @@ from asr_jax.capacity.flops import utterance_work
 from asr_jax.config import Config
 from asr_jax.data.buckets import BatchSize, Buckets, Cost, choose_buckets
 from asr_jax.data.corpus import Corpus
-from asr_jax.data.plan import TrainingPlan, expected_lengths
+from asr_jax.data.plan import ExpectedLengths, TrainingPlan, expected_lengths
 from asr_jax.data.texts import SECONDS_PER_LABEL
 from asr_jax.distributed.mesh import utterance_shards
 from asr_jax.errors import UsageError
@@ -47,28 +47,44 @@ def saved_buckets(saved: SavedMetadata) -> Buckets | None:
     return Buckets(*map(tuple, columns)) if all(columns) else None
 
 
-def buckets_for(config: Config, corpus: Corpus, vocabulary_size: int, *, parts: int) -> Buckets:
-    """Return the buckets for the utterances of a corpus (choose_buckets).
+def training_lengths(config: Config, corpus: Corpus) -> ExpectedLengths:
+    """Return the lengths that the utterances of a corpus have in training.
 
     An utterance may become as long as speed and tempo make it, up to data.max_seconds; a pair of
-    joined utterances, as long as the longest single one. The number of utterances in a batch is a
-    multiple of `parts`.
+    joined utterances, as long as the longest single one.
     """
-    seconds, labels, epochs = expected_lengths(_widest_plan(config, corpus))
+    slowest = min(config.augment.speeds) * min(1.0, config.augment.tempo_range[0])
+    longest = float(corpus.durations_seconds().max())
+    seconds = max(longest, min(config.data.max_seconds, longest / slowest))
+    widest = Buckets((seconds,), (int(corpus.label_lengths().max()),), (1,))
+    # The shapes must not depend on the seed.
+    of_any_seed = replace(config, train=replace(config.train, seed=0))
+    lengths = expected_lengths(task_of(config).plan(of_any_seed, corpus, widest))
     if config.objective.is_language_model:
-        seconds = labels * SECONDS_PER_LABEL
+        return lengths._replace(seconds=lengths.labels * SECONDS_PER_LABEL)
+    return lengths
+
+
+def buckets_for(
+    config: Config, lengths: ExpectedLengths, vocabulary_size: int, *, parts: int
+) -> Buckets:
+    """Return the buckets for utterances of these lengths (choose_buckets).
+
+    The number of utterances in a batch is a multiple of `parts`.
+    """
+    seconds, labels, epochs = lengths
+    work = utterance_work(config, vocabulary_size, labels_per_second=labels.sum() / seconds.sum())
+    accumulate = config.train.accumulate
     return choose_buckets(
         seconds,
         labels,
         cost=Cost(
-            utterance_work(config, vocabulary_size, labels_per_second=labels.sum() / seconds.sum()),
+            work,
             encoded_frame_seconds(config),
             batches=config.train.steps,
             compile_batches=TRAINING_COMPILE_BATCHES,
         ),
-        size=BatchSize(
-            config.data.batch_seconds, parts, PREFERRED_MULTIPLE * config.train.accumulate
-        ),
+        size=BatchSize(config.data.batch_seconds, parts, PREFERRED_MULTIPLE * accumulate),
         number=config.data.buckets,
         repeats=epochs,
     )
@@ -81,17 +97,6 @@ def assumed_buckets(config: Config, *, parts: int) -> Buckets:
     (rows,) = size.rows(np.array([size.seconds / longest]), math.inf).tolist()
     labels_per_second = LABELS_PER_SECOND[config.tokenizer.kind == "char"]
     return Buckets((longest,), (round(longest * labels_per_second),), (rows,))
-
-
-def _widest_plan(config: Config, corpus: Corpus) -> TrainingPlan:
-    """Return a plan with one bucket that holds every utterance at every speed and tempo."""
-    slowest = min(config.augment.speeds) * min(1.0, config.augment.tempo_range[0])
-    longest = float(corpus.durations_seconds().max())
-    seconds = max(longest, min(config.data.max_seconds, longest / slowest))
-    widest = Buckets((seconds,), (int(corpus.label_lengths().max()),), (1,))
-    # The shapes must not depend on the seed.
-    of_any_seed = replace(config, train=replace(config.train, seed=0))
-    return task_of(config).plan(of_any_seed, corpus, widest)
 
 
 def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> None:
@@ -109,14 +114,12 @@ def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> No
         )
 
 
-def describe_buckets(buckets: Buckets, config: Config, corpus: Corpus) -> list[str]:
-    """Return a table of the buckets, with their batches in an epoch and their padding."""
-    plan = task_of(config).plan(config, corpus, buckets)
+def describe_buckets(plan: TrainingPlan, *, is_language_model: bool) -> list[str]:
+    """Return a table of a plan's buckets, with their batches in an epoch and their padding."""
     # An epoch of small weights may have no batches.
     batches = next(filter(None, map(plan.batches, itertools.count())))
-    is_language_model = config.objective.is_language_model
     lines, real, padded = ["up to    labels  utterances  batches  padding"], 0.0, 0.0
-    for edge, most_labels, rows in zip(*buckets):
+    for edge, most_labels, rows in zip(*plan.buckets):
         planned = [b for b in batches if b.seconds == edge and b.labels == most_labels]
         if is_language_model:
             filled = sum(int(plan.label_lengths[b.first[b.first >= 0]].sum()) for b in planned)
@@ -129,7 +132,7 @@ def describe_buckets(buckets: Buckets, config: Config, corpus: Corpus) -> list[s
             f"{'-' if is_language_model else f'{edge:.2f} s':<7}  {most_labels:>6}  {rows:>10}  "
             f"{len(planned):>7}  {1 - filled / whole if whole else 0:>7.0%}"
         )
-    shapes = f"{len(buckets.seconds)} shape{'s' * (len(buckets.seconds) > 1)}"
+    shapes = f"{len(lines) - 1} shape{'s' * (len(lines) > 2)}"
     return [f"batches of {shapes}, {1 - real / padded:.1%} padding:", *lines]
 
 

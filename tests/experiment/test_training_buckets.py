@@ -14,12 +14,14 @@ from asr_jax.data.selection import Limits
 from asr_jax.distributed.mesh import make_mesh
 from asr_jax.errors import UsageError
 from asr_jax.experiment.corpus import limits_of
+from asr_jax.experiment.tasks import task_of
 from asr_jax.experiment.training_buckets import (
     assumed_buckets,
     buckets_for,
     check_buckets,
     describe_buckets,
     saved_buckets,
+    training_lengths,
 )
 from asr_jax.types import Utterance
 
@@ -33,6 +35,15 @@ def corpus_of(seconds, speaker: str = "s") -> Corpus:
     )
 
 
+def chosen(config: Config, corpus: Corpus, *, parts: int = 1) -> Buckets:
+    return buckets_for(config, training_lengths(config, corpus), 99, parts=parts)
+
+
+def table(buckets: Buckets, config: Config, corpus: Corpus) -> list[str]:
+    plan = task_of(config).plan(config, corpus, buckets)
+    return describe_buckets(plan, is_language_model=config.objective.is_language_model)
+
+
 def lengths(N: int = 400) -> np.ndarray:
     return np.clip(np.random.default_rng(0).gamma(4.0, 1.5, N), 0.3, 12.0)
 
@@ -41,30 +52,30 @@ def test_the_last_bucket_holds_the_slowest_speed_and_tempo_up_to_the_limit():
     corpus, longest = corpus_of(lengths()), lengths().max()
     augment = AugmentConfig(speeds=(0.8, 1.0), tempo_range=(0.5, 2.0), join_probability=0.5)
     slow = replace(CONFIG, augment=augment)
-    assert buckets_for(slow, corpus, 99, parts=1).seconds[-1] == pytest.approx(longest / 0.4)
+    assert chosen(slow, corpus).seconds[-1] == pytest.approx(longest / 0.4)
     short = replace(slow, data=replace(slow.data, max_seconds=15.0))
-    assert buckets_for(short, corpus, 99, parts=1).seconds[-1] == 15.0
+    assert chosen(short, corpus).seconds[-1] == 15.0
     fast = replace(CONFIG, augment=AugmentConfig(speeds=(1.1,), tempo_range=(1.2, 1.5)))
     # An utterance that fits no bucket keeps its speed.
-    assert buckets_for(fast, corpus, 99, parts=1).seconds[-1] == longest
+    assert chosen(fast, corpus).seconds[-1] == longest
 
 
 def test_the_seed_changes_no_shape():
     corpus = corpus_of(lengths(60))
     seeds = [replace(CONFIG, train=replace(CONFIG.train, seed=seed)) for seed in range(4)]
-    assert len({buckets_for(config, corpus, 99, parts=1) for config in seeds}) == 1
+    assert len({chosen(config, corpus) for config in seeds}) == 1
 
 
 def test_the_number_of_buckets_and_the_multiple_are_the_configs():
     corpus = corpus_of(lengths())
     three = replace(CONFIG, data=replace(CONFIG.data, buckets=3))
-    assert len(buckets_for(three, corpus, 99, parts=1).seconds) == 3
+    assert len(chosen(three, corpus).seconds) == 3
     accumulate = replace(
         CONFIG,
         data=replace(CONFIG.data, batch_seconds=900.0),
         train=replace(CONFIG.train, accumulate=3),
     )
-    found = buckets_for(accumulate, corpus, 99, parts=3).utterances
+    found = chosen(accumulate, corpus, parts=3).utterances
     assert all(rows % 24 == 0 for rows in found)
 
 
@@ -72,20 +83,20 @@ def test_buckets_of_texts_are_by_labels():
     config = replace(CONFIG, objective=ObjectiveConfig(kind="language_model"))
     corpus = corpus_of(np.linspace(1.0, 20.0, 300))
     corpus = corpus._replace(utterances=[u._replace(duration_seconds=0.0) for u in corpus[0]])
-    buckets = buckets_for(config, corpus, 99, parts=1)
+    buckets = chosen(config, corpus)
     assert buckets.labels[-1] == 81 and len(buckets.labels) > 1
     padded = np.multiply(buckets.labels, buckets.utterances)
     assert padded.max() <= 600 + 8 * 81
-    header, *table = describe_buckets(buckets, config, corpus)
+    header, *rows = table(buckets, config, corpus)
     assert header.startswith(f"batches of {len(buckets.labels)} shapes, ")
-    assert "81" in table[-1] and " s " not in table[-1]
+    assert "81" in rows[-1] and " s " not in rows[-1]
 
 
 def test_the_table_says_what_is_padding():
     corpus = corpus_of([1.0] * 8 + [3.0] * 8)
     config = replace(CONFIG, augment=AugmentConfig(speeds=(1.0,)))
     buckets = Buckets((1.0, 4.0), (5, 13), (8, 4))
-    assert describe_buckets(buckets, config, corpus) == [
+    assert table(buckets, config, corpus) == [
         "batches of 2 shapes, 20.0% padding:",
         "up to    labels  utterances  batches  padding",
         "1.00 s        5           8        1       0%",
@@ -94,11 +105,9 @@ def test_the_table_says_what_is_padding():
     # Seven utterances of the first bucket fill no batch of it. In the next, they take four times as
     # many seconds, more than twice a batch of their own.
     one_less = corpus._replace(utterances=corpus.utterances[1:], labels=corpus.labels[1:])
-    assert describe_buckets(buckets, config, one_less)[2] == (
-        "1.00 s        5           8        1      12%"
-    )
+    assert table(buckets, config, one_less)[2] == ("1.00 s        5           8        1      12%")
     near = buckets._replace(seconds=(2.0, 4.0))
-    assert describe_buckets(near, config, one_less)[2:] == [
+    assert table(near, config, one_less)[2:] == [
         "2.00 s        5           8        0       0%",
         "4.00 s       13           4        4      52%",
     ]

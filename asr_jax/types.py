@@ -27,6 +27,14 @@ class Record(NamedTuple):
     """The factor that restores the recording's samples from those that are stored."""
 
 
+class TableRow(NamedTuple):
+    """A recording in the column `audio` of a Parquet file that stores it compressed."""
+
+    row_group: int
+    row: int
+    """Row of the row group, from 0."""
+
+
 class InMemory(NamedTuple):
     """A recording in memory: the bytes of an audio file."""
 
@@ -43,7 +51,7 @@ class Utterance(NamedTuple):
     duration_seconds: float
     speaker: str = ""
     offset_seconds: float = 0.0
-    within: Member | Record | InMemory | None = None
+    within: Member | Record | TableRow | InMemory | None = None
     """The place of the recording in the file `audio`; None if it is the whole file."""
     channel: int | None = None
     """Channel of the recording, from 0; None for the mean of all."""
@@ -56,6 +64,8 @@ class Utterance(NamedTuple):
                 return f"{self.audio} from byte {offset_bytes} on"
             case Record(number, _):
                 return f"{self.audio}, record {number}"
+            case TableRow(row_group, row):
+                return f"{self.audio}, row {row} of row group {row_group}"
             case None | InMemory():
                 return str(self.audio)
 

@@ -2,7 +2,9 @@
 
 Manifests of 281,241 utterances, the number in LibriSpeech's training parts, with random transcripts
 of 35 words and with durations: a JSONL manifest, Lhotse cuts and a Kaldi data directory. A tar
-shard of 20,000 utterances. Then ten seconds of an hour of noise at 16 kHz in each format, including
+shard of 20,000 utterances. Parquet and Arrow files of 1000 recordings of ten seconds, in FLAC: to
+list them, and to read one of them, in random order, as from many row groups that are not in memory,
+and in their own order. Then ten seconds of an hour of noise at 16 kHz in each format, including
 opening the file.
 """
 
@@ -15,12 +17,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 
 from asr_jax.audio.samples import read_audio
 from asr_jax.data.manifest import FILES_LOOKED_FOR, read_manifest
+from asr_jax.data.recordings import read_recording
+from asr_jax.data.sources import parquet
 
-UTTERANCES, SHARD_UTTERANCES = 281_241, 20_000
+UTTERANCES, SHARD_UTTERANCES, TABLE_UTTERANCES = 281_241, 20_000, 1000
 RATE_HZ, HOUR_SECONDS = 16_000, 3600
 FORMATS = {
     "wav": {},
@@ -86,6 +92,49 @@ def write_shard(path: Path) -> Path:
     return path
 
 
+def write_tables(folder: Path) -> dict[str, Path]:
+    """Write the same table in four ways; all recordings differ in the MD5 of their headers."""
+    flac = io.BytesIO()
+    noise = np.random.default_rng(0).normal(scale=0.05, size=10 * RATE_HZ)
+    soundfile.write(flac, noise, RATE_HZ, format="FLAC")
+    start, end = flac.getvalue()[:26], flac.getvalue()[42:]
+    draw = random.Random(0)
+    audio = [{"bytes": start + draw.randbytes(16) + end} for _ in range(TABLE_UTTERANCES)]
+    names = [f"{n:06d}" for n in range(TABLE_UTTERANCES)]
+    table = pa.table({"audio": audio, "text": ["WORDS"] * TABLE_UTTERANCES, "id": names})
+    paths = {name: folder / name for name in ("plain.parquet", "100.parquet", "1000.parquet")}
+    plain = {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, paths["plain.parquet"], row_group_size=100, **plain)
+    pq.write_table(table, paths["100.parquet"], row_group_size=100)
+    pq.write_table(table, paths["1000.parquet"], row_group_size=1000)
+    paths["x.arrow"] = folder / "x.arrow"
+    with pa.OSFile(str(paths["x.arrow"]), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=100)
+    return paths
+
+
+def time_tables(folder: Path) -> None:
+    for name, path in write_tables(folder).items():
+        listing = min(timed(lambda path=path: read_manifest(path)) for _ in range(3))
+        utterances, _ = read_manifest(path)
+
+        def read_randomly(utterances=utterances) -> None:
+            for utterance in random.Random(0).sample(utterances, 50):
+                parquet._row_group.cache_clear()
+                read_recording(utterance, sample_rate_hz=RATE_HZ)
+
+        def read_in_order(utterances=utterances) -> None:
+            for utterance in utterances[:300]:
+                read_recording(utterance, sample_rate_hz=RATE_HZ)
+
+        randomly, in_order = 1000 * timed(read_randomly) / 50, 1000 * timed(read_in_order) / 300
+        print(
+            f"{name:14} {listing:6.2f} s, one: random {randomly:.1f} ms, in order {in_order:.1f} ms"
+        )
+        path.unlink()
+
+
 def write_hour(path: Path) -> Path:
     draw = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", RATE_HZ, 1, **FORMATS[path.suffix[1:]]) as file:
@@ -108,6 +157,7 @@ def main() -> None:
             seconds = min(timed(lambda path=path: read_manifest(path)) for _ in range(3))
             kind = path.name if path != folder else "wav.scp, text, utt2dur"
             print(f"{kind:24} {number:8,} utterances  {seconds:6.2f} s", flush=True)
+        time_tables(folder)
         for suffix in FORMATS:
             path = write_hour(folder / f"hour.{suffix}")
             whole = timed(lambda path=path: read_audio(path, sample_rate_hz=RATE_HZ))

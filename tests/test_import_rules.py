@@ -55,7 +55,7 @@ LIBRARIES = {
     "audio": "jaxtyping numpy soundfile soxr",
     "text": "jaxtyping numpy sentencepiece",
     "text_files": "",
-    "data": "array_record grain jaxtyping numpy tensorflow_datasets",
+    "data": "array_record grain jaxtyping numpy pyarrow tensorflow_datasets",
     "scoring": "jaxtyping numpy rapidfuzz whisper_normalizer",
 }
 # All other parts are functions of their arguments alone: they do not look at the clock, at the

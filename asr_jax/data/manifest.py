@@ -11,6 +11,7 @@ from pathlib import Path
 from asr_jax.audio.samples import AudioError
 from asr_jax.data.gc_paused import gc_paused
 from asr_jax.data.recordings import recording_seconds
+from asr_jax.data.sources.huggingface import huggingface_utterances, is_huggingface
 from asr_jax.data.sources.kaldi import is_kaldi, kaldi_utterances
 from asr_jax.data.sources.lhotse import is_lhotse, lhotse_utterances
 from asr_jax.data.sources.librispeech_folder import folder_utterances
@@ -33,9 +34,10 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Read a dataset: its utterances, sorted by id, and those left out, with reasons.
 
     A dataset is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts
-    (Lhotse), a table (CSV, TSV), a Kaldi data directory, a Lhotse Shar, tar shards, or a prepared
-    dataset: see docs/data.md and the modules of data/sources. White space in transcripts is
-    collapsed. A duration that the listing does not give is read from the recording's header, and
+    (Lhotse), a table (CSV, TSV), a Kaldi data directory, a Lhotse Shar, tar shards, Parquet or
+    Arrow files (Hugging Face), or a prepared dataset: see docs/data.md and the modules of
+    data/sources. White space in transcripts is collapsed. A duration that the listing does not give
+    is read from the recording's header, and
     the utterance is left out if that fails. For the others, only the first few recordings are
     checked to exist: any other missing recording is noticed when it is read.
 
@@ -46,8 +48,8 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
         listed = list(map(_with_unicode_id, _listed(data)))
     if not listed:
         raise ValueError(
-            f"{data}: no transcripts in it (*.trans.txt, wav.scp or *.tar in a folder, JSON lines, "
-            f"a table){_tables_in(Path(data))}"
+            f"{data}: no transcripts in it (*.trans.txt, wav.scp, *.tar or *.parquet in a folder, "
+            f"JSON lines, a table){_tables_in(Path(data))}"
         )
     skipped = [item for item in listed if isinstance(item, Skipped)]
     utterances = [item for item in listed if isinstance(item, Utterance)]
@@ -72,7 +74,8 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
 def require_exists(data: str | Path) -> None:
     """Raise ValueError if there is nothing that `read_manifest` could read."""
     path = Path(data)
-    if not (path.is_dir() or path.is_file() or is_tfds(path) or is_shard_name(path.name)):
+    is_part = is_tfds(path) or is_huggingface(path) or is_shard_name(path.name)
+    if not (path.is_dir() or path.is_file() or is_part):
         raise ValueError(f"{data}: no such folder or manifest")
 
 
@@ -104,7 +107,11 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         shards = sorted(child for child in path.iterdir() if _is_shard(child))
         # LibriSpeech's compressed archives may be in the folder that they were unpacked into.
         is_sharded = any(shard.suffix == ".tar" for shard in shards)
-        return tar_utterances(shards) if is_sharded else folder_utterances(path)
+        if is_sharded:
+            return tar_utterances(shards)
+        return huggingface_utterances(path) if is_huggingface(path) else folder_utterances(path)
+    if is_huggingface(path):
+        return huggingface_utterances(path)
     if is_shard_name(path.name):
         return tar_utterances(shard_paths(str(data)))
     if is_table_name(path.name):

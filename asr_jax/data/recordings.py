@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from asr_jax.audio.samples import AudioError, as_flac, as_wav, audio_duration_seconds, read_audio
+from asr_jax.data.sources.file_names import bucket_url
+from asr_jax.data.sources.lines import first_line
 from asr_jax.data.sources.prepared import read_record
-from asr_jax.types import InMemory, Member, Record, Utterance
+from asr_jax.types import InMemory, Member, Record, TableRow, Utterance
 
 # Sample rate of tensorflow-datasets' LibriSpeech, which stores samples.
 STOCK_RATE_HZ = 16_000
@@ -120,6 +122,12 @@ def _contents(utterance: Utterance) -> Iterator[bytes | BinaryIO | None]:
     if isinstance(within, Record):
         yield _record_audio(utterance, within)
         return
+    if isinstance(within, TableRow):
+        yield _row_audio(utterance, within)
+        return
+    if bucket_url(utterance.audio):
+        yield _bucket_audio(utterance, within)
+        return
     try:
         file = utterance.audio.open("rb")
     except OSError as error:
@@ -137,8 +145,8 @@ def _record_audio(utterance: Utterance, record: Record) -> bytes:
     try:
         stored = read_record(utterance.audio, record.number)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AudioError(utterance.audio, f"its record {record.number}: {problem[:200]}") from error
+        reason = f"its record {record.number}: {first_line(error)}"
+        raise AudioError(utterance.audio, reason) from error
     id, audio = stored.id, stored.audio
     # If a run trains on several datasets, ids have a prefix.
     if utterance.id != id and not utterance.id.endswith(f":{id}"):
@@ -146,6 +154,27 @@ def _record_audio(utterance: Utterance, record: Record) -> bytes:
             utterance.audio, f"its record {record.number} is {id}, not {utterance.id} as indexed"
         )
     return audio if isinstance(audio, bytes) else as_wav(audio.astype("int16"), STOCK_RATE_HZ)
+
+
+def _bucket_audio(utterance: Utterance, member: Member) -> bytes:
+    """Read the encoded recording of a file in a bucket."""
+    from asr_jax.data.sources.bucket import read_bucket_range  # needs pyarrow, as below
+
+    try:
+        return read_bucket_range(utterance.audio, member.offset_bytes, member.size_bytes)
+    except (OSError, ValueError) as error:
+        raise AudioError(utterance.audio, f"cannot be read: {first_line(error)}") from error
+
+
+def _row_audio(utterance: Utterance, row: TableRow) -> bytes:
+    """Read the encoded recording of a row of a Parquet file."""
+    from asr_jax.data.sources.parquet import read_row  # needs pyarrow, an optional dependency
+
+    try:
+        return read_row(utterance.audio, row)
+    except (OSError, ValueError, IndexError) as error:
+        reason = f"row group {row.row_group} cannot be read: {first_line(error)}"
+        raise AudioError(utterance.audio, reason) from error
 
 
 class _FilePart(io.RawIOBase, BinaryIO):

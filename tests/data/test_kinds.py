@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -240,6 +242,35 @@ def tar_range(folder, listed):
     return tar_folder(folder, listed) / "shards_{008..010}.tar"
 
 
+def rows_of(listed) -> list[dict]:
+    return [
+        {
+            "id": one.id,
+            "audio": {"bytes": one.audio.read_bytes(), "path": one.audio.name},
+            "text": one.text,
+            "speaker": one.speaker,
+        }
+        for one, _ in listed
+    ]
+
+
+def parquet_folder(folder, listed):
+    for number, part in enumerate((listed[:5], listed[5:])):
+        table = pa.Table.from_pylist(rows_of(part))
+        pq.write_table(table, folder / f"train-{number:05d}-of-00002.parquet", row_group_size=2)
+    return folder
+
+
+def arrow(folder, listed):
+    table = pa.Table.from_pylist(rows_of(listed))
+    with (
+        pa.OSFile(str(folder / "x.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as out,
+    ):
+        out.write_table(table, max_chunksize=5)
+    return folder / "x.arrow"
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -255,6 +286,8 @@ def tar_range(folder, listed):
         tar,
         tar_folder,
         tar_range,
+        parquet_folder,
+        arrow,
     ],
 )
 def test_all_forms_list_the_same_utterances(write, tmp_path, listed):

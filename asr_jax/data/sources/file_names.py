@@ -1,5 +1,6 @@
-"""Names of files in folders and archives: recordings, and leftovers of operating systems."""
+"""Names of files in folders, archives and buckets: recordings, leftovers of operating systems."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -8,6 +9,17 @@ AUDIO_SUFFIXES = tuple(
     ".flac .wav .w64 .rf64 .aiff .aif .caf .au .sph .ogg .oga .opus .mp3".split()
 )
 """Suffixes of recordings, in either case; the first is taken if a name has several."""
+
+BUCKET = re.compile(r"(s3|gs|gcs|abfss?|hf):/+(.+)")
+
+
+def bucket_url(path: Path) -> str:
+    """Return the URL of a file or folder in a bucket; empty for a path of this machine.
+
+    A path that is made of s3://bucket/file is s3:/bucket/file.
+    """
+    matched = BUCKET.fullmatch(str(path))
+    return f"{matched[1]}://{matched[2]}" if matched else ""
 
 
 def is_leftover(path: PurePath) -> bool:

@@ -67,12 +67,17 @@ def objects_in(fields: Mapping[str, object], name: str, location: str) -> list[d
     return objects
 
 
-def root_of(path: str, folder: Path) -> Path | None:
+def root_of(path: str, *folders: Path) -> Path | None:
     """Return the folder that a manifest's relative paths start from, judged by one path.
 
-    It is the manifest's own `folder`, the NeMo convention, unless the path only exists in the
-    working directory, where the commands of Kaldi and Lhotse start from; None if it exists in
-    neither.
+    It is the first of `folders`, such as the manifest's own, the NeMo convention, unless the path
+    only exists in the working directory, where the commands of Kaldi and Lhotse start from; None
+    if it exists in none of these.
     """
     # Unlike Path.exists, os.path.exists is false for a path that is too long.
-    return next((root for root in (folder, Path()) if os.path.exists(root / path)), None)
+    return next((root for root in (*folders, Path()) if os.path.exists(root / path)), None)
+
+
+def first_line(error: Exception) -> str:
+    """Return the start of a library's message, which may have several lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

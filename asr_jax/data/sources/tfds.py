@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr_jax.audio.samples import AudioError, audio_duration_seconds
+from asr_jax.data.sources.lines import first_line
 from asr_jax.data.sources.prepared import read_record
 from asr_jax.text_files import transcript
 from asr_jax.types import Record, Skipped, Utterance
@@ -61,8 +62,7 @@ def _utterance(path: Path, number: int) -> Utterance | Skipped:
     try:
         record = read_record(path, number)
     except (OSError, ValueError, RuntimeError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        return Skipped(f"{path.name}:{number}", f"record cannot be read: {problem[:200]}")
+        return Skipped(f"{path.name}:{number}", f"record cannot be read: {first_line(error)}")
     id, audio = record.id, record.audio
     try:
         if isinstance(audio, bytes):

@@ -115,6 +115,9 @@ class DataConfig(Section):
     """Shorter training recordings are left out, counted and listed."""
     max_seconds: Annotated[float, POSITIVE_AND_FINITE] = 30.0
     """Longer training recordings are left out, counted and listed."""
+    min_confidence: Annotated[float, Rule(lambda p: 0 <= p <= 1, "must be in 0..1")] = 0.0
+    """Training recordings with a lower `confidence` in their manifest are left out, counted and
+    listed. Those without a confidence, whose texts people wrote, are kept."""
     batch_seconds: Annotated[float, POSITIVE_AND_FINITE] = 120.0
     """Audio of a batch in seconds, padding included, over all devices together.
     For a language model, a label counts as 0.1 s."""

@@ -4,6 +4,7 @@ B batch, S samples, T frames (of the tensor at hand), F mel bins, U labels, D wi
 K kernel, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,8 @@ class Utterance(NamedTuple):
     """The place of the recording in the file `audio`; None if it is the whole file."""
     channel: int | None = None
     """Channel of the recording, from 0; None for the mean of all."""
+    confidence: float = math.nan
+    """Probability in 0..1 that a machine gives the text; NaN: a person wrote it, or unknown."""
 
     @property
     def place(self) -> str:

@@ -11,6 +11,7 @@ import tyro
 
 from asr_jax.audio.samples import AudioError
 from asr_jax.commands.arguments import parse, require_folder, require_writable
+from asr_jax.commands.transcribe_manifest import write_manifest
 from asr_jax.commands.transcribe_stream import (
     MICROPHONE,
     printable_json,
@@ -23,7 +24,7 @@ from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import name_full_disk
 from asr_jax.inference.fusion_options import NO_FUSION_OPTIONS, FusionOptions, with_fusion
-from asr_jax.inference.inputs import file_utterance, named_recordings
+from asr_jax.inference.inputs import file_utterance, is_pipe, named_recordings
 from asr_jax.inference.recognizer import (
     Recognizer,
     beam_size,
@@ -74,6 +75,11 @@ class Options:
     fusing: Annotated[FusionOptions, tyro.conf.arg(name="")] = NO_FUSION_OPTIONS
     output: Path | None = None
     """Write a file for every recording into this folder, named after it, and print nothing."""
+    manifest: Path | None = None
+    """Write this JSONL manifest, to train on what is recognized: audio_filepath, offset, duration,
+    text, confidence. Recordings longer than the run's data.max_seconds are cut at pauses."""
+    min_confidence: float = 0.0
+    """Leave utterances of a lower confidence, the mean of their words', out of --manifest."""
 
 
 @logged_compile_notices()
@@ -110,8 +116,21 @@ def _transcribe_files(options: Options) -> int:
         recognizer = with_fusion(_open_recognizer(options), options.fusing)
         _check_nbest(options.nbest, utterances, recognizer.config)
         recognition = recognize_utterances(recognizer, utterances)
-        for utterance, hypotheses in zip(utterances, recognition.hypotheses):
-            if hypotheses is not None:
+        recognized = [
+            (utterance, hypotheses)
+            for utterance, hypotheses in zip(utterances, recognition.hypotheses)
+            if hypotheses is not None
+        ]
+        if options.manifest:
+            summary = write_manifest(
+                options.manifest,
+                [(utterance, hypotheses[0]) for utterance, hypotheses in recognized],
+                max_seconds=recognizer.config.data.max_seconds,
+                min_confidence=options.min_confidence,
+            )
+            print(summary)
+        else:
+            for utterance, hypotheses in recognized:
                 _write(utterance, hypotheses, options)
         problems += [skipped.reason for skipped in recognition.failed]
     for problem in problems:
@@ -142,6 +161,7 @@ def _check(options: Options) -> None:
         _check_stream(options)
     _check_form(options)
     _check_output(options)
+    _check_manifest(options)
 
 
 def _check_stream(options: Options) -> None:
@@ -161,6 +181,31 @@ def _check_form(options: Options) -> None:
     if options.format != "text" and (options.json or options.timestamps):
         option = "--json" if options.json else "--timestamps"
         raise ValueError(f"{option}: needs --format text, not {options.format}")
+
+
+def _check_manifest(options: Options) -> None:
+    if options.manifest is None:
+        if options.min_confidence:
+            raise ValueError(f"--min-confidence {options.min_confidence:g}: needs --manifest")
+        return
+    if not 0 <= options.min_confidence <= 1:
+        raise ValueError(f"--min-confidence {options.min_confidence:g}: must be in 0..1")
+    others = {
+        "--stream": options.stream,
+        "--nbest": options.nbest,
+        "--timestamps": options.timestamps,
+        "--json": options.json,
+        "--output": options.output,
+        "--format": options.format != "text",
+    }
+    if given := [option for option, value in others.items() if value]:
+        raise ValueError(f"--manifest {options.manifest}: has its own form, without {given[0]}")
+    if options.manifest.is_dir():
+        raise ValueError(f"--manifest {options.manifest}: a folder; name a file, such as out.jsonl")
+    if pipes := [path for path in options.audio if is_pipe(path)]:
+        raise ValueError(f"--manifest {options.manifest}: needs files to name, not {pipes[0]}")
+    require_folder(options.manifest.parent, "--manifest")
+    require_writable(options.manifest.parent)
 
 
 def _check_output(options: Options) -> None:

@@ -56,7 +56,8 @@ def checked_entry(
         return Skipped(id, f"longer than {max_seconds:g} s: {seconds:.4g} s")
     if reason := too_short(len(samples), RATE_HZ, utterance):
         return Skipped(id, reason)
-    return Entry(id, text, utterance.speaker, seconds, contents, gain)
+    confidence = None if math.isnan(utterance.confidence) else utterance.confidence
+    return Entry(id, text, utterance.speaker, seconds, contents, gain, confidence)
 
 
 def _is_whole(utterance: Utterance) -> bool:

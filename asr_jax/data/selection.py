@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from asr_jax.text import RESERVED, UNKNOWN_ID, Tokenizer, holds_reserved
 from asr_jax.types import Skipped, Utterance
@@ -28,6 +28,7 @@ def select_utterances(
     tokenizer: Tokenizer,
     *,
     min_seconds: float,
+    min_confidence: float = 0.0,
     limits: Limits,
     frames_of: Callable[[np.ndarray], np.ndarray],
     ctc: Literal["none", "auxiliary", "alone"],
@@ -46,12 +47,14 @@ def select_utterances(
     labels = tokenizer.encode_all(texts) if labels is None else labels
     durations = [utterance.duration_seconds for utterance in utterances]
     seconds = np.array(durations)
+    confidences = np.array([utterance.confidence for utterance in utterances])
     frames, lengths = frames_of(seconds), np.array([len(ids) for ids in labels], np.int64)
     ids, ends = np.concatenate([np.zeros(0, np.int32), *labels]), np.cumsum(lengths)
     ctc_frames = needed_ctc_frames(ids, ends)
     has_unknown = _count(np.flatnonzero(ids == UNKNOWN_ID), ends) > 0
     has_reserved = np.array([holds_reserved(text) for text in texts], bool)
 
+    doubtful = f"confidence below {min_confidence:g}"
     too_long_for_ctc = TOO_SHORT if ctc == "alone" else WITHOUT_CTC
     # The first rule that holds for an utterance gives the reason.
     rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
@@ -59,6 +62,8 @@ def select_utterances(
         (has_reserved, lambda n: f"characters that no tokenizer can hold: {_reserved(texts[n])}"),
         (has_unknown, lambda n: f"characters that the tokenizer lacks: {unknown(texts[n])}"),
         (seconds < min_seconds, lambda n: f"shorter than {min_seconds:g} s: {durations[n]:.3g} s"),
+        # False for NaN, the confidence of texts that people wrote.
+        (confidences < min_confidence, lambda n: f"{doubtful}: {confidences[n]:.4f}"),
         (frames < 1, lambda n: f"too short for one frame: {durations[n]:.3g} s"),
         (
             seconds > limits.seconds,
@@ -76,12 +81,14 @@ def select_utterances(
     masks = np.stack([mask for mask, _ in rules])
     excluding = masks if ctc == "alone" else masks[:-1]
     selected = np.flatnonzero(~excluding.any(axis=0)).tolist()
-    listed, first_rule = np.flatnonzero(masks.any(axis=0)), masks.argmax(axis=0)
-    skipped = [
-        Skipped(utterances[n].id, rules[rule][1](n))
-        for n, rule in zip(listed.tolist(), first_rule[listed].tolist())
-    ]
+    skipped = [Skipped(utterances[n].id, rules[rule][1](n)) for n, rule in _first_rules(masks)]
     return [utterances[n] for n in selected], [labels[n] for n in selected], skipped
+
+
+def _first_rules(masks: Bool[np.ndarray, "R N"]) -> list[tuple[int, int]]:
+    """Return each utterance for which a rule holds, and the first of its rules."""
+    listed, first_rule = np.flatnonzero(masks.any(axis=0)), masks.argmax(axis=0)
+    return list(zip(listed.tolist(), first_rule[listed].tolist()))
 
 
 def _reserved(text: str) -> str:

@@ -158,6 +158,7 @@ def usable_utterances(
         utterances,
         tokenizer,
         min_seconds=0.0 if is_language_model else config.data.min_seconds,
+        min_confidence=config.data.min_confidence,
         limits=limits or limits_of(config, Buckets.of(config.data)),
         frames_of=frames_of,
         ctc=_ctc_head(config.objective),

@@ -18,7 +18,9 @@ from tiny import write_manifest, write_tone
 
 from asr_jax.commands import transcribe
 from asr_jax.commands.evaluate import default_output
+from asr_jax.commands.transcribe_manifest import write_manifest as write_recognized
 from asr_jax.config import Config, ObjectiveConfig, flatten
+from asr_jax.data.manifest import read_manifest
 from asr_jax.decoding import captions
 from asr_jax.inference.label_posteriors import require_lattice
 from asr_jax.scoring.wer import count_word_errors, total
@@ -230,6 +232,68 @@ def test_transcribe_prints_the_hypotheses_of_evaluate(trained, command):
         "duration": 0.55,
         "text": expected["3.flac"],
     }
+
+
+def test_a_manifest_of_recognized_texts_is_a_dataset(trained, command, error, tmp_path):
+    paths = sorted(trained.data.parent.glob("*.flac"))
+    timed = command("transcribe", trained.run, *paths, "--json", "--timestamps")
+    expected = {}
+    for line in timed.out.splitlines():
+        fields = json.loads(line)
+        confidences = [word["confidence"] for word in fields["words"]]
+        confidence = sum(confidences) / len(confidences)
+        expected[fields["audio_filepath"]] = fields["text"], round(confidence, 4)
+    manifest = tmp_path / "new" / "recognized.jsonl"
+    outcome = command("transcribe", trained.run, *paths, "--manifest", manifest)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out == f"{manifest}: 6 utterances, 0.00 hours\n"
+    utterances, skipped = read_manifest(manifest)
+    assert {str(u.audio): (u.text, u.confidence) for u in utterances} == expected and not skipped
+    assert [u.duration_seconds for u in utterances] == pytest.approx(
+        [0.4 + 0.05 * n for n in range(6)]
+    )
+    arguments = ("transcribe", trained.run, *paths, "--manifest", manifest)
+    assert [path.name for path in manifest.parent.iterdir()] == [manifest.name]
+
+    assert error(*arguments, "--json") == (
+        f"--manifest {manifest}: has its own form, without --json"
+    )
+    assert error(*arguments, "--min-confidence", 1.5) == "--min-confidence 1.5: must be in 0..1"
+    assert (
+        error(*arguments[:-2], "--min-confidence=0.5") == "--min-confidence 0.5: needs --manifest"
+    )
+    message = error("transcribe", trained.run, "-", "--manifest", manifest)
+    assert message == f"--manifest {manifest}: needs files to name, not -"
+    message = error(*arguments[:-1], tmp_path)
+    assert message.startswith(f"--manifest {tmp_path}: a folder; name a file")
+
+
+def test_doubtful_and_silent_recordings_are_left_out_of_a_manifest(tmp_path):
+    def words(*confidences: float) -> tuple[Word, ...]:
+        return tuple(Word("A", n + 0.2, n + 0.8, c) for n, c in enumerate(confidences))
+
+    recordings = [
+        (
+            Utterance(str(n), Path(f"{n}.flac"), "", 3.0 if n < 4 else 9.0),
+            Transcript("", found, 0.0),
+        )
+        for n, found in enumerate(
+            [words(0.9, 0.7), words(0.9, 0.69), words(), words(0.8), words(*6 * [0.9])]
+        )
+    ]
+    path = tmp_path / "a.jsonl"
+    summary = write_recognized(path, recordings, max_seconds=4.0, min_confidence=0.8)
+    assert summary == f"{path}: 4 utterances, 0.00 hours; left out: 1 without words, 1 below " + (
+        "confidence 0.8"
+    )
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    here = str(Path().absolute())
+    assert [tuple(line.values()) for line in lines] == [
+        (f"{here}/0.flac", 0.0, 3.0, "A A", 0.8),
+        (f"{here}/3.flac", 0.0, 3.0, "A", 0.8),
+        (f"{here}/4.flac", 0.0, 3.0, "A A A", 0.9),
+        (f"{here}/4.flac", 3.0, 3.3, "A A A", 0.9),
+    ]
 
 
 def test_transcribe_reads_folders_and_pipes(trained, command, error, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Manifests: what is read from folders and JSON lines, and the errors of bad ones."""
 
 import json
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,8 @@ import soundfile
 
 from asr_jax.data import manifest
 from asr_jax.data.manifest import read_manifest
+from asr_jax.data.recording_checks import checked_entry
+from asr_jax.data.sources.prepared import write_prepared
 from asr_jax.types import Skipped, Utterance
 
 AN4 = Path(__file__).parents[2] / "samples" / "an4"
@@ -255,3 +258,36 @@ def test_sample_corpus_matches_its_readme():
     minutes = sum(utterance.duration_seconds for utterance in utterances) / 60
     assert minutes == pytest.approx(3.0, abs=0.05)
     assert utterances == sorted(utterances, key=lambda utterance: utterance.id)
+
+
+def test_a_confidence_is_read_and_kept(tmp_path):
+    for n in range(3):
+        write_tone(tmp_path / f"{n}.wav", 0.5)
+    lines = [{"audio_filepath": f"{n}.wav", "text": "A", "duration": 0.5} for n in range(3)]
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        lines[0] | {"confidence": 0.25},
+        lines[1] | {"confidence": None},
+        lines[2] | {"confidence": 1},
+    )
+    expected = [0.25, np.nan, 1.0]
+    utterances, _ = read_manifest(path)
+    np.testing.assert_equal([u.confidence for u in utterances], expected)
+    table = tmp_path / "a.csv"
+    table.write_text("path,text,Confidence\n0.wav,A,0.25\n1.wav,A,\n2.wav,A,1\n")
+    np.testing.assert_equal([u.confidence for u in read_manifest(table)[0]], expected)
+    entries = [checked_entry(u, min_seconds=0.0, max_seconds=9.0) for u in utterances]
+    write_prepared(tmp_path / "prepared", entries)
+    prepared, _ = read_manifest(tmp_path / "prepared")
+    np.testing.assert_equal([u.confidence for u in prepared], expected)
+
+    for value in (1.5, -0.1, "high", [0.5]):
+        write_jsonl(path, lines[0] | {"confidence": value})
+        message = re.escape(f"{path}:1: confidence = {value!r} must be a number from 0 to 1")
+        with pytest.raises(ValueError, match=message):
+            read_manifest(path)
+    for value in ("1.5", "high", "nan"):
+        table.write_text(f"path,text,confidence\n0.wav,A,{value}\n")
+        message = re.escape(f"{table}:2: confidence = {value!r} must be a number from 0 to 1")
+        with pytest.raises(ValueError, match=message):
+            read_manifest(table)

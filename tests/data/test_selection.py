@@ -20,6 +20,8 @@ def test_selection_gives_each_reason(tmp_path):
         base._replace(id="characters", text="ABÉ?"),
         base._replace(id="reserved", text="A\0B\u2581?"),
         base._replace(id="short", duration_seconds=0.04),
+        base._replace(id="doubtful", confidence=0.69),
+        base._replace(id="certain", confidence=0.7),
         base._replace(id="frame", duration_seconds=0.09),
         base._replace(id="long", duration_seconds=16.01),
         base._replace(id="at the edge", duration_seconds=16.0, text="ABCDEABCDE"),
@@ -33,6 +35,7 @@ def test_selection_gives_each_reason(tmp_path):
             utterances,
             tokenizer,
             min_seconds=0.05,
+            min_confidence=0.7,
             limits=Limits(16.0, 10),
             frames_of=lambda seconds: (seconds * 10).astype(int),
             ctc=ctc,
@@ -40,7 +43,7 @@ def test_selection_gives_each_reason(tmp_path):
         return selected, labels, {one.id: one.reason for one in skipped}
 
     selected, labels, reasons = select(ctc="alone")
-    trained_on = ["good", "at the edge", "ctc holds it"]
+    trained_on = ["good", "certain", "at the edge", "ctc holds it"]
     assert [utterance.id for utterance in selected] == trained_on
     assert [tokenizer.decode(ids) for ids in labels] == [utterance.text for utterance in selected]
     assert all(ids.dtype == np.int32 for ids in labels)
@@ -49,6 +52,7 @@ def test_selection_gives_each_reason(tmp_path):
         "characters": "characters that the tokenizer lacks: ?É",
         "reserved": "characters that no tokenizer can hold: U+0000, U+2581",
         "short": "shorter than 0.05 s: 0.04 s",
+        "doubtful": "confidence below 0.7: 0.6900",
         "frame": "too short for one frame: 0.09 s",
         "long": "longer than the last bucket's 16 s: 16.01 s",
         "labels": "more labels than the last bucket's 10: 11",

@@ -53,6 +53,19 @@ def seconds_in(fields: Mapping[str, object], name: str, location: str) -> float:
     return float(value)
 
 
+def confidence_in(fields: Mapping[str, object], location: str) -> float:
+    """Return the field confidence; NaN if it is absent or null.
+
+    Raises ValueError, naming the location, if it is not a number in 0..1.
+    """
+    value = fields.get("confidence")
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{location}: confidence = {value!r} must be a number from 0 to 1")
+    return float(value)
+
+
 def string_in(fields: Mapping[str, object], name: str) -> str:
     """Return a field as a string; empty if it is absent or null."""
     value = fields.get(name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from asr_jax.data.sources.lines import (
+    confidence_in,
     numbered_objects,
     root_of,
     seconds_in,
@@ -24,8 +25,9 @@ def jsonl_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
     """Read a manifest with a JSON object per line.
 
     An object has `audio_filepath`, and `text` or `text_filepath`. Optional are `duration` (NaN if
-    absent) and `offset` in seconds, `speaker`, and `id`, which defaults to the path, followed by
-    the segment if there is an offset. Paths are absolute, or relative to `root_of`.
+    absent) and `offset` in seconds, `speaker`, `confidence` of a text that a machine wrote, and
+    `id`, which defaults to the path, followed by the segment if there is an offset. Paths are
+    absolute, or relative to `root_of`.
 
     With a `shard_id` N, `audio_filepath` names a member of audio_N.tar, which is in the manifest's
     folder or in its parent, where NeMo's converter writes it.
@@ -65,6 +67,7 @@ def jsonl_utterances(manifest: Path) -> Iterator[Utterance | Skipped]:
             speaker=string_in(fields, "speaker"),
             offset_seconds=0.0 if math.isnan(offset) else offset,
             within=member,
+            confidence=confidence_in(fields, location),
         )
 
 

@@ -9,6 +9,7 @@ read as by utterances. Neither writing nor reading needs TensorFlow.
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import threading
@@ -23,7 +24,9 @@ from asr_jax.types import Record, Utterance
 
 INDEX = "index.json"
 FORMAT = 1
-COLUMNS = ("id", "text", "speaker", "duration_seconds", "gain")
+COLUMNS = ("id", "text", "speaker", "duration_seconds", "gain", "confidence")
+# What earlier versions did not write, and what its absence stands for.
+ABSENT = {"gain": 1.0, "confidence": None}
 
 
 class Entry(NamedTuple):
@@ -36,6 +39,8 @@ class Entry(NamedTuple):
     audio: bytes
     gain: float = 1.0
     """The factor that restores the recording's samples from those of `audio`."""
+    confidence: float | None = None
+    """Probability that a machine gives the text; None if a person wrote it."""
 
 
 class StoredRecord(NamedTuple):
@@ -129,14 +134,26 @@ def read_prepared(folder: Path) -> list[Utterance]:
         index = json.loads(path.read_bytes())
         shards = [(folder / name, size, length) for name, size, length in index["shards"]]
         places = [(shard, n) for shard, _, length in shards for n in range(length)]
-        # Earlier versions wrote no gains.
-        columns = [index[n] if n != "gain" else index.get(n, [1.0] * len(places)) for n in COLUMNS]
+        columns = [
+            index.get(name, [ABSENT[name]] * len(places)) if name in ABSENT else index[name]
+            for name in COLUMNS
+        ]
         for name, column in zip(COLUMNS, columns):
             if len(column) != len(places):
                 raise ValueError(f"{len(column)} entries of {name}, {len(places)} recordings")
         utterances = [
-            Utterance(id, audio, transcript(text), seconds, speaker, within=Record(number, gain))
-            for (audio, number), id, text, speaker, seconds, gain in zip(places, *columns)
+            Utterance(
+                id=id,
+                audio=audio,
+                text=transcript(text),
+                duration_seconds=seconds,
+                speaker=speaker,
+                within=Record(number, gain),
+                confidence=math.nan if confidence is None else float(confidence),
+            )
+            for (audio, number), id, text, speaker, seconds, gain, confidence in zip(
+                places, *columns
+            )
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); prepare the data again") from error

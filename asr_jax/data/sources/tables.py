@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from asr_jax.data.sources.file_names import file_id, is_recording, recordings_by_id
-from asr_jax.data.sources.lines import root_of, seconds_in
+from asr_jax.data.sources.lines import confidence_in, root_of, seconds_in
 from asr_jax.text_files import numbered_lines, one_line, transcript
 from asr_jax.types import Utterance
 
@@ -25,6 +25,7 @@ NAMES = {
     "start": "start offset start_time".split(),
     "stop": "stop end end_time".split(),
     "channel": ["channel"],
+    "confidence": ["confidence"],
 }
 # SpeechBrain replaces these by a folder that its command line names.
 PLACEHOLDER = re.compile(r"\$\w+|\$?\{\w+\}")
@@ -57,8 +58,9 @@ def table_utterances(table: Path) -> Iterator[Utterance]:
     """Read a table with a header, or LJSpeech's metadata.csv, one utterance per row.
 
     Columns are found by NAMES: a path and a text are needed; an id (by default the path, followed
-    by the segment), speaker, duration (NaN if absent), start, stop and channel are optional. Paths
-    are absolute, or relative to `root_of`; those of Common Voice may start in the folder `clips`.
+    by the segment), speaker, duration (NaN if absent), start, stop, channel and confidence are
+    optional. Paths are absolute, or relative to `root_of`; those of Common Voice may start in the
+    folder `clips`.
     Raises ValueError, naming file and line, for a header without a path and a text, and for rows
     with another number of fields or a value that is not a number.
     """
@@ -99,6 +101,7 @@ def table_utterances(table: Path) -> Iterator[Utterance]:
             speaker=row.get("speaker", ""),
             offset_seconds=offset,
             channel=_channel(row, location),
+            confidence=_confidence(row, location),
         )
 
 
@@ -235,6 +238,16 @@ def _channel(row: dict[str, str], location: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,3}", channel):
         raise ValueError(f"{location}: channel = {channel!r} must be a number from 0 on")
     return int(channel)
+
+
+def _confidence(row: dict[str, str], location: str) -> float:
+    text = row.get("confidence")
+    try:
+        return confidence_in({"confidence": float(text) if text else None}, location)
+    except ValueError as error:
+        raise ValueError(
+            f"{location}: confidence = {text!r} must be a number from 0 to 1"
+        ) from error
 
 
 def _is_ljspeech(table: Path, line: str) -> bool:

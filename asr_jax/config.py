@@ -248,8 +248,18 @@ class TokenizerConfig(Section):
     auto: char or unigram, and their number, by the amount of text; a run keeps what was chosen."""
     vocabulary_size: int = 1024
     """Number of pieces, including blank and unknown; with char and auto only fit uses it."""
+    normalization: Literal[
+        "none", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf", "lowercase", "other"
+    ] = "none"
+    """How labels spell text: SentencePiece's rules of that name, or nmt_nfkc in lower case.
+    With tokenizer.model, that model's own is kept here; other: one without a name."""
     model: str = ""
     """SentencePiece model to use, of another run or program; empty: one is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalization == "other" and not self.model:
+            raise self._invalid("normalization", "needs tokenizer.model, whose own it names")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, SupportsInt
+from typing import Literal, SupportsInt, get_args
 
 import numpy as np
 import sentencepiece
@@ -24,10 +24,15 @@ SPACE_PIECE = "\u2581"
 RESERVED = frozenset(("\0", SPACE_PIECE))
 """Characters that no SentencePiece model can hold as pieces of their own."""
 ERRORS_ONLY = 2
+Normalization = Literal[
+    "none", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf", "lowercase", "other"
+]
+"""How a tokenizer rewrites text, as in TokenizerConfig."""
 # SentencePiece's trainer leaves out sentences with this character.
 _LEFT_OUT = "\u2585"
 # Protocol buffers create their classes at run time, so type checkers do not know them.
 _Model = vars(sentencepiece_model_pb2)["ModelProto"]
+_NormalizerSpec = vars(sentencepiece_model_pb2)["NormalizerSpec"]
 _UNKNOWN, _CONTROL, _BYTE = map(_Model.SentencePiece.Type.Value, ("UNKNOWN", "CONTROL", "BYTE"))
 
 
@@ -53,6 +58,20 @@ def chosen_kind(transcripts: Iterable[str]) -> tuple[Literal["unigram", "char"],
     return "unigram", fitting[-1]
 
 
+def folded(texts: Iterable[str], normalization: Normalization) -> list[str]:
+    """Return each text as a tokenizer with this normalization spells it."""
+    if normalization == "none":
+        return [collapse_white_space(text) for text in texts]
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        normalizer_spec=_normalizer_spec(normalization),
+        add_dummy_prefix=False,
+        escape_whitespaces=False,
+    )
+    return [
+        collapse_white_space(normalizer.normalize(collapse_white_space(text))) for text in texts
+    ]
+
+
 def holds_reserved(text: str) -> bool:
     """Return whether `text` has any of the RESERVED characters."""
     return any(character in text for character in RESERVED)
@@ -67,8 +86,8 @@ class Tokenizer:
         decode(encode(text)) == normalize(text)
         encode(a + " " + b) == encode(a) + separator + encode(b)
 
-    hold for all text without `unknown_characters`. A model that `train` made normalizes white space
-    only; a model from elsewhere may also fold letters.
+    hold for all text without `unknown_characters`. A model normalizes white space, and letters by
+    its normalization.
     """
 
     def __init__(self, model: bytes):
@@ -87,6 +106,12 @@ class Tokenizer:
         spec = _Model.FromString(model).normalizer_spec
         self.folding: str = (spec.name or "unnamed") if spec.precompiled_charsmap else ""
         """Name of the model's Unicode normalization, such as nmt_nfkc_cf; empty for none."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """The model's Unicode normalization, as in TokenizerConfig."""
+        names: dict[str, Normalization] = {"": "none", **{n: n for n in get_args(Normalization)}}
+        return names.get(self.folding, "other")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -115,15 +140,17 @@ class Tokenizer:
         kind: Literal["unigram", "bpe", "char"],
         vocabulary_size: int,
         path: str | Path,
+        normalization: Normalization = "none",
     ) -> "Tokenizer":
         """Train on `transcripts`, every character of which becomes a piece, and write `path`.
 
+        The model normalizes all text by `normalization`, as it does the transcripts here.
         Transcripts with RESERVED characters are left out. `vocabulary_size` includes blank and
         unknown. It is ignored for char, which has one piece per character, the space included.
         Raises ValueError for a size that these transcripts do not allow, naming the nearest that
         they allow.
         """
-        given = [text for text in map(collapse_white_space, transcripts) if text]
+        given = [text for text in folded(transcripts, normalization) if text]
         texts = [text for text in given if not holds_reserved(text)]
         if not texts:
             reserved = " or hold U+0000 or U+2581" if given else ""
@@ -148,6 +175,8 @@ class Tokenizer:
                 else f"SentencePiece reports: {' '.join(str(error).split())}"
             )
             raise ValueError(f"tokenizer.vocabulary_size = {vocabulary_size}: {rule}") from error
+        if normalization != "none":
+            model = _with_normalization(model, normalization)
         Path(path).write_bytes(model)
         return cls(model)
 
@@ -272,6 +301,36 @@ def _trained_model(
         for piece in _Model.FromString(model.getvalue()).pieces[2:]
     ]
     return _with_pieces(model.getvalue(), renamed)
+
+
+@functools.cache
+def _normalizer_spec(normalization: Normalization) -> bytes:
+    """Return SentencePiece's rules of a normalization, serialized.
+
+    Its own rules are those of its names. `lowercase` is its `nmt_nfkc` followed by the lower case
+    of each character: its `_cf` folds case, which misspells words (Greek ς becomes σ).
+    """
+    if normalization != "lowercase":
+        return sentencepiece.SentencePieceNormalizer(
+            rule_name=normalization
+        ).serialized_normalizer_spec()
+    sentencepiece.set_min_log_level(ERRORS_ONLY)
+    characters = map(chr, (*range(0xD800), *range(0xE000, 0x110000)))
+    rules = {c: c.lower() for c in characters if c != c.lower()}
+    nmt_nfkc = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc").decompile()
+    # The lower case of a capital sigma depends on its word, so characters are taken one by one.
+    rules |= {text: "".join(map(str.lower, becomes)) for text, becomes in nmt_nfkc}
+    return sentencepiece.SentencePieceNormalizer(
+        norm_map=[*rules.items()]
+    ).serialized_normalizer_spec()
+
+
+def _with_normalization(model: bytes, normalization: Normalization) -> bytes:
+    """Return a model, trained on normalized text, that normalizes text itself."""
+    proto, spec = _Model.FromString(model), _NormalizerSpec.FromString(_normalizer_spec(normalization))
+    proto.normalizer_spec.name = normalization
+    proto.normalizer_spec.precompiled_charsmap = spec.precompiled_charsmap
+    return proto.SerializeToString()
 
 
 def _with_pieces(model: bytes, pieces: Sequence[tuple[str, float, int]]) -> bytes:

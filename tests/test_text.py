@@ -1,6 +1,8 @@
 """The tokenizer: encoding is invertible, and sizes and errors are as documented."""
 
+import functools
 import io
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from asr_jax.text import (
     Tokenizer,
     chosen_kind,
     collapse_white_space,
+    folded,
 )
 
 TRANSCRIPTS = [
@@ -194,6 +197,66 @@ def test_a_model_that_folds_is_asked_about_folded_text(tmp_path):
     assert tokenizer.normalize(" The  HOUSE\u200bﬁ") == "the house fi"
     assert tokenizer.unknown_characters("THE HOUSE Q!") == "!q"
     assert tokenizer.characters >= set("the ") and not set("THE") & tokenizer.characters
+
+
+def lower_case(text: str) -> str:
+    return "".join(map(str.lower, text))
+
+
+PEOPLE_WRITE = [
+    "Straße, ΟΔΌΣ οδός… İstanbul!",
+    "Ⅷ ½ ｱｶﾞ１２ Ａｂ Ǆ",
+    "नमस्ते दुनिया। 你好，世界 ทำไม",
+    "مَرْحَبًا بِكُم؟ ﻻ",
+    "zero\u200bwidth \x01 x <BLK> <ＵＮＫ> e\u0301\u2585",
+]
+NORMALIZED = {
+    "none": lambda text: text,
+    "nfkc": functools.partial(unicodedata.normalize, "NFKC"),
+    "lowercase": lambda text: lower_case(
+        unicodedata.normalize("NFKC", text).replace("\u200b", " ").replace("\x01", "")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["unigram", "char"])
+@pytest.mark.parametrize("normalization", NORMALIZED)
+def test_labels_spell_the_normalized_text(tmp_path, kind, normalization):
+    path = tmp_path / "tokenizer.model"
+    expected = [collapse_white_space(NORMALIZED[normalization](text)) for text in PEOPLE_WRITE]
+    size = len(set("".join(expected))) + 3
+    trained = Tokenizer.train(
+        PEOPLE_WRITE, kind=kind, vocabulary_size=size, path=path, normalization=normalization
+    )
+    loaded = Tokenizer.load(path)
+    assert loaded.model == trained.model
+    assert (loaded.kind, loaded.normalization) == (kind, normalization)
+    assert folded(PEOPLE_WRITE, normalization) == expected
+    assert [loaded.normalize(text) for text in PEOPLE_WRITE] == expected
+    for text, ids in zip(PEOPLE_WRITE, loaded.encode_all(PEOPLE_WRITE), strict=True):
+        assert loaded.decode(ids) == loaded.normalize(text)
+        assert ids.tolist() == loaded.encode(text) and UNKNOWN_ID not in ids
+        assert loaded.unknown_characters(text) == ""
+    if normalization == "lowercase":
+        assert loaded.encode("STRAßE") == loaded.encode("straße")
+        # Every character that can be written is in lower case.
+        assert not {c for c in loaded.characters if c != c.lower()}
+
+
+def test_the_rules_of_other_names_are_sentencepieces_own(tmp_path):
+    for name in ("nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"):
+        write_foreign_model(tmp_path / "a.model", normalization_rule_name=name)
+        theirs = Tokenizer.load(tmp_path / "a.model")
+        assert theirs.normalization == name
+        assert folded(PEOPLE_WRITE, name) == [theirs.normalize(text) for text in PEOPLE_WRITE]
+    write_foreign_model(tmp_path / "a.model", normalization_rule_name="identity")
+    assert Tokenizer.load(tmp_path / "a.model").normalization == "none"
+    (tmp_path / "rules.tsv").write_text("41\t42\n")  # A becomes B.
+    write_foreign_model(
+        tmp_path / "a.model", normalization_rule_tsv=str(tmp_path / "rules.tsv")
+    )
+    theirs = Tokenizer.load(tmp_path / "a.model")
+    assert (theirs.normalization, theirs.normalize("AXA")) == ("other", "BXB")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The corpus of a run: utterances to train on, their labels, noise and impulse responses."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -24,7 +25,7 @@ from asr_jax.distributed.processes import first_process, is_first
 from asr_jax.experiment.run_directory import holds_results
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import subsampled
-from asr_jax.text import Tokenizer, chosen_kind
+from asr_jax.text import Tokenizer, chosen_kind, folded
 from asr_jax.types import Skipped, Utterance
 
 # Reads a dataset: its utterances, and the recordings that cannot be read.
@@ -174,27 +175,39 @@ def _ctc_head(objective: ObjectiveConfig) -> Literal["none", "auxiliary", "alone
 
 @first_process
 def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) -> None:
+    train = functools.partial(
+        Tokenizer.train, transcripts, path=path, normalization=config.normalization
+    )
     if config.model:
         path.write_bytes(Tokenizer.load(config.model).model)
     elif config.kind == "auto":
-        kind, size = chosen_kind(transcripts)
+        kind, size = chosen_kind(folded(transcripts, config.normalization))
         try:
-            Tokenizer.train(transcripts, kind=kind, vocabulary_size=size, path=path)
+            train(kind=kind, vocabulary_size=size)
         except ValueError:  # a few words, repeated, do not have that many pieces
-            Tokenizer.train(transcripts, kind="char", vocabulary_size=0, path=path)
+            train(kind="char", vocabulary_size=0)
     else:
-        Tokenizer.train(
-            transcripts, kind=config.kind, vocabulary_size=config.vocabulary_size, path=path
-        )
+        train(kind=config.kind, vocabulary_size=config.vocabulary_size)
 
 
 def with_chosen_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
-    """Return the config in which the run's tokenizer replaces the kind `auto`."""
-    if config.tokenizer.kind != "auto":
-        return config
-    chosen = replace(
-        config.tokenizer, kind=tokenizer.kind, vocabulary_size=tokenizer.vocabulary_size
-    )
+    """Return the config in which the run's tokenizer replaces the kind `auto`.
+
+    The normalization of a tokenizer.model that is given is its own. Raises ValueError if the config
+    states another.
+    """
+    chosen, given = config.tokenizer, config.tokenizer.model
+    if given and chosen.normalization not in ("none", tokenizer.normalization):
+        raise ValueError(
+            f"tokenizer.normalization = {chosen.normalization!r}: must be none, or "
+            f"{tokenizer.normalization!r}, which is that of tokenizer.model = {given}"
+        )
+    if given:
+        chosen = replace(chosen, normalization=tokenizer.normalization)
+    if chosen.kind == "auto":
+        chosen = replace(
+            chosen, kind=tokenizer.kind, vocabulary_size=tokenizer.vocabulary_size
+        )
     return replace(config, tokenizer=chosen)
 
 

@@ -155,11 +155,13 @@ def _require_same(before: Mapping[str, object], now: Mapping[str, object], run: 
     """Raise UsageError if a field differs that must not change when a run resumes.
 
     A run whose config stated the buckets keeps them if the config does not state them any more. A
-    run keeps its kind of tokenizer if the config leaves it open.
+    run keeps its kind of tokenizer if the config leaves it open, and the normalization of a
+    tokenizer.model that it was given.
     """
     keeps_buckets = before.get("data.bucket_seconds") and not now["data.bucket_seconds"]
     changeable = CHANGEABLE + OF_BUCKETS * bool(keeps_buckets)
     changeable += ("tokenizer.kind", "tokenizer.vocab") * (now["tokenizer.kind"] == "auto")
+    changeable += ("tokenizer.normalization",) * bool(now["tokenizer.model"])
     fixed = [
         name
         for name in now

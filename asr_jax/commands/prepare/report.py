@@ -50,7 +50,11 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
         with tempfile.TemporaryDirectory() as folder:
             texts = [utterance.text for utterance in utterances]
             model = Tokenizer.train(
-                texts, kind="char", vocabulary_size=0, path=Path(folder) / "tokenizer.model"
+                texts,
+                kind="char",
+                vocabulary_size=0,
+                path=Path(folder) / "tokenizer.model",
+                normalization=config.tokenizer.normalization,
             )
     else:
         return (

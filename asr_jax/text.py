@@ -24,9 +24,7 @@ SPACE_PIECE = "\u2581"
 RESERVED = frozenset(("\0", SPACE_PIECE))
 """Characters that no SentencePiece model can hold as pieces of their own."""
 ERRORS_ONLY = 2
-Normalization = Literal[
-    "none", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf", "lowercase", "other"
-]
+Normalization = Literal["none", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf", "lowercase", "other"]
 """How a tokenizer rewrites text, as in TokenizerConfig."""
 # SentencePiece's trainer leaves out sentences with this character.
 _LEFT_OUT = "\u2585"
@@ -327,7 +325,8 @@ def _normalizer_spec(normalization: Normalization) -> bytes:
 
 def _with_normalization(model: bytes, normalization: Normalization) -> bytes:
     """Return a model, trained on normalized text, that normalizes text itself."""
-    proto, spec = _Model.FromString(model), _NormalizerSpec.FromString(_normalizer_spec(normalization))
+    proto = _Model.FromString(model)
+    spec = _NormalizerSpec.FromString(_normalizer_spec(normalization))
     proto.normalizer_spec.name = normalization
     proto.normalizer_spec.precompiled_charsmap = spec.precompiled_charsmap
     return proto.SerializeToString()

@@ -252,9 +252,7 @@ def test_the_rules_of_other_names_are_sentencepieces_own(tmp_path):
     write_foreign_model(tmp_path / "a.model", normalization_rule_name="identity")
     assert Tokenizer.load(tmp_path / "a.model").normalization == "none"
     (tmp_path / "rules.tsv").write_text("41\t42\n")  # A becomes B.
-    write_foreign_model(
-        tmp_path / "a.model", normalization_rule_tsv=str(tmp_path / "rules.tsv")
-    )
+    write_foreign_model(tmp_path / "a.model", normalization_rule_tsv=str(tmp_path / "rules.tsv"))
     theirs = Tokenizer.load(tmp_path / "a.model")
     assert (theirs.normalization, theirs.normalize("AXA")) == ("other", "BXB")
 

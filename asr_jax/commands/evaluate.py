@@ -38,7 +38,7 @@ from asr_jax.scoring.comparison import is_evaluation, read_baseline
 from asr_jax.scoring.evaluation import Evaluation, Figures, unwritable
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import FILES, write_evaluation
-from asr_jax.scoring.report_page import comparison_lines
+from asr_jax.scoring.report_page import comparison_lines, ignoring, units
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import one_line
 from asr_jax.types import Utterance
@@ -61,7 +61,7 @@ class Options:
     lattices: int = 0
     """Plot label posteriors for the N utterances with the most errors."""
     checkpoint: str = "best"
-    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    """best (on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
     """Search method; run: greedy or beam, as the run's decoding.beam says."""
     beam: int | None = None
@@ -296,14 +296,18 @@ def _facts(
 
 
 def _print_summary(job: Job, figures: Figures) -> None:
-    low, high = figures["wer_95_percent_interval"]
-    wer = "no words"  # Normalization may leave none.
-    if figures["wer"] is not None:
-        wer = f"{figures['wer']:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
+    metric = figures["metric"]
+    low, high = figures[f"{metric}_95_percent_interval"]
+    rate = "no words"  # Normalization may leave none.
+    if figures[metric] is not None:
+        rate = f"{figures[metric]:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
+    number = figures["reference_words" if metric == "wer" else "reference_characters"]
+    plain, plainly = ignoring(figures), ""
+    if plain and plain[0] is not None:
+        plainly = f", {plain[0]:.1f} % without punctuation and case"
     print(
-        f"WER on {job.data}: {wer} of "
-        f"{figures['reference_words']} words in {figures['utterances']} recordings; "
-        f"{job.output / 'report.html'}"
+        f"{metric.upper()} on {job.data}: {rate} of {number} {units(metric)} in "
+        f"{figures['utterances']} recordings{plainly}; {job.output / 'report.html'}"
     )
     if "comparison" in figures:
         print(f"compared with {figures['comparison']['with']}:")

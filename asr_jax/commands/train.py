@@ -29,7 +29,7 @@ from asr_jax.experiment.run_directory import held_run
 from asr_jax.experiment.setup import Setup, describe, first_state, restore, set_up, suitable_mesh
 from asr_jax.experiment.skipped import readable_batches, skipped_list
 from asr_jax.training import checkpoint
-from asr_jax.training.loop import Evaluate, Session, TrainingDiverged, compile_steps, train
+from asr_jax.training.loop import DevEvaluation, Session, TrainingDiverged, compile_steps, train
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
 
@@ -113,8 +113,7 @@ def _train(
                 run=run,
                 steps=steps,
                 utterance_ids=[utterance.id for utterance in setup.corpus.utterances],
-                evaluate=setup.evaluate and _marking(setup.evaluate, mark_complete),
-                selection_metric=setup.task.selection_metric,
+                evaluation=setup.evaluation and _marking(setup.evaluation, mark_complete),
                 checkpointer=checkpointer,
                 metadata=setup.metadata,
                 stopped_by=stopped_by,
@@ -136,15 +135,15 @@ def _check_options(options: Options) -> None:
         raise UsageError(f"--profile {profile[0]} {profile[1]}: needs 0 < first step <= last step")
 
 
-def _marking(evaluate: Evaluate, mark_complete: Callable[[], None]) -> Evaluate:
+def _marking(evaluation: DevEvaluation, mark_complete: Callable[[], None]) -> DevEvaluation:
     """Return the evaluation, after which the programs it compiled are marked as complete."""
 
     def evaluate_and_mark(averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
-        figures = evaluate(averaged, note=note)
+        figures = evaluation.measure(averaged, note=note)
         mark_complete()
         return figures
 
-    return evaluate_and_mark
+    return evaluation._replace(measure=evaluate_and_mark)
 
 
 def _train_with_rollbacks(setup: Setup, session: Session, state: TrainState) -> str | None:

@@ -57,7 +57,7 @@ class Options:
     """Override decoding.chunk_ms: recognize in chunks, as in streaming.
     0: whole utterances, or with --stream the smallest chunks of training."""
     checkpoint: str = "best"
-    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    """best (on dev), last, a step, or average:N (mean of the newest N)."""
     decoder: Literal["run", "greedy", "beam"] = "run"
     """Search method; run: greedy or beam, as the run's decoding.beam says."""
     beam: int | None = None

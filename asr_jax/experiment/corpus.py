@@ -205,9 +205,7 @@ def with_chosen_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
     if given:
         chosen = replace(chosen, normalization=tokenizer.normalization)
     if chosen.kind == "auto":
-        chosen = replace(
-            chosen, kind=tokenizer.kind, vocabulary_size=tokenizer.vocabulary_size
-        )
+        chosen = replace(chosen, kind=tokenizer.kind, vocabulary_size=tokenizer.vocabulary_size)
     return replace(config, tokenizer=chosen)
 
 

@@ -21,14 +21,14 @@ from asr_jax.distributed.mesh import local_rows, on_devices, utterance_shards
 from asr_jax.experiment.corpus import usable_utterances
 from asr_jax.experiment.skipped import print_left_out
 from asr_jax.text import Tokenizer
-from asr_jax.training.loop import Evaluate
+from asr_jax.training.loop import DevEvaluation
 from asr_jax.training.objective import text_losses
 from asr_jax.types import Batch
 
 
 def dev_perplexity(
     config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh, corpus: Corpus
-) -> Evaluate | None:
+) -> DevEvaluation | None:
     """Return a function that measures the perplexity per piece and per word.
 
     It is exp(-log P / n) over all texts of data.dev, where n counts the pieces or words and one end
@@ -74,7 +74,7 @@ def dev_perplexity(
             "dev_word_perplexity": _perplexity(total, words + len(texts)),
         }
 
-    return evaluate
+    return DevEvaluation(evaluate, "dev_perplexity")
 
 
 def _nats(params: PyTree, batch: Batch, *, graphdef: nnx.GraphDef) -> Float[Array, " B"]:

@@ -1,4 +1,4 @@
-"""The WER on data.dev, measured while a recognizer is trained."""
+"""The WER or CER on data.dev, measured while a recognizer is trained."""
 
 import functools
 import sys
@@ -25,16 +25,21 @@ from asr_jax.inference.decode_batch import (
     transcribe_batches,
 )
 from asr_jax.scoring.evaluation import unwritable
-from asr_jax.scoring.wer import word_error_rate
+from asr_jax.scoring.scripts import is_without_spaces
+from asr_jax.scoring.wer import count_character_errors, total, word_error_rate
 from asr_jax.text import Tokenizer
-from asr_jax.training.loop import Evaluate
+from asr_jax.training.loop import DevEvaluation
 from asr_jax.types import Skipped, Utterance
 
 
 def dev_wer(
     config: Config, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh, corpus: Corpus
-) -> Evaluate | None:
-    """Return a function that measures dev_wer, in percent; None without recordings for it."""
+) -> DevEvaluation | None:
+    """Return a function that measures dev_wer, in percent; None without recordings for it.
+
+    For scripts without spaces between words, it also measures dev_cer, which then selects the best
+    checkpoint.
+    """
     utterances = list(corpus.held_out)
     if config.data.dev:
         utterances, unreadable = read_transcribed(config.data.dev, "data.dev")
@@ -59,7 +64,9 @@ def dev_wer(
         devices=utterance_shards(mesh),
         passes=config.train.steps / config.train.evaluate_every_steps,
     )
-    return _DevWer(config, tokenizer, mesh, utterances, buckets, recognize)
+    in_words = not is_without_spaces(tokenizer.normalize(one.text) for one in utterances)
+    measure = _DevWer(config, tokenizer, mesh, utterances, buckets, recognize, in_words)
+    return DevEvaluation(measure, "dev_wer" if in_words else "dev_cer")
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class _DevWer:
     utterances: Sequence[Utterance]
     buckets: Buckets
     recognize: JittedDecoding
+    in_words: bool
     noted: set[str] = field(default_factory=set)
     """Ids of unreadable recordings that were reported, so that each is reported once."""
 
@@ -100,7 +108,11 @@ class _DevWer:
         if not any(reference.split() for reference, _ in scored):
             dev = f"data.dev = {config.data.dev}" if config.data.dev else "the held-out part"
             raise ValueError(f"{dev}: none of its recordings with a transcript can be read")
-        return {"dev_wer": 100 * word_error_rate(*zip(*scored))}
+        figures = {"dev_wer": 100 * word_error_rate(*zip(*scored))}
+        if self.in_words:
+            return figures
+        errors = total(count_character_errors(*pair, spaces=False) for pair in scored)
+        return {"dev_cer": 100 * errors.rate, **figures}
 
     def _note_new(self, failed: Sequence[Skipped], note: Callable[[str], None]) -> None:
         for skipped in failed:

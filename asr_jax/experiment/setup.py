@@ -46,7 +46,7 @@ from asr_jax.experiment.training_buckets import (
 from asr_jax.models.composition import split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training import checkpoint
-from asr_jax.training.loop import Evaluate
+from asr_jax.training.loop import DevEvaluation
 from asr_jax.training.optimizer import make_optimizer
 from asr_jax.training.state import TrainState, abstract_state, initial_state
 
@@ -70,7 +70,7 @@ class Setup(NamedTuple):
     """Shapes, dtypes and shardings of the state."""
     source: Source | None
     """The model with whose parameters a new run starts; None for random parameters."""
-    evaluate: Evaluate | None
+    evaluation: DevEvaluation | None
     metadata: checkpoint.Metadata
     schedule: Schedule
     """The learning-rate schedule, and how it differs from that before the run resumed."""
@@ -120,7 +120,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
     abstract = abstract_state(config, tokenizer.vocabulary_size, optimizer, mesh)
     graphdef, _ = split_model(config, tokenizer.vocabulary_size)
     source = read_source(init_from, run, config, tokenizer, abstract.params)
-    evaluate = task.evaluation(config, graphdef, tokenizer, mesh, corpus)
+    evaluation = task.evaluation(config, graphdef, tokenizer, mesh, corpus)
     if config.data.test:
         read_transcribed(config.data.test, "data.test")  # fails now, not after days of training
     metadata = run_metadata(config, corpus, buckets)
@@ -146,7 +146,7 @@ def set_up(config: Config, run: Path, mesh: Mesh, *, init_from: Path | None) -> 
         graphdef=graphdef,
         abstract=abstract,
         source=source,
-        evaluate=evaluate,
+        evaluation=evaluation,
         metadata=metadata,
         schedule=schedule,
     )

@@ -18,7 +18,7 @@ from asr_jax.experiment.corpus import ReadDataset
 from asr_jax.experiment.dev_perplexity import dev_perplexity
 from asr_jax.experiment.dev_wer import dev_wer
 from asr_jax.text import Tokenizer
-from asr_jax.training.loop import Evaluate
+from asr_jax.training.loop import DevEvaluation
 
 
 class Task(NamedTuple):
@@ -30,11 +30,9 @@ class Task(NamedTuple):
     """Returns the plan of the batches to train on."""
     batches: Callable[[Config, Corpus, Epochs, LocalRows, int], Batches]
     """Returns the endless stream of planned batches that starts after a number of batches."""
-    evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh, Corpus], Evaluate | None]
+    evaluation: Callable[[Config, nnx.GraphDef, Tokenizer, Mesh, Corpus], DevEvaluation | None]
     """Returns the function that measures on data.dev, or on what the corpus holds out; None without
     either."""
-    selection_metric: str
-    """The figure of the evaluation that selects the best checkpoint."""
     amount: Callable[[Corpus], str]
     """Returns the amount of training data as text."""
 
@@ -42,10 +40,8 @@ class Task(NamedTuple):
 def task_of(config: Config) -> Task:
     """Return the task of config.objective."""
     if config.objective.is_language_model:
-        return Task(
-            read_texts, _text_plan, _text_batches, dev_perplexity, "dev_perplexity", _pieces
-        )
-    return Task(read_manifest, _audio_plan, _audio_batches, dev_wer, "dev_wer", _hours)
+        return Task(read_texts, _text_plan, _text_batches, dev_perplexity, _pieces)
+    return Task(read_manifest, _audio_plan, _audio_batches, dev_wer, _hours)
 
 
 def _audio_plan(config: Config, corpus: Corpus, buckets: Buckets) -> TrainingPlan:

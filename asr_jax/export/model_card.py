@@ -1,7 +1,7 @@
 """The model card: README.md of an exported directory."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from asr_jax.config import Config
 
@@ -23,10 +23,15 @@ class ExportCheck(NamedTuple):
 class Evaluation(TypedDict):
     """The entries of wer.json that the card shows."""
 
+    metric: NotRequired[Literal["wer", "cer"]]
+    """Earlier versions wrote none and counted words."""
     wer: float
     """Percent."""
     wer_95_percent_interval: list[float]
+    cer: float
+    cer_95_percent_interval: NotRequired[list[float]]
     reference_words: int
+    reference_characters: NotRequired[int]
     utterances: int
     facts: Mapping[str, str]
 
@@ -93,11 +98,16 @@ def _evaluations(evaluations: Sequence[Evaluation]) -> str:
     rows = []
     for evaluation in evaluations:
         facts = evaluation["facts"]
+        rate, number = f"{evaluation['wer']:.2f}", f"{evaluation['reference_words']}"
         low, high = evaluation["wer_95_percent_interval"]
+        if evaluation.get("metric") == "cer":
+            rate = f"{evaluation['cer']:.2f} (CER)"
+            number = f"{evaluation['reference_characters']} (characters)"
+            low, high = evaluation["cer_95_percent_interval"]
         rows.append(
             [
-                *(facts["data"], f"{evaluation['wer']:.2f}", f"{low:.2f} to {high:.2f}"),
-                *(str(evaluation["reference_words"]), str(evaluation["utterances"])),
+                *(facts["data"], rate, f"{low:.2f} to {high:.2f}"),
+                *(number, str(evaluation["utterances"])),
                 *(facts["checkpoint"], facts["decoder"]),
             ]
         )

@@ -92,7 +92,7 @@ def load(
 
     Args:
         directory: the run directory, or the output directory of an export.
-        checkpoint: for a run: best (by WER on dev), last, a step, or average:N.
+        checkpoint: for a run: best (on dev), last, a step, or average:N.
         beam: a value that replaces the config's decoding.beam.
         chunk_ms: a value that replaces decoding.chunk_ms.
         window_seconds: a value that replaces decoding.window_seconds.

@@ -5,9 +5,11 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from asr_jax.scoring import wer
+from asr_jax.scoring.normalize import without_punctuation_and_case
+from asr_jax.scoring.scripts import is_without_spaces
 from asr_jax.scoring.significance import compare
 from asr_jax.scoring.wer import Edit, ErrorCounts
 from asr_jax.types import Skipped, Transcript, Utterance
@@ -65,21 +67,36 @@ class Evaluation:
             raise ValueError(f"wall_seconds = {self.wall_seconds!r}: must be positive")
 
 
-class Scores(NamedTuple):
-    """Errors of an evaluation, per utterance and per group of utterances."""
+class Groups(NamedTuple):
+    """Errors per group of utterances."""
 
-    texts: list[tuple[str, str]]
-    """Normalized reference and hypothesis of each utterance."""
-    alignments: list[list[Edit]]
-    """Alignment of each utterance's words."""
-    counts: list[ErrorCounts]
-    """Errors of each utterance."""
     by_speaker: dict[str, ErrorCounts]
     """Errors of each speaker, in order of appearance; utterances without a speaker do not count."""
     by_duration: dict[str, ErrorCounts]
     """Errors per octave of duration, the shortest first."""
     by_confidence: dict[str, ErrorCounts]
     """Errors per band of the words' mean confidence, the highest first."""
+
+
+class Scores(NamedTuple):
+    """Errors of an evaluation, per utterance and per group of utterances."""
+
+    metric: Literal["wer", "cer"]
+    """What errors are counted in: words, or characters for scripts without spaces."""
+    texts: list[tuple[str, str]]
+    """Normalized reference and hypothesis of each utterance."""
+    alignments: list[list[Edit]]
+    """Alignment of each utterance's words or characters."""
+    words: list[ErrorCounts]
+    """Errors of each utterance in words."""
+    characters: list[ErrorCounts]
+    """Errors of each utterance in characters, with spaces if the metric is the WER."""
+    groups: Groups
+
+    @property
+    def counts(self) -> list[ErrorCounts]:
+        """Errors of each utterance in the metric."""
+        return self.words if self.metric == "wer" else self.characters
 
     @property
     def worst_first(self) -> list[int]:
@@ -92,8 +109,11 @@ ComparisonFigures = TypedDict(
     {
         "with": str,
         "utterances": int,
+        "metric": Literal["wer", "cer"],
         "wer": float | None,
         "other_wer": float | None,
+        "cer": float | None,
+        "other_cer": float | None,
         "difference": float | None,
         "difference_95_percent_interval": list[float | None],
         "p_value": float | None,
@@ -103,7 +123,7 @@ ComparisonFigures = TypedDict(
         "only_there": list[str],
     },
 )
-"""Figures of the utterances that an evaluation and its baseline share.
+"""Figures of the utterances that an evaluation and its baseline share; the test is of the metric.
 
 "only_here" and "only_there" are the ids of the other utterances."""
 
@@ -111,6 +131,8 @@ ComparisonFigures = TypedDict(
 class Figures(TypedDict):
     """Contents of wer.json. Rates are percent: 12.3 is 12.3 %; None without reference words."""
 
+    metric: Literal["wer", "cer"]
+    """The rate that counts: the CER for scripts without spaces between words."""
     wer: float | None
     wer_95_percent_interval: list[float | None]
     substitutions: int
@@ -119,6 +141,12 @@ class Figures(TypedDict):
     reference_words: int
     utterances: int
     cer: float | None
+    cer_95_percent_interval: list[float | None]
+    reference_characters: int
+    wer_without_punctuation_and_case: float | None
+    wer_without_punctuation_and_case_95_percent_interval: list[float | None]
+    cer_without_punctuation_and_case: float | None
+    cer_without_punctuation_and_case_95_percent_interval: list[float | None]
     sentence_error_rate: float | None
     audio_seconds: float
     wall_seconds: float
@@ -127,15 +155,21 @@ class Figures(TypedDict):
     wer_by_speaker: dict[str, float | None]
     wer_by_duration: dict[str, float | None]
     wer_by_confidence: dict[str, float | None]
+    cer_by_speaker: NotRequired[dict[str, float | None]]
+    cer_by_duration: NotRequired[dict[str, float | None]]
+    cer_by_confidence: NotRequired[dict[str, float | None]]
     comparison: NotRequired[ComparisonFigures]
     not_recognised: list[dict[str, str]]
     facts: dict[str, str]
 
 
-class _Compared(TypedDict, total=False):
-    """The entry of wer.json that only a baseline gives."""
+class _Optional(TypedDict, total=False):
+    """The entries of wer.json that only a baseline or the CER as the metric give."""
 
     comparison: ComparisonFigures
+    cer_by_speaker: dict[str, float | None]
+    cer_by_duration: dict[str, float | None]
+    cer_by_confidence: dict[str, float | None]
 
 
 def unwritable(
@@ -174,17 +208,29 @@ def score(evaluation: Evaluation) -> Scores:
     utterances, transcripts = evaluation.utterances, evaluation.transcripts
     normalize = evaluation.normalize
     texts = [(normalize(u.text), normalize(t.text)) for u, t in zip(utterances, transcripts)]
-    counts = [wer.count_word_errors(*pair) for pair in texts]
-    by_speaker = wer.counts_by([utterance.speaker for utterance in utterances], counts)
-    by_speaker.pop("", None)
+    in_words = not is_without_spaces(reference for reference, _ in texts)
+    split = str.split if in_words else functools.partial(wer.characters, spaces=False)
+    words = [wer.count_word_errors(*pair) for pair in texts]
+    characters = [wer.count_character_errors(*pair, spaces=in_words) for pair in texts]
     return Scores(
+        metric="wer" if in_words else "cer",
         texts=texts,
-        alignments=[wer.align(*map(str.split, pair)) for pair in texts],
-        counts=counts,
-        by_speaker=by_speaker,
-        by_duration=_by_duration(utterances, counts),
-        by_confidence=_by_confidence(transcripts, counts),
+        alignments=[wer.align(*map(split, pair)) for pair in texts],
+        words=words,
+        characters=characters,
+        groups=_groups(evaluation, words if in_words else characters),
     )
+
+
+def _groups(evaluation: Evaluation, counts: list[ErrorCounts]) -> Groups:
+    by_speaker = wer.counts_by([utterance.speaker for utterance in evaluation.utterances], counts)
+    by_speaker.pop("", None)
+    by_duration = _by_duration(evaluation.utterances, counts)
+    return Groups(by_speaker, by_duration, _by_confidence(evaluation.transcripts, counts))
+
+
+def _interval(counts: Sequence[ErrorCounts]) -> list[float | None]:
+    return [*map(_percent, wer.bootstrap_interval(counts, seed=0))]
 
 
 def wer_figures(evaluation: Evaluation, scores: Scores) -> Figures:
@@ -192,29 +238,46 @@ def wer_figures(evaluation: Evaluation, scores: Scores) -> Figures:
 
     Raises ValueError for a baseline without any of the utterances.
     """
-    corpus = wer.total(scores.counts)
-    characters = wer.total(wer.count_character_errors(*pair) for pair in scores.texts)
-    interval = wer.bootstrap_interval(scores.counts, seed=0)
-    compared: _Compared = {}
+    corpus, characters = wer.total(scores.words), wer.total(scores.characters)
+    plain = [tuple(map(without_punctuation_and_case, pair)) for pair in scores.texts]
+    plain_words = [wer.count_word_errors(*pair) for pair in plain]
+    plain_characters = [
+        wer.count_character_errors(*pair, spaces=scores.metric == "wer") for pair in plain
+    ]
+    words = _groups(evaluation, scores.words)
+    optional: _Optional = {}
+    if scores.metric == "cer":
+        optional |= {
+            "cer_by_speaker": _rates(dict(sorted(scores.groups.by_speaker.items()))),
+            "cer_by_duration": _rates(scores.groups.by_duration),
+            "cer_by_confidence": _rates(scores.groups.by_confidence),
+        }
     if evaluation.baseline:
-        compared = {"comparison": _comparison(evaluation, evaluation.baseline, scores)}
+        optional["comparison"] = _comparison(evaluation, evaluation.baseline, scores)
     return {
+        "metric": scores.metric,
         "wer": _percent(corpus.rate),
-        "wer_95_percent_interval": [*map(_percent, interval)],
+        "wer_95_percent_interval": _interval(scores.words),
         "substitutions": corpus.substitutions,
         "deletions": corpus.deletions,
         "insertions": corpus.insertions,
         "reference_words": corpus.reference_words,
         "utterances": len(scores.texts),
         "cer": _percent(characters.rate),
+        "cer_95_percent_interval": _interval(scores.characters),
+        "reference_characters": characters.reference_words,
+        "wer_without_punctuation_and_case": _percent(wer.total(plain_words).rate),
+        "wer_without_punctuation_and_case_95_percent_interval": _interval(plain_words),
+        "cer_without_punctuation_and_case": _percent(wer.total(plain_characters).rate),
+        "cer_without_punctuation_and_case_95_percent_interval": _interval(plain_characters),
         "sentence_error_rate": _percent(wer.sentence_error_rate(scores.counts)),
         "audio_seconds": evaluation.audio_seconds,
         "wall_seconds": evaluation.wall_seconds,
         "rtfx": evaluation.audio_seconds / evaluation.wall_seconds,
-        "wer_by_speaker": _rates(dict(sorted(scores.by_speaker.items()))),
-        "wer_by_duration": _rates(scores.by_duration),
-        "wer_by_confidence": _rates(scores.by_confidence),
-        **compared,
+        "wer_by_speaker": _rates(dict(sorted(words.by_speaker.items()))),
+        "wer_by_duration": _rates(words.by_duration),
+        "wer_by_confidence": _rates(words.by_confidence),
+        **optional,
         "not_recognised": [asdict(skipped) for skipped in evaluation.not_recognized],
         "facts": dict(evaluation.facts),
     }
@@ -268,16 +331,23 @@ def _comparison(evaluation: Evaluation, baseline: Baseline, scores: Scores) -> C
     shared = [n for n, id in enumerate(ids) if id in baseline.hypotheses]
     if not shared:
         raise ValueError(f"{baseline.name}: recognized none of the {len(ids)} utterances")
-    baseline_counts = [
-        wer.count_word_errors(scores.texts[n][0], evaluation.normalize(baseline.hypotheses[ids[n]]))
-        for n in shared
+    others = [
+        (scores.texts[n][0], evaluation.normalize(baseline.hypotheses[ids[n]])) for n in shared
     ]
-    comparison = compare([scores.counts[n] for n in shared], baseline_counts, seed=0)
+    in_words = scores.metric == "wer"
+    other_words = [wer.count_word_errors(*pair) for pair in others]
+    other_characters = [wer.count_character_errors(*pair, spaces=in_words) for pair in others]
+    comparison = compare(
+        [scores.counts[n] for n in shared], other_words if in_words else other_characters, seed=0
+    )
     return {
         "with": baseline.name,
         "utterances": len(shared),
-        "wer": _percent(comparison.rate),
-        "other_wer": _percent(comparison.other_rate),
+        "metric": scores.metric,
+        "wer": _percent(wer.total(scores.words[n] for n in shared).rate),
+        "other_wer": _percent(wer.total(other_words).rate),
+        "cer": _percent(wer.total(scores.characters[n] for n in shared).rate),
+        "other_cer": _percent(wer.total(other_characters).rate),
         "difference": _percent(comparison.difference),
         "difference_95_percent_interval": [_percent(comparison.low), _percent(comparison.high)],
         "p_value": None if math.isnan(comparison.p_value) else comparison.p_value,

@@ -57,6 +57,22 @@ def librispeech_text(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
+def without_punctuation_and_case(text: str) -> str:
+    """Return the text case-folded, with punctuation (Unicode's category P) as spaces.
+
+    An apostrophe between two letters stays. Digits, symbols and accents are kept.
+    """
+    text = f" {_with_apostrophes(text)} "
+    kept = (
+        c
+        if unicodedata.category(c)[0] != "P"
+        or (c == "'" and _is_letter(before) and _is_letter(after))
+        else " "
+        for before, c, after in zip(text, text[1:], text[2:])
+    )
+    return unicodedata.normalize("NFC", " ".join("".join(kept).casefold().split()))
+
+
 def _whisper_text(english: Callable[[str], str], text: str) -> str:
     """Return Whisper's form of a text, in which marks of other scripts than Latin are kept.
 

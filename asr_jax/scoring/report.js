@@ -2,6 +2,9 @@
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const collator = new Intl.Collator(undefined, {numeric: true});
 const NOTHING = "∅", CHUNK = 50;
+const metric = document.querySelector("[data-metric]").dataset.metric;
+// Characters, unlike words, have no space between two.
+const SPACE = metric === "wer" ? " " : "";
 for (const row of rows) {
   const references = [], hypotheses = [];
   row.mistakes = [];
@@ -12,9 +15,9 @@ for (const row of rows) {
     if (typeof piece !== "string")
       row.mistakes.push(`${reference ?? NOTHING}→${hypothesis ?? NOTHING}`);
   }
-  row.reference = references.join(" ");
+  row.reference = references.join(SPACE);
   row.searchable =
-    [row.id, row.speaker, row.reference, hypotheses.join(" ")].join("\n").toLowerCase();
+    [row.id, row.speaker, row.reference, hypotheses.join(SPACE)].join("\n").toLowerCase();
   row.rate = row.words ? 100 * row.errors / row.words : null;
   row.gain ??= null;
 }
@@ -44,14 +47,14 @@ function transcript(row) {
   cell.dir = "auto";
   if (!row.text.length) cell.append(element("span", "none", "empty reference, nothing recognized"));
   for (const piece of row.text) {
-    if (typeof piece === "string") { cell.append(piece, " "); continue; }
+    if (typeof piece === "string") { cell.append(piece, SPACE); continue; }
     const [reference, hypothesis] = piece;
     const kind = reference === null ? "ins" : hypothesis === null ? "del" : "sub";
     const word = element("span", `word ${kind}`);
     word.title = {ins: "insertion", del: "deletion", sub: "substitution"}[kind];
     word.append(element("span", "", reference ?? NOTHING),
                 element("span", "", hypothesis ?? NOTHING));
-    cell.append(word, " ");
+    cell.append(word, SPACE);
   }
   return cell;
 }
@@ -68,8 +71,8 @@ function draw(row) {
   line.tabIndex = 0;
   line.onkeydown = event => { if (event.key === "Enter" && event.target === line) toggle(row, line); };
   const rate = row.rate === null ? "–" : row.rate.toFixed(1);
-  const cells = [[row.seconds.toFixed(2), "s"], [row.words, "words"], [row.errors, "errors"],
-                 [rate, "% WER"], [row.sure?.toFixed(0) ?? "–", "% confidence"]];
+  const cells = [[row.seconds.toFixed(2), "s"], [row.words, metric === "wer" ? "words" : "characters"], [row.errors, "errors"],
+                 [rate, `% ${metric.toUpperCase()}`], [row.sure?.toFixed(0) ?? "–", "% confidence"]];
   if (compared) cells.push([row.gain === null ? "–" : row.gain, "gain"]);
   for (const [value, unit] of cells) {
     const cell = element("td", "", value);
@@ -167,7 +170,9 @@ function toggle(row, line) {
   cell.append(panel);
   if (row.other !== undefined) {
     const baseline = element("p", "", "Baseline: ");
-    baseline.append(element("b", "", row.other || "nothing"));
+    const other = element("b", "", row.other || "nothing");
+    other.dir = "auto";
+    baseline.append(other);
     panel.append(baseline);
   }
   const timeline = row.timeline = element("div", "timeline");

@@ -108,14 +108,20 @@ def _rows(
     rows = []
     for n, utterance in enumerate(evaluation.utterances):
         reference, hypothesis = scores.texts[n]
-        row = _aligned(utterance, scores.alignments[n], scores.counts[n])
-        row |= _timed(evaluation.transcripts[n], hypothesis)
+        separator = " " if scores.metric == "wer" else ""
+        row = _aligned(utterance, scores.alignments[n], scores.counts[n], separator)
+        row |= _timed(evaluation.transcripts[n], hypothesis if separator else None)
         row["audio"] = recordings.indices.get(_recording(utterance)) if recordings else None
         if recordings and row["audio"] is None and utterance.within is None:
             row["file"] = quote(os.fsencode(os.path.relpath(utterance.audio, output)))
         if evaluation.baseline and utterance.id in evaluation.baseline.hypotheses:
             baseline = evaluation.normalize(evaluation.baseline.hypotheses[utterance.id])
-            baseline_errors = wer.count_word_errors(reference, baseline).errors
+            pair = reference, baseline
+            baseline_errors = (
+                wer.count_word_errors(*pair)
+                if separator
+                else wer.count_character_errors(*pair, spaces=False)
+            ).errors
             row |= {"other": baseline, "gain": baseline_errors - scores.counts[n].errors}
         if utterance.id in posteriors:
             row["lattice"] = [_lattice_row(label) for label in posteriors[utterance.id]]
@@ -124,19 +130,19 @@ def _rows(
 
 
 def _aligned(
-    utterance: Utterance, alignment: Sequence[Edit], counts: ErrorCounts
+    utterance: Utterance, alignment: Sequence[Edit], counts: ErrorCounts, separator: str
 ) -> dict[str, object]:
     """Return an utterance with its alignment.
 
-    In `text`, a string is a run of correct words, and a pair [reference, hypothesis] is an error;
-    null is the missing side of a deletion or insertion.
+    In `text`, a string is a run of correct words or characters with `separator` between two, and a
+    pair [reference, hypothesis] is an error; null is the missing side of a deletion or insertion.
     """
     text: list[str | list[str | None]] = []
     for op, reference, hypothesis in alignment:
         if op != "equal":
             text.append([reference, hypothesis])
         elif text and isinstance(text[-1], str):
-            text[-1] += f" {reference}"
+            text[-1] += f"{separator}{reference}"
         else:
             text.append(str(reference))
     return {
@@ -150,11 +156,11 @@ def _aligned(
     }
 
 
-def _timed(transcript: Transcript, normalized: str) -> dict[str, object]:
+def _timed(transcript: Transcript, normalized: str | None) -> dict[str, object]:
     """Return the words' mean confidence, and the start, end and confidence of every word.
 
     Times are in ms, confidences in percent. The words themselves are included if they differ from
-    the normalized transcript.
+    the normalized transcript, and where that is None because characters are aligned.
     """
     confidence = mean_confidence(transcript)
     numbers = [
@@ -166,7 +172,7 @@ def _timed(transcript: Transcript, normalized: str) -> dict[str, object]:
     return {
         "sure": None if confidence is None else round(confidence, 1),
         "times": numbers,
-        **({} if words == normalized.split() else {"heard": words}),
+        **({} if normalized is not None and words == normalized.split() else {"heard": words}),
     }
 
 

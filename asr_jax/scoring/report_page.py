@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 
 from asr_jax.scoring.evaluation import ComparisonFigures, Figures, Scores
-from asr_jax.scoring.wer import ErrorCounts
+from asr_jax.scoring.wer import ErrorCounts, total
 
 _MOST_BARS = 12
 _MOST_LIST_ITEMS = 10
@@ -45,18 +45,18 @@ def render_page(
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  media-src 'self' data: file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{escape(title)}: {_number(figures["wer"])} % WER</title>
+<title>{escape(title)}: {_number(figures[scores.metric])} % {scores.metric.upper()}</title>
 <style>{_read("report.css")}</style>
 </head>
 <body>
 <main>
 <header><h1>{escape(title)}</h1><p>{_subtitle(figures, scores)}</p></header>
-{_headline(figures)}
+{_headline(figures, scores)}
 {_comparison(figures)}
 {_facts(figures["facts"])}
 <div class="pair">{_charts(scores)}</div>
 {_confusion_lists(scores)}
-{_table(rows, recordings is not None, "comparison" in figures)}
+{_table(rows, scores.metric, recordings is not None, "comparison" in figures)}
 </main>
 <script type="application/json" id="rows">{data}</script>
 {audio}
@@ -73,7 +73,7 @@ def _read(name: str) -> str:
 def _subtitle(figures: Figures, scores: Scores) -> str:
     hours = figures["audio_seconds"] / 3600
     amount = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
-    speakers = f" · {len(scores.by_speaker):,} speakers" if scores.by_speaker else ""
+    speakers = f" · {len(scores.groups.by_speaker):,} speakers" if scores.groups.by_speaker else ""
     return f"{figures['utterances']:,} utterances · {amount} of audio{speakers}"
 
 
@@ -86,24 +86,52 @@ def _css_class(kind: str) -> str:
     return kind[:3].lower()
 
 
-def _headline(figures: Figures) -> str:
-    low, high = figures["wer_95_percent_interval"]
-    words = figures["reference_words"]
+def units(metric: str) -> str:
+    """Return what errors are counted in."""
+    return "words" if metric == "wer" else "characters"
+
+
+def ignoring(figures: Figures) -> tuple[float | None, list[float | None]] | None:
+    """Return the metric without punctuation and case, and its interval; None if it is the same."""
+    metric = figures["metric"]
+    rate = figures[f"{metric}_without_punctuation_and_case"]
+    interval = figures[f"{metric}_without_punctuation_and_case_95_percent_interval"]
+    is_same = (rate, interval) == (figures[metric], figures[f"{metric}_95_percent_interval"])
+    return None if is_same else (rate, interval)
+
+
+_NAMES = {"wer": "Word error rate", "cer": "Character error rate"}
+
+
+def _headline(figures: Figures, scores: Scores) -> str:
+    metric, unit, corpus = scores.metric, units(scores.metric), total(scores.counts)
+    low, high = figures[f"{metric}_95_percent_interval"]
+    words = corpus.reference_words
     counts = {
-        "Substitutions": figures["substitutions"],
-        "Deletions": figures["deletions"],
-        "Insertions": figures["insertions"],
+        "Substitutions": corpus.substitutions,
+        "Deletions": corpus.deletions,
+        "Insertions": corpus.insertions,
     }
+    other, of_other = ("cer", "spaces included") if metric == "wer" else ("wer", "by spaces")
     tiles = [
         (
             f'<i class="{_css_class(kind)}"></i>{kind}',
             f"{count:,}",
-            f"{100 * count / words:.2f} % of words" if words else "",
+            f"{100 * count / words:.2f} % of {unit}" if words else "",
         )
         for kind, count in counts.items()
     ]
+    if plain := ignoring(figures):
+        rate, interval = plain
+        tiles.append(
+            (
+                "Without punctuation and case",
+                f"{_number(rate)} <small>%</small>",
+                f"{metric.upper()} · 95 % interval {' to '.join(map(_number, interval))}",
+            )
+        )
     tiles += [
-        ("Character error rate", f"{_number(figures['cer'])} <small>%</small>", "spaces included"),
+        (_NAMES[other], f"{_number(figures[other])} <small>%</small>", of_other),
         (
             "Sentence error rate",
             f"{_number(figures['sentence_error_rate'])} <small>%</small>",
@@ -116,16 +144,16 @@ def _headline(figures: Figures) -> str:
         ),
     ]
     return f"""<section class="headline">
-<div class="wer"><h2>Word error rate</h2>
-<p class="big">{_number(figures["wer"])}<small> %</small></p>
-<p>95 % interval {_number(low)} to {_number(high)}<br>{words:,} reference words</p></div>
+<div class="wer"><h2>{_NAMES[metric]}</h2>
+<p class="big">{_number(figures[metric])}<small> %</small></p>
+<p>95 % interval {_number(low)} to {_number(high)}<br>{words:,} reference {unit}</p></div>
 <dl class="tiles">{"".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd>{c}</dd></div>" for a, b, c in tiles)}
 </dl></section>"""
 
 
 def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     """Return the comparison of wer.json in words."""
-    difference = comparison["difference"]
+    metric, difference = comparison["metric"], comparison["difference"]
     low, high = comparison["difference_95_percent_interval"]
     p_value = comparison["p_value"]
     if difference is None or p_value is None:
@@ -135,7 +163,8 @@ def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     else:
         verdict = "may be chance"
     lines = [
-        f"WER {_number(comparison['wer'])} % against {_number(comparison['other_wer'])} %: "
+        f"{metric.upper()} {_number(comparison[metric])} % against "
+        f"{_number(comparison[f'other_{metric}'])} %: "
         f"{_signed(difference)}, 95 % interval {_signed(low)} to {_signed(high)}",
         f"matched pairs: p = {'–' if p_value is None else f'{p_value:.2g}'}, {verdict}",
         f"{comparison['utterances']:,} utterances: {comparison['better']:,} with fewer errors, "
@@ -175,13 +204,14 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _charts(scores: Scores) -> str:
-    speakers = sorted(scores.by_speaker.items(), key=lambda item: -_rate(item[1]))
+    name, unit, groups = scores.metric.upper(), units(scores.metric), scores.groups
+    speakers = sorted(groups.by_speaker.items(), key=lambda item: -_rate(item[1]))
     worst = dict(speakers[:_MOST_BARS])
     note = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
     return (
-        (_chart("WER by speaker", worst, note) if worst else "")
-        + _chart("WER by duration", scores.by_duration)
-        + _chart("WER by confidence", scores.by_confidence)
+        (_chart(f"{name} by speaker", worst, unit, note) if worst else "")
+        + _chart(f"{name} by duration", groups.by_duration, unit)
+        + _chart(f"{name} by confidence", groups.by_confidence, unit)
     )
 
 
@@ -189,29 +219,29 @@ def _rate(counts: ErrorCounts) -> float:
     return counts.rate if counts.reference_words else 0.0
 
 
-def _chart(heading: str, groups: Mapping[str, ErrorCounts], note: str = "") -> str:
-    """Return horizontal bars as long as each group's WER, divided into its three kinds of errors.
+def _chart(heading: str, groups: Mapping[str, ErrorCounts], unit: str, note: str = "") -> str:
+    """Return horizontal bars as long as each group's rate, divided into its three kinds of errors.
 
     Positions are percentages of the drawing, so that it fits any width at the same font size.
     """
     longest = max(map(_rate, groups.values())) or 1.0
     bars = [
-        _bar(label, counts, top=i * _BAR_HEIGHT_PIXELS, longest=longest)
+        _bar(label, counts, unit, top=i * _BAR_HEIGHT_PIXELS, longest=longest)
         for i, (label, counts) in enumerate(groups.items())
     ]
     return (
-        f"<section><h2>{heading} <small>{note}with number of words</small></h2>"
+        f"<section><h2>{heading} <small>{note}with number of {unit}</small></h2>"
         f'<svg role="img" aria-label="{heading}"'
         f' width="100%" height="{len(groups) * _BAR_HEIGHT_PIXELS}">{"".join(bars)}</svg></section>'
     )
 
 
-def _bar(label: str, counts: ErrorCounts, *, top: int, longest: float) -> str:
+def _bar(label: str, counts: ErrorCounts, unit: str, *, top: int, longest: float) -> str:
     """Return one bar of a chart whose longest bar is of the rate `longest`."""
     short = label if len(label) <= 12 else f"{label[:11]}…"
     parts = [
         f"<g><title>{escape(label)}: {counts.errors:,} errors in {counts.reference_words:,}"
-        f' words</title><text x="0" y="{top + 17}">{escape(short)}</text>'
+        f' {unit}</title><text x="0" y="{top + 17}">{escape(short)}</text>'
     ]
     left = 32.0
     if counts.reference_words:
@@ -247,7 +277,8 @@ def _confusion_lists(scores: Scores) -> str:
         )
         before, after = escape(reference or "∅"), escape(hypothesis or "∅")
         items[kind].append(
-            f'<li><button type="button" data-find="{before}→{after}">{before} → {after}</button>'
+            f'<li><button type="button" data-find="{before}→{after}"><bdi>{before}</bdi> →'
+            f" <bdi>{after}</bdi></button>"
             f"<b>{count:,}</b></li>"
         )
     lists = "".join(
@@ -260,7 +291,9 @@ def _confusion_lists(scores: Scores) -> str:
     return f'<div class="triple">{lists}</div>'
 
 
-def _table(rows: Sequence[Mapping[str, object]], audio_wanted: bool, compared: bool) -> str:
+def _table(
+    rows: Sequence[Mapping[str, object]], metric: str, audio_wanted: bool, compared: bool
+) -> str:
     with_audio = sum(row["audio"] is not None for row in rows)
     note = ""
     if audio_wanted and with_audio < len(rows):
@@ -276,9 +309,9 @@ def _table(rows: Sequence[Mapping[str, object]], audio_wanted: bool, compared: b
             ("id", "Utterance"),
             ("reference", "Transcript"),
             ("seconds", "Seconds"),
-            ("words", "Words"),
+            ("words", units(metric).capitalize()),
             ("errors", "Errors"),
-            ("rate", "WER %"),
+            ("rate", f"{metric.upper()} %"),
             ("sure", "Confidence %"),
             *([("gain", "Gain")] if compared else []),
         )
@@ -290,7 +323,9 @@ def _table(rows: Sequence[Mapping[str, object]], audio_wanted: bool, compared: b
 <span class="word ins"><span>∅</span><span>inserted</span></span></p>
 <p>Click an utterance to see its words in time. Confidence: mean over its words.{gain}</p>
 {note}<noscript><p>The table needs JavaScript; hypotheses.jsonl has the same texts.</p></noscript>
-<form class="toolbar"><input type="search" placeholder="Search text, utterance or speaker"
- aria-label="Search"><label><input type="checkbox"> only utterances with errors</label>
+<form class="toolbar"><input type="search" dir="auto"
+ placeholder="Search text, utterance or speaker" aria-label="Search">
+<label><input type="checkbox"> only utterances with errors</label>
 <output></output></form>
-<table><thead><tr>{heads}</tr></thead><tbody></tbody></table><div id="end"></div></section>"""
+<table data-metric="{metric}"><thead><tr>{heads}</tr></thead><tbody></tbody></table>
+<div id="end"></div></section>"""

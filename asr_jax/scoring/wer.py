@@ -82,12 +82,14 @@ def count_word_errors(reference: str, hypothesis: str) -> ErrorCounts:
     return count_errors(reference.split(), hypothesis.split())
 
 
-def count_character_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Count the errors in characters; one space between two words is a character.
+def characters(text: str, *, spaces: bool) -> list[str]:
+    """Return the characters (code points) of a text, with one space between words or with none."""
+    return list((" " if spaces else "").join(text.split()))
 
-    `reference_words` is the number of characters.
-    """
-    return count_errors(list(" ".join(reference.split())), list(" ".join(hypothesis.split())))
+
+def count_character_errors(reference: str, hypothesis: str, *, spaces: bool = True) -> ErrorCounts:
+    """Count the errors in `characters`. `reference_words` is the number of characters."""
+    return count_errors(*(characters(text, spaces=spaces) for text in (reference, hypothesis)))
 
 
 def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:

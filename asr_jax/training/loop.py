@@ -47,6 +47,7 @@ class TrainingDiverged(ValueError):
 # Figures measured on data.dev: the name in metrics.jsonl, and the format for people.
 DEV_METRICS = {
     "dev_wer": "WER on dev {:.1f} %",
+    "dev_cer": "CER on dev {:.1f} %",
     "dev_perplexity": "perplexity on dev {:.2f} per piece",
     "dev_word_perplexity": "{:.1f} per word",
 }
@@ -63,6 +64,14 @@ class Evaluate(Protocol):
     def __call__(self, averaged: PyTree, *, note: Callable[[str], None]) -> dict[str, float]:
         """Return the figures by their names in DEV_METRICS."""
         ...
+
+
+class DevEvaluation(NamedTuple):
+    """How a run is measured on data.dev, and the figure that selects its best checkpoint."""
+
+    measure: Evaluate
+    selection_metric: str
+    """A key of DEV_METRICS; lower is better."""
 
 
 class Steps(NamedTuple):
@@ -121,9 +130,7 @@ class Session:
     steps: Steps
     utterance_ids: Sequence[str]
     """The ids of the utterances to which the indices in batches refer."""
-    evaluate: Evaluate | None
-    selection_metric: str
-    """The key of DEV_METRICS that selects the best checkpoint; lower is better."""
+    evaluation: DevEvaluation | None
     checkpointer: ocp.training.Checkpointer
     metadata: checkpoint.Metadata
     """Saved with every checkpoint."""
@@ -255,7 +262,9 @@ def log_step(
     session.require_held()
     figures = logged_figures(jax.device_get(metrics), session.config) | throughput.figures(step)
     log.write(step, figures)
-    dev_figure = "" if best is None else DEV_METRICS[session.selection_metric].format(best)
+    dev_figure = ""
+    if best is not None and session.evaluation:
+        dev_figure = DEV_METRICS[session.evaluation.selection_metric].format(best)
     session.progress.step(step, status_line(figures, dev_figure))
 
 
@@ -292,14 +301,14 @@ def save(state: TrainState, session: Session, *, dev_metric: float | None) -> No
 
 def evaluate_step(step: int, state: TrainState, session: Session, log: MetricsLog) -> float | None:
     """Measure and log the figures on dev; return the one that selects checkpoints, if any."""
-    if session.evaluate is None:
+    if session.evaluation is None:
         return None
-    figures = session.evaluate(state.averaged, note=session.progress.note)
+    figures = session.evaluation.measure(state.averaged, note=session.progress.note)
     session.require_held()
     log.write(step, figures)
     shown = ", ".join(DEV_METRICS[name].format(value) for name, value in figures.items())
     session.progress.note(f"step {step}: {shown}")
-    selecting = figures[session.selection_metric]
+    selecting = figures[session.evaluation.selection_metric]
     # A figure that is not a number would never be surpassed.
     return selecting if np.isfinite(selecting) else None
 

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_jax.scoring.normalize import librispeech_text, normalizer
+from asr_jax.scoring.normalize import (
+    librispeech_text,
+    normalizer,
+    without_punctuation_and_case,
+)
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples/an4"
 
@@ -76,3 +80,23 @@ def test_none_changes_nothing_and_whisper_is_whisper_normalizer():
     else:
         with pytest.raises(ValueError, match=re.escape("pip install 'asr_jax[score]'")):
             normalizer("whisper")
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("Well, DON\u2019T stop!", "well don't stop"),
+        ("'tis the dogs' \u201cown\u201d ice-cream", "tis the dogs own ice cream"),
+        (
+            "Stra\u00dfe STRASSE \u039f\u0394\u038c\u03a3 \u03bf\u03b4\u03cc\u03c2",
+            "strasse strasse οδόσ οδόσ",
+        ),
+        ("3.5 % = $5", "3 5 = $5"),
+        ("你好，世界。「是」", "你好 世界 是"),
+        ("नमस्ते। दुनिया", "नमस्ते दुनिया"),
+        ("كَيْفَ حَالُكَ؟", "كَيْفَ حَالُكَ"),
+        ("...", ""),
+    ],
+)
+def test_punctuation_and_case_can_be_ignored(text, plain):
+    assert without_punctuation_and_case(text) == plain == without_punctuation_and_case(plain)

@@ -140,6 +140,46 @@ def test_texts_are_scored_normalized_and_stored_unchanged(tmp_path):
         evaluate(tmp_path, PAIRS, baseline=Baseline("other", {"v": "x"}))
 
 
+def test_capitals_and_punctuation_are_counted_and_ignored_side_by_side(tmp_path):
+    pairs = [(utterance("u", "Yes, I can. Ok?"), "yes I can Ok"), (utterance("v", "No!"), "no")]
+    figures = evaluate(tmp_path, pairs)
+    assert (figures["metric"], figures["wer"]) == ("wer", 80.0)
+    assert figures["wer_without_punctuation_and_case"] == 0.0
+    assert figures["cer_without_punctuation_and_case"] == 0.0 < figures["cer"]
+    assert figures["wer_without_punctuation_and_case_95_percent_interval"] == [0.0, 0.0]
+    assert "Without punctuation and case" in " ".join(page_of(tmp_path).words)
+    figures = evaluate(tmp_path, [(utterance("u", "yes i can"), "yes i can't")])
+    assert figures["wer_without_punctuation_and_case"] == figures["wer"]
+    assert "Without punctuation and case" not in " ".join(page_of(tmp_path).words)
+
+
+def test_characters_count_first_in_scripts_without_spaces(tmp_path):
+    """Spaces do not count, and the page aligns characters."""
+    pairs = [
+        (utterance("u1", "今天 天气很好。", speaker="a"), "今天天汽很好"),
+        (utterance("u2", "你好", speaker="b"), "你 好"),
+    ]
+    baseline = Baseline("other", {"u1": "今天天气很好。", "u2": "好"})
+    figures = evaluate(tmp_path, pairs, baseline=baseline)
+    assert (figures["metric"], figures["reference_characters"]) == ("cer", 9)
+    assert figures["cer"] == pytest.approx(100 * 2 / 9) and figures["wer"] == pytest.approx(400 / 3)
+    assert figures["cer_without_punctuation_and_case"] == pytest.approx(100 * 1 / 8)
+    counts = [wer.ErrorCounts(1, 1, 0, 7), wer.ErrorCounts(0, 0, 0, 2)]
+    interval = [100 * edge for edge in wer.bootstrap_interval(counts, seed=0)]
+    assert figures["cer_95_percent_interval"] == interval
+    assert figures["cer_by_speaker"] == {"a": pytest.approx(200 / 7), "b": 0.0}
+    assert figures["wer_by_speaker"] == {"a": 100.0, "b": 200.0}
+    comparison = figures["comparison"]
+    assert (comparison["metric"], comparison["better"], comparison["worse"]) == ("cer", 1, 1)
+    assert comparison["difference"] == pytest.approx(100 / 9)
+    page = page_of(tmp_path)
+    assert page.rows[0]["text"] == ["今天天", ["气", "汽"], "很好", ["。", None]]
+    assert (page.rows[1]["text"], page.rows[1]["errors"]) == (["你好"], 0)
+    text = " ".join(page.words)
+    assert "CER 22.22 % against 11.11 %: +11.11" in text and "CER by speaker" in text
+    assert ("data-metric", "cer") in page.attributes
+
+
 def test_confidence_is_the_mean_of_an_utterances_words(tmp_path):
     words = [Word("a", 0.0, 1.0, p) for p in (1.0, 0.99, 0.4)]
     transcripts = [Transcript("a", (words[0],), 0.0), Transcript("a b", tuple(words[1:]), 0.0)]

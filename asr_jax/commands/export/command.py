@@ -39,7 +39,7 @@ class Options:
     stablehlo: programs that need only JAX.
     sherpa-onnx: ONNX files for sherpa-onnx (docs/export.md)."""
     checkpoint: str = "best"
-    """best (by WER on dev), last, a step, or average:N (mean of the newest N)."""
+    """best (on dev), last, a step, or average:N (mean of the newest N)."""
     quantize: Literal["none", "int8"] = "none"
     """int8: matrices in eight bits, with a scale per channel.
     --format sherpa-onnx writes them in addition to float32."""

@@ -35,10 +35,10 @@ from asr_jax.inference.recognizer import (
     with_decoding,
 )
 from asr_jax.scoring.comparison import is_evaluation, read_baseline
-from asr_jax.scoring.evaluation import Evaluation, Figures, unwritable
+from asr_jax.scoring.evaluation import Evaluation, Figures, main_rate, unwritable
 from asr_jax.scoring.normalize import Convention, normalizer
 from asr_jax.scoring.report import FILES, write_evaluation
-from asr_jax.scoring.report_page import comparison_lines, ignoring, units
+from asr_jax.scoring.report_page import comparison_lines
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import one_line
 from asr_jax.types import Utterance
@@ -296,18 +296,17 @@ def _facts(
 
 
 def _print_summary(job: Job, figures: Figures) -> None:
-    metric = figures["metric"]
-    low, high = figures[f"{metric}_95_percent_interval"]
+    main = main_rate(figures)
+    low, high = main.interval
     rate = "no words"  # Normalization may leave none.
-    if figures[metric] is not None:
-        rate = f"{figures[metric]:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
-    number = figures["reference_words" if metric == "wer" else "reference_characters"]
-    plain, plainly = ignoring(figures), ""
-    if plain and plain[0] is not None:
-        plainly = f", {plain[0]:.1f} % without punctuation and case"
+    if main.percent is not None:
+        rate = f"{main.percent:.1f} % ({low:.1f} to {high:.1f} with 95 % confidence)"
+    plain = ""
+    if main.differs and main.plain_percent is not None:
+        plain = f", {main.plain_percent:.1f} % without punctuation and case"
     print(
-        f"{metric.upper()} on {job.data}: {rate} of {number} {units(metric)} in "
-        f"{figures['utterances']} recordings{plainly}; {job.output / 'report.html'}"
+        f"{main.name} on {job.data}: {rate} of {main.reference_units} {main.unit} in "
+        f"{figures['utterances']} recordings{plain}; {job.output / 'report.html'}"
     )
     if "comparison" in figures:
         print(f"compared with {figures['comparison']['with']}:")

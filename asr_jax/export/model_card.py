@@ -100,7 +100,11 @@ def _evaluations(evaluations: Sequence[Evaluation]) -> str:
         facts = evaluation["facts"]
         rate, number = f"{evaluation['wer']:.2f}", f"{evaluation['reference_words']}"
         low, high = evaluation["wer_95_percent_interval"]
-        if evaluation.get("metric") == "cer":
+        if (
+            evaluation.get("metric") == "cer"
+            and "cer_95_percent_interval" in evaluation
+            and "reference_characters" in evaluation
+        ):
             rate = f"{evaluation['cer']:.2f} (CER)"
             number = f"{evaluation['reference_characters']} (characters)"
             low, high = evaluation["cer_95_percent_interval"]

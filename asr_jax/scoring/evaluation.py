@@ -283,6 +283,45 @@ def wer_figures(evaluation: Evaluation, scores: Scores) -> Figures:
     }
 
 
+class MainRate(NamedTuple):
+    """The rate of an evaluation's metric, in percent, with and without punctuation and case."""
+
+    name: str
+    unit: str
+    """What errors are counted in."""
+    reference_units: int
+    percent: float | None
+    interval: list[float | None]
+    plain_percent: float | None
+    """Without punctuation and case."""
+    plain_interval: list[float | None]
+
+    @property
+    def differs(self) -> bool:
+        """True if punctuation or case change the rate or its interval."""
+        plain = self.plain_percent, self.plain_interval
+        return plain != (self.percent, self.interval)
+
+
+def main_rate(figures: Figures) -> MainRate:
+    """Return the rate of wer.json that counts."""
+    if figures["metric"] == "wer":
+        return MainRate(
+            *("WER", "words", figures["reference_words"]),
+            figures["wer"],
+            figures["wer_95_percent_interval"],
+            figures["wer_without_punctuation_and_case"],
+            figures["wer_without_punctuation_and_case_95_percent_interval"],
+        )
+    return MainRate(
+        *("CER", "characters", figures["reference_characters"]),
+        figures["cer"],
+        figures["cer_95_percent_interval"],
+        figures["cer_without_punctuation_and_case"],
+        figures["cer_without_punctuation_and_case_95_percent_interval"],
+    )
+
+
 def _percent(rate: float) -> float | None:
     """Return a fraction in percent; None for nan, which JSON lacks."""
     return None if math.isnan(rate) else 100 * rate

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-from asr_jax.scoring.evaluation import ComparisonFigures, Figures, Scores
+from asr_jax.scoring.evaluation import ComparisonFigures, Figures, MainRate, Scores, main_rate
 from asr_jax.scoring.wer import ErrorCounts, total
 
 _MOST_BARS = 12
@@ -31,6 +31,7 @@ def render_page(
         rows: the table of utterances, as report.js reads it.
         recordings: data: URIs of embedded recordings; None for a page without any.
     """
+    main = main_rate(figures)
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     audio = "\n".join(
         f'<script type="text/plain" id="audio-{i}">{uri}</script>'
@@ -45,18 +46,18 @@ def render_page(
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  media-src 'self' data: file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{escape(title)}: {_number(figures[scores.metric])} % {scores.metric.upper()}</title>
+<title>{escape(title)}: {_number(main.percent)} % {main.name}</title>
 <style>{_read("report.css")}</style>
 </head>
 <body>
 <main>
 <header><h1>{escape(title)}</h1><p>{_subtitle(figures, scores)}</p></header>
-{_headline(figures, scores)}
+{_headline(figures, scores, main)}
 {_comparison(figures)}
 {_facts(figures["facts"])}
-<div class="pair">{_charts(scores)}</div>
+<div class="pair">{_charts(scores, main)}</div>
 {_confusion_lists(scores)}
-{_table(rows, scores.metric, recordings is not None, "comparison" in figures)}
+{_table(rows, main, recordings is not None, "comparison" in figures)}
 </main>
 <script type="application/json" id="rows">{data}</script>
 {audio}
@@ -86,52 +87,38 @@ def _css_class(kind: str) -> str:
     return kind[:3].lower()
 
 
-def units(metric: str) -> str:
-    """Return what errors are counted in."""
-    return "words" if metric == "wer" else "characters"
+_NAMES = {"WER": "Word error rate", "CER": "Character error rate"}
 
 
-def ignoring(figures: Figures) -> tuple[float | None, list[float | None]] | None:
-    """Return the metric without punctuation and case, and its interval; None if it is the same."""
-    metric = figures["metric"]
-    rate = figures[f"{metric}_without_punctuation_and_case"]
-    interval = figures[f"{metric}_without_punctuation_and_case_95_percent_interval"]
-    is_same = (rate, interval) == (figures[metric], figures[f"{metric}_95_percent_interval"])
-    return None if is_same else (rate, interval)
-
-
-_NAMES = {"wer": "Word error rate", "cer": "Character error rate"}
-
-
-def _headline(figures: Figures, scores: Scores) -> str:
-    metric, unit, corpus = scores.metric, units(scores.metric), total(scores.counts)
-    low, high = figures[f"{metric}_95_percent_interval"]
-    words = corpus.reference_words
+def _headline(figures: Figures, scores: Scores, main: MainRate) -> str:
+    corpus, words = total(scores.counts), main.reference_units
     counts = {
         "Substitutions": corpus.substitutions,
         "Deletions": corpus.deletions,
         "Insertions": corpus.insertions,
     }
-    other, of_other = ("cer", "spaces included") if metric == "wer" else ("wer", "by spaces")
+    other = "Character error rate", figures["cer"], "spaces included"
+    if main.name == "CER":
+        other = "Word error rate", figures["wer"], "of words between spaces"
+    second, percent, remark = other
     tiles = [
         (
             f'<i class="{_css_class(kind)}"></i>{kind}',
             f"{count:,}",
-            f"{100 * count / words:.2f} % of {unit}" if words else "",
+            f"{100 * count / words:.2f} % of {main.unit}" if words else "",
         )
         for kind, count in counts.items()
     ]
-    if plain := ignoring(figures):
-        rate, interval = plain
+    if main.differs:
         tiles.append(
             (
                 "Without punctuation and case",
-                f"{_number(rate)} <small>%</small>",
-                f"{metric.upper()} · 95 % interval {' to '.join(map(_number, interval))}",
+                f"{_number(main.plain_percent)} <small>%</small>",
+                f"{main.name}, 95 % interval {' to '.join(map(_number, main.plain_interval))}",
             )
         )
     tiles += [
-        (_NAMES[other], f"{_number(figures[other])} <small>%</small>", of_other),
+        (second, f"{_number(percent)} <small>%</small>", remark),
         (
             "Sentence error rate",
             f"{_number(figures['sentence_error_rate'])} <small>%</small>",
@@ -144,16 +131,21 @@ def _headline(figures: Figures, scores: Scores) -> str:
         ),
     ]
     return f"""<section class="headline">
-<div class="wer"><h2>{_NAMES[metric]}</h2>
-<p class="big">{_number(figures[metric])}<small> %</small></p>
-<p>95 % interval {_number(low)} to {_number(high)}<br>{words:,} reference {unit}</p></div>
+<div class="wer"><h2>{_NAMES[main.name]}</h2>
+<p class="big">{_number(main.percent)}<small> %</small></p>
+<p>95 % interval {" to ".join(map(_number, main.interval))}<br>{words:,} reference {main.unit}</p>
+</div>
 <dl class="tiles">{"".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd>{c}</dd></div>" for a, b, c in tiles)}
 </dl></section>"""
 
 
 def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     """Return the comparison of wer.json in words."""
-    metric, difference = comparison["metric"], comparison["difference"]
+    difference = comparison["difference"]
+    rates = "WER", comparison["wer"], comparison["other_wer"]
+    if comparison["metric"] == "cer":
+        rates = "CER", comparison["cer"], comparison["other_cer"]
+    name, rate, other_rate = rates
     low, high = comparison["difference_95_percent_interval"]
     p_value = comparison["p_value"]
     if difference is None or p_value is None:
@@ -163,21 +155,20 @@ def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     else:
         verdict = "may be chance"
     lines = [
-        f"{metric.upper()} {_number(comparison[metric])} % against "
-        f"{_number(comparison[f'other_{metric}'])} %: "
+        f"{name} {_number(rate)} % against {_number(other_rate)} %: "
         f"{_signed(difference)}, 95 % interval {_signed(low)} to {_signed(high)}",
         f"matched pairs: p = {'–' if p_value is None else f'{p_value:.2g}'}, {verdict}",
         f"{comparison['utterances']:,} utterances: {comparison['better']:,} with fewer errors, "
         f"{comparison['worse']:,} with more",
     ]
-    for name, ids in (
+    for side, ids in (
         ("this evaluation", comparison["only_here"]),
         ("the baseline", comparison["only_there"]),
     ):
         if ids:
             more = ", ..." if len(ids) > 3 else ""
             lines.append(
-                f"not compared: {len(ids):,} utterances only in {name}: {', '.join(ids[:3])}{more}"
+                f"not compared: {len(ids):,} utterances only in {side}: {', '.join(ids[:3])}{more}"
             )
     return lines
 
@@ -203,8 +194,8 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<dl class="facts">{items}</dl>' if facts else ""
 
 
-def _charts(scores: Scores) -> str:
-    name, unit, groups = scores.metric.upper(), units(scores.metric), scores.groups
+def _charts(scores: Scores, main: MainRate) -> str:
+    name, unit, groups = main.name, main.unit, scores.groups
     speakers = sorted(groups.by_speaker.items(), key=lambda item: -_rate(item[1]))
     worst = dict(speakers[:_MOST_BARS])
     note = f"worst {len(worst)} of {len(speakers)}, " if len(worst) < len(speakers) else ""
@@ -292,7 +283,7 @@ def _confusion_lists(scores: Scores) -> str:
 
 
 def _table(
-    rows: Sequence[Mapping[str, object]], metric: str, audio_wanted: bool, compared: bool
+    rows: Sequence[Mapping[str, object]], main: MainRate, audio_wanted: bool, compared: bool
 ) -> str:
     with_audio = sum(row["audio"] is not None for row in rows)
     note = ""
@@ -309,9 +300,9 @@ def _table(
             ("id", "Utterance"),
             ("reference", "Transcript"),
             ("seconds", "Seconds"),
-            ("words", units(metric).capitalize()),
+            ("words", main.unit.capitalize()),
             ("errors", "Errors"),
-            ("rate", f"{metric.upper()} %"),
+            ("rate", f"{main.name} %"),
             ("sure", "Confidence %"),
             *([("gain", "Gain")] if compared else []),
         )
@@ -327,5 +318,5 @@ def _table(
  placeholder="Search text, utterance or speaker" aria-label="Search">
 <label><input type="checkbox"> only utterances with errors</label>
 <output></output></form>
-<table data-metric="{metric}"><thead><tr>{heads}</tr></thead><tbody></tbody></table>
+<table data-metric="{main.name.lower()}"><thead><tr>{heads}</tr></thead><tbody></tbody></table>
 <div id="end"></div></section>"""

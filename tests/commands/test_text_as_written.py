@@ -1,8 +1,12 @@
 """Transcripts as people write them: capitals, punctuation and any script, through the commands."""
 
 import json
+import re
+import subprocess
+import sys
 
-from tiny import write_manifest
+import pytest
+from tiny import write_manifest, write_tone
 
 from asr_jax.text import Tokenizer
 
@@ -38,21 +42,83 @@ def test_a_run_keeps_its_normalization_wherever_its_tokenizer_is_used(trained, c
     other = command("train", trained.config, "--run", run, *options[:3], "nfkc", *where)
     assert other.status and "tokenizer.normalization is 'lowercase', not 'nfkc'" in other.err
 
-    given = ("--tokenizer.model", run / "tokenizer.model", where[0])
-    tuned = ("train", trained.config, "--run", tmp_path / "tuned", *given)
-    other = command(*tuned, "--tokenizer.normalization", "nfkc")
-    assert other.status and other.err.rstrip().endswith(
-        "tokenizer.normalization = 'nfkc': must be none, or 'lowercase', which is that of "
-        f"tokenizer.model = {run / 'tokenizer.model'}"
-    )
-    for _ in ("starts", "resumes"):
-        outcome = command(*tuned)
-        assert outcome.status == 0, outcome.err
-        kept = json.loads((tmp_path / "tuned" / "config.json").read_text())
-        assert kept["tokenizer.normalization"] == "lowercase"
-
 
 def capital(character: str) -> str:
     """Return a capital letter if it has the given one as its lower case."""
     upper = character.upper()
     return upper if upper.lower() == character and len(upper) == 1 else character
+
+
+def test_characters_count_first_in_a_script_without_spaces(trained, command, tmp_path):
+    """The run has as many characters as the shared one, whose step is compiled."""
+    labels = Tokenizer.load(trained.run / "tokenizer.model").vocabulary_size
+    text = "".join(chr(0x4E00 + n) for n in range(labels - 4)) + "。"  # and blank, unknown, space
+    audio = [trained.data.parent / f"{n}.flac" for n in range(6)]
+    step = len(text) // 6 + 1
+    written = {str(path): text[n * step :][:step] for n, path in enumerate(audio)}
+    data = write_manifest(tmp_path / "data.jsonl", written)
+    where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
+    run = tmp_path / "run"
+    outcome = command("train", trained.config, "--run", run, *where)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"step 4: CER on dev [\d.]+ %, WER on dev [\d.]+ %", outcome.err)
+    assert re.search(rf"CER on {data}: [\d.]+ % \(.* of {len(text)} characters in 6 ", outcome.out)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["dev_cer"] for line in metrics if "dev_cer" in line}
+    assert measured.keys() == {2, 4}
+    (folder,) = (run / "evaluation").iterdir()
+    figures = json.loads((folder / "wer.json").read_text())
+    assert figures["metric"] == "cer"
+    best = min(measured, key=lambda step: (measured[step], step))
+    assert figures["facts"]["checkpoint"] == f"best ({best})"
+    assert figures["cer"] == pytest.approx(measured[best])
+    card = command("export", run, tmp_path / "out", "--format", "params")
+    assert card.status == 0, card.err
+    assert "(CER)" in (tmp_path / "out" / "README.md").read_text()
+
+
+DIGITS = {
+    "Latin": ["Zero.", "One, two?", "“Three!”", "Don’t: four"],
+    "Devanagari": ["शून्य।", "एक दो", "तीन", "पाँच, छह"],
+    "Arabic": ["صِفْر؟", "وَاحِد، اِثْنَان", "ثَلَاثَة", "أَرْبَعَة"],
+    "Chinese": ["零。", "一二", "三，", "四五六"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["none", "lowercase"])
+@pytest.mark.parametrize("script", DIGITS)
+def test_a_corpus_in_any_script_is_learned_and_shipped(trained, tmp_path, script, normalization):
+    """Four tones, each with its text, are trained on until they are known, then exported."""
+    texts, data = DIGITS[script], tmp_path / "data.jsonl"
+    audio = [write_tone(tmp_path / f"{n}.wav", 0.6, pitch_hz=250 * 2**n) for n in range(4)]
+    write_manifest(data, dict(zip(map(str, audio), texts)))
+    run, out = tmp_path / "run", tmp_path / "model"
+    where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
+    options = ["--optimizer.peak-learning-rate=1e-2", "--optimizer.warmup-steps=20"]
+    options += [
+        "--train.steps=300",
+        "--train.evaluate-every-steps=300",
+        "--train.log-every-steps=99",
+    ]
+    options += [f"--tokenizer.normalization={normalization}", "--checkpoint.every-steps=300"]
+    options += ["--augment.frequency-masks=0", "--augment.time-masks=0", "--augment.speeds=1"]
+    run_command("train", trained.config, "--run", run, *where, *options)
+    figures = json.loads(next(run.glob("evaluation/*/wer.json")).read_text())
+    assert figures["metric"] == ("cer" if script == "Chinese" else "wer")
+    assert figures["wer"] == figures["cer"] == 0.0
+    expected = [Tokenizer.load(run / "tokenizer.model").normalize(text) for text in texts]
+    assert (expected == texts) == (normalization == "none" or script in ("Devanagari", "Arabic"))
+    for model in (run, out):
+        if model is out:
+            run_command("export", run, out, "--format", "params")
+        printed = run_command("transcribe", model, "--json", *audio)
+        assert [json.loads(line)["text"] for line in printed.splitlines()] == expected
+
+
+def run_command(*arguments: object) -> str:
+    """Run `asr-jax ARGUMENTS ...` in a process of its own; return what it prints."""
+    command = [sys.executable, "-m", "asr_jax", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -18,10 +18,11 @@ from asr_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from asr_jax.config_file import write_config
 from asr_jax.data.buckets import Buckets
 from asr_jax.data.corpus import Corpus
-from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
-from asr_jax.experiment.run_directory import changes, run_metadata
+from asr_jax.experiment.corpus import keep_tokenizer, training_corpus, with_chosen_tokenizer
+from asr_jax.experiment.run_directory import changes, claim_run, run_metadata
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import Metadata
 from asr_jax.types import Utterance
@@ -179,6 +180,30 @@ def test_the_tokenizer_is_not_the_runs_before_a_checkpoint(folder, tmp_path):
     (run / "checkpoints" / "3").rmdir()
     (run / "model.safetensors").touch()
     assert start(config) == (["one", "two"], contents)
+
+
+def test_the_normalization_of_a_given_tokenizer_is_kept_in_the_config(tmp_path):
+    path, run = tmp_path / "given.model", tmp_path / "run"
+    given = Tokenizer.train(
+        ["One"], kind="char", vocabulary_size=0, path=path, normalization="lowercase"
+    )
+    asked = replace(Config(), tokenizer=TokenizerConfig(model=str(path)))
+    resolved = with_chosen_tokenizer(asked, given)
+    assert resolved.tokenizer.normalization == "lowercase"
+    assert with_chosen_tokenizer(resolved, given) == resolved
+    # The command that started the run also resumes it.
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    write_config(resolved, run / "config.json")
+    claim_run(run, asked)
+    other = replace(asked, tokenizer=replace(asked.tokenizer, normalization="nfkc"))
+    with pytest.raises(ValueError) as error:
+        with_chosen_tokenizer(other, given)
+    assert str(error.value) == (
+        "tokenizer.normalization = 'nfkc': must be none, or 'lowercase', which is that of "
+        f"tokenizer.model = {path}"
+    )
+    with pytest.raises(ValueError, match=r"^tokenizer.normalization = 'other': needs tokenizer."):
+        TokenizerConfig(normalization="other")
 
 
 def test_dataset_without_usable_utterances_is_named(folder, tmp_path):

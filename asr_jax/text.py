@@ -120,7 +120,8 @@ class Tokenizer:
         would not spell the text, naming the property.
         """
         try:
-            model = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                model = file.read()
             sentencepiece.SentencePieceProcessor().load_from_serialized_proto(model)
             return cls(_relabeled(model))
         except OSError as error:

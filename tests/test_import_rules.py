@@ -35,14 +35,17 @@ MAY_IMPORT = {
     "training": "config distributed features layers losses models training types",
     "capacity": "capacity config distributed features layers losses models training types",
     "decoding": "config decoding features layers losses models text text_files types",
-    "scoring": "scoring text_files types",
+    "pages": "pages",
+    "survey": "audio.levels pages survey types",
+    "scoring": "pages scoring text_files types",
     "export": "config decoding export features layers models text types",
     "inference": "audio capacity.flops config config_file data decoding distributed errors export "
     "features inference models text training.checkpoint types",
     "experiment": "capacity.flops config config_file data distributed errors experiment features "
     "inference layers models scoring text text_files training types",
     "commands": "audio capacity commands config config_file data decoding distributed errors "
-    "experiment export features inference layers models scoring text text_files training types",
+    "experiment export features inference layers models pages scoring survey text "
+    "text_files training types",
 }
 # The libraries that a part may import; a part that is not listed may import any.
 LIBRARIES = {
@@ -56,6 +59,8 @@ LIBRARIES = {
     "text": "jaxtyping numpy sentencepiece",
     "text_files": "",
     "data": "array_record grain jaxtyping numpy pyarrow tensorflow_datasets",
+    "pages": "numpy",
+    "survey": "numpy",
     "scoring": "jaxtyping numpy rapidfuzz whisper_normalizer",
 }
 # All other parts are functions of their arguments alone: they do not look at the clock, at the
@@ -67,8 +72,8 @@ READS_CLOCK = (
 READS_CALL = "__main__ commands distributed"
 OPENS_FILES = (
     "audio commands config_file data decoding.hotwords decoding.ngram distributed experiment "
-    "export inference scoring.comparison scoring.report scoring.report_page text text_files "
-    "training.checkpoint training.metrics_log"
+    "export inference pages.document scoring.comparison scoring.report scoring.report_page "
+    "survey.page text text_files training.checkpoint training.metrics_log"
 )
 # The methods of pathlib.Path that no other object in the package has.
 FILE_METHODS = set(

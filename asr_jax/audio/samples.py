@@ -209,18 +209,46 @@ def read_audio(
     recordings or does not state its length, for a segment without samples, for a missing channel,
     for channels that cancel in their mean and for samples that are not finite.
     """
+    channels, rate_hz = read_channels(
+        path,
+        offset_seconds=offset_seconds,
+        duration_seconds=duration_seconds,
+        channel=channel,
+        contents=contents,
+    )
+    return mean_at_rate(path, channels, rate_hz, sample_rate_hz=sample_rate_hz)
+
+
+def read_channels(
+    path: str | Path,
+    *,
+    offset_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+    channel: int | None = None,
+    contents: bytes | BinaryIO | None = None,
+) -> tuple[Float32[np.ndarray, "S C"], int]:
+    """Return the samples of all channels, or of one, and their rate in Hz.
+
+    Arguments and errors are as in read_audio, apart from errors of the mean of the channels.
+    """
     with _opened(path, contents) as recording:
         start, end = _segment_bounds(recording, offset_seconds, duration_seconds, channel)
         preroll = _seek(recording, start)
         channels = _read(recording, start, end, preroll=preroll, of=end - start)
         rate_hz = recording.sound.samplerate
-    samples = _mixed(path, channels, channel)
-    if channel is None:
-        require_audible_mean(path, channel_powers(channels, samples))
+    return (channels if channel is None else channels[:, [channel]]), rate_hz
+
+
+def mean_at_rate(
+    path: str | Path, channels: Float32[np.ndarray, "S C"], rate_hz: int, *, sample_rate_hz: int
+) -> Float32[np.ndarray, " S2"]:
+    """Return the mean of the channels at `sample_rate_hz`. Raises the errors of read_audio."""
+    samples = _mixed(path, channels, None)
+    require_audible_mean(path, channel_powers(channels, samples))
     if rate_hz != sample_rate_hz:
+        own = f"{len(samples)} at its own rate"
         samples = _resample(samples, rate_hz / sample_rate_hz)
         if len(samples) == 0:
-            own = f"{end - start} at its own rate"
             raise AudioError(path, f"no samples at {sample_rate_hz} Hz, {own}")
     return samples
 
@@ -348,6 +376,13 @@ def as_wav(samples: Int16[np.ndarray, " S"] | Float32[np.ndarray, " S"], rate_hz
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     soundfile.write(wav, samples, rate_hz, format="WAV", subtype=subtype)
     return wav.getvalue()
+
+
+def as_mp3(samples: Float32[np.ndarray, " S"], rate_hz: int) -> bytes:
+    """Return the samples, clipped to full scale, as an MP3 file of one channel, to listen to."""
+    mp3 = io.BytesIO()
+    soundfile.write(mp3, np.clip(samples, -1, 1), rate_hz, format="MP3")
+    return mp3.getvalue()
 
 
 def change_speed(samples: Float32[np.ndarray, " S"], speed: float) -> Float32[np.ndarray, " S2"]:

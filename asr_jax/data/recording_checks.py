@@ -5,7 +5,8 @@ import unicodedata
 
 import numpy as np
 
-from asr_jax.audio.samples import AudioError, audio_duration_seconds, read_audio
+from asr_jax.audio.levels import Levels, measure
+from asr_jax.audio.samples import AudioError, audio_duration_seconds, mean_at_rate, read_channels
 from asr_jax.data.recordings import (
     recording_as_flac,
     recording_contents,
@@ -27,8 +28,8 @@ ROUNDING_SECONDS = 0.02
 
 def checked_entry(
     utterance: Utterance, *, min_seconds: float, max_seconds: float
-) -> Entry | Skipped:
-    """Return the utterance with its recording as it is to be stored, or the reason why it is not.
+) -> tuple[Entry, Levels] | Skipped:
+    """Return the utterance as it is to be stored and its levels, or why it is not stored.
 
     The recording, or the segment of it, is decoded completely; a duration of NaN means all after
     the offset. A reason is a phrase that many utterances share, then ": " and numbers.
@@ -44,7 +45,8 @@ def checked_entry(
         return Skipped(id, f"odd characters: {''.join(odd)!r}")
     try:
         contents, gain = _as_stored(utterance, is_whole=is_whole)
-        samples = read_audio(utterance.audio, sample_rate_hz=RATE_HZ, contents=contents)
+        channels, rate_hz = read_channels(utterance.audio, contents=contents)
+        samples = mean_at_rate(utterance.audio, channels, rate_hz, sample_rate_hz=RATE_HZ)
         seconds = audio_duration_seconds(utterance.audio, contents=contents)
     except AudioError as error:
         return Skipped(id, error.reason)
@@ -57,7 +59,8 @@ def checked_entry(
     if reason := too_short(len(samples), RATE_HZ, utterance):
         return Skipped(id, reason)
     confidence = None if math.isnan(utterance.confidence) else utterance.confidence
-    return Entry(id, text, utterance.speaker, seconds, contents, gain, confidence)
+    entry = Entry(id, text, utterance.speaker, seconds, contents, gain, confidence)
+    return entry, measure(channels, rate_hz, gain=gain)
 
 
 def _is_whole(utterance: Utterance) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from asr_jax.pages.document import HEAD, page_style
 from asr_jax.scoring.evaluation import ComparisonFigures, Figures, MainRate, Scores, main_rate
 from asr_jax.scoring.wer import ErrorCounts, total
 
@@ -37,17 +38,8 @@ def render_page(
         f'<script type="text/plain" id="audio-{i}">{uri}</script>'
         for i, uri in enumerate(recordings or ())
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
- media-src 'self' data: file:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{escape(title)}: {_number(main.percent)} % {main.name}</title>
-<style>{_read("report.css")}</style>
+    return f"""{HEAD}<title>{escape(title)}: {_number(main.percent)} % {main.name}</title>
+<style>{page_style()}{_read("report.css")}</style>
 </head>
 <body>
 <main>

@@ -68,6 +68,8 @@ ROOMS = {
     "distributed": Room(4.75, "mesh, processes"),
     "config_file": Room(5.72, "config.json"),
     "scoring": Room(6.7, "WER, report"),
+    "survey": Room(5.72, "what is in data"),
+    "pages": Room(7.6, "parts of pages"),
     "audio": Room(0, "samples"),
     "text": Room(0.95, "SentencePiece"),
     "text_files": Room(1.9, "lines of UTF-8"),

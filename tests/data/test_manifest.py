@@ -276,7 +276,8 @@ def test_a_confidence_is_read_and_kept(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("path,text,Confidence\n0.wav,A,0.25\n1.wav,A,\n2.wav,A,1\n")
     np.testing.assert_equal([u.confidence for u in read_manifest(table)[0]], expected)
-    entries = [checked_entry(u, min_seconds=0.0, max_seconds=9.0) for u in utterances]
+    checked = [checked_entry(u, min_seconds=0.0, max_seconds=9.0) for u in utterances]
+    entries = [one[0] for one in checked if not isinstance(one, Skipped)]
     write_prepared(tmp_path / "prepared", entries)
     prepared, _ = read_manifest(tmp_path / "prepared")
     np.testing.assert_equal([u.confidence for u in prepared], expected)

@@ -5,20 +5,32 @@ import dataclasses
 import html
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from asr_jax.audio.samples import AudioError, as_mp3
 from asr_jax.config import Config
+from asr_jax.config_file import load_config
+from asr_jax.data.buckets import Buckets
+from asr_jax.data.recordings import read_recording
 from asr_jax.data.selection import WITHOUT_CTC
 from asr_jax.data.sources.prepared import read_prepared
-from asr_jax.experiment.corpus import usable_utterances
+from asr_jax.experiment.corpus import limits_of, training_corpus, usable_utterances
+from asr_jax.experiment.tasks import task_of
+from asr_jax.experiment.training_buckets import buckets_for, describe_buckets, training_lengths
+from asr_jax.pages.histogram import histogram, round_step
+from asr_jax.survey.page import render_data_page
+from asr_jax.survey.rows import Row
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import escaped
-from asr_jax.types import Skipped
+from asr_jax.types import Skipped, Utterance
 
 BAR_WIDTH, PRINTED_BARS, DRAWN_BARS = 50, 15, 40
+DEFAULT_CONFIG = "own_data"
+SNIPPET_HZ, SNIPPET_SECONDS = 16_000, 15
 # Size of the picture and positions of its axes, in pixels.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 70, 700, 50, 270
 
@@ -29,12 +41,67 @@ def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> 
     hours = f"{len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"
     picture = escaped(_picture(f"{out.name}: {hours}", seconds))
     (out / "durations.svg").write_text(picture, encoding="utf-8")
-    counts, edges = _histogram(seconds, PRINTED_BARS)
+    counts, edges = histogram(seconds, PRINTED_BARS)
     lines = [f"{out}: {hours} (histogram in durations.svg)"]
     for count, low, high in zip(counts, edges, edges[1:]):
         bar = "#" * round(BAR_WIDTH * count / counts.max())
         lines.append(f"{low:7.5g} to {high:6.5g} s {count:8d} {bar}")
     return "\n".join([*lines, *(f"dropped: {reason}" for reason in reasons)])
+
+
+def write_data_page(
+    page: Path,
+    name: str,
+    rows: Sequence[Row],
+    dropped: Sequence[Skipped],
+    place_of: Callable[[str], Utterance | None],
+    config: Path | None,
+) -> None:
+    """Write the page that shows what is in the data; recordings to play are `place_of` ids."""
+
+    def snippet(id: str) -> bytes | None:
+        utterance = place_of(id)
+        if utterance is None:
+            return None
+        try:
+            samples = read_recording(utterance, sample_rate_hz=SNIPPET_HZ)
+        except AudioError:
+            return None
+        return as_mp3(samples[: SNIPPET_SECONDS * SNIPPET_HZ], SNIPPET_HZ)
+
+    known = [Utterance(row.id, page, row.text, row.seconds, row.speaker) for row in rows]
+    html = render_data_page(name, rows, dropped, _shapes(known, config), snippet)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(escaped(html), encoding="utf-8")
+
+
+def _shapes(utterances: list[Utterance], path: Path | None) -> str:
+    """Return the table of the batches that training with the config would have on one device."""
+    name = str(path or DEFAULT_CONFIG)
+    try:
+        config = load_config(path or Path(DEFAULT_CONFIG))
+        if config.objective.is_language_model:
+            return f"{name}: a language model does not train on recordings"
+        data = replace(config.data, train=name, more_train=(), train_weights=())
+        config = replace(config, data=data)
+        stated = Buckets.of(config.data)
+        with tempfile.TemporaryDirectory() as folder:
+            corpus, tokenizer = training_corpus(
+                config,
+                Path(folder),
+                limits=limits_of(config, stated),
+                read=lambda _: (utterances, []),
+            )
+        buckets = stated or buckets_for(
+            config,
+            training_lengths(config, corpus),
+            tokenizer.vocabulary_size,
+            parts=config.train.accumulate,
+        )
+        plan = task_of(config).plan(config, corpus, buckets)
+    except (ValueError, OSError) as error:
+        return f"{name}: {error}"
+    return "\n".join([f"{name}, one device", *describe_buckets(plan, is_language_model=False)])
 
 
 def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None) -> str:
@@ -82,24 +149,10 @@ def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:
     ]
 
 
-def _round_step(largest: float, most_steps: int) -> float:
-    """Return the smallest step of 1, 2 or 5 times 10^n with which `most_steps` reach `largest`."""
-    power = 10.0 ** np.floor(np.log10(largest / most_steps))
-    return next(times * power for times in (1, 2, 5, 10) if largest <= most_steps * times * power)
-
-
-def _histogram(seconds: np.ndarray, most_bars: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of the bars from the shortest to the longest recording, and their edges."""
-    step = _round_step(float(seconds.max()), most_bars)
-    bars = np.floor(seconds / step + 1e-9).astype(int)  # 2.4 / 0.2 is less than 12
-    counts = np.bincount(bars)[bars.min() :]
-    return counts, step * np.arange(bars.min(), bars.max() + 2)
-
-
 def _picture(title: str, seconds: np.ndarray) -> str:
     """Return the histogram as SVG."""
-    counts, edges = _histogram(seconds, DRAWN_BARS)
-    step = max(1.0, _round_step(float(counts.max()), 5))
+    counts, edges = histogram(seconds, DRAWN_BARS)
+    step = max(1.0, round_step(float(counts.max()), 5))
     top = step * np.ceil(counts.max() / step)
     x = lambda value: LEFT + (RIGHT - LEFT) * value / edges[-1]
     y = lambda count: BOTTOM - (BOTTOM - TOP) * count / top
@@ -114,7 +167,7 @@ def _picture(title: str, seconds: np.ndarray) -> str:
             f'<path d="M{LEFT} {y(count):.1f}H{RIGHT}" stroke="#ddd"/>',
             f'<text x="{LEFT - 8}" y="{y(count) + 4:.1f}" text-anchor="end">{count:,.5g}</text>',
         ]
-    for value in np.arange(0, edges[-1] * 1.001, _round_step(float(edges[-1]), 10)):
+    for value in np.arange(0, edges[-1] * 1.001, round_step(float(edges[-1]), 10)):
         elements.append(
             f'<text x="{x(value):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{value:.5g}</text>'
         )

@@ -1,0 +1,138 @@
+"""prepare's page shows what is in the data: planted faults first, any text, nothing loaded."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr_jax.data.manifest import read_manifest
+
+SECONDS = 1.5
+HOSTILE = '<script>alert(1)</script> "&'
+
+
+class Page(HTMLParser):
+    """The text of each section, by its id or heading, and all tags and attributes."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def section(self, id: str) -> str:
+        found = re.search(rf'<section id="{id}">(.*?)</section>', self.html, re.DOTALL)
+        return re.sub(r'src="[^"]*"', "", found[1]) if found else ""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory, command):
+    """Sixty recordings with texts of one length, and one with each fault; their page."""
+    folder = tmp_path_factory.mktemp("planted")
+    random = np.random.default_rng(0)
+    lines = []
+
+    def add(name: str, samples: np.ndarray, text: str) -> None:
+        soundfile.write(folder / f"{name}.wav", samples, 16_000)
+        lines.append({"audio_filepath": f"{name}.wav", "text": text, "id": name, "speaker": "ann"})
+
+    def voice(seconds: float = SECONDS) -> np.ndarray:
+        return 0.1 * random.normal(size=round(16_000 * seconds)).clip(-3, 3)
+
+    text = "one two three four five"
+    for n in range(60):
+        add(f"plain{n}", voice(SECONDS + n / 300), text)
+    add("wrong", voice(6.0), text)
+    add("clipped", np.clip(20 * voice(), -1, 1), text)
+    add("quiet", voice() / 1000, text)
+    add("silent", np.zeros(16_000), text)
+    add("padded", np.concatenate([np.zeros(40_000), voice()]), text)
+    twin, other = voice(), voice()
+    for name, words in (("twin1", text), ("twin2", f"{text} six")):
+        add(name, twin, words)
+    for name in ("copy1", "copy2"):
+        add(name, other, text)
+    add("lookalike", voice(), "one two thr\u0435e four five")
+    add("invisible", voice(), "one two\u200b three four five")
+    add("hostile", voice(), HOSTILE)
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    lines.append({"audio_filepath": "bad.wav", "text": text, "id": "bad"})
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    outcome = command("prepare", folder / "m.jsonl", folder / "out")
+    assert outcome.status == 0, outcome.err
+    assert f"what is in the data: {folder / 'out/data.html'}" in outcome.out
+    return folder, Page(folder / "out/data.html")
+
+
+def test_every_planted_fault_is_listed(planted):
+    _, page = planted
+    for section, ids in {
+        "clipped": {"clipped"},
+        "quiet": {"quiet"},
+        "ends": {"padded"},
+        "different": {"twin1", "twin2"},
+        "same": {"copy1", "copy2"},
+        "left-out": {"silent", "bad"},
+    }.items():
+        assert set(re.findall(r"<bdi>(.*?)</bdi>", page.section(section))) == ids, section
+    # A longer text than usual is listed too, but after the worst.
+    assert re.findall(r"<bdi>(.*?)</bdi>", page.section("texts"))[0] == "wrong"
+    first = page.html[page.html.index("Look at first") :].partition("</section>")[0]
+    assert "2 recordings are left out" in re.sub(r"<.*?>", "", first)
+    assert "look-alike" in page.section("characters")
+    assert "U+0435" in page.section("characters") and "U+200B" in page.section("characters")
+
+
+def test_the_sums_are_those_of_the_dataset(planted):
+    folder, page = planted
+    utterances, _ = read_manifest(folder / "out")
+    assert f"<p>{len(utterances)} recordings" in page.html
+    histograms = re.findall(r"<svg.*?</svg>", page.html, re.DOTALL)
+    assert len(histograms) == 4
+    for svg in histograms:
+        counts = map(int, re.findall(r": (\d+)</title>", svg))
+        assert sum(counts) == len(utterances)
+    texts = "".join(utterance.text for utterance in utterances)
+    assert f"<td>U+0065</td><td>{texts.count('e'):,}</td>" in page.html
+
+
+def test_the_page_loads_nothing_and_no_text_is_markup(planted):
+    _, page = planted
+    assert not re.search(r"https?:|@import|url\(", page.html)
+    sources = [value or "" for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith(("data:", "#")) for value in sources)
+    assert "script" not in page.tags and HOSTILE not in page.html
+    assert page.tags.count("audio") >= 5
+    assert len(page.html) < 1_000_000
+
+
+def test_the_page_of_a_prepared_dataset_is_that_of_its_source(planted, command, tmp_path):
+    """Apart from what is left out, which a prepared dataset does not hold."""
+    folder, _ = planted
+    pages = {}
+    for name in ("m.jsonl", "out"):
+        outcome = command("prepare", folder / name, "--page", tmp_path / f"{name}.html")
+        assert outcome.status == 0, outcome.err
+        html = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        html = re.sub(r'<section id="left-out">.*?</section>', "", html, flags=re.DOTALL)
+        html = re.sub(r'<li><a href="#left-out">.*?</li>', "", html)
+        pages[name] = html.replace(str(folder / name), "NAME")
+    assert pages["m.jsonl"] == pages["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.jsonl.html", "out.html"]
+
+
+def test_without_out_a_page_is_required(error, tmp_path):
+    assert error("prepare", tmp_path).startswith("OUT is required: the folder to create; or --page")

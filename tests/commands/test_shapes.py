@@ -30,6 +30,7 @@ def table_of(err: str) -> list[str]:
     return lines[first : first + 3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_shapes_whatever_the_data_became(command, chosen_config, tmp_path):
     recordings = {}
     for n, text in enumerate(["one", "two three", "four", "five", "six", "seven"]):
@@ -57,6 +58,7 @@ def test_a_resumed_run_keeps_its_shapes_whatever_the_data_became(command, chosen
     assert "6" in checkpoint_steps(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_with_stated_buckets_resumes_with_a_config_that_states_none(
     command, trained, chosen_config, run
 ):

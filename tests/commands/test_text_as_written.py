@@ -50,6 +50,7 @@ def capital(character: str) -> str:
     return upper if upper.lower() == character and len(upper) == 1 else character
 
 
+@pytest.mark.slow
 def test_characters_count_first_in_a_script_without_spaces(trained, command, tmp_path):
     """The run has as many characters as the shared one, whose step is compiled."""
     labels = Tokenizer.load(trained.run / "tokenizer.model").vocabulary_size

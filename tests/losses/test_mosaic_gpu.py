@@ -150,7 +150,7 @@ def test_the_kernels_return_nan_for_nan_and_wrong_labels(problem, interpreted):
     np.testing.assert_allclose(losses, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("factorization", ["softmax", "hat"])
+@pytest.mark.parametrize("factorization", ["softmax", pytest.param("hat", marks=pytest.mark.slow)])
 def test_the_loss_of_the_kernels_is_that_of_xla(problem, interpreted, factorization):
     """The problem has ragged lengths, several steps, and a vocabulary that must be padded."""
     p = problem((70, 3), (1, 0), frames=70, width=64, vocabulary=130)

@@ -64,7 +64,7 @@ def test_encoder_ignores_the_content_and_the_amount_of_padding():
     np.testing.assert_array_equal(encoder()(poisoned, lengths)[0], encoded)
 
 
-@pytest.mark.parametrize("remat", ["layer", "dots"])
+@pytest.mark.parametrize("remat", ["layer", pytest.param("dots", marks=pytest.mark.slow)])
 def test_rematerialization_changes_no_gradient(remat):
     def gradients(remat):
         graphdef, params = nnx.split(encoder(remat=remat), nnx.Param)

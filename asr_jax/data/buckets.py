@@ -234,7 +234,8 @@ def _lengths(effective: np.ndarray, cost: Cost) -> _Lengths:
     """
     step, increasing = cost.frame_seconds, np.sort(np.maximum(effective, cost.frame_seconds))
     while True:
-        ticks, first = np.unique(np.ceil(increasing / step), return_index=True)
+        # The tolerance is for multiples of the step: 1.12 / 0.04 is above 28.
+        ticks, first = np.unique(np.ceil(increasing / step - 1e-6), return_index=True)
         if len(ticks) <= MOST_LENGTHS:
             ends = np.append(first[1:], len(increasing))
             seconds = increasing[ends - 1]

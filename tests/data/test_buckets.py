@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asr_jax.capacity.flops import utterance_work
@@ -48,6 +48,8 @@ def operations(seconds: np.ndarray, buckets: Buckets) -> float:
     ticks=st.lists(st.integers(1, 40), min_size=2, max_size=30),
     number=st.integers(1, 4),
 )
+@example(ticks=[28, 29], number=2)
+@example(ticks=[1, 2, 3, 28, 29], number=4)
 def test_no_other_edges_take_fewer_operations(ticks, number):
     seconds = FRAME_SECONDS * np.array(ticks)
     alone = BatchSize(1e-9)

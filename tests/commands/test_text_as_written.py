@@ -112,7 +112,8 @@ def test_a_corpus_in_any_script_goes_from_training_to_export(
     entries = [json.loads(line) for line in lines]
     assert [entry["reference"] for entry in entries] == texts
     written = [entry["hypothesis"] for entry in entries]
-    assert set("".join(written)) <= tokenizer.characters and any(written)
+    # After a few steps, a model may still write the unknown piece.
+    assert set("".join(written)) <= tokenizer.characters | {"\u2047"} and any(written)
     figures = json.loads((folder / "wer.json").read_text())
     assert figures["metric"] == ("cer" if script == "Chinese" else "wer")
     assert figures["wer"] == pytest.approx(100 * word_error_rate(references, written))

@@ -120,8 +120,7 @@ class Tokenizer:
         would not spell the text, naming the property.
         """
         try:
-            with Path(path).open("rb") as file:
-                model = file.read()
+            model = Path(path).read_bytes()
             sentencepiece.SentencePieceProcessor().load_from_serialized_proto(model)
             return cls(_relabeled(model))
         except OSError as error:

@@ -57,7 +57,7 @@ class Utterance(NamedTuple):
     channel: int | None = None
     """Channel of the recording, from 0; None for the mean of all."""
     confidence: float = math.nan
-    """Probability in 0..1 that a machine gives the text; NaN: a person wrote it, or unknown."""
+    """Confidence, 0 to 1, of the model that wrote the text; NaN if a person wrote it."""
 
     @property
     def place(self) -> str:

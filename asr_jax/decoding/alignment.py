@@ -16,10 +16,7 @@ def align_labels(
     """Return `losses.transducer_alignment` for a transducer, TDT or HAT model."""
     joint = model.joint
     return transducer_alignment(
-        joint.encoder_projection(encoded),
-        joint.predictor_projection(model.predictor(labels)),
-        joint.out.kernel[...],
-        None if joint.out.bias is None else joint.out.bias[...],
+        *model.loss_arguments(encoded, labels),
         labels,
         lengths,
         label_lengths,

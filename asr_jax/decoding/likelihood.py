@@ -34,15 +34,7 @@ def label_log_likelihoods(
         return -optax.ctc_loss(logits, after_frames, labels, after_labels)
     assert isinstance(model, Transducer)
     joint = model.joint
-    arguments = (
-        joint.encoder_projection(encoded),
-        joint.predictor_projection(model.predictor(labels)),
-        joint.out.kernel[...],
-        None if joint.out.bias is None else joint.out.bias[...],
-        labels,
-        lengths,
-        label_lengths,
-    )
+    arguments = (*model.loss_arguments(encoded, labels), labels, lengths, label_lengths)
     if joint.durations:
         return -tdt_loss(*arguments, durations=joint.durations, activation=joint.activation)
     return -transducer_loss(

@@ -1,4 +1,4 @@
-"""Where a long recording is cut into utterances, and which words of its text each of them has."""
+"""Cuts of a long recording into utterances, and the words of its text in each utterance."""
 
 from collections import Counter
 from collections.abc import Sequence

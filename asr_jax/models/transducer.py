@@ -1,6 +1,8 @@
 """The transducer and its variants TDT and HAT: encoder, predictor and joint."""
 
+import jax
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
 from asr_jax.models.ctc import make_ctc_head
@@ -24,4 +26,20 @@ class Transducer(nnx.Module):
             make_ctc_head(config, vocabulary_size, rngs=rngs)
             if config.objective.has_ctc_head
             else None
+        )
+
+    def loss_arguments(
+        self,
+        encoded: Float[Array, "B T D"],
+        labels: Int[Array, "B U"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Return both projections and the joint's kernel and bias: what every loss takes first."""
+        joint = self.joint
+        return (
+            joint.encoder_projection(encoded),
+            joint.predictor_projection(self.predictor(labels, key=key)),
+            joint.out.kernel[...],
+            None if joint.out.bias is None else joint.out.bias[...],
         )

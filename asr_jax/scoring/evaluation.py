@@ -82,7 +82,7 @@ class Scores(NamedTuple):
     """Errors of an evaluation, per utterance and per group of utterances."""
 
     metric: Literal["wer", "cer"]
-    """What errors are counted in: words, or characters for scripts without spaces."""
+    """The metric that counts: wer, or cer for scripts without spaces between words."""
     texts: list[tuple[str, str]]
     """Normalized reference and hypothesis of each utterance."""
     alignments: list[list[Edit]]
@@ -289,7 +289,7 @@ class MainRate(NamedTuple):
 
     name: str
     unit: str
-    """What errors are counted in."""
+    """The unit of errors: words or characters."""
     reference_units: int
     percent: float | None
     interval: list[float | None]

@@ -122,16 +122,8 @@ def transducer_losses(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
     """Return the loss of the transducer, TDT or HAT, in nats."""
-    joint, objective = model.joint, config.objective
-    arguments = (
-        joint.encoder_projection(encoded),
-        joint.predictor_projection(model.predictor(labels, key=key)),
-        joint.out.kernel[...],
-        joint.out.bias[...],  # pyright: ignore[reportOptionalSubscript]
-        labels,
-        lengths,
-        label_lengths,
-    )
+    objective = config.objective
+    arguments = (*model.loss_arguments(encoded, labels, key=key), labels, lengths, label_lengths)
     options = {
         "activation": config.joint.activation,
         "chunk_frames": config.joint.chunk_frames,

@@ -1,7 +1,6 @@
 """`asr-jax prepare SOURCE OUT`: check recordings once and store them for fast training starts."""
 
 import collections
-import functools
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -184,10 +183,10 @@ def _prepare(
     if out is not None:
         with name_full_disk(out):
             print(write_report(out, np.array([row.seconds for row in rows]), dropped))
-    stored = functools.partial(_stored, out) if out is not None else None
+        places = {utterance.id: utterance for utterance in read_prepared(out)}
     page = options.page or (out or Path()) / "data.html"
     with name_full_disk(page.parent):
-        write_data_page(page, name, rows, dropped, stored or places.get, options.config)
+        write_data_page(page, name, rows, dropped, places, options.config)
     print(f"what is in the data: {page}")
     if beyond:
         print(
@@ -197,15 +196,6 @@ def _prepare(
         )
     if out is not None:
         _print_unfit(out, options)
-
-
-def _stored(out: Path, id: str) -> Utterance | None:
-    return _index(out).get(id)
-
-
-@functools.lru_cache(maxsize=1)
-def _index(out: Path) -> dict[str, Utterance]:
-    return {utterance.id: utterance for utterance in read_prepared(out)}
 
 
 def _print_unfit(out: Path, options: Options) -> None:

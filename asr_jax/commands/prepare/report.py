@@ -5,7 +5,7 @@ import dataclasses
 import html
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,17 +54,14 @@ def write_data_page(
     name: str,
     rows: Sequence[Row],
     dropped: Sequence[Skipped],
-    place_of: Callable[[str], Utterance | None],
+    places: Mapping[str, Utterance],
     config: Path | None,
 ) -> None:
-    """Write the page that shows what is in the data; recordings to play are `place_of` ids."""
+    """Write the page that shows what is in the data; `places` has each id's recording to play."""
 
     def snippet(id: str) -> bytes | None:
-        utterance = place_of(id)
-        if utterance is None:
-            return None
         try:
-            samples = read_recording(utterance, sample_rate_hz=SNIPPET_HZ)
+            samples = read_recording(places[id], sample_rate_hz=SNIPPET_HZ)
         except AudioError:
             return None
         return as_mp3(samples[: SNIPPET_SECONDS * SNIPPET_HZ], SNIPPET_HZ)

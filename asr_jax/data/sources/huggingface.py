@@ -10,7 +10,7 @@ from asr_jax.data.sources.file_names import bucket_url
 from asr_jax.types import Skipped, Utterance
 
 SUFFIXES = (".parquet", ".arrow")
-# Words by which files of several splits in one folder are told apart.
+# Words in file names that state a split, where one folder has several.
 SPLITS = "train training validation valid val dev test testing eval evaluation".split()
 
 

@@ -25,7 +25,7 @@ from asr_jax.types import Record, Utterance
 INDEX = "index.json"
 FORMAT = 1
 COLUMNS = ("id", "text", "speaker", "duration_seconds", "gain", "confidence")
-# What earlier versions did not write, and what its absence stands for.
+# Columns that earlier versions did not write, and the value of each of their entries.
 ABSENT = {"gain": 1.0, "confidence": None}
 
 
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     gain: float = 1.0
     """The factor that restores the recording's samples from those of `audio`."""
     confidence: float | None = None
-    """Probability that a machine gives the text; None if a person wrote it."""
+    """Confidence, 0 to 1, of the model that wrote the text; None if a person wrote it."""
 
 
 class StoredRecord(NamedTuple):

@@ -1,6 +1,5 @@
 """`asr-jax segment RUN AUDIO --text FILE --output OUT.jsonl`: cut a recording into utterances."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from typing import Annotated
 import tyro
 
 from asr_jax.commands.arguments import parse, require_writable
+from asr_jax.commands.manifest_file import ManifestEntry, write_manifest_file
 from asr_jax.config import MeshConfig
 from asr_jax.decoding.utterance_cuts import PAUSE_SECONDS
 from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
-from asr_jax.errors import UsageError, name_full_disk
+from asr_jax.errors import UsageError
 from asr_jax.inference.inputs import file_utterance, is_pipe
 from asr_jax.inference.recognizer import open_run
 from asr_jax.inference.segmentation import (
@@ -24,7 +24,7 @@ from asr_jax.inference.segmentation import (
     segment_recording,
     with_alignable_search,
 )
-from asr_jax.text_files import json_line, numbered_lines, transcript
+from asr_jax.text_files import numbered_lines, transcript
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -77,7 +77,8 @@ def run(arguments: list[str]) -> int:
             report=progress.report,
         )
     kept = [u for u in found.utterances if u.confidence >= options.min_confidence]
-    _write(options, kept)
+    entries = (ManifestEntry(options.audio, *utterance) for utterance in kept)
+    write_manifest_file(options.output, entries)
     print(_summary(options, found, kept))
     return 0
 
@@ -98,27 +99,6 @@ def _check(options: Options) -> None:
         if options.output.exists() and path.exists() and options.output.samefile(path):
             raise UsageError(f"--output {options.output}: is {name}; choose another name")
     require_writable(options.output.parent)
-
-
-def _write(options: Options, utterances: list[SegmentedUtterance]) -> None:
-    path = str(options.audio.absolute())
-    lines = [
-        json_line(
-            {
-                "audio_filepath": path,
-                "offset": utterance.offset_seconds,
-                "duration": utterance.duration_seconds,
-                "text": utterance.text,
-                "confidence": utterance.confidence,
-            }
-        )
-        for utterance in utterances
-    ]
-    partial = options.output.with_name(f"{options.output.name}.partial")
-    with name_full_disk(options.output.parent):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, options.output)
 
 
 def _summary(options: Options, found: Segmentation, kept: list[SegmentedUtterance]) -> str:

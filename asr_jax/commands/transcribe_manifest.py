@@ -1,12 +1,10 @@
 """`asr-jax transcribe --manifest`: recognized texts as a manifest to train on."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from asr_jax.commands.manifest_file import ManifestEntry, write_manifest_file
 from asr_jax.decoding.word_groups import word_groups
-from asr_jax.errors import name_full_disk
-from asr_jax.text_files import json_line
 from asr_jax.types import Transcript, Utterance
 
 
@@ -20,10 +18,9 @@ def write_manifest(
     """Write the manifest and return its summary.
 
     Every line is an utterance of at most `max_seconds` (`word_groups`) with its confidence. Those
-    without words, longer or below `min_confidence` are left out. The file appears once it is
-    complete.
+    without words, longer or below `min_confidence` are left out.
     """
-    lines, seconds = [], 0.0
+    entries: list[ManifestEntry] = []
     silent = too_long = doubtful = 0
     for utterance, transcript in recordings:
         groups = word_groups(
@@ -39,20 +36,16 @@ def write_manifest(
             elif group.confidence < min_confidence:
                 doubtful += 1
             else:
-                seconds += duration
-                fields = {
-                    "audio_filepath": str(utterance.audio.absolute()),
-                    "offset": group.start_seconds,
-                    "duration": duration,
-                    "text": group.text,
-                    "confidence": round(group.confidence, 4),
-                }
-                lines.append(json_line(fields))
-    partial = path.with_name(f"{path.name}.partial")
-    with name_full_disk(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, path)
+                entries.append(
+                    ManifestEntry(
+                        utterance.audio,
+                        group.start_seconds,
+                        duration,
+                        group.text,
+                        round(group.confidence, 4),
+                    )
+                )
+    write_manifest_file(path, entries)
     left_out = [
         f"{number} {reason}"
         for number, reason in (
@@ -62,6 +55,7 @@ def write_manifest(
         )
         if number
     ]
-    return f"{path}: {len(lines)} utterances, {seconds / 3600:.2f} hours" + (
+    seconds = sum(entry.duration_seconds for entry in entries)
+    return f"{path}: {len(entries)} utterances, {seconds / 3600:.2f} hours" + (
         f"; left out: {', '.join(left_out)}" if left_out else ""
     )

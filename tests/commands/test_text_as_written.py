@@ -12,6 +12,7 @@ from asr_jax.scoring.wer import word_error_rate
 from asr_jax.text import Tokenizer
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_normalization_wherever_its_tokenizer_is_used(trained, command, tmp_path):
     """In lower case the texts have the characters of the shared run, whose step is compiled."""
     lines = map(json.loads, trained.data.read_text().splitlines())

@@ -202,6 +202,10 @@ class AugmentConfig(Section):
 class FeaturesConfig(Section):
     """Log-mel filterbank. The defaults are Kaldi's, with dither 0 and snip_edges false."""
 
+    layout: Literal["kaldi", "nemo"] = "kaldi"
+    """Placement of frames: Kaldi's, or that of NeMo and librosa, as in Parakeet.
+    nemo: centers at multiples of the hop, zeros beyond the ends, pre-emphasis over the recording,
+    2^-24 added to the energies, and the deviation of n - 1 frames."""
     sample_rate_hz: Annotated[int, POSITIVE] = 16_000
     """Sample rate; recordings at other rates are resampled to it."""
     window_ms: float = 25.0
@@ -220,7 +224,7 @@ class FeaturesConfig(Section):
     high_hz: float = -400.0
     """Upper edge of the last filter; zero or negative: relative to half the sample rate."""
     preemphasis: Annotated[float, FRACTION] = 0.97
-    """Pre-emphasis within each frame; 0: none."""
+    """Pre-emphasis within each frame, or with layout nemo over the recording; 0: none."""
     remove_dc: bool = True
     """Subtract each frame's mean first."""
     normalization: Literal["none", "utterance"] = "utterance"
@@ -625,6 +629,9 @@ class Config:
             raise _invalid("decoding.chunk_ms", decoding_ms, rule)
         if sizes_ms and self.features.normalization != "none":
             rule = "needs features.normalization = 'none': a stream has no statistics in advance"
+            raise _invalid("encoder.chunk_ms", sizes_ms, rule)
+        if sizes_ms and self.features.layout != "kaldi":
+            rule = "needs features.layout = 'kaldi', the only layout of streams"
             raise _invalid("encoder.chunk_ms", sizes_ms, rule)
 
 

@@ -25,14 +25,15 @@ def hop_samples(config: FeaturesConfig) -> int:
 def frame_count(num_samples: Count, config: FeaturesConfig) -> Count:
     """Return the number of frames: samples / hop, rounded to nearest (Kaldi's snip_edges=false).
 
-    Frame t is centered at sample hop * t + hop / 2.
+    Frame t is centered at sample hop * t + hop / 2. With layout nemo, it is centered at hop * t,
+    and the number is rounded down.
 
     Args:
         num_samples: an int, or an integer array (NumPy or JAX) of any shape.
-        config: settings with the hop.
+        config: settings with the hop and the layout.
 
     Returns:
         Counts of the type and shape of `num_samples`.
     """
     hop = hop_samples(config)
-    return (num_samples + hop // 2) // hop
+    return (num_samples + (hop // 2 if config.layout == "kaldi" else 0)) // hop

@@ -14,6 +14,9 @@ from asr_jax.features.mel import fft_samples, mel_filters
 _ENERGY_FLOOR = float(np.finfo(np.float32).eps)
 # Smaller than the variance of any bin but those of digital silence, which it keeps at 0.
 VARIANCE_FLOOR = 1e-5
+# NeMo's terms (FilterbankFeatures), added to the energies and to the deviation.
+_ENERGY_TERM = 2.0**-24
+_DEVIATION_TERM = 1e-5
 
 
 def log_mel(
@@ -24,6 +27,10 @@ def log_mel(
     Frame t is centered at sample hop * t + hop / 2. Beyond either true end, the recording is
     reflected. Each frame then passes through: subtraction of the mean, pre-emphasis
     x[n] - c x[n-1], window, power spectrum, mel filters, floor, natural logarithm.
+
+    With layout nemo (NeMo's FilterbankFeatures), frame t is centered at sample hop * t, and zeros
+    stand beyond both ends. Pre-emphasis comes first, over the recording, whose first sample it
+    keeps. 2^-24 is added to the energies in place of the floor.
 
     No row depends on another, so the batch axis may be split by `jax.shard_map`. Under `jax.jit`
     alone, XLA of JAX 0.10 computes the Fourier transform of all rows on every device.
@@ -41,16 +48,18 @@ def log_mel(
     frames = _frames(samples, sample_lengths, config)
     if config.remove_dc:
         frames -= jnp.mean(frames, axis=-1, keepdims=True)
-    before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    frames = (frames - config.preemphasis * before) * _window(config)
-    spectrum = jnp.fft.rfft(frames, fft_samples(config))
+    if config.layout == "kaldi":
+        before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+        frames = frames - config.preemphasis * before
+    spectrum = jnp.fft.rfft(frames * _window(config), fft_samples(config))
     power = spectrum.real**2 + spectrum.imag**2
     # GPUs and TPUs compute float32 products with less precision by default.
     energies = jnp.dot(power, mel_filters(config), precision=Precision.HIGHEST)
-    features = jnp.log(jnp.maximum(energies, _ENERGY_FLOOR))
+    is_nemo = config.layout == "nemo"
+    features = jnp.log(energies + _ENERGY_TERM if is_nemo else jnp.maximum(energies, _ENERGY_FLOOR))
     real = jnp.arange(features.shape[1])[:, None] < frame_lengths[:, None, None]
     if config.normalization == "utterance":
-        features = _normalize(features, real)
+        features = (_normalize_nemo if is_nemo else _normalize)(features, real)
     return jnp.where(real, features, 0), frame_lengths
 
 
@@ -59,7 +68,12 @@ def _frames(
 ) -> Float32[Array, "B T window"]:
     window, hop = window_samples(config), hop_samples(config)
     num_frames = frame_count(samples.shape[1], config)
-    signal = _reflect(samples, lengths, before=window // 2 - hop // 2, after=window - window // 2)
+    if config.layout == "kaldi":
+        before, after = window // 2 - hop // 2, window - window // 2
+        signal = _reflect(samples, lengths, before=before, after=after)
+    else:
+        signal = _emphasized(samples, lengths, config.preemphasis)
+        signal = jnp.pad(signal, ((0, 0), (window - window // 2, window // 2)))
     # Slices of whole hops, side by side: XLA copies slices faster than it gathers frames.
     blocks = -(-window // hop)
     signal_samples = (num_frames + blocks - 1) * hop
@@ -68,6 +82,15 @@ def _frames(
     return jnp.concatenate([hops[:, i : i + num_frames] for i in range(blocks)], axis=-1)[
         ..., :window
     ]
+
+
+def _emphasized(
+    samples: Float32[Array, "B S"], lengths: Int32[Array, " B"], coefficient: float
+) -> Float32[Array, "B S"]:
+    """Return x[n] - c x[n-1] with x[-1] = 0, and zeros beyond the lengths."""
+    before = jnp.pad(samples, ((0, 0), (1, 0)))[:, :-1]
+    real = jnp.arange(samples.shape[1]) < lengths[:, None]
+    return jnp.where(real, samples - coefficient * before, 0)
 
 
 def _reflect(
@@ -108,3 +131,14 @@ def _normalize(
     mean = lambda x: jnp.sum(x, axis=1, keepdims=True, where=real) / count
     centered = features - mean(features)
     return centered / jnp.sqrt(mean(centered**2) + VARIANCE_FLOOR)
+
+
+def _normalize_nemo(
+    features: Float32[Array, "B T F"], real: Bool[Array, "B T 1"]
+) -> Float32[Array, "B T F"]:
+    """Return (x - mean) / (deviation of n - 1 frames + 1e-5); a single frame becomes zeros."""
+    count = jnp.sum(real, axis=1, keepdims=True)
+    total = lambda x: jnp.sum(x, axis=1, keepdims=True, where=real)
+    centered = features - total(features) / jnp.maximum(count, 1)
+    deviation = jnp.sqrt(total(centered**2) / jnp.maximum(count - 1, 1))
+    return centered / (deviation + _DEVIATION_TERM)

@@ -1,6 +1,7 @@
 """Log-mel features against Kaldi's, and the laws of padding."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from asr_jax.audio.samples import read_audio
-from asr_jax.config import FeaturesConfig
+from asr_jax.config import Config, EncoderConfig, FeaturesConfig
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 
@@ -156,3 +157,50 @@ def test_rows_stay_on_their_devices():
     # and normalizing a row of two frames divides that rounding error by their small deviation.
     pairs = [jitted(samples[i : i + 2], lengths[i : i + 2], NORMALIZED)[0] for i in range(0, 16, 2)]
     np.testing.assert_allclose(sharded(samples, lengths)[0], np.concatenate(pairs), atol=1e-5)
+
+
+NEMO = FeaturesConfig(
+    layout="nemo", window="hann", mel_scale="slaney", low_hz=0.0, high_hz=0.0, remove_dc=False
+)
+# What ParakeetFeatureExtractor of transformers 5.24 computes from these samples of AN4.
+TRANSFORMERS = Path(__file__).parent / "transformers_features.npz"
+EXTRACTED_FROM = {"20025/2/20025-2-0001.ogg": 33_555, "20025/1/20025-1-0002.ogg": 25_523}
+
+
+def extracted_recordings():
+    test = DEV.parent / "test"
+    return [
+        read_audio(test / name, sample_rate_hz=16_000)[:length]
+        for name, length in EXTRACTED_FROM.items()
+    ]
+
+
+def test_layout_nemo_equals_the_feature_extractor_of_parakeet():
+    expected = np.load(TRANSFORMERS)
+    first, second = extracted_recordings()
+    rows, padded = features_of([first, second], NEMO, padded=40_000, padding=0.7)
+    assert [len(row) for row in rows] == [209, 159]
+    np.testing.assert_allclose(padded[:, :209], expected["bins_80"], atol=2e-5)
+    [wide], _ = features_of([second], replace(NEMO, mel_bins=128))
+    np.testing.assert_allclose(wide, expected["bins_128"], atol=1e-4)
+    plain = replace(NEMO, mel_bins=128, normalization="none")
+    [wide], _ = features_of([second], plain)
+    np.testing.assert_allclose(wide[:40], expected["unnormalized_128"], atol=1e-4)
+
+
+def test_layout_nemo_of_short_recordings_is_finite_and_ignores_padding():
+    recordings = [noise(n, seed=n) for n in (0, 159, 160, 320, 1000)]
+    rows, padded = features_of(recordings, NEMO, padded=1200, padding=np.nan)
+    assert [len(row) for row in rows] == [0, 0, 1, 2, 6]
+    assert np.all(np.isfinite(padded))
+    assert np.all(padded[2] == 0)
+    for row, recording in zip(rows, recordings):
+        if len(row):
+            alone, _ = features_of([recording], NEMO)
+            np.testing.assert_allclose(row, alone[0], atol=2e-5)
+
+
+def test_layout_nemo_has_no_streams():
+    features = replace(NEMO, normalization="none")
+    with pytest.raises(ValueError, match="encoder.chunk_ms = .*needs features.layout = 'kaldi'"):
+        Config(features=features, encoder=EncoderConfig(chunk_ms=(160.0,)))

@@ -83,10 +83,11 @@ def greedy_search(
     number of labels, rather than of labels and frames. By default, `frames_per_turn` is 4, or 1 for
     a joint with durations, which skips frames itself (docs/benchmarks.md compares other values).
 
-    With durations, the search advances by the most probable duration, after a blank by at least one
-    frame (arXiv 2304.06795, algorithm 1). A frame emits at most `max_symbols_per_frame` labels,
-    then a blank; N = T max_symbols_per_frame. The score is the log-probability of the labels and
-    blanks taken and of their durations.
+    With durations, the search advances by the most probable duration, and by one frame after a
+    blank whose most probable duration is 0, as in NeMo (arXiv 2304.06795, algorithm 1). A frame
+    emits at most `max_symbols_per_frame` labels, then a blank of one frame;
+    N = T max_symbols_per_frame. The score is the log-probability of the labels and blanks taken and
+    of their durations.
     """
     return greedy_step(
         model,
@@ -152,20 +153,25 @@ def _score_window(
     is_full = (cursor.symbols == max_symbols_per_frame)[:, None] & (ahead == 0)
     symbols = jnp.where(is_full, BLANK_ID, jnp.argmax(scores.symbols, axis=-1))
     log_probabilities = jnp.take_along_axis(scores.symbols, symbols[..., None], axis=-1)[..., 0]
-    durations, of_durations = _best_durations(model, scores.durations, symbols)
+    durations, of_durations = _best_durations(model, scores.durations, symbols, is_full)
     return Window(frames, symbols, durations, log_probabilities, log_probabilities + of_durations)
 
 
 def _best_durations(
-    model: Transducer, log_probabilities: Float[Array, "B W X"], symbols: Int[Array, "B W"]
+    model: Transducer,
+    log_probabilities: Float[Array, "B W X"],
+    symbols: Int[Array, "B W"],
+    is_full: Bool[Array, "B W"],
 ) -> tuple[Int[Array, "B W"], Float[Array, "B W"] | float]:
-    """Return the most probable duration of each symbol, and its log-probability."""
+    """Return the duration of each symbol, and the log-probability of the duration chosen."""
     is_label = symbols != BLANK_ID
     if not model.joint.durations:
         return jnp.where(is_label, 0, 1), 0.0
     durations = jnp.array(model.joint.durations)
-    allowed = jnp.where(is_label[..., None] | (durations > 0), log_probabilities, -jnp.inf)
-    return durations[jnp.argmax(allowed, axis=-1)], jnp.max(allowed, axis=-1)
+    # The durations begin with 0 and 1.
+    chosen = jnp.where(is_full, 1, jnp.argmax(log_probabilities, axis=-1))
+    scores = jnp.take_along_axis(log_probabilities, chosen[..., None], axis=-1)[..., 0]
+    return jnp.where(is_label, durations[chosen], jnp.maximum(durations[chosen], 1)), scores
 
 
 def _first_label(window: Window, lengths: Int[Array, " B"]) -> Emission:

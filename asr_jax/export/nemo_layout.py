@@ -17,7 +17,6 @@ from asr_jax.models.predictor import BLANK_ID
 
 # These differ from NeMo's: sherpa-onnx keeps Kaldi's window and upper edge.
 FEATURES = FeaturesConfig(low_hz=0.0, mel_scale="slaney", remove_dc=False)
-NEVER = -1e30
 MAX_SYMBOLS_PER_FRAME = {"transducer": 10, "tdt": 5}
 
 
@@ -93,8 +92,6 @@ def _write_joiner(path: Path, config: Config, joint: layers.Params, vocabulary: 
         for name in ("encoder_outputs", "decoder_outputs")
     )
     logits = layers.joint(g, config, _blank_last(joint, vocabulary), encoded, predicted)
-    if config.objective.kind == "tdt":
-        logits = _without_zero_frame_blanks(g, logits, vocabulary)
     outputs = joint["out"]["bias"].size
     g.output("outputs", g("Unsqueeze", logits, [1, 2]), np.float32, ("N", 1, 1, outputs))
     g.save(path, {})
@@ -114,14 +111,3 @@ def _blank_last(joint: layers.Params, vocabulary: int) -> layers.Params:
     columns[:vocabulary] = np.roll(columns[:vocabulary], -1)
     assert columns[vocabulary - 1] == BLANK_ID
     return {**joint, "out": {name: value[..., columns] for name, value in joint["out"].items()}}
-
-
-def _without_zero_frame_blanks(g: Graph, logits: Value, vocabulary: int) -> Value:
-    """Return logits [N, V + X] that rule out duration 0 where the blank is best, as
-    decoding/greedy.py does."""
-    symbols = layers.cut(g, logits, 0, vocabulary, 1)
-    best = g("ArgMax", symbols, axis=1, keepdims=1)
-    is_blank = g("Equal", best, np.array(vocabulary - 1))
-    zero = g("Where", is_blank, NEVER, layers.cut(g, logits, vocabulary, vocabulary + 1, 1))
-    positive = layers.cut(g, logits, vocabulary + 1, 2**31 - 1, 1)
-    return g("Concat", symbols, zero, positive, axis=1)

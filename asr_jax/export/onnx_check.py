@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 from asr_jax.config import Config, chunk_frames
 from asr_jax.export.difference import relative_difference
 from asr_jax.export.format_version import require_readable
-from asr_jax.export.nemo_layout import NEVER
 from asr_jax.export.sherpa_onnx import PARTS, layout, max_symbols_per_frame
 from asr_jax.features.logmel import log_mel
 from asr_jax.models.predictor import BLANK_ID, NONE_ID
@@ -223,8 +222,7 @@ def compare(
                 _padded(search.counts, 2 * most),
             )
             logits = jax.device_get(logits)[: len(search.frames)]
-            never = search.logits == NEVER
-            logit_pairs.append((np.where(never, logits, search.logits), logits))
+            logit_pairs.append((search.logits, logits))
     return OnnxCheck(labels, _largest_difference(encoded_pairs), _largest_difference(logit_pairs))
 
 

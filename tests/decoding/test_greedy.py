@@ -65,10 +65,10 @@ def plain_search(transducer, objective, encoded, max_symbols):
         score += math.log(symbols[symbol])
         lasts = int(symbol == 0)
         if objective == "tdt":
-            first = 1 if symbol == 0 else 0  # a blank covers at least one frame
-            chosen = first + int(np.argmax(durations[first:]))
+            chosen = int(np.argmax(durations)) if emitted < max_symbols else 1
             score += math.log(durations[chosen])
-            lasts = DURATIONS[chosen]
+            # A blank covers at least one frame, whatever its most probable duration.
+            lasts = max(DURATIONS[chosen], int(symbol == 0))
         if symbol:
             found.append((symbol, frame, math.log(symbols[symbol])))
             state = transducer.predictor.step(state, jnp.array([symbol]))
@@ -156,8 +156,8 @@ def test_trained_model_emits_its_labels_and_equals_the_plain_search(objective):
 def test_model_that_never_emits_blank_stops_at_the_limit_of_every_frame(objective):
     transducer = model("stateless", 0, objective)
     bias = transducer.joint.out.bias
-    # Labels have duration 0; a blank's most probable duration is one frame.
-    bias[...] = jnp.zeros(bias.shape).at[0].set(-1e9).at[5:6].set(1e9).at[6:7].set(1e6)
+    # The most probable duration is 0 frames, then 3.
+    bias[...] = jnp.zeros(bias.shape).at[0].set(-1e9).at[5:6].set(1e9).at[7:8].set(1e6)
     found = greedy_search(
         transducer, jnp.ones((2, 6, 8)), jnp.array([6, 2]), max_symbols_per_frame=4
     )

@@ -73,10 +73,6 @@ def test_exported_files_find_the_labels_of_the_model(
     params["joint"]["out"]["kernel"] *= 3
     params["joint"]["out"]["bias"][UNKNOWN_ID] = -99
     params["joint"]["out"]["bias"][UNKNOWN_ID + 1 : vocabulary] -= 2
-    if objective == "tdt":
-        # One label a frame: after the bound sherpa-onnx moves on by 1, the model by the duration
-        # of a blank.
-        params["joint"]["out"]["bias"][vocabulary] = -99
     model = nnx.merge(graphdef, params)
     bound = sherpa_onnx.max_symbols_per_frame(config)
 

@@ -290,6 +290,13 @@ class EncoderConfig(Section):
     """Inner width of the feed-forward modules, as a multiple of encoder.width."""
     kernel_frames: Annotated[int, ODD] = 31
     """Conformer: length of the depthwise convolution in subsampled frames, odd."""
+    convolution_norm: Literal["layer", "affine"] = "layer"
+    """Conformer: norm after the depthwise convolution.
+    affine: a scale and a bias for each channel, as of a BatchNorm with fixed statistics."""
+    norm_epsilon: Annotated[float, POSITIVE_AND_FINITE] = 1e-6
+    """Term that a LayerNorm adds to the variance."""
+    bias: bool = True
+    """Biases of the linear layers in blocks; false: they have none."""
     subsampling: Literal["conv2d", "conv1d", "separable"] = "conv2d"
     """conv2d: over time and mel bins, as in the paper.
     conv1d: over time alone, which is faster on a CPU.
@@ -333,6 +340,11 @@ class EncoderConfig(Section):
             raise self._invalid(
                 "residual_rank",
                 "needs matrices that blocks share, and encoder.shared_layers is 1",
+            )
+        if self.convolution_norm != "layer" and self.kind != "conformer":
+            raise self._invalid(
+                "convolution_norm",
+                f"needs the convolutions of encoder.kind 'conformer', and it is {self.kind!r}",
             )
         if self.context_frames and self.chunk_ms:
             raise self._invalid(

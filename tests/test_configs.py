@@ -212,6 +212,15 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
         ),
         (("--encoder.chunk-ms", "640"), ["encoder.chunk_ms", "needs features.normalization"]),
         (("--decoding.chunk-ms", "640"), ["decoding.chunk_ms = 640.0: needs an encoder trained"]),
+        (
+            ("--encoder.convolution-norm", "batch"),
+            ["--encoder.convolution-norm", "batch", "affine"],
+        ),
+        (
+            ("--encoder.convolution-norm", "affine", "--encoder.kind", "transformer"),
+            ["encoder.convolution_norm = 'affine': needs the convolutions of encoder.kind"],
+        ),
+        (("--encoder.norm-epsilon", "0"), ["encoder.norm_epsilon = 0.0: must be positive"]),
         (("--encoder.left-chunks", "-1"), ["encoder.left_chunks = -1: must not be negative"]),
     ],
 )

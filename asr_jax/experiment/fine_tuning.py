@@ -24,7 +24,7 @@ from asr_jax.training.transfer import LabelAxes, label_axes, shape_mismatches, t
 
 _RECORD = "init_from.json"
 # Fields that change the meaning of parameters, but not their shapes.
-_MUST_AGREE = ("encoder.heads", "joint.activation", "decoder.heads")
+_MUST_AGREE = ("encoder.heads", "encoder.convolution_norm", "joint.activation", "decoder.heads")
 # Fields that affect training only.
 _TRAINING_ONLY = ("dropout", "layer_drop", "remat", "chunk_frames")
 _MOST_LISTED = 12

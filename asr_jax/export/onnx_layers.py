@@ -18,8 +18,6 @@ from asr_jax.features.logmel import VARIANCE_FLOOR
 from asr_jax.layers import attention
 
 Params = dict[str, PyTree[np.ndarray]]
-# flax's epsilon, under the square root.
-_NORM_EPSILON = 1e-6
 
 
 def size(g: Graph, x: Value, axis: int) -> Value:
@@ -80,16 +78,24 @@ def _diagonal(g: Graph, diagonal: np.ndarray, shape: tuple[int, int], x: Value) 
     return g("Pad", y, [0] * 5 + [outputs - len(diagonal)]) if outputs > len(diagonal) else y
 
 
-def layer_norm(g: Graph, p: Params, x: Value) -> Value:
-    return g("LayerNormalization", x, p["scale"], p["bias"], epsilon=_NORM_EPSILON)
+def layer_norm(g: Graph, config: Config, p: Params, x: Value) -> Value:
+    epsilon = config.encoder.norm_epsilon
+    return g("LayerNormalization", x, p["scale"], p["bias"], epsilon=epsilon)
+
+
+def depthwise_norm(g: Graph, config: Config, p: Params, x: Value) -> Value:
+    """Apply the norm that encoder.convolution_norm names."""
+    if config.encoder.convolution_norm == "layer":
+        return layer_norm(g, config, p, x)
+    return g("Add", g("Mul", x, p["scale"]), p["bias"])
 
 
 def silu(g: Graph, x: Value) -> Value:
     return g("Mul", x, g("Sigmoid", x))
 
 
-def feedforward(g: Graph, p: Params, x: Value) -> Value:
-    x = layer_norm(g, p["norm"], x)
+def feedforward(g: Graph, config: Config, p: Params, x: Value) -> Value:
+    x = layer_norm(g, config, p["norm"], x)
     return linear(g, p["project"], silu(g, linear(g, p["expand"], x)))
 
 
@@ -155,7 +161,7 @@ def convolution(
     g: Graph, config: Config, p: Params, x: Value, mask: Value | None, past: Past | None = None
 ) -> Value:
     """Apply layers.convolution.ConvolutionModule with a mask [B, T]; with `past`, its `step`."""
-    x = linear(g, p["gated"], layer_norm(g, p["norm"], x))
+    x = linear(g, p["gated"], layer_norm(g, config, p["norm"], x))
     value, gate = g.split("Split", 2, x, axis=2)
     x = g("Mul", value, g("Sigmoid", gate))
     x = x if mask is None else g("Where", g("Unsqueeze", mask, [2]), x, 0.0)
@@ -171,7 +177,7 @@ def convolution(
         group=width,
         pads=[before, after],
     )
-    x = layer_norm(g, p["depthwise_norm"], g("Transpose", x, perm=[0, 2, 1]))
+    x = depthwise_norm(g, config, p["depthwise_norm"], g("Transpose", x, perm=[0, 2, 1]))
     return linear(g, p["pointwise"], silu(g, x))
 
 
@@ -213,7 +219,7 @@ def _projected(
     g: Graph, config: Config, p: Params, x: Value, past: Past | None
 ) -> tuple[Value, Value, Value]:
     """Return query, key and value, [B, T, H, D / H] each; key and value include the past."""
-    x = layer_norm(g, p["norm"], x)
+    x = layer_norm(g, config, p["norm"], x)
     query, key, value = (linear(g, p[name], x) for name in ("query", "key", "value"))
     if past:
         key, value = past.with_past("key", key), past.with_past("value", value)
@@ -320,18 +326,18 @@ def conformer_block(
     past: Past | None = None,
 ) -> Value:
     half = lambda y: g("Mul", y, 0.5)
-    x = g("Add", x, half(feedforward(g, p["first_feedforward"], x)))
+    x = g("Add", x, half(feedforward(g, config, p["first_feedforward"], x)))
     x = g("Add", x, attend(p["attention"], x, past=past))
     x = g("Add", x, convolution(g, config, p["convolution"], x, mask, past))
-    x = g("Add", x, half(feedforward(g, p["second_feedforward"], x)))
-    return layer_norm(g, p["norm"], x)
+    x = g("Add", x, half(feedforward(g, config, p["second_feedforward"], x)))
+    return layer_norm(g, config, p["norm"], x)
 
 
 def transformer_block(
     g: Graph, config: Config, p: Params, x: Value, attend: Attend, mask: Value
 ) -> Value:
     x = g("Add", x, attend(p["attention"], x))
-    return g("Add", x, feedforward(g, p["feedforward"], x))
+    return g("Add", x, feedforward(g, config, p["feedforward"], x))
 
 
 def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tuple[Value, Value]:
@@ -362,7 +368,7 @@ def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tu
     for layer in range(sizes.layers):
         x = block(g, config, layer_params(config, p["blocks"], layer), x, attend, mask)
     if "norm" in p:
-        x = layer_norm(g, p["norm"], x)
+        x = layer_norm(g, config, p["norm"], x)
     return g("Where", g("Unsqueeze", mask, [2]), x, 0.0), encoded_lengths
 
 

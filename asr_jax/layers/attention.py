@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from asr_jax.layers.length import exceeds, frame_mask
 from asr_jax.layers.linear import Linear, MakeLinear
+from asr_jax.layers.norm import MakeNorm
 
 # Queries in a block: 20 seconds of speech, enough for a LibriSpeech utterance in one block.
 BLOCK_FRAMES = 512
@@ -201,9 +202,17 @@ class RelativeAttention(nnx.Module):
     former, and the latter would have no gradient.
     """
 
-    def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
+        rngs: nnx.Rngs,
+    ):
         head_width = width // heads
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.norm = norm(width, rngs=rngs)
         self.query = linear(width, width, use_bias=False, rngs=rngs)
         self.key = linear(width, width, use_bias=False, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
@@ -299,8 +308,16 @@ class RotaryAttention(nnx.Module):
     it costs about half as much as RelativeAttention on a CPU, and can use fused attention kernels.
     """
 
-    def __init__(self, width: int, *, heads: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = norm(width, rngs=rngs)
         self.query = linear(width, width, rngs=rngs)
         self.key = linear(width, width, use_bias=False, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)

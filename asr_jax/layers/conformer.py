@@ -12,6 +12,7 @@ from asr_jax.layers.convolution import ConvolutionModule
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.linear import Linear, MakeLinear
+from asr_jax.layers.norm import MakeNorm
 
 
 class BlockState(NamedTuple):
@@ -25,7 +26,7 @@ class ConformerBlock(nnx.Module):
     """Half a feed-forward step, attention, convolution, another half step, norm.
 
     The convolution of a causal block sees no later frame. The constructor has many parameters
-    because it takes the sizes of all four parts.
+    because it takes the sizes and the layers of all four parts.
     """
 
     def __init__(
@@ -39,20 +40,28 @@ class ConformerBlock(nnx.Module):
         dropout: float,
         causal: bool = False,
         linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
+        depthwise_norm: MakeNorm = nnx.LayerNorm,
         rngs: nnx.Rngs,
     ):
         self.first_feedforward = FeedForward(
-            width, factor=feedforward_factor, linear=linear, rngs=rngs
+            width, factor=feedforward_factor, linear=linear, norm=norm, rngs=rngs
         )
         kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
-        self.attention = kind(width, heads=heads, linear=linear, rngs=rngs)
+        self.attention = kind(width, heads=heads, linear=linear, norm=norm, rngs=rngs)
         self.convolution = ConvolutionModule(
-            width, kernel_frames=kernel_frames, causal=causal, linear=linear, rngs=rngs
+            width,
+            kernel_frames=kernel_frames,
+            causal=causal,
+            linear=linear,
+            norm=norm,
+            depthwise_norm=depthwise_norm,
+            rngs=rngs,
         )
         self.second_feedforward = FeedForward(
-            width, factor=feedforward_factor, linear=linear, rngs=rngs
+            width, factor=feedforward_factor, linear=linear, norm=norm, rngs=rngs
         )
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.norm = norm(width, rngs=rngs)
         self.dropout = dropout
 
     def __call__(

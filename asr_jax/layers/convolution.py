@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from asr_jax.layers.length import frame_mask
 from asr_jax.layers.linear import Linear, MakeLinear
+from asr_jax.layers.norm import MakeNorm
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -50,8 +51,8 @@ depthwise_convolution.defvjp(_depthwise_fwd, _depthwise_bwd)
 class ConvolutionModule(nnx.Module):
     """Norm, gated pointwise, depthwise, norm, swish, pointwise (arXiv 2005.08100, section 2.2).
 
-    The second norm is a LayerNorm in place of the paper's BatchNorm: it has no running state and
-    does not mix utterances. A causal module sees no later frame.
+    By default the second norm is a LayerNorm in place of the paper's BatchNorm: it has no running
+    state and does not mix utterances. A causal module sees no later frame.
     """
 
     def __init__(
@@ -61,15 +62,17 @@ class ConvolutionModule(nnx.Module):
         kernel_frames: int,
         causal: bool = False,
         linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
+        depthwise_norm: MakeNorm = nnx.LayerNorm,
         rngs: nnx.Rngs,
     ):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.norm = norm(width, rngs=rngs)
         self.gated = linear(width, 2 * width, rngs=rngs)
         initializer = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=0
         )
         self.depthwise = nnx.Param(initializer(rngs.params(), (kernel_frames, width)))
-        self.depthwise_norm = nnx.LayerNorm(width, rngs=rngs)
+        self.depthwise_norm = depthwise_norm(width, rngs=rngs)
         self.pointwise = linear(width, width, rngs=rngs)
         self.before = kernel_frames - 1 if causal else kernel_frames // 2
 

@@ -5,13 +5,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from asr_jax.layers.linear import Linear, MakeLinear
+from asr_jax.layers.norm import MakeNorm
 
 
 class FeedForward(nnx.Module):
     """Norm, expansion, swish, projection back."""
 
-    def __init__(self, width: int, *, factor: int, linear: MakeLinear = Linear, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        *,
+        factor: int,
+        linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = norm(width, rngs=rngs)
         self.expand = linear(width, factor * width, rngs=rngs)
         self.project = linear(factor * width, width, rngs=rngs)
 

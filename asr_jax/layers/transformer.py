@@ -10,10 +10,14 @@ from asr_jax.layers.attention import Context, KeyValueCache, RelativeAttention, 
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.linear import Linear, MakeLinear
+from asr_jax.layers.norm import MakeNorm
 
 
 class TransformerBlock(nnx.Module):
-    """Attention and feed-forward. The output of the last block still needs a norm."""
+    """Attention and feed-forward. The output of the last block still needs a norm.
+
+    The constructor has many parameters because it takes the sizes and the layers of both parts.
+    """
 
     def __init__(
         self,
@@ -24,11 +28,14 @@ class TransformerBlock(nnx.Module):
         feedforward_factor: int,
         dropout: float,
         linear: MakeLinear = Linear,
+        norm: MakeNorm = nnx.LayerNorm,
         rngs: nnx.Rngs,
     ):
         kind = {"relative": RelativeAttention, "rotary": RotaryAttention}[attention]
-        self.attention = kind(width, heads=heads, linear=linear, rngs=rngs)
-        self.feedforward = FeedForward(width, factor=feedforward_factor, linear=linear, rngs=rngs)
+        self.attention = kind(width, heads=heads, linear=linear, norm=norm, rngs=rngs)
+        self.feedforward = FeedForward(
+            width, factor=feedforward_factor, linear=linear, norm=norm, rngs=rngs
+        )
         self.dropout = dropout
 
     def __call__(

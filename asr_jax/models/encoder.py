@@ -20,6 +20,7 @@ from asr_jax.layers.conformer import BlockState, ConformerBlock
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.length import frame_mask
 from asr_jax.layers.linear import Linear
+from asr_jax.layers.norm import Affine, MakeNorm
 from asr_jax.layers.residual import ResidualLinear, folded
 from asr_jax.layers.stack import scan_layers, stacked
 from asr_jax.layers.subsampling import (
@@ -81,7 +82,7 @@ class Encoder(nnx.Module):
         )
         # A Conformer block ends in a norm of its own.
         has_norm = encoder.kind == "transformer"
-        self.norm = nnx.LayerNorm(encoder.width, rngs=rngs) if has_norm else None
+        self.norm = _make_layer_norm(encoder)(encoder.width, rngs=rngs) if has_norm else None
         self.mel_bins = config.features.mel_bins
         self.layers = encoder.layers
         self.shared_layers = encoder.shared_layers
@@ -248,21 +249,31 @@ def _make_subsampling(config: Config, *, rngs: nnx.Rngs) -> Subsampling:
     )
 
 
+def _make_layer_norm(encoder: EncoderConfig) -> MakeNorm:
+    return functools.partial(nnx.LayerNorm, epsilon=encoder.norm_epsilon)
+
+
 def _make_block(encoder: EncoderConfig, rngs: nnx.Rngs) -> ConformerBlock | TransformerBlock:
+    norm = _make_layer_norm(encoder)
     make = {
         "conformer": functools.partial(
-            ConformerBlock, kernel_frames=encoder.kernel_frames, causal=len(encoder.chunk_ms) > 0
+            ConformerBlock,
+            kernel_frames=encoder.kernel_frames,
+            causal=len(encoder.chunk_ms) > 0,
+            depthwise_norm={"layer": norm, "affine": Affine}[encoder.convolution_norm],
         ),
         "transformer": TransformerBlock,
     }[encoder.kind]
     residual = functools.partial(ResidualLinear, rank=encoder.residual_rank)
+    linear = Linear if encoder.shared_layers == 1 else residual
     return make(
         encoder.width,
         attention=encoder.attention,
         heads=encoder.heads,
         feedforward_factor=encoder.feedforward_factor,
         dropout=encoder.dropout,
-        linear=Linear if encoder.shared_layers == 1 else residual,
+        linear=functools.partial(linear, use_bias=encoder.bias),
+        norm=norm,
         rngs=rngs,
     )
 

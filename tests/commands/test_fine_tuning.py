@@ -118,10 +118,12 @@ def test_run_that_started_from_another_source_is_rejected(error, trained):
 def test_differences_are_listed_and_leave_no_run(error, trained, tmp_path):
     start = ["train", trained.config, "--run", tmp_path / "run", f"--data.train={trained.data}"]
     start += ["--init-from", trained.run]
-    message = error(*start, "--encoder.heads=4", "--encoder.layers=2", "--predictor.width=8")
+    changes = ["--encoder.heads=4", "--encoder.layers=2", "--predictor.width=8"]
+    message = error(*start, *changes, "--encoder.convolution-norm=affine")
     assert message.startswith(f"--init-from {trained.run}: does not fit the config: ")
     assert "encoder.heads is 2 in the source, 4 in the config" in message
     assert "encoder.layers is 1 in the source, 2 in the config" in message
+    assert "encoder.convolution_norm is layer in the source, affine in the config" in message
     kernel = "encoder.blocks.attention.key.kernel"
     assert f"{kernel} is (1, 16, 16) in the source, (2, 16, 16) in the config" in message
     assert "; and " in message

@@ -38,7 +38,7 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
     "encoder, chunk_ms",
     [
         (dict(attention="rotary", subsampling="conv1d"), 0.0),
-        (dict(shared_layers=2, residual_rank=3), 0.0),
+        (dict(shared_layers=2, residual_rank=3, norm_epsilon=0.1), 0.0),
         (
             dict(kind="transformer", shared_layers=4, context_frames=(3, 2))
             | dict(subsampling="separable", subsampling_factor=8),
@@ -49,7 +49,11 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
             | dict(subsampling="conv1d", subsampling_factor=8),
             0.0,
         ),
-        (dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)), 80.0),
+        (
+            dict(convolution_norm="affine", bias=False)
+            | dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)),
+            80.0,
+        ),
     ],
 )
 def test_encoder_equals_jax(encoder, chunk_ms, small_model, tmp_path):

@@ -22,7 +22,9 @@ from asr_jax.layers.attention import (
 from asr_jax.layers.conformer import ConformerBlock
 from asr_jax.layers.convolution import ConvolutionModule, depthwise_convolution
 from asr_jax.layers.dropout import dropout
+from asr_jax.layers.feedforward import FeedForward
 from asr_jax.layers.length import subsampled
+from asr_jax.layers.norm import Affine
 from asr_jax.layers.subsampling import (
     SeparableConvolution,
     Subsampling1D,
@@ -226,6 +228,42 @@ def test_convolution_module_treats_padding_as_zeros():
     alone = layer(x, jnp.array([4]))
     within = layer(padded, jnp.array([4]))
     np.testing.assert_allclose(within[:, :4], alone, atol=1e-6)
+
+
+def test_affine_norm_equals_a_batch_norm_with_fixed_statistics():
+    layer = ConvolutionModule(6, kernel_frames=3, depthwise_norm=Affine, rngs=nnx.Rngs(0))
+    mean, weight, bias, convolution_bias = (normal(n, 6) for n in range(4))
+    variance = normal(4, 6) ** 2 + 0.5
+    layer.depthwise_norm.scale[...] = weight / jnp.sqrt(variance + 1e-5)
+    layer.depthwise_norm.bias[...] = bias + layer.depthwise_norm.scale * (convolution_bias - mean)
+    x = normal(5, 2, 4, 6)
+
+    value, gate = np.split(np.asarray(layer.gated(layer.norm(x)), np.float64), 2, axis=-1)
+    gated = np.pad(value / (1 + np.exp(-gate)), ((0, 0), (1, 1), (0, 0)))
+    kernel = np.asarray(layer.depthwise, np.float64)
+    convolved = sum(gated[:, k : k + 4] * kernel[k] for k in range(3)) + convolution_bias
+    batch_normed = weight * (convolved - mean) / np.sqrt(variance + 1e-5) + bias
+    expected = layer.pointwise(jax.nn.silu(jnp.asarray(batch_normed)))
+    np.testing.assert_allclose(layer(x, jnp.array([4, 4])), expected, atol=1e-5)
+
+
+def test_affine_norm_sums_its_gradients_in_float32():
+    layer, x = Affine(3, rngs=nnx.Rngs(0)), jnp.ones((1, 5000, 3), jnp.bfloat16)
+    graphdef, params = nnx.split(layer)
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    total = lambda p: jnp.sum(nnx.merge(graphdef, p)(x).astype(jnp.float32))
+    assert nnx.merge(graphdef, params)(x).dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves(jax.grad(total)(params)):
+        np.testing.assert_allclose(leaf.astype(jnp.float32), 5000, rtol=2**-8)
+
+
+def test_layer_norm_adds_its_epsilon_to_the_variance():
+    norm = functools.partial(nnx.LayerNorm, epsilon=0.1)
+    layer, x = FeedForward(6, factor=2, norm=norm, rngs=nnx.Rngs(0)), 0.3 * normal(0, 2, 4, 6)
+    wide = np.asarray(x, np.float64)
+    normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.1)
+    expanded = layer.expand(jnp.asarray(normed))
+    np.testing.assert_allclose(layer(x), layer.project(jax.nn.silu(expanded)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [RelativeAttention, RotaryAttention])

@@ -47,6 +47,12 @@ def encoder(**options):
     return Encoder(Config(features=features, encoder=config), rngs=nnx.Rngs(0))
 
 
+def by_name(params):
+    """Return parameters by their names, such as blocks.norm.scale."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def features(batch=3, frames=37):
     return jax.random.normal(jax.random.key(1), (batch, frames, 20))
 
@@ -105,7 +111,7 @@ def perturbed(attention, subsampling, factor, **options):
         ("relative", "conv2d", 4, 3, 2, {}),
         ("rotary", "conv1d", 4, 1, 3, dict(kind="transformer", shared_layers=2)),
         ("relative", "separable", 8, 2, 0, dict(shared_layers=2, residual_rank=1)),
-        ("rotary", "separable", 8, 5, 1, {}),
+        ("rotary", "separable", 8, 5, 1, dict(convolution_norm="affine", bias=False)),
     ],
 )
 def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
@@ -128,6 +134,44 @@ def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
     np.testing.assert_array_equal(total, whole_lengths)
     streamed = jnp.concatenate(chunks, axis=1)[:, : whole.shape[1]]
     np.testing.assert_allclose(streamed, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, attention", [("conformer", "relative"), ("transformer", "rotary")])
+def test_every_layer_norm_of_the_encoder_has_its_epsilon(kind, attention):
+    make = lambda: encoder(kind=kind, attention=attention, norm_epsilon=0.1)
+    modules = [module for _, module in nnx.iter_modules(nnx.eval_shape(make))]
+    norms = [module.epsilon for module in modules if isinstance(module, nnx.LayerNorm)]
+    assert norms == [0.1] * (6 if kind == "conformer" else 3)
+
+
+@pytest.mark.parametrize("shared_layers", [1, 2])
+@pytest.mark.parametrize("kind, attention", [("conformer", "relative"), ("transformer", "rotary")])
+def test_only_linear_layers_of_blocks_lose_their_biases(shared_layers, kind, attention):
+    def names(bias):
+        make = lambda: encoder(
+            kind=kind, attention=attention, shared_layers=shared_layers, bias=bias
+        )
+        return set(by_name(nnx.state(nnx.eval_shape(make), nnx.Param)))
+
+    layers = "expand project query value out gated pointwise".split()
+    lost = names(True) - names(False)
+    assert names(False) < names(True) and lost == {
+        name
+        for name in names(True)
+        if "blocks." in name and name.split(".")[-2] in layers and name.endswith(".bias")
+    }
+    assert len(lost) == (8 if kind == "conformer" else 5)
+
+
+def test_encoder_without_biases_equals_one_whose_biases_are_zero():
+    options = dict(layers=1, subsampling="conv1d", convolution_norm="affine")
+    without, x, lengths = encoder(bias=False, **options), features(), jnp.array([37, 20, 9])
+    with_zeros = encoder(**options)
+    nnx.update(with_zeros, nnx.state(without))
+    assert by_name(nnx.state(with_zeros)).keys() > by_name(nnx.state(without)).keys()
+    expected = with_zeros(x, lengths)[0]
+    assert jnp.any(expected)
+    np.testing.assert_array_equal(without(x, lengths)[0], expected)
 
 
 def test_training_draws_chunk_sizes_and_masks_like_the_offline_pass():

@@ -358,14 +358,23 @@ class PredictorConfig(Section):
 
     kind: Literal["stateless", "lstm"] = "stateless"
     """stateless: an embedding and a convolution over the last labels (arXiv 2109.07513)."""
+    layers: Annotated[int, POSITIVE] = 1
+    """lstm: number of layers."""
     context: Annotated[int, POSITIVE] = 2
     """Number of labels that the stateless predictor sees."""
     embedding_width: Annotated[int, POSITIVE] = 320
     """Width of the label embedding."""
     width: Annotated[int, POSITIVE] = 320
-    """Width of the predictor's output; lstm: of its state."""
+    """Width of the predictor's output; lstm: of every layer."""
     dropout: Annotated[float, DROPOUT] = 0.1
-    """Dropout probability on the embedding; lstm: also on the output."""
+    """Dropout probability on the embedding; lstm: also on the output of every layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind != "lstm" and self.layers != 1:
+            raise self._invalid(
+                "layers", f"must be 1 unless predictor.kind is 'lstm', and it is {self.kind!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,14 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
             ["encoder.convolution_norm = 'affine': needs the convolutions of encoder.kind"],
         ),
         (("--encoder.norm-epsilon", "0"), ["encoder.norm_epsilon = 0.0: must be positive"]),
+        (
+            ("--predictor.layers", "2"),
+            ["predictor.layers = 2: must be 1 unless predictor.kind is 'lstm'"],
+        ),
+        (
+            ("--predictor.kind", "lstm", "--predictor.layers", "0"),
+            ["predictor.layers = 0: must be"],
+        ),
         (("--encoder.left-chunks", "-1"), ["encoder.left_chunks = -1: must not be negative"]),
     ],
 )

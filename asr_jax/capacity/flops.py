@@ -189,7 +189,8 @@ def _predictor(config: Config, sizes: Sizes) -> int:
     if predictor.kind == "stateless":
         products = predictor.context * predictor.embedding_width * predictor.width
     else:
-        products = 4 * predictor.width * (predictor.embedding_width + predictor.width)
+        inputs = predictor.embedding_width + (predictor.layers - 1) * predictor.width
+        products = 4 * predictor.width * (inputs + predictor.layers * predictor.width)
     return TRAINED * sizes.cell_sum * products
 
 

@@ -61,6 +61,7 @@ def model_card(
         "parameters": f"{parameters / 1e6:.2f} million",
         "encoder": f"{encoder.kind}, {encoder.layers} blocks {encoder.width} wide",
         "objective": config.objective.kind,
+        **_predictor(config),
         "audio": f"{config.features.sample_rate_hz} Hz, one channel",
         "trained on": trained_on,
         "selected on": config.data.dev or "nothing",
@@ -90,6 +91,16 @@ def model_card(
         f"- training recordings ({trained_on}): TO BE FILLED IN\n",
     ]
     return "\n".join(parts)
+
+
+def _predictor(config: Config) -> dict[str, str]:
+    """Return the entry of the predictor, if the model has one."""
+    predictor = config.predictor
+    if config.objective.kind not in ("transducer", "tdt", "hat"):
+        return {}
+    if predictor.kind == "lstm":
+        return {"predictor": f"lstm, {predictor.layers} layers {predictor.width} wide"}
+    return {"predictor": f"stateless, {predictor.context} labels, {predictor.width} wide"}
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> str:

@@ -1,9 +1,9 @@
 """NeMo's layout of sherpa-onnx: transducers and TDT with either predictor, subsampling by 4 or 8.
 
 Blank is the last label. decoder.onnx takes the last label, initially blank, and two states,
-initially zeros: those of an LSTM; or the previous labels plus 1 of a stateless predictor, and an
-unused state. sherpa-onnx computes times from `subsampling_factor`, and takes the index of a TDT's
-duration for the duration.
+initially zeros: the hidden states and cells of the LSTM layers; or the previous labels plus 1 of a
+stateless predictor, and an unused state. sherpa-onnx computes times from `subsampling_factor`, and
+takes the index of a TDT's duration for the duration.
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ def _write_encoder(path: Path, config: Config, params: layers.Params, vocabulary
         "model_type": "EncDecRNNTBPEModel",
         "vocab_size": vocabulary - 1,
         "subsampling_factor": config.encoder.subsampling_factor,
-        "pred_rnn_layers": 1,
+        "pred_rnn_layers": config.predictor.layers,
         "pred_hidden": _state_width(config),
         # The graph itself normalizes the features.
         "normalize_type": "NA",
@@ -68,20 +68,19 @@ def _write_decoder(path: Path, config: Config, params: layers.Params, vocabulary
     g = Graph()
     targets = g.input("targets", np.int32, ("N", 1))
     target_lengths = g.input("target_length", np.int32, ("N",))
-    states = [g.input(name, np.float32, (1, "N", state_width)) for name in ("state", "state_2")]
+    shape = (config.predictor.layers, "N", state_width)
+    states = [g.input(name, np.float32, shape) for name in ("state", "state_2")]
     # Label 0 of the layout is the model's label 1, its last label the model's blank.
     label = g("Mod", g("Add", g("Cast", targets, to=7), np.array(1)), np.array(vocabulary))
     if config.predictor.kind == "lstm":
-        hidden, cell = (g("Squeeze", state, [0]) for state in states)
-        predicted, *states = layers.lstm_step(g, predictor, g("Squeeze", label, [1]), hidden, cell)
-        states = [g("Unsqueeze", state, [0]) for state in states]
+        predicted, *states = layers.lstm_step(g, predictor, g("Squeeze", label, [1]), *states)
     else:
         predicted, states[0] = _stateless_step(g, predictor, label, states[0])
     predicted = layers.linear(g, params["joint"]["predictor_projection"], predicted)
     g.output("outputs", g("Unsqueeze", predicted, [2]), np.float32, ("N", width, 1))
     g.output("prednet_lengths", target_lengths, np.int32, ("N",))
     for name, state in zip(("next_state", "next_state_2"), states):
-        g.output(name, state, np.float32, (1, "N", state_width))
+        g.output(name, state, np.float32, shape)
     g.save(path, {})
 
 

@@ -113,8 +113,8 @@ class NemoRuntime:
     def predict(self, label: int, state: State | None) -> tuple[Predicted, State]:
         """Return the decoder's output after a label, and the state; None before the first label,
         which is the blank."""
-        width = self._decoder.get_inputs()[2].shape[2]
-        before = [np.zeros((1, 1, width), np.float32)] * 2 if state is None else state
+        layers, _, width = self._decoder.get_inputs()[2].shape
+        before = [np.zeros((layers, 1, width), np.float32)] * 2 if state is None else state
         target = np.array([[(label - 1) % self._vocabulary]], np.int32)
         predicted, _, *after = _run(self._decoder, target, np.ones(1, np.int32), *before)
         return predicted, after

@@ -466,15 +466,31 @@ def stateless_predictor(g: Graph, p: Params, labels: Value) -> Value:
 def lstm_step(
     g: Graph, p: Params, labels: Value, hidden: Value, cell: Value
 ) -> tuple[Value, Value, Value]:
-    """Apply models.predictor.LSTMPredictor to labels [B] and a state; return the output, which is
-    the new hidden state, and the new state, [B, D] each."""
-    embedded = g("Gather", p["embedding"]["embedding"], labels)
-    gates = g("Add", linear(g, p["input"], embedded), linear(g, p["recurrent"], hidden))
+    """Apply models.predictor.LSTMPredictor to labels [B] and a state, [L, B, D] each; return the
+    output [B, D], which is the last layer's new hidden state, and the new state."""
+    x, layers = g("Gather", p["embedding"]["embedding"], labels), [p]
+    if "upper" in p:
+        number = len(p["upper"]["recurrent"]["kernel"])
+        layers += [jax.tree.map(lambda a: a[n], p["upper"]) for n in range(number)]
+    after = []
+    for n, layer in enumerate(layers):
+        before = (g("Gather", state, np.array(n), axis=0) for state in (hidden, cell))
+        after.append(_lstm_cell(g, layer, x, *before))
+        x = after[-1][0]
+    return x, *(_stacked(g, states) for states in zip(*after))
+
+
+def _lstm_cell(g: Graph, p: Params, x: Value, hidden: Value, cell: Value) -> tuple[Value, Value]:
+    gates = g("Add", linear(g, p["input"], x), linear(g, p["recurrent"], hidden))
     i, f, c, o = g.split("Split", 4, gates, axis=1)
     remembered = g("Mul", g("Sigmoid", g("Add", f, 1.0)), cell)
     cell = g("Add", remembered, g("Mul", g("Sigmoid", i), g("Tanh", c)))
-    hidden = g("Mul", g("Sigmoid", o), g("Tanh", cell))
-    return hidden, hidden, cell
+    return g("Mul", g("Sigmoid", o), g("Tanh", cell)), cell
+
+
+def _stacked(g: Graph, values: Sequence[Value]) -> Value:
+    """Return [N, ...] from N values."""
+    return g("Concat", *(g("Unsqueeze", value, [0]) for value in values), axis=0)
 
 
 def joint(g: Graph, config: Config, p: Params, encoded: Value, predicted: Value) -> Value:

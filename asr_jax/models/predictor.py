@@ -15,10 +15,12 @@ from asr_jax.config import PredictorConfig
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.embedding import Embedding
 from asr_jax.layers.linear import Linear
+from asr_jax.layers.stack import stacked
 
 BLANK_ID = 0
 NONE_ID = -1
-LSTMState = tuple[Float[Array, "B D"], Float[Array, "B D"]]
+# The hidden state and the cell of the first layer, then those of the next.
+LSTMState = tuple[Float[Array, "B D"], ...]
 
 
 class StatelessPredictor(nnx.Module):
@@ -71,8 +73,20 @@ class StatelessPredictor(nnx.Module):
         return jax.nn.relu(self.convolution(dropout(embedded, self.dropout, key)))
 
 
+class LSTMLayer(nnx.Module):
+    """The matrices of an LSTM layer that reads the layer below it."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.input = Linear(width, 4 * width, rngs=rngs)
+        self.recurrent = Linear(width, 4 * width, use_bias=False, rngs=rngs)
+
+
 class LSTMPredictor(nnx.Module):
-    """An embedding and an LSTM layer (arXiv 1211.3711); first input blank, first state zero."""
+    """An embedding and LSTM layers (arXiv 1211.3711); first input blank, first state zero.
+
+    Each layer after the first reads the hidden states of the layer below. The output is the hidden
+    state of the last layer.
+    """
 
     def __init__(
         self,
@@ -81,11 +95,15 @@ class LSTMPredictor(nnx.Module):
         embedding_width: int,
         width: int,
         dropout: float,
+        layers: int = 1,
         rngs: nnx.Rngs,
     ):
         self.embedding = Embedding(vocabulary_size, embedding_width, rngs=rngs)
         self.input = Linear(embedding_width, 4 * width, rngs=rngs)
         self.recurrent = Linear(width, 4 * width, use_bias=False, rngs=rngs)
+        make = functools.partial(_make_layer, width)
+        self.upper = stacked(make, layers - 1, shared_layers=1, rngs=rngs) if layers > 1 else None
+        self.layers = layers
         self.width = width
         self.dropout = dropout
 
@@ -94,36 +112,60 @@ class LSTMPredictor(nnx.Module):
     ) -> Float[Array, "B U1 D"]:
         """Return the output after 0, 1, ..., U labels; it ignores later labels."""
         inputs = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=BLANK_ID)
-        keys = (None, None) if key is None else jax.random.split(key)
-        gates = self.input(dropout(self.embedding(inputs), self.dropout, keys[0]))
-        zeros = jnp.zeros((len(labels), self.width), gates.dtype)
-
-        def run(state, gates):
-            state = self._cell(state, gates)
-            return state, state[0]
-
-        _, hidden = jax.lax.scan(run, (zeros, zeros), jnp.swapaxes(gates, 0, 1))
-        return dropout(jnp.swapaxes(hidden, 0, 1), self.dropout, keys[1])
+        number = self.layers + 1
+        keys = [None] * number if key is None else [*jax.random.split(key, number)]
+        x = dropout(self.embedding(inputs), self.dropout, keys[0])
+        for (of_input, recurrent), key in zip(self._layers(), keys[1:], strict=True):
+            x = dropout(self._hidden(recurrent, of_input(x)), self.dropout, key)
+        return x
 
     def start(self, batch: int) -> LSTMState:
-        """Return the state (hidden, cell) before the first label, after reading blank."""
+        """Return the state before the first label, after reading blank."""
         zeros = jnp.zeros((batch, self.width), self.recurrent.kernel.dtype)
-        return self.step((zeros, zeros), jnp.full((batch,), BLANK_ID))
+        return self.step((zeros, zeros) * self.layers, jnp.full((batch,), BLANK_ID))
 
     def output(self, state: LSTMState) -> Float[Array, "B D"]:
         """Return the output for a state."""
-        return state[0]
+        return state[-2]
 
     def step(self, state: LSTMState, labels: Int[Array, " B"]) -> LSTMState:
         """Return the state after one more label."""
-        return self._cell(state, self.input(self.embedding(labels)))
+        x, after = self.embedding(labels), ()
+        for n, (of_input, recurrent) in enumerate(self._layers()):
+            x, cell = self._cell(recurrent, (state[2 * n], state[2 * n + 1]), of_input(x))
+            after += (x, cell)
+        return after
 
-    def _cell(self, state: LSTMState, gates: Float[Array, "B G"]) -> LSTMState:
+    def _layers(self) -> list[tuple[nnx.Linear, nnx.Linear]]:
+        """Return the matrices of every layer, for its input and for its state."""
+        upper = [jax.tree.map(lambda a: a[n], self.upper) for n in range(self.layers - 1)]
+        return [(layer.input, layer.recurrent) for layer in (self, *upper)]
+
+    def _hidden(
+        self, recurrent: nnx.Linear, gates: Float[Array, "B U1 G"]
+    ) -> Float[Array, "B U1 D"]:
+        """Return the hidden states of a layer, from the gates' sums over its inputs."""
+        zeros = jnp.zeros((len(gates), self.width), gates.dtype)
+
+        def run(state, gates):
+            state = self._cell(recurrent, state, gates)
+            return state, state[0]
+
+        _, hidden = jax.lax.scan(run, (zeros, zeros), jnp.swapaxes(gates, 0, 1))
+        return jnp.swapaxes(hidden, 0, 1)
+
+    def _cell(
+        self, recurrent: nnx.Linear, state: tuple[Array, Array], gates: Float[Array, "B G"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         hidden, cell = state
-        i, f, g, o = jnp.split(gates + self.recurrent(hidden), 4, axis=-1)
+        i, f, g, o = jnp.split(gates + recurrent(hidden), 4, axis=-1)
         # + 1: the forget gate starts open, so gradients pass (Jozefowicz et al., 2015).
         cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def _make_layer(width: int, rngs: nnx.Rngs) -> LSTMLayer:
+    return LSTMLayer(width, rngs=rngs)
 
 
 def make_predictor(
@@ -131,7 +173,7 @@ def make_predictor(
 ) -> StatelessPredictor | LSTMPredictor:
     """Make the predictor of a config, with random parameters."""
     kind = {
-        "lstm": LSTMPredictor,
+        "lstm": functools.partial(LSTMPredictor, layers=config.layers),
         "stateless": functools.partial(StatelessPredictor, context=config.context),
     }[config.kind]
     return kind(

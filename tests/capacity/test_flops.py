@@ -92,20 +92,20 @@ def counted(config):
 
 
 @pytest.mark.parametrize(
-    "attention, kind, objective_kind",
+    "attention, predictor, objective_kind",
     [
-        ("rotary", "stateless", "transducer"),
-        ("relative", "lstm", "transducer"),
-        ("rotary", "lstm", "tdt"),
-        ("rotary", "stateless", "ctc"),
-        ("rotary", "stateless", "attention"),
+        ("rotary", {}, "transducer"),
+        ("relative", dict(kind="lstm"), "transducer"),
+        ("rotary", dict(kind="lstm", layers=3), "tdt"),
+        ("rotary", {}, "ctc"),
+        ("rotary", {}, "attention"),
     ],
 )
-def test_matrix_products_are_those_that_are_traced(attention, kind, objective_kind):
+def test_matrix_products_are_those_that_are_traced(attention, predictor, objective_kind):
     config = dataclasses.replace(
         CONFIG,
         encoder=dataclasses.replace(CONFIG.encoder, attention=attention),
-        predictor=dataclasses.replace(CONFIG.predictor, kind=kind),
+        predictor=dataclasses.replace(CONFIG.predictor, **predictor),
         objective=dataclasses.replace(CONFIG.objective, kind=objective_kind),
     )
     function, params = gradients_of_losses(config)

@@ -14,6 +14,7 @@ import soundfile
 import asr_jax
 from asr_jax.audio.samples import read_audio
 from asr_jax.commands.export import check
+from asr_jax.config import Config, ObjectiveConfig, PredictorConfig
 from asr_jax.data.manifest import read_transcribed
 from asr_jax.export import model_card
 from asr_jax.inference.recognizer import open_run, windows_of
@@ -269,6 +270,13 @@ def test_the_card_has_the_evaluation_and_open_licenses(trained, exported):
     wer = json.loads(next(trained.run.glob("evaluation/*/wer.json")).read_text())["wer"]
     assert f"| {trained.data} | {wer:.2f} |" in text
     assert text.count("TO BE FILLED IN") == 2
+    assert "| predictor | stateless, 2 labels, 8 wide |" in text
+    tdt = Config(
+        predictor=PredictorConfig(kind="lstm", layers=2, width=640),
+        objective=ObjectiveConfig(kind="tdt"),
+    )
+    assert model_card._predictor(tdt) == {"predictor": "lstm, 2 layers 640 wide"}
+    assert model_card._predictor(Config(objective=ObjectiveConfig(kind="ctc"))) == {}
     assert "not evaluated" in model_card._evaluations([])
 
 

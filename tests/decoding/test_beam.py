@@ -29,10 +29,10 @@ from asr_jax.models.transducer import Transducer
 VOCABULARY = 3
 
 
-def model(kind, vocabulary_size=VOCABULARY, seed=0):
+def model(kind, vocabulary_size=VOCABULARY, seed=0, layers=1):
     config = Config(
         encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2),
-        predictor=PredictorConfig(kind=kind, embedding_width=6, width=7),
+        predictor=PredictorConfig(kind=kind, layers=layers, embedding_width=6, width=7),
         joint=JointConfig(width=9),
     )
     transducer = Transducer(config, vocabulary_size, rngs=nnx.Rngs(seed))
@@ -70,9 +70,11 @@ def every_sequence(transducer, encoded, max_symbols):
     return found
 
 
-@pytest.mark.parametrize("kind, max_symbols, frames", [("stateless", 2, 2), ("lstm", 1, 4)])
-def test_wide_beam_finds_every_sequence_with_its_probability(kind, max_symbols, frames):
-    transducer = model(kind)
+@pytest.mark.parametrize(
+    "kind, layers, max_symbols, frames", [("stateless", 1, 2, 2), ("lstm", 2, 1, 4)]
+)
+def test_wide_beam_finds_every_sequence_with_its_probability(kind, layers, max_symbols, frames):
+    transducer = model(kind, layers=layers)
     lengths = frames, frames - 1, 0
     encoded = 2 * jax.random.normal(jax.random.key(1), (3, frames, 8))
     size = 32  # 1 + 2 + 4 + 8 + 16 = 31 sequences

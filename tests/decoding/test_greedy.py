@@ -23,7 +23,9 @@ DURATIONS = (0, 1, 3)
 def config_of(kind, objective):
     return Config(
         encoder=EncoderConfig(layers=1, width=8, heads=2, subsampling_channels=2),
-        predictor=PredictorConfig(kind=kind, embedding_width=6, width=7),
+        predictor=PredictorConfig(
+            kind=kind, layers=2 if kind == "lstm" else 1, embedding_width=6, width=7
+        ),
         joint=JointConfig(width=9),
         objective=ObjectiveConfig(kind=objective, durations=DURATIONS),
     )

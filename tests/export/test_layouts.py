@@ -33,6 +33,7 @@ RECORDINGS = [
 SHORT = (1, 79, 80, 161, 700)
 PLAIN = FeaturesConfig(normalization="none")
 LSTM = PredictorConfig(kind="lstm", width=7, embedding_width=5)
+TWO_LAYERS = PredictorConfig(kind="lstm", layers=2, width=7, embedding_width=5)
 STATELESS = PredictorConfig(context=3, width=7, embedding_width=5)
 STREAM = dict(chunk_ms=(80.0,), left_chunks=2)
 
@@ -47,7 +48,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     "features, predictor, encoder, objective",
     [
         (nemo_layout.FEATURES, LSTM, {}, "transducer"),
-        (nemo_layout.FEATURES, LSTM, dict(subsampling_factor=8), "tdt"),
+        (nemo_layout.FEATURES, TWO_LAYERS, dict(subsampling_factor=8), "tdt"),
         (nemo_layout.FEATURES, STATELESS, dict(subsampling_factor=8), "transducer"),
         (PLAIN, STATELESS, STREAM | dict(attention="rotary"), "transducer"),
         # The cached features are more than the cached frames of a convolution.

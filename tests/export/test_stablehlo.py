@@ -45,7 +45,7 @@ def make(small_model, sizes_may_be_symbols):
             | dict(subsampling_factor=8, shared_layers=4),
             dict(
                 objective=ObjectiveConfig(kind="tdt"),
-                predictor=PredictorConfig(kind="lstm", width=7, embedding_width=5),
+                predictor=PredictorConfig(kind="lstm", layers=2, width=7, embedding_width=5),
             ),
         ),
         (
@@ -120,7 +120,7 @@ def test_a_program_runs_on_every_platform(make, tmp_path):
     "objective, predictor, encoder",
     [
         ("transducer", PredictorConfig(width=7, embedding_width=5), dict(attention="rotary")),
-        ("tdt", PredictorConfig(kind="lstm", width=7, embedding_width=5), {}),
+        ("tdt", PredictorConfig(kind="lstm", layers=3, width=7, embedding_width=5), {}),
         ("hat", PredictorConfig(width=7, embedding_width=5), dict(subsampling_factor=8)),
     ],
 )

@@ -18,6 +18,7 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
+from asr_jax.layers.dropout import dropout
 from asr_jax.layers.subsampling import subsample
 from asr_jax.models.composition import make_model
 from asr_jax.models.encoder import Encoder
@@ -209,8 +210,14 @@ PREDICTORS = {
     "context 3": lambda: StatelessPredictor(
         11, context=3, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)
     ),
-    "lstm": lambda: LSTMPredictor(11, embedding_width=6, width=8, dropout=0.1, rngs=nnx.Rngs(0)),
+    "lstm": lambda: lstm(layers=1),
+    "lstm of 3 layers": lambda: lstm(layers=3),
 }
+
+
+def lstm(*, layers, **options):
+    sizes = dict(embedding_width=6, width=8, dropout=0.1) | options
+    return LSTMPredictor(11, layers=layers, rngs=nnx.Rngs(0), **sizes)
 
 
 @pytest.mark.parametrize("kind", PREDICTORS)
@@ -233,6 +240,43 @@ def test_predictor_does_not_look_ahead(kind):
     changed = labels.at[0, 2:].set(jnp.array([9, 0]))
     np.testing.assert_array_equal(predictor(labels)[:, :3], predictor(changed)[:, :3])
     assert not jnp.allclose(predictor(labels)[:, 3], predictor(changed)[:, 3])
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_lstm_equals_its_definition_layer_by_layer(layers):
+    predictor = lstm(layers=layers)
+    predictor.input.bias[...] = jax.random.normal(jax.random.key(1), (32,))
+    labels = jax.random.randint(jax.random.key(0), (2, 4), 1, 11)
+    whole = np.asarray(predictor(labels))
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    params = {name: np.asarray(p, np.float64) for name, p in by_name(nnx.state(predictor)).items()}
+
+    def part(layer, name):
+        return params[name] if layer == 0 else params[f"upper.{name}"][layer - 1]
+
+    for row, of_row in enumerate(labels):
+        x = params["embedding.embedding"][[0, *of_row]]
+        for layer in range(layers):
+            hidden, cell, outputs = np.zeros(8), np.zeros(8), []
+            for given in x:
+                gates = given @ part(layer, "input.kernel") + part(layer, "input.bias")
+                i, f, g, o = np.split(gates + hidden @ part(layer, "recurrent.kernel"), 4)
+                cell = sigmoid(f + 1) * cell + sigmoid(i) * np.tanh(g)
+                hidden = sigmoid(o) * np.tanh(cell)
+                outputs.append(hidden)
+            x = np.array(outputs)
+        np.testing.assert_allclose(whole[row], x, atol=1e-6)
+        np.testing.assert_allclose(predictor(of_row[None])[0], whole[row], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_lstm_drops_the_embedding_and_the_output_of_every_layer():
+    predictor, labels = lstm(layers=2, dropout=0.5), jnp.array([[3, 4]])
+    keys = jax.random.split(jax.random.key(5), 3)
+    x = dropout(predictor.embedding(jnp.array([[0, 3, 4]])), 0.5, keys[0])
+    for (of_input, recurrent), key in zip(predictor._layers(), keys[1:]):
+        x = dropout(predictor._hidden(recurrent, of_input(x)), 0.5, key)
+    np.testing.assert_array_equal(predictor(labels, key=jax.random.key(5)), x)
 
 
 def test_stateless_context_starts_with_zeros_and_blank():

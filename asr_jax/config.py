@@ -313,6 +313,9 @@ class EncoderConfig(Section):
     Attention sees no later chunk, and convolutions are causal."""
     left_chunks: Annotated[int, NOT_NEGATIVE] = 4
     """Number of chunks before its own that a frame attends to."""
+    left_context_frames: Annotated[int | None, NOT_NEGATIVE] = None
+    """Subsampled frames in those chunks: as many chunks of any size as they hold whole.
+    None: encoder.left_chunks, whatever the size of a chunk."""
     dropout: Annotated[float, DROPOUT] = 0.1
     """Dropout probability in every residual branch."""
     layer_drop: Annotated[float, FRACTION] = 0.0
@@ -350,6 +353,8 @@ class EncoderConfig(Section):
             raise self._invalid(
                 "context_frames", "must be empty where encoder.chunk_ms limits the context"
             )
+        if self.left_context_frames is not None and not self.chunk_ms:
+            raise self._invalid("left_context_frames", "needs encoder.chunk_ms, its chunks")
 
 
 @dataclass(frozen=True, kw_only=True)

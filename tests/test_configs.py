@@ -229,6 +229,10 @@ def error_message(path: Path, overrides: tuple[str, ...] = ()) -> str:
             ("--predictor.kind", "lstm", "--predictor.layers", "0"),
             ["predictor.layers = 0: must be"],
         ),
+        (
+            ("--encoder.left-context-frames", "70"),
+            ["encoder.left_context_frames = 70: needs encoder.chunk_ms"],
+        ),
         (("--encoder.left-chunks", "-1"), ["encoder.left_chunks = -1: must not be negative"]),
     ],
 )

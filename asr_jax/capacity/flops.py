@@ -8,6 +8,7 @@ import numpy as np
 from asr_jax.config import Config, EncoderConfig, chunk_frames
 from asr_jax.features.frames import frame_count
 from asr_jax.layers.length import halved, subsampled
+from asr_jax.models.encoder import left_chunks
 
 
 class Sizes(NamedTuple):
@@ -218,7 +219,8 @@ def _pairs(frames: int, config: Config) -> int:
     pairs = []
     for size in (chunk_frames(ms, config) or frames for ms in encoder.chunk_ms or (0.0,)):
         start = number // size * size
-        seen = np.minimum(start + size, frames) - np.maximum(start - encoder.left_chunks * size, 0)
+        left = int(left_chunks(encoder, size)) * size
+        seen = np.minimum(start + size, frames) - np.maximum(start - left, 0)
         pairs.append(int(seen.sum()))
     return sum(pairs) // len(pairs)
 

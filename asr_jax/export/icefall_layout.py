@@ -21,8 +21,11 @@ def cannot_stream(config: Config) -> str:
     """Return why the layout cannot hold the config's streaming encoder; empty if it can."""
     if config.encoder.kind != "conformer":
         return f"encoder.kind = {config.encoder.kind!r}: must be 'conformer' for streams"
-    if not config.encoder.left_chunks:
-        return "encoder.left_chunks = 0: must be positive for streams"
+    if not layers.Chunks.of(config).cache_frames:
+        if config.encoder.left_context_frames is None:
+            return "encoder.left_chunks = 0: must be positive for streams"
+        left = config.encoder.left_context_frames
+        return f"encoder.left_context_frames = {left}: must hold a chunk of decoding.chunk_ms"
     return ""
 
 

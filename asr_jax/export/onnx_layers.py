@@ -16,6 +16,7 @@ from asr_jax.config import Config, chunk_frames
 from asr_jax.export.onnx_graph import Graph, Value
 from asr_jax.features.logmel import VARIANCE_FLOOR
 from asr_jax.layers import attention
+from asr_jax.models.encoder import left_chunks
 
 Params = dict[str, PyTree[np.ndarray]]
 
@@ -185,9 +186,11 @@ def visibility(g: Graph, config: Config, mask: Value, frames: Value) -> Value:
     """Return a bias of scores, [B, 1, 1 or T, T]: 0 where a frame sees another, -1e30 elsewhere."""
     seen = g("Unsqueeze", mask, [1, 2])
     chunk = chunk_frames(config.decoding.chunk_ms, config)
-    left, right = config.encoder.left_chunks, 0
+    left = right = 0
     if config.encoder.context_frames:
         chunk, (left, right) = 1, config.encoder.context_frames
+    elif chunk:
+        left = left_chunks(config.encoder, chunk)
     if chunk:
         chunks = g("Div", count(g, 0, frames), np.array(chunk))
         ahead = g("Sub", g("Unsqueeze", chunks, [1]), g("Unsqueeze", chunks, [0]))
@@ -385,7 +388,7 @@ class Chunks(NamedTuple):
     @classmethod
     def of(cls, config: Config) -> "Chunks":
         frames = chunk_frames(config.decoding.chunk_ms, config)
-        left = config.encoder.left_chunks * frames
+        left = int(left_chunks(config.encoder, frames)) * frames
         return cls(frames, left, config.encoder.kernel_frames - 1)
 
 

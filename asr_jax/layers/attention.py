@@ -46,7 +46,7 @@ class Context(NamedTuple):
 
     chunk_frames: int | Int[Array, ""]
     """Size of a chunk; an array if every step draws another size, so that it is not static."""
-    left_chunks: int
+    left_chunks: int | Int[Array, ""]
     right_chunks: int = 0
 
     def sees(self, queries: Int[Array, " Q"], keys: Int[Array, " T"]) -> Bool[Array, "Q T"]:
@@ -56,7 +56,7 @@ class Context(NamedTuple):
 
     def window(self) -> tuple[int, int, int]:
         """Return the queries of a block of whole chunks, and the frames it sees on either side."""
-        assert isinstance(self.chunk_frames, int)
+        assert isinstance(self.chunk_frames, int) and isinstance(self.left_chunks, int)
         left, right = (n * self.chunk_frames for n in (self.left_chunks, self.right_chunks))
         chunks = -(-max(left, right, BLOCK_FRAMES) // self.chunk_frames)
         return chunks * self.chunk_frames, left, right

@@ -63,8 +63,9 @@ class Encoder(nnx.Module):
 
     Attention sees the whole utterance, or, with `context_frames` = (left, right), that many frames
     on either side. With chunk sizes (`chunk_ms`; 0 stands for the whole utterance), attention sees
-    its own chunk and the `left_chunks` before it, and convolutions see no later frame, so a stream
-    can be encoded chunk by chunk. Each call with a key draws one of the sizes (arXiv 2012.05481).
+    its own chunk and the `left_chunks` before it (if given, those that `left_context_frames` hold),
+    and convolutions see no later frame, so a stream can be encoded chunk by chunk. Each call with a
+    key draws one of the sizes (arXiv 2012.05481).
 
     A call with a key skips block l of L with probability `layer_drop` l / L, independently for each
     utterance, and scales the output of the branches kept so that its mean equals that of a call
@@ -93,6 +94,7 @@ class Encoder(nnx.Module):
         self.context_frames = encoder.context_frames
         self.chunk_frames = tuple(chunk_frames(size, config) for size in encoder.chunk_ms)
         self.left_chunks = encoder.left_chunks
+        self.left_context_frames = encoder.left_context_frames
 
     def __call__(
         self,
@@ -178,7 +180,7 @@ class Encoder(nnx.Module):
 
     def start(self, batch: int, *, chunk_frames: int) -> EncoderState:
         """Return the state before the first chunk, for chunks of `chunk_frames` encoded frames."""
-        cache_frames = self.left_chunks * chunk_frames
+        cache_frames = left_chunks(self, chunk_frames) * chunk_frames
         dtype = self.subsampling.project.kernel[...].dtype
         tail = jnp.zeros((batch, self.subsampling.factor, self.mel_bins), dtype)
 
@@ -205,7 +207,8 @@ class Encoder(nnx.Module):
             self.subsampling, state.features, features, lengths, begins=state.seen == 0
         )
         # Positions of the cached frames and the chunk.
-        positions = self._positions((self.left_chunks + 1) * x.shape[1], x)
+        chunk = x.shape[1]
+        positions = self._positions((left_chunks(self, chunk) + 1) * chunk, x)
 
         def run(x, block_and_state):
             block, before = block_and_state
@@ -224,13 +227,23 @@ class Encoder(nnx.Module):
             sizes = jnp.array([size or _WHOLE for size in self.chunk_frames])
             # Another index past the keys split for dropout.
             key = jax.random.fold_in(key, self.layers + 2)
-            return Context(jax.random.choice(key, sizes), self.left_chunks)
-        return Context(chunk_frames, self.left_chunks) if chunk_frames else None
+            size = jax.random.choice(key, sizes)
+            return Context(size, left_chunks(self, size))
+        return Context(chunk_frames, left_chunks(self, chunk_frames)) if chunk_frames else None
 
     def _positions(self, farthest: int, x: Float[Array, "B T D"]) -> Float[Array, "R D"] | None:
         if self.attention != "relative":
             return None
         return relative_positions(farthest, x.shape[2]).astype(x.dtype)
+
+
+def left_chunks(
+    sizes: "EncoderConfig | Encoder", chunk_frames: int | Int[Array, ""]
+) -> int | Int[Array, ""]:
+    """Return the number of chunks before its own that a frame attends to, for a size of chunks."""
+    if sizes.left_context_frames is None:
+        return sizes.left_chunks
+    return sizes.left_context_frames // chunk_frames
 
 
 def _make_subsampling(config: Config, *, rngs: nnx.Rngs) -> Subsampling:

@@ -153,6 +153,12 @@ def test_pairs_are_the_frames_that_see_each_other():
             chunk_ms=(160.0,),
             left_chunks=2,
         )
+        pairs(
+            frames,
+            lambda q, t: q // 4 - 2 <= t // 4 <= q // 4,
+            chunk_ms=(160.0,),
+            left_context_frames=11,
+        )
 
 
 @pytest.mark.parametrize("kind, factor", [("conv1d", 8), ("separable", 8)])

@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
         (nemo_layout.FEATURES, LSTM, {}, "transducer"),
         (nemo_layout.FEATURES, TWO_LAYERS, dict(subsampling_factor=8), "tdt"),
         (nemo_layout.FEATURES, STATELESS, dict(subsampling_factor=8), "transducer"),
-        (PLAIN, STATELESS, STREAM | dict(attention="rotary"), "transducer"),
+        (PLAIN, STATELESS, STREAM | dict(attention="rotary", left_context_frames=5), "transducer"),
         # The cached features are more than the cached frames of a convolution.
         (PLAIN, STATELESS, STREAM | dict(attention="relative", kernel_frames=3), "transducer"),
     ],

@@ -50,7 +50,7 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
             0.0,
         ),
         (
-            dict(convolution_norm="affine", bias=False)
+            dict(convolution_norm="affine", bias=False, left_context_frames=3)
             | dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)),
             80.0,
         ),

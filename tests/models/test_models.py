@@ -18,10 +18,11 @@ from asr_jax.config import (
     ObjectiveConfig,
     PredictorConfig,
 )
+from asr_jax.layers.attention import Context
 from asr_jax.layers.dropout import dropout
 from asr_jax.layers.subsampling import subsample
 from asr_jax.models.composition import make_model
-from asr_jax.models.encoder import Encoder
+from asr_jax.models.encoder import _WHOLE, Encoder
 from asr_jax.models.predictor import LSTMPredictor, StatelessPredictor
 
 SIZES = dict(
@@ -112,7 +113,14 @@ def perturbed(attention, subsampling, factor, **options):
         ("relative", "conv2d", 4, 3, 2, {}),
         ("rotary", "conv1d", 4, 1, 3, dict(kind="transformer", shared_layers=2)),
         ("relative", "separable", 8, 2, 0, dict(shared_layers=2, residual_rank=1)),
-        ("rotary", "separable", 8, 5, 1, dict(convolution_norm="affine", bias=False)),
+        (
+            "rotary",
+            "separable",
+            8,
+            5,
+            1,
+            dict(left_context_frames=12) | dict(convolution_norm="affine", bias=False),
+        ),
     ],
 )
 def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
@@ -176,7 +184,7 @@ def test_encoder_without_biases_equals_one_whose_biases_are_zero():
 
 
 def test_training_draws_chunk_sizes_and_masks_like_the_offline_pass():
-    model = encoder(dropout=0.0, chunk_ms=(80.0, 0.0), left_chunks=1)
+    model = encoder(dropout=0.0, chunk_ms=(80.0, 0.0), left_context_frames=3)
     x, lengths = features(), jnp.array([37, 20, 9])
     either = [model(x, lengths, chunk_frames=size)[0] for size in (2, 0)]
     assert not jnp.allclose(*either, atol=1e-3)
@@ -184,6 +192,23 @@ def test_training_draws_chunk_sizes_and_masks_like_the_offline_pass():
     drawn = [trained(jax.random.key(seed)) for seed in range(8)]
     which = {[bool(jnp.allclose(d, one, atol=1e-5)) for one in either].index(True) for d in drawn}
     assert which == {0, 1}
+
+
+def test_left_context_in_frames_is_the_chunks_that_it_holds():
+    model = encoder(chunk_ms=(40.0, 80.0, 120.0, 240.0, 0.0), left_chunks=9, left_context_frames=5)
+    for size, chunks in {1: 5, 2: 2, 3: 1, 6: 0}.items():
+        context = model._context(size, None)
+        assert context == Context(size, chunks)
+        cache = model.start(2, chunk_frames=size).blocks.attention.key
+        assert cache.shape[2] == chunks * size
+    drawn = [model._context(0, jax.random.key(n)) for n in range(20)]
+    assert {(int(size), int(left)) for size, left, _ in drawn} == {
+        (1, 5),
+        (2, 2),
+        (3, 1),
+        (6, 0),
+        (_WHOLE, 0),
+    }
 
 
 def test_memory_with_a_limited_context_is_linear_in_duration():

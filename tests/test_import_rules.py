@@ -39,12 +39,13 @@ MAY_IMPORT = {
     "survey": "audio.levels pages survey types",
     "scoring": "pages scoring text_files types",
     "export": "config decoding export features layers models text types",
+    "pretrained": "config export.origin features pretrained text text_files",
     "inference": "audio capacity.flops config config_file data decoding distributed errors export "
     "features inference models text training.checkpoint types",
     "experiment": "capacity.flops config config_file data distributed errors experiment features "
     "inference layers models scoring text text_files training types",
     "commands": "audio capacity commands config config_file data decoding distributed errors "
-    "experiment export features inference layers models pages scoring survey text "
+    "experiment export features inference layers models pages pretrained scoring survey text "
     "text_files training types",
 }
 # The libraries that a part may import; a part that is not listed may import any.
@@ -60,6 +61,7 @@ LIBRARIES = {
     "text_files": "",
     "data": "array_record grain jaxtyping numpy pyarrow tensorflow_datasets",
     "pages": "numpy",
+    "pretrained": "jax numpy safetensors sentencepiece yaml",
     "survey": "numpy",
     "scoring": "jaxtyping numpy rapidfuzz whisper_normalizer",
 }
@@ -72,8 +74,8 @@ READS_CLOCK = (
 READS_CALL = "__main__ commands distributed"
 OPENS_FILES = (
     "audio commands config_file data decoding.hotwords decoding.ngram distributed experiment "
-    "export inference pages.document scoring.comparison scoring.report scoring.report_page "
-    "survey.page text text_files training.checkpoint training.metrics_log"
+    "export inference pages.document pretrained scoring.comparison scoring.report "
+    "scoring.report_page survey.page text text_files training.checkpoint training.metrics_log"
 )
 # The methods of pathlib.Path that no other object in the package has.
 FILE_METHODS = set(

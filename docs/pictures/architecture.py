@@ -59,6 +59,7 @@ ROOMS = {
     "__init__": Room(1.6, "asr_jax.load"),
     "inference": Room(2.5, "a model in use"),
     "export": Room(1.2, "other runtimes"),
+    "pretrained": Room(0.1, "foreign models"),
     "capacity": Room(4.5, "does it fit?"),
     "decoding": Room(1.2, "searches"),
     "training": Room(4.05, "step and loop"),

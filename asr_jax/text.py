@@ -61,7 +61,7 @@ def folded(texts: Iterable[str], normalization: Normalization) -> list[str]:
     if normalization == "none":
         return [collapse_white_space(text) for text in texts]
     normalizer = sentencepiece.SentencePieceNormalizer(
-        normalizer_spec=_normalizer_spec(normalization),
+        normalizer_spec=normalization_rules(normalization),
         add_dummy_prefix=False,
         escape_whitespaces=False,
     )
@@ -94,7 +94,9 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         # The text that SentencePiece decodes each label to.
         self._surfaces = ["", " \u2047 "] + [
-            self._processor.id_to_piece(id).replace(SPACE_PIECE, " ")
+            ""
+            if self._processor.is_control(id)
+            else self._processor.id_to_piece(id).replace(SPACE_PIECE, " ")
             for id in range(2, self.vocabulary_size)
         ]
         first = self._processor.encode("x", out_type=str)[0]
@@ -116,19 +118,26 @@ class Tokenizer:
         """Read a model that `train` or another program wrote.
 
         Another program's ids are reordered: blank, unknown, then its pieces without control
-        symbols such as <s>. Raises ValueError for a missing file, and for a model whose labels
-        would not spell the text, naming the property.
+        symbols such as <s>. A model whose ids begin with blank and unknown is taken as it is; its
+        control symbols are never encoded, and print as nothing. Raises ValueError for a missing
+        file, and for a model whose labels would not spell the text, naming the property.
         """
         try:
             model = Path(path).read_bytes()
-            sentencepiece.SentencePieceProcessor().load_from_serialized_proto(model)
-            return cls(_relabeled(model))
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from error
+        return cls.read(model, str(path))
+
+    @classmethod
+    def read(cls, model: bytes, location: str) -> "Tokenizer":
+        """Return the tokenizer of a serialized model, like `load`; errors name `location`."""
+        try:
+            sentencepiece.SentencePieceProcessor().load_from_serialized_proto(model)
+            return cls(_relabeled(model))
         except RuntimeError as error:
-            raise ValueError(f"{path}: not a SentencePiece model") from error
+            raise ValueError(f"{location}: not a SentencePiece model") from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{location}: {error}") from error
 
     @classmethod
     def train(
@@ -302,7 +311,7 @@ def _trained_model(
 
 
 @functools.cache
-def _normalizer_spec(normalization: Normalization) -> bytes:
+def normalization_rules(normalization: Normalization) -> bytes:
     """Return SentencePiece's rules of a normalization, serialized.
 
     Its own rules are those of its names. `lowercase` is its `nmt_nfkc` followed by the lower case
@@ -326,7 +335,7 @@ def _normalizer_spec(normalization: Normalization) -> bytes:
 def _with_normalization(model: bytes, normalization: Normalization) -> bytes:
     """Return a model, trained on normalized text, that normalizes text itself."""
     proto = _Model.FromString(model)
-    spec = _NormalizerSpec.FromString(_normalizer_spec(normalization))
+    spec = _NormalizerSpec.FromString(normalization_rules(normalization))
     proto.normalizer_spec.name = normalization
     proto.normalizer_spec.precompiled_charsmap = spec.precompiled_charsmap
     return proto.SerializeToString()
@@ -350,7 +359,8 @@ def _with_pieces(model: bytes, pieces: Sequence[tuple[str, float, int]]) -> byte
 def _relabeled(model: bytes) -> bytes:
     """Return a model whose ids are blank, unknown, then the pieces, without control symbols.
 
-    A model that has these ids is returned as it is. Raises ValueError as `_require_invertible`.
+    A model that has these ids is returned as it is, with its control symbols. Raises ValueError as
+    `_require_invertible`.
     """
     _require_invertible(model)
     proto = _Model.FromString(model)
@@ -361,9 +371,13 @@ def _relabeled(model: bytes) -> bytes:
         if piece.type not in (_UNKNOWN, _CONTROL) and piece.piece != BLANK_PIECE
     ]
     first = [(piece.piece, piece.type) for piece in proto.pieces[:2]]
+    spec = proto.trainer_spec
+    # Control symbols of models that asr-jax import wrote are labels, too.
+    ids = (spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id)
+    has_own_ids = ids == (BLANK_ID, UNKNOWN_ID, -1, -1)
     if (
         first == [(BLANK_PIECE, _CONTROL), (UNKNOWN_PIECE, _UNKNOWN)]
-        and len(kept) == len(proto.pieces) - 2
+        and (len(kept) == len(proto.pieces) - 2 or has_own_ids)
         and proto.normalizer_spec.remove_extra_whitespaces
     ):
         return model

@@ -18,6 +18,10 @@ COMMANDS = {
         "train CONFIG [--run DIR] [--init-from RUN|DIR] [--FIELD VALUE ...]",
         "Train a model, resuming from its latest checkpoint if there is one.",
     ),
+    "import": (
+        "import SOURCE OUT",
+        "Write a pretrained Parakeet or Nemotron model as a folder that all commands take.",
+    ),
     "evaluate": (
         "evaluate RUN [--data DATA ...] [--compare RUN|DIR] [--decoder beam]",
         "Measure the word error rate on datasets and write a report.",
@@ -57,8 +61,10 @@ def main() -> int:
         [nearest] = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)
         print(f"asr-jax: unknown command {command!r}; did you mean {nearest}?", file=sys.stderr)
         return 2
+    # A module cannot be named after a keyword of Python.
+    module = {"import": "import_model"}.get(command, command)
     try:
-        return importlib.import_module(f"asr_jax.commands.{command}").run(arguments)
+        return importlib.import_module(f"asr_jax.commands.{module}").run(arguments)
     except (Exception, KeyboardInterrupt) as error:
         message = user_message(error)
         if message is None:

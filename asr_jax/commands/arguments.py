@@ -67,6 +67,15 @@ def require_folder(path: Path, name: str) -> None:
         raise UsageError(f"{name} {path}: must be a folder, it is a file")
 
 
+def require_new_folder(out: Path) -> None:
+    """Raise UsageError unless OUT can be made: it does not exist, or is an empty folder."""
+    require_unicode(out, "OUT =")
+    if out.name in ("", ".."):
+        raise UsageError(f"{out}: must name a folder to create")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: already exists and is not empty; choose another folder")
+
+
 def require_unicode(path: Path, name: str) -> None:
     """Raise UsageError for a folder that libraries cannot write to, since its path is not UTF-8."""
     if escaped(str(path.absolute())) != str(path.absolute()):

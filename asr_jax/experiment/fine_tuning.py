@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Set
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,13 @@ from jaxtyping import PyTree
 from asr_jax.config import Config
 from asr_jax.distributed.processes import first_process
 from asr_jax.errors import UsageError
-from asr_jax.inference.recognizer import Recognizer, open_any_run
+from asr_jax.inference.recognizer import STARTED_FROM, Recognizer, open_any_run
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import escaped
 from asr_jax.training.checkpoint import has_checkpoints
 from asr_jax.training.state import TrainState
 from asr_jax.training.transfer import LabelAxes, label_axes, shape_mismatches, transferred
 
-_RECORD = "init_from.json"
 # Fields that change the meaning of parameters, but not their shapes.
 _MUST_AGREE = ("encoder.heads", "encoder.convolution_norm", "joint.activation", "decoder.heads")
 # Fields that affect training only.
@@ -39,6 +38,8 @@ class Record(TypedDict):
     pieces_drawn: list[str]
     networks_drawn: list[str]
     networks_left: list[str]
+    origin: NotRequired[dict[str, str]]
+    """Source, license and attribution of parameters that another publisher trained."""
 
 
 class Source(NamedTuple):
@@ -107,7 +108,7 @@ def _record(
 ) -> Record:
     known = set(opened.tokenizer.pieces)
     networks, source_networks = abstract_params.keys(), opened.params.keys()
-    return {
+    record: Record = {
         "init_from": str(source),
         "checkpoint": opened.checkpoint,
         "pieces_kept": [piece for piece in tokenizer.pieces if piece in known],
@@ -115,6 +116,9 @@ def _record(
         "networks_drawn": sorted(networks - source_networks),
         "networks_left": sorted(source_networks - networks),
     }
+    if opened.origin:
+        record["origin"] = opened.origin._asdict()
+    return record
 
 
 def _notes(record: Record) -> list[str]:
@@ -125,6 +129,9 @@ def _notes(record: Record) -> list[str]:
     ]
     if drawn := record["networks_drawn"]:
         notes.append(f"initialized randomly: {', '.join(drawn)}, which {source} lacks")
+    if "origin" in record:
+        license = record["origin"]["license"] or "not stated"
+        notes.append(f"license of {record['origin']['source']}, which exports state: {license}")
     if left := record["networks_left"]:
         notes.append(f"not copied: {', '.join(left)}, which the config's model lacks")
     return notes
@@ -145,14 +152,14 @@ def initialize_from(
         params = transferred(state.params, given, axes, source.axes)
         return state._replace(params=params, averaged=jax.tree.map(jnp.copy, params))
 
-    _keep_record(run / _RECORD, source.record)
+    _keep_record(run / STARTED_FROM, source.record)
     return replace_params(state, source.params)
 
 
 @first_process
 def forget_source(run: Path) -> None:
     """Delete the record of a start with a source that ended before its first checkpoint."""
-    (run / _RECORD).unlink(missing_ok=True)
+    (run / STARTED_FROM).unlink(missing_ok=True)
 
 
 @first_process
@@ -164,7 +171,7 @@ def _keep_record(path: Path, record: Record) -> None:
 
 
 def _require_started_from(run: Path, source: Path) -> None:
-    path = run / _RECORD
+    path = run / STARTED_FROM
     before = json.loads(path.read_bytes())["init_from"] if path.exists() else None
     if before != str(source):
         start = f"from {before}" if before else "with random parameters"

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from asr_jax.config import Config
+from asr_jax.export.origin import Origin, license_lines
+
+IMPORTED = "imported"
+"""Stands for the checkpoint of an imported model."""
 
 
 class ExportCheck(NamedTuple):
@@ -18,6 +22,16 @@ class ExportCheck(NamedTuple):
     """WER of the exported model, in percent."""
     equal: int
     """Number of transcripts that equal the run's exactly."""
+
+
+class Trained(NamedTuple):
+    """The parameters of a model."""
+
+    number: int
+    checkpoint: str
+    """Checkpoint that they come from."""
+    origin: Origin | None
+    """Where they come from if another publisher trained them first."""
 
 
 class Evaluation(TypedDict):
@@ -40,8 +54,7 @@ def model_card(
     name: str,
     config: Config,
     *,
-    parameters: int,
-    checkpoint: str,
+    trained: Trained,
     form: str,
     checks: dict[str, ExportCheck],
     evaluations: Sequence[Evaluation],
@@ -56,16 +69,12 @@ def model_card(
         use: how to run the model, as Markdown.
     """
     trained_on = ", ".join((config.data.train, *config.data.more_train)) or "not stated"
-    encoder = config.encoder
     about = {
-        "parameters": f"{parameters / 1e6:.2f} million",
-        "encoder": f"{encoder.kind}, {encoder.layers} blocks {encoder.width} wide",
-        "objective": config.objective.kind,
-        **_predictor(config),
-        "audio": f"{config.features.sample_rate_hz} Hz, one channel",
+        "parameters": f"{trained.number / 1e6:.2f} million",
+        **_sizes(config),
         "trained on": trained_on,
         "selected on": config.data.dev or "nothing",
-        "checkpoint": f"{checkpoint} of {config.train.steps} steps, seed {config.train.seed}",
+        "checkpoint": _checkpoint(trained.checkpoint, config),
         "format": form,
     }
     parts = [
@@ -86,9 +95,7 @@ def model_card(
             ],
         ),
         f"## Use\n\n{use}",
-        "## License\n\n"
-        "- parameters: TO BE FILLED IN by their publisher\n"
-        f"- training recordings ({trained_on}): TO BE FILLED IN\n",
+        "## License\n\n" + _license(trained.origin, trained_on),
     ]
     return "\n".join(parts)
 
@@ -101,6 +108,47 @@ def _predictor(config: Config) -> dict[str, str]:
     if predictor.kind == "lstm":
         return {"predictor": f"lstm, {predictor.layers} layers {predictor.width} wide"}
     return {"predictor": f"stateless, {predictor.context} labels, {predictor.width} wide"}
+
+
+def imported_model_card(
+    name: str, config: Config, *, parameters: int, origin: Origin, use: str
+) -> str:
+    """Return the card of an imported model, which was neither trained nor checked here."""
+    about = {
+        "parameters": f"{parameters / 1e6:.2f} million ({parameters})",
+        **_sizes(config),
+        "imported from": origin.source,
+    }
+    parts = [
+        f"# {name}\n\nA pretrained speech recognition model in the form of asr_jax.\n",
+        _table(["", ""], [[key, value] for key, value in about.items()]),
+        f"## Use\n\n{use}",
+        "## License\n\n" + license_lines(origin),
+    ]
+    return "\n".join(parts)
+
+
+def _sizes(config: Config) -> dict[str, str]:
+    encoder = config.encoder
+    return {
+        "encoder": f"{encoder.kind}, {encoder.layers} blocks {encoder.width} wide",
+        "objective": config.objective.kind,
+        **_predictor(config),
+        "audio": f"{config.features.sample_rate_hz} Hz, one channel",
+    }
+
+
+def _checkpoint(checkpoint: str, config: Config) -> str:
+    if checkpoint == IMPORTED:
+        return checkpoint
+    return f"{checkpoint} of {config.train.steps} steps, seed {config.train.seed}"
+
+
+def _license(origin: Origin | None, trained_on: str) -> str:
+    parameters = "- parameters: TO BE FILLED IN by their publisher\n"
+    if origin:
+        parameters = license_lines(origin)
+    return f"{parameters}- training recordings ({trained_on}): TO BE FILLED IN\n"
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> str:

@@ -9,6 +9,9 @@ output channel (each label of an embedding): the channel's largest magnitude div
 Other parameters (biases, norms, short kernels) are few and stay floats.
 """
 
+import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +43,37 @@ def save_params(
         else:
             tensors[name] = value.astype(jnp.dtype(dtype))
     save_file(tensors, path, metadata={**about, **ABOUT})
+
+
+def write_params(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    value_of: Callable[[str], np.ndarray],
+    *,
+    about: dict[str, str],
+) -> None:
+    """Write float32 parameters one after the other, so that one of them is in memory at a time.
+
+    The file is that of `save_params`, whose library takes all values at once. A file of safetensors
+    is the length of a header in eight bytes, the header in JSON, and the values.
+
+    Args:
+        value_of: maps a name of `shapes` to its values.
+    """
+    header: dict[str, object] = {"__metadata__": {**about, **ABOUT}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            values = np.ascontiguousarray(value_of(name), "<f4")
+            if values.shape != shape:
+                raise ValueError(f"{name} has shape {values.shape}, must be {shape}")
+            file.write(values.data)
 
 
 def read_about(path: Path) -> dict[str, str]:

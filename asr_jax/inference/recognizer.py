@@ -23,6 +23,7 @@ from asr_jax.decoding.hypotheses import Hypotheses
 from asr_jax.distributed.mesh import local_rows, make_mesh
 from asr_jax.distributed.processes import all_gather_text
 from asr_jax.distributed.sharding import state_shardings
+from asr_jax.export.origin import Origin, origin_of
 from asr_jax.inference.decode_batch import (
     encoded_frame_seconds,
     jitted_decoding,
@@ -38,6 +39,8 @@ from asr_jax.types import Skipped, Transcript, Utterance
 
 # Parameters that `asr-jax export` writes next to a config.json and a tokenizer.model.
 EXPORTED = "model.safetensors"
+# What a run took from the model whose parameters it started from.
+STARTED_FROM = "init_from.json"
 # Files by which exports in other formats are recognized; these are not read here.
 OTHER_FORMATS = {"recognize.stablehlo": "stablehlo", "encoder.onnx": "sherpa-onnx"}
 DEFAULT_BEAM = 4
@@ -55,6 +58,8 @@ class Recognizer(NamedTuple):
     """Checkpoint that the parameters come from."""
     fusion: Fusion = NO_FUSION
     """Scorers that a beam search adds to the model."""
+    origin: Origin | None = None
+    """Where the parameters come from, if another publisher trained them first."""
 
 
 class Recognition(NamedTuple):
@@ -123,10 +128,11 @@ def open_any_run(run: Path, which: str) -> Recognizer:
         state_shardings(abstract, mesh),
     )
     if (run / EXPORTED).is_file():
-        params, steps = _load_exported(run, which, abstract)
+        params, steps, origin = _load_exported(run, which, abstract)
     else:
         params, steps = load_averaged(run, which, abstract, config.checkpoint)
-    return Recognizer(config, tokenizer, graphdef, params, mesh, steps)
+        origin = _origin_of_run(run)
+    return Recognizer(config, tokenizer, graphdef, params, mesh, steps, origin=origin)
 
 
 def with_decoding(recognizer: Recognizer, **changes: int | float | None) -> Recognizer:
@@ -153,8 +159,17 @@ def _require_readable(path: Path) -> None:
     read_about(path)
 
 
-def _load_exported(directory: Path, which: str, abstract: PyTree) -> tuple[PyTree, str]:
-    """Return an export's parameters, and the checkpoint that they come from."""
+def _origin_of_run(run: Path) -> Origin | None:
+    """Return the origin of the parameters that a run started from."""
+    path = run / STARTED_FROM
+    origin = json.loads(path.read_bytes()).get("origin") if path.is_file() else None
+    return Origin(**origin) if origin else None
+
+
+def _load_exported(
+    directory: Path, which: str, abstract: PyTree
+) -> tuple[PyTree, str, Origin | None]:
+    """Return an export's parameters, the checkpoint that they come from, and their origin."""
     from asr_jax.export.params import load_params
 
     params, about = load_params(directory / EXPORTED, abstract)
@@ -164,7 +179,7 @@ def _load_exported(directory: Path, which: str, abstract: PyTree) -> tuple[PyTre
             f"{about['checkpoint']} and has no others"
         )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.device_put(params, shardings), about["checkpoint"]
+    return jax.device_put(params, shardings), about["checkpoint"], origin_of(about)
 
 
 def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:

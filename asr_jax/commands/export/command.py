@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from asr_jax.commands.arguments import parse, require_unicode
+from asr_jax.commands.arguments import parse, require_new_folder
 from asr_jax.commands.export.check import recognize_reference
 from asr_jax.config import MeshConfig
 from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.distributed.sharding import state_shardings
 from asr_jax.errors import UsageError, name_full_disk
-from asr_jax.export.model_card import Evaluation, model_card
+from asr_jax.export.model_card import Evaluation, Trained, model_card
 from asr_jax.inference.recognizer import Recognizer, open_run, with_decoding
 from asr_jax.models.composition import split_model
 from asr_jax.models.encoder import fold_shared_layers
@@ -85,8 +85,11 @@ def run(arguments: list[str]) -> int:
         card = model_card(
             options.run.resolve().name,
             exported.config,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(exported.params)),
-            checkpoint=exported.checkpoint,
+            trained=Trained(
+                sum(leaf.size for leaf in jax.tree.leaves(exported.params)),
+                exported.checkpoint,
+                exported.origin,
+            ),
             form=", ".join([form.FORM, " and ".join(checks)] + ["folded"] * options.fold),
             checks=checks,
             evaluations=read_evaluations(options.run),
@@ -105,11 +108,7 @@ def run(arguments: list[str]) -> int:
 def _check(options: Options) -> None:
     if options.recordings < 1:
         raise UsageError(f"--recordings {options.recordings}: must be positive")
-    require_unicode(options.out, "OUT =")
-    if options.out.name in ("", ".."):
-        raise UsageError(f"{options.out}: must name a folder to create")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out}: already exists and is not empty; choose another folder")
+    require_new_folder(options.out)
 
 
 def folded(recognizer: Recognizer) -> Recognizer:

@@ -9,6 +9,7 @@ from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.config import Config
 from asr_jax.config_file import write_config
 from asr_jax.export.model_card import ExportCheck
+from asr_jax.export.origin import origin_metadata
 from asr_jax.export.params import save_params
 from asr_jax.inference.recognizer import EXPORTED, Recognizer, open_run, recognize_utterances
 
@@ -47,7 +48,7 @@ def write(
         jax.device_get(recognizer.params),
         dtype=dtype,
         int8=int8,
-        about={"checkpoint": recognizer.checkpoint},
+        about={"checkpoint": recognizer.checkpoint, **origin_metadata(recognizer.origin)},
     )
     write_config(recognizer.config, folder / "config.json")
     (folder / "tokenizer.model").write_bytes(recognizer.tokenizer.model)

@@ -1,0 +1,131 @@
+"""Imported models compute what transformers computes with the same weights, at every stage."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from asr_jax.features.logmel import log_mel
+from asr_jax.layers.attention import relative_positions
+from asr_jax.training.objective import utterance_losses
+from tests.pretrained.references import (
+    recordings,
+    reference,
+    reference_features,
+)
+
+every_model = pytest.mark.parametrize("name", ["ctc", "rnnt", "tdt"])
+# transformers' differences of several programs that compute the same are as large.
+FEATURES, ENCODED, LOGITS, LOSS = 1e-4, 5e-6, 5e-5, 1e-6
+
+
+@functools.cache
+def stages(opened, name: str) -> dict[str, np.ndarray]:
+    """Return the output of every stage for the reference's features, as transformers names it."""
+    config, _, graphdef, params, *_ = opened(name)
+    wanted = reference(name)
+
+    @jax.jit
+    def compute(params, features, lengths, labels, label_lengths):
+        model = nnx.merge(graphdef, params)
+        encoder = model.encoder
+        x, frames = encoder.subsampling(features, lengths)
+        block = jax.tree.map(lambda a: a[0], encoder.blocks)
+        positions = relative_positions(x.shape[1], x.shape[2])
+        found = {"subsampling": x, "layer0_feedforward1": block.first_feedforward(x)}
+        y = x + 0.5 * found["layer0_feedforward1"]
+        found["layer0_attention"] = block.attention(y, positions, frames)
+        y = y + found["layer0_attention"]
+        found["layer0_convolution"] = block.convolution(y, frames)
+        found["layer0"] = block(x, positions, frames)
+        found["encoder"], found["encoder_lengths"] = encoder(features, lengths)
+        encoded = found["encoder"]
+        if config.objective.kind == "ctc":
+            found["logits"] = jnp.roll(model.ctc_head(encoded), -1, axis=-1)
+        else:
+            found |= transducer_stages(model, encoded, labels)
+        losses = utterance_losses(model, features, lengths, labels, label_lengths, config=config)
+        return found | losses
+
+    features, lengths = reference_features(name)
+    labels = np.where(
+        np.arange(wanted["labels"].shape[1]) < wanted["label_lengths"][:, None],
+        wanted["labels"] + 1,
+        0,
+    )
+    found = compute(
+        params,
+        features,
+        lengths,
+        labels.astype(np.int32),
+        wanted["label_lengths"].astype(np.int32),
+    )
+    return jax.device_get(found)
+
+
+def transducer_stages(model, encoded, labels):
+    joint = model.joint
+    projected = joint.encoder_projection(encoded)
+    predicted = joint.predictor_projection(model.predictor(labels))
+    logits = joint(*jnp.broadcast_arrays(projected[1][:, None], predicted[1][None]))
+    symbols, durations = jnp.split(logits, [joint.vocabulary_size], axis=-1)
+    symbols = jnp.roll(symbols, -1, axis=-1)
+    return {
+        # The encoder's projection has the bias of the predictor's, too.
+        "predictor": predicted - predicted[:, :1],
+        "logits_of_second": jnp.concatenate([symbols, durations], axis=-1),
+    }
+
+
+@every_model
+def test_features_are_those_of_the_reference(opened, name):
+    features, lengths = log_mel(*map(jnp.asarray, recordings(name)), opened(name).config.features)
+    wanted, wanted_lengths = reference_features(name)
+    assert lengths.tolist() == wanted_lengths.tolist()
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(features[row, :length], wanted[row, :length], atol=FEATURES)
+
+
+@every_model
+def test_encoder_is_that_of_the_reference_at_every_stage(opened, name):
+    found, wanted = stages(opened, name), reference(name)
+    lengths = wanted["encoder_lengths"]
+    assert found["encoder_lengths"].tolist() == lengths.tolist()
+    scale = 24**0.5 if name != "tdt" else 1.0  # the reference's subsampling is not scaled
+    for stage in wanted.keys() & found.keys():
+        if stage.startswith(("subsampling", "layer0", "encoder")) and wanted[stage].ndim == 3:
+            factor = scale if stage == "subsampling" else 1.0
+            for row, length in enumerate(lengths):
+                np.testing.assert_allclose(
+                    found[stage][row, :length],
+                    factor * wanted[stage][row, :length],
+                    atol=2 * ENCODED if stage == "subsampling" else ENCODED,
+                    err_msg=stage,
+                )
+
+
+@every_model
+def test_logits_and_losses_are_those_of_the_reference(opened, name):
+    found, wanted = stages(opened, name), reference(name)
+    lengths, labels = wanted["encoder_lengths"], wanted["label_lengths"]
+    if name == "ctc":
+        for row, length in enumerate(lengths):
+            logits = found["logits"][row, :length]
+            np.testing.assert_allclose(logits, wanted["logits"][row, :length], atol=LOGITS)
+    else:
+        frames, positions = lengths[1], labels[1] + 1
+        logits = found["logits_of_second"][:frames, :positions]
+        of_reference = wanted["logits_of_second"][:frames, :positions]
+        np.testing.assert_allclose(logits, of_reference, atol=LOGITS)
+        predicted = wanted["predictor"] - wanted["predictor"][:, :1]
+        for row, label_length in enumerate(labels):
+            np.testing.assert_allclose(
+                found["predictor"][row, : label_length + 1],
+                predicted[row, : label_length + 1],
+                atol=ENCODED,
+            )
+    loss = wanted.get("loss_per_utterance_sigma_0.02", wanted["loss_per_utterance"])
+    np.testing.assert_allclose(found["loss"], loss, rtol=LOSS)

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
         raise UsageError(f"{options.source}: not enough memory for its weights") from None
     encoder = model.config.encoder
     print(
-        f"{options.out}: {model.config.objective.kind}, {_values(shapes) / 1e6:.1f} million "
+        f"{options.out}: {model.config.objective.kind}, {_values(shapes)} "
         f"parameters, {encoder.layers} blocks {encoder.width} wide, "
         f"{model.tokenizer.vocabulary_size} labels; license: "
         f"{model.origin.license or 'not stated by its source'}"

@@ -52,6 +52,7 @@ def config_of_source(source: Source, sizes: Sizes, tokenizer: Tokenizer) -> Conf
             f"feed-forward modules are {sizes.inner_width} wide: must be a multiple of the "
             f"encoder's width, {sizes.width}"
         )
+    _require_bins(source, sizes)
     return Config(
         features=source.features,
         tokenizer=_tokenizer(tokenizer),
@@ -67,6 +68,18 @@ def config_of_source(source: Source, sizes: Sizes, tokenizer: Tokenizer) -> Conf
             chunk_ms=_chunks_ms(source, sizes)[0] if source.is_chunked else 0.0,
         ),
     )
+
+
+def _require_bins(source: Source, sizes: Sizes) -> None:
+    """Raise ValueError unless the mel bins are those that the weights of the subsampling read."""
+    bins = source.features.mel_bins
+    for _ in range({4: 2, 8: 3}[sizes.factor]):
+        bins = bins // 2 + 1 if source.is_chunked else -(-bins // 2)
+    if bins != sizes.bins:
+        raise ValueError(
+            f"{source.features.mel_bins} mel bins: subsampling leaves {bins} of them, and the "
+            f"weights have {sizes.bins}"
+        )
 
 
 def _tokenizer(tokenizer: Tokenizer) -> TokenizerConfig:

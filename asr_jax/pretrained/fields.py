@@ -1,7 +1,11 @@
 """Fields of another program's config, with errors that name field, value and what is supported."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import NamedTuple
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
 
 
 class Fields(NamedTuple):
@@ -83,7 +87,6 @@ def _same(option: object, value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value as JSON writes it, shortened."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    text = "null" if value is None else text
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    """Return a value as YAML writes it, shortened."""
+    names = {None: "null", True: "true", False: "false"}
+    return names[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)

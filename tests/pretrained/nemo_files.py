@@ -1,5 +1,7 @@
 """Writes .nemo archives and torch checkpoints, also damaged ones, without torch."""
 
+import copy
+import functools
 import io
 import tarfile
 import zipfile
@@ -13,6 +15,7 @@ from asr_jax.pretrained.nemo_archive import CONFIG, WEIGHTS, Archive
 from asr_jax.pretrained.torch_checkpoint import read_checkpoint
 from tests.pretrained.references import MODELS
 
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STORAGES = {
     "float32": "FloatStorage",
     "float64": "DoubleStorage",
@@ -24,6 +27,12 @@ STORAGES = {
 
 def contents(name: str) -> tuple[dict, dict[str, np.ndarray], dict[str, bytes]]:
     """Return config, tensors and other files of an archive of `references.MODELS`."""
+    config, tensors, files = _contents(name)
+    return copy.deepcopy(config), dict(tensors), dict(files)
+
+
+@functools.cache
+def _contents(name: str) -> tuple[dict, dict[str, np.ndarray], dict[str, bytes]]:
     archive = Archive(MODELS / f"{name}.nemo")
     weights = read_checkpoint(archive.stored(WEIGHTS))
     tensors = {key: weight.read().copy() for key, weight in weights.items() if weight.shape}
@@ -42,7 +51,7 @@ def write_archive(
 ) -> Path:
     """Write an archive; `mode` is that of tarfile."""
     members = {
-        CONFIG: yaml.safe_dump(dict(config)).encode(),
+        CONFIG: yaml.dump(dict(config), Dumper=DUMPER).encode(),
         WEIGHTS: checkpoint(tensors, compression=compression),
         **files,
     }

@@ -1,5 +1,6 @@
-"""The beginning and the style of every page, which may not load anything from the network."""
+"""A page as a whole, in the style of every page; it may not load anything from the network."""
 
+from html import escape
 from importlib.resources import files
 
 HEAD = """<!doctype html>
@@ -14,6 +15,31 @@ HEAD = """<!doctype html>
 """
 
 
+def asset(part: str, name: str) -> str:
+    """Return a file of a part of the package, such as report.css of scoring."""
+    return files(f"asr_jax.{part}").joinpath(name).read_text(encoding="utf-8")
+
+
 def page_style() -> str:
-    """Return the CSS that all pages share: colors in light and dark, letters, headings."""
-    return files("asr_jax.pages").joinpath("page.css").read_text(encoding="utf-8")
+    """Return the CSS that all pages share: colors in light and dark, letters, and the elements."""
+    return asset("pages", "page.css")
+
+
+def render_document(
+    heading: str, subtitle: str, sections: str, *, title: str, style: str, after: str = ""
+) -> str:
+    """Return a page. `sections`, and the data and scripts `after` them, are HTML; others are text.
+
+    `title` is the name of the window, and `style` the CSS that this page has besides page_style.
+    """
+    return f"""{HEAD}<title>{escape(title)}</title>
+<style>{page_style()}{style}</style>
+</head>
+<body>
+<main>
+<header><h1 dir="auto">{escape(heading)}</h1><p>{escape(subtitle)}</p></header>
+{sections}
+</main>
+{after}</body>
+</html>
+"""

@@ -1,10 +1,11 @@
-"""Histograms as SVG within a page."""
+"""Histograms as SVG, within a page or as a picture of their own."""
 
 from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 40, 170
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 560, 200, 48, 12, 172
+MOST_BARS = 40
 
 
 def round_step(largest: float, most_steps: int) -> float:
@@ -26,21 +27,40 @@ def histogram(values: np.ndarray, most_bars: int) -> tuple[np.ndarray, np.ndarra
 
 def histogram_svg(values: np.ndarray, name: str, unit: str) -> str:
     """Return the histogram of values as an element of a page; each bar has its count as title."""
-    counts, edges = histogram(values, 40)
-    scale, tall = (WIDTH - LEFT) / edges[-1], (BOTTOM - 20) / counts.max()
+    counts, edges = histogram(values, MOST_BARS)
+    step = max(1.0, round_step(float(counts.max()), 4))
+    top = step * np.ceil(counts.max() / step)
+    x = lambda value: LEFT + (WIDTH - LEFT) * value / edges[-1]
+    y = lambda count: BOTTOM - (BOTTOM - TOP) * count / top
+    marks = [
+        f'<path class="line" d="M{LEFT} {y(count):.1f}H{WIDTH}"/>'
+        f'<text x="{LEFT - 6}" y="{y(count) + 4:.1f}" text-anchor="end">{count:,.5g}</text>'
+        for count in np.arange(0, top + step / 2, step)
+    ]
+    marks += [
+        f'<text x="{x(value):.1f}" y="{BOTTOM + 20}" text-anchor="middle">{value:.5g}</text>'
+        for value in np.arange(0, edges[-1] * 1.001, round_step(float(edges[-1]), 8))
+    ]
     bars = [
-        f'<rect class="ins" x="{LEFT + scale * low:.1f}" y="{BOTTOM - tall * count:.1f}" '
-        f'width="{max(1.0, scale * (high - low) - 1):.1f}" height="{tall * count:.1f}">'
+        f'<rect class="ins" x="{x(low):.1f}" y="{y(count):.1f}" '
+        f'width="{max(1.0, x(high) - x(low) - 1):.1f}" height="{BOTTOM - y(count):.1f}">'
         f"<title>{low:.5g} to {high:.5g} {escape(unit)}: {count}</title></rect>"
         for count, low, high in zip(counts, edges, edges[1:])
     ]
-    ticks = [
-        f'<text x="{LEFT + scale * value:.1f}" y="{BOTTOM + 20}" text-anchor="middle">'
-        f"{value:.5g}</text>"
-        for value in np.arange(0, edges[-1] * 1.001, round_step(float(edges[-1]), 8))
-    ]
-    largest = f'<text x="{LEFT - 6}" y="26" text-anchor="end">{counts.max():,}</text>'
     return (
-        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" '
-        f'style="max-width:{WIDTH}px">{"".join(bars)}{"".join(ticks)}{largest}</svg>'
+        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" width="100%">'
+        f"{''.join(marks)}{''.join(bars)}</svg>"
     )
+
+
+def histogram_picture(values: np.ndarray, title: str, subtitle: str, unit: str) -> str:
+    """Return the histogram as an SVG file."""
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 40} {HEIGHT + 80}">
+<style>text {{ font: 12px sans-serif; }} .line {{ stroke: #ddd; }} .ins {{ fill: #36c; }}</style>
+<rect width="100%" height="100%" fill="#fff"/>
+<text x="20" y="24" font-weight="bold">{escape(title)}</text>
+<text x="20" y="42">{escape(subtitle)}</text>
+<svg x="20" y="50" width="{WIDTH}" height="{HEIGHT}">{histogram_svg(values, title, unit)}</svg>
+<text x="{WIDTH / 2:g}" y="{HEIGHT + 70}" text-anchor="middle">{escape(unit)}</text>
+</svg>
+"""

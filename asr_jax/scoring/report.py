@@ -1,6 +1,5 @@
 """The three files of an evaluation: hypotheses.jsonl, wer.json and report.html."""
 
-import base64
 import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from asr_jax.pages.elements import audio_uri
 from asr_jax.scoring import wer
 from asr_jax.scoring.evaluation import (
     Evaluation,
@@ -26,16 +26,6 @@ from asr_jax.types import LabelPosterior, Transcript, Utterance
 FILES = ("hypotheses.jsonl", "report.html", "wer.json")
 EMBEDDED_AUDIO_BYTES = 20_000_000
 """Audio that one report may hold, before base64 makes four bytes of three."""
-
-# A member of a tar archive has no file name, so the first bytes tell what a browser can play.
-_MIME_TYPES = {
-    b"fLaC": "audio/flac",
-    b"OggS": "audio/ogg",
-    b"RIFF": "audio/wav",
-    b"ID3": "audio/mpeg",
-    b"\xff\xfb": "audio/mpeg",
-    b"\xff\xf3": "audio/mpeg",
-}
 
 RecordingOf = Callable[[Utterance, int], bytes | None]
 """Returns the stored bytes of an utterance's complete recording; None if it has more bytes than the
@@ -197,11 +187,11 @@ def embed_recordings(utterances: Sequence[Utterance], recording_of: RecordingOf)
         if recording in indices:
             continue
         stored = recording_of(utterance, budget_bytes) or b""
-        mime_type = next((_MIME_TYPES[m] for m in _MIME_TYPES if stored.startswith(m)), None)
-        indices[recording] = len(uris) if mime_type else None
-        if mime_type:
+        uri = audio_uri(stored)
+        indices[recording] = len(uris) if uri else None
+        if uri:
             budget_bytes -= len(stored)
-            uris.append(f"data:{mime_type};base64,{base64.b64encode(stored).decode()}")
+            uris.append(uri)
     return Recordings(uris, indices)
 
 

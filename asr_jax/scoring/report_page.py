@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 
-from asr_jax.pages.document import HEAD, page_style
+from asr_jax.pages.document import asset, render_document
+from asr_jax.pages.elements import audio_amount, counted, table, tiles
 from asr_jax.scoring.evaluation import ComparisonFigures, Figures, MainRate, Scores, main_rate
 from asr_jax.scoring.wer import ErrorCounts, total
 
@@ -38,36 +38,33 @@ def render_page(
         f'<script type="text/plain" id="audio-{i}">{uri}</script>'
         for i, uri in enumerate(recordings or ())
     )
-    return f"""{HEAD}<title>{escape(title)}: {_number(main.percent)} % {main.name}</title>
-<style>{page_style()}{_read("report.css")}</style>
-</head>
-<body>
-<main>
-<header><h1>{escape(title)}</h1><p>{_subtitle(figures, scores)}</p></header>
-{_headline(figures, scores, main)}
+    sections = f"""{_headline(figures, scores, main)}
 {_comparison(figures)}
 {_facts(figures["facts"])}
 <div class="pair">{_charts(scores, main)}</div>
 {_confusion_lists(scores)}
-{_table(rows, main, recordings is not None, "comparison" in figures)}
-</main>
-<script type="application/json" id="rows">{data}</script>
+{_table(rows, main, recordings is not None, "comparison" in figures)}"""
+    return render_document(
+        title,
+        _subtitle(figures, scores),
+        sections,
+        title=f"{title}: {_number(main.percent)} % {main.name}",
+        style=asset("scoring", "report.css"),
+        after=f"""<script type="application/json" id="rows">{data}</script>
 {audio}
-<script>{_read("report.js")}</script>
-</body>
-</html>
-"""
-
-
-def _read(name: str) -> str:
-    return files("asr_jax.scoring").joinpath(name).read_text(encoding="utf-8")
+<script>{asset("scoring", "report.js")}</script>
+""",
+    )
 
 
 def _subtitle(figures: Figures, scores: Scores) -> str:
-    hours = figures["audio_seconds"] / 3600
-    amount = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
-    speakers = f" · {len(scores.groups.by_speaker):,} speakers" if scores.groups.by_speaker else ""
-    return f"{figures['utterances']:,} utterances · {amount} of audio{speakers}"
+    speakers = len(scores.groups.by_speaker)
+    amounts = [
+        counted(figures["utterances"], "utterance"),
+        f"{audio_amount(figures['audio_seconds'])} of audio",
+        *([counted(speakers, "speaker")] if speakers else []),
+    ]
+    return " · ".join(amounts)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -93,7 +90,7 @@ def _headline(figures: Figures, scores: Scores, main: MainRate) -> str:
     if main.name == "CER":
         other = "Word error rate", figures["wer"], "of words between spaces"
     second, percent, remark = other
-    tiles = [
+    shown = [
         (
             f'<i class="{_css_class(kind)}"></i>{kind}',
             f"{count:,}",
@@ -102,14 +99,14 @@ def _headline(figures: Figures, scores: Scores, main: MainRate) -> str:
         for kind, count in counts.items()
     ]
     if main.differs:
-        tiles.append(
+        shown.append(
             (
                 "Without punctuation and case",
                 f"{_number(main.plain_percent)} <small>%</small>",
                 f"{main.name}, 95 % interval {' to '.join(map(_number, main.plain_interval))}",
             )
         )
-    tiles += [
+    shown += [
         (second, f"{_number(percent)} <small>%</small>", remark),
         (
             "Sentence error rate",
@@ -127,8 +124,7 @@ def _headline(figures: Figures, scores: Scores, main: MainRate) -> str:
 <p class="big">{_number(main.percent)}<small> %</small></p>
 <p>95 % interval {" to ".join(map(_number, main.interval))}<br>{words:,} reference {main.unit}</p>
 </div>
-<dl class="tiles">{"".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd>{c}</dd></div>" for a, b, c in tiles)}
-</dl></section>"""
+{tiles(shown)}</section>"""
 
 
 def comparison_lines(comparison: ComparisonFigures) -> list[str]:
@@ -286,8 +282,8 @@ def _table(
             " their own and neither they nor this page have been moved.</p>"
         )
     gain = " Gain: errors of the baseline minus errors of this recognizer." if compared else ""
-    heads = "".join(
-        f'<th scope="col"><button type="button" data-sort="{key}">{name}</button></th>'
+    heads = [
+        f'<button type="button" data-sort="{key}">{name}</button>'
         for key, name in (
             ("id", "Utterance"),
             ("reference", "Transcript"),
@@ -298,7 +294,7 @@ def _table(
             ("sure", "Confidence %"),
             *([("gain", "Gain")] if compared else []),
         )
-    )
+    ]
     return f"""<section class="utterances"><h2>Utterances</h2>
 <p>The recognized text, with the reference above every error:
 <span class="word sub"><span>reference</span><span>recognized</span></span>
@@ -310,5 +306,5 @@ def _table(
  placeholder="Search text, utterance or speaker" aria-label="Search">
 <label><input type="checkbox"> only utterances with errors</label>
 <output></output></form>
-<table data-metric="{main.name.lower()}"><thead><tr>{heads}</tr></thead><tbody></tbody></table>
+{table(heads, (), attributes=f' data-metric="{main.name.lower()}"')}
 <div id="end"></div></section>"""

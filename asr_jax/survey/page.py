@@ -1,49 +1,48 @@
 """The page of a dataset: what to look at first, then its figures. It loads nothing."""
 
-import base64
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.pages.document import HEAD, page_style
+from asr_jax.pages.document import asset, render_document
+from asr_jax.pages.elements import audio_amount, audio_uri, counted, name, stated, table
 from asr_jax.pages.histogram import histogram_svg
-from asr_jax.survey.characters import count_characters
+from asr_jax.survey.characters import Character, count_characters
 from asr_jax.survey.rows import Row, same_audio, sound_seconds, unlikely_texts
 from asr_jax.types import Skipped
 
 MOST_LISTED, MOST_PLAYERS, MOST_CHARACTERS, MOST_SPEAKERS = 30, 60, 300, 50
 CLIPPED, QUIET_PEAK, LONG_SILENCE_SECONDS, FAR_BEYOND = 2e-4, 1e-3, 2.0, 64.0
 
-# What is looked for, the worst first: a heading, which follows "N recordings", and the rule.
+# What is looked for, the worst first: what a recording is or has, and the rule.
 EXPLAINED = {
     "different": (
-        "have the same audio as another, with a different text",
+        "has the same audio as another, with a different text",
         "Samples are equal to 16 bits. At most one text of a group is right.",
     ),
     "texts": (
-        "have a text that is likely wrong",
+        "has a text that is likely wrong",
         "Their characters per second, without silence at the ends, are more than 4 robust standard "
         "deviations (1.4826 times the median absolute deviation of the logarithm, MAD) from the "
         "median of texts of similar length. A wrong text of the right length is not found.",
     ),
-    "quiet": ("are nearly silent", "The peak is below -60 dBFS."),
+    "quiet": ("is nearly silent", "The peak is below -60 dBFS."),
     "beyond": (
-        "have samples far beyond full scale",
+        "has samples far beyond full scale",
         "They may be 16-bit integers in a float file.",
     ),
     "clipped": (
-        "are clipped",
+        "is clipped",
         "More than 0.02 % of the samples are in runs of three or more at the recording's peak, or "
         "at full scale and beyond.",
     ),
-    "same": ("have the same audio and text as another", "Samples are equal to 16 bits."),
+    "same": ("has the same audio and text as another", "Samples are equal to 16 bits."),
     "ends": (
-        "have long silence at an end",
+        "has long silence at an end",
         "More than 2 s of 20 ms frames that are 40 dB below the loudest frame.",
     ),
 }
@@ -99,7 +98,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def render_data_page(
-    name: str,
+    dataset: str,
     rows: Sequence[Row],
     left_out: Sequence[Skipped],
     shapes: str,
@@ -107,7 +106,6 @@ def render_data_page(
 ) -> str:
     """Return the HTML of the page. `shapes` is text; every string is escaped."""
     found, characters = findings(rows), count_characters([row.text for row in rows])
-    hours = sum(row.seconds for row in rows) / 3600
     share = 100 / max(1, len(rows))
     first = [
         f'<li><a href="#{f.anchor}">{len(f.rows):,} recordings ({share * len(f.rows):.2g} %) '
@@ -115,16 +113,15 @@ def render_data_page(
         for f in found
     ]
     if left_out:
-        first.insert(
-            0, f'<li><a href="#left-out">{len(left_out):,} recordings are left out</a></li>'
-        )
+        are_left_out = stated(len(left_out), "recording", "is left out")
+        first.insert(0, f'<li><a href="#left-out">{are_left_out}</a></li>')
     marks = Counter(c.mark.partition(":")[0] for c in characters if c.mark)
     first += [
-        f'<li><a href="#characters">{n:,} characters: {escape(mark)}</a></li>'
+        f'<li><a href="#characters">{counted(n, "character")}: {escape(mark)}</a></li>'
         for mark, n in marks.items()
     ]
     listed = "".join(first) or "<li>Nothing stands out.</li>"
-    embedded: dict[str, str] = {}
+    embedded: set[str] = set()
     sections = [
         f"<section><h2>Look at first</h2><ul>{listed}</ul></section>",
         *(_finding(finding, snippet, embedded) for finding in found),
@@ -135,36 +132,49 @@ def render_data_page(
         _formats(rows),
         f"<section><h2>Shapes of batches</h2><pre>{escape(shapes)}</pre></section>",
     ]
-    style = page_style() + files("asr_jax.survey").joinpath("data.css").read_text(encoding="utf-8")
-    return (
-        f"{HEAD}<title>{escape(name)}: data</title><style>{style}</style></head><body><main>"
-        f'<header><h1 dir="auto">{escape(name)}</h1><p>{len(rows):,} recordings · {hours:,.2f} '
-        f"hours</p></header>{''.join(sections)}</main></body></html>\n"
+    seconds = sum(row.seconds for row in rows)
+    return render_document(
+        dataset,
+        f"{counted(len(rows), 'recording')} · {audio_amount(seconds)}",
+        "".join(sections),
+        title=f"{dataset}: data",
+        style=asset("survey", "data.css"),
     )
 
 
-def _finding(finding: Finding, snippet: Snippet, embedded: dict[str, str]) -> str:
+def _finding(finding: Finding, snippet: Snippet, embedded: set[str]) -> str:
     plays = finding.anchor != "same"  # nothing is to be heard there
     lines = [
-        f'<tr><td><bdi>{escape(row.id)}</bdi></td><td dir="auto">{escape(row.text)}</td>'
-        f"<td>{row.seconds:.2f} s</td><td>{escape(note)}</td>"
-        f"<td>{_player(row.id, snippet, embedded) if plays else ''}</td></tr>"
+        (
+            name(row.id),
+            _text(row.text),
+            f"{row.seconds:.2f} s",
+            escape(note),
+            _player(row.id, snippet, embedded) if plays else "",
+        )
         for row, note in finding.rows[:MOST_LISTED]
     ]
     more = len(finding.rows) - len(lines)
     return (
-        f'<section id="{finding.anchor}"><h2>{len(finding.rows):,} recordings {finding.heading}'
-        f'</h2><p class="soft">{finding.explanation}</p><table>{"".join(lines)}</table>'
+        f'<section id="{finding.anchor}"><h2>'
+        f"{stated(len(finding.rows), 'recording', finding.heading)}</h2>"
+        f'<p class="soft">{finding.explanation}</p>'
+        f"{table(('recording', 'text', 'duration', 'note', ''), lines)}"
         f"{f'<p>and {more:,} more</p>' if more else ''}</section>"
     )
 
 
-def _player(id: str, snippet: Snippet, embedded: dict[str, str]) -> str:
-    if id not in embedded and len(embedded) < MOST_PLAYERS and (mp3 := snippet(id)):
-        embedded[id] = base64.b64encode(mp3).decode()
-        uri = f"data:audio/mpeg;base64,{embedded[id]}"
+def _text(text: str) -> str:
+    return f'<span dir="auto">{escape(text)}</span>'
+
+
+def _player(id: str, snippet: Snippet, embedded: set[str]) -> str:
+    if id in embedded:
+        return '<span class="soft">above</span>'
+    if len(embedded) < MOST_PLAYERS and (uri := audio_uri(snippet(id) or b"")):
+        embedded.add(id)
         return f'<audio controls preload="none" aria-label="{escape(id)}" src="{uri}"></audio>'
-    return '<span class="soft">above</span>' if id in embedded else ""
+    return ""
 
 
 def _left_out(left_out: Sequence[Skipped]) -> str:
@@ -174,14 +184,12 @@ def _left_out(left_out: Sequence[Skipped]) -> str:
     for skipped in left_out:
         kinds[skipped.reason.partition(":")[0]].append(skipped)
     lines = [
-        f"<tr><td>{len(alike):,}</td><td>{escape(s.reason)}</td><td><bdi>{escape(s.id)}</bdi></td></tr>"
+        (f"{len(alike):,}", escape(s.reason), name(s.id))
         for alike in sorted(kinds.values(), key=len, reverse=True)
         for s in alike[:MOST_LISTED]
     ]
-    return (
-        '<section id="left-out"><h2>Left out</h2><table><tr><th>of this kind</th><th>reason</th>'
-        f"<th>recording</th></tr>{''.join(lines)}</table></section>"
-    )
+    listed = table(("of this kind", "reason", "recording"), lines)
+    return f'<section id="left-out"><h2>Left out</h2>{listed}</section>'
 
 
 def _histograms(rows: Sequence[Row]) -> str:
@@ -191,12 +199,13 @@ def _histograms(rows: Sequence[Row]) -> str:
         ("Level below full scale (RMS)", "dB", [_below(row.levels.rms) for row in rows]),
         ("Peak below full scale", "dB", [_below(row.levels.peak) for row in rows]),
     )
-    return "".join(
+    sections = "".join(
         f"<section><h2>{name}</h2>"
         f'<p class="soft">median {np.median(values):.3g}, {min(values):.3g} to {max(values):.3g} '
         f"{unit}</p>{histogram_svg(np.array(values), name, unit)}</section>"
         for name, unit, values in columns
     )
+    return f'<div class="pair">{sections}</div>'
 
 
 def _below(level: float) -> float:
@@ -207,37 +216,38 @@ def _speakers(rows: Sequence[Row]) -> str:
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row.speaker] += row.seconds
-    lines = "".join(
-        f"<tr><td><bdi>{escape(speaker) or 'unknown'}</bdi></td><td>{total / 3600:.3f}</td></tr>"
+    lines = [
+        (name(speaker) if speaker else "unknown", f"{total / 3600:.3f}")
         for speaker, total in sorted(seconds.items(), key=lambda item: -item[1])[:MOST_SPEAKERS]
-    )
+    ]
     known = len(seconds) - ("" in seconds)
-    return (
-        f"<section><h2>{known:,} speakers</h2><table><tr><th>speaker</th><th>hours</th></tr>"
-        f"{lines}</table></section>"
-    )
+    listed = table(("speaker", "hours"), lines)
+    return f"<section><h2>{counted(known, 'speaker')}</h2>{listed}</section>"
 
 
-def _characters(odd: Sequence, plain: Sequence) -> str:
-    lines = "".join(
-        f'<tr><td dir="auto">{escape(c.character)}</td><td>U+{ord(c.character):04X}</td>'
-        f'<td>{c.count:,}</td><td>{c.recordings:,}</td><td class="odd">{escape(c.mark)}</td></tr>'
+def _characters(odd: Sequence[Character], plain: Sequence[Character]) -> str:
+    lines = [
+        (
+            _text(c.character),
+            f"U+{ord(c.character):04X}",
+            f"{c.count:,}",
+            f"{c.recordings:,}",
+            f'<span class="odd">{escape(c.mark)}</span>',
+        )
         for c in [*odd, *plain][:MOST_CHARACTERS]
-    )
+    ]
+    listed = table(("character", "code", "count", "recordings", "odd"), lines)
     return (
-        f'<section id="characters"><h2>{len(odd) + len(plain):,} characters</h2>'
-        '<p class="soft">Texts are in Unicode form NFC.</p><table><tr><th>character</th><th>code'
-        f"</th><th>count</th><th>recordings</th><th>odd</th></tr>{lines}</table></section>"
+        f'<section id="characters"><h2>{counted(len(odd) + len(plain), "character")}</h2>'
+        f'<p class="soft">Texts are in Unicode form NFC.</p>{listed}</section>'
     )
 
 
 def _formats(rows: Sequence[Row]) -> str:
     counts = Counter((row.levels.rate_hz, row.levels.channels) for row in rows)
-    lines = "".join(
-        f"<tr><td>{rate_hz:,} Hz</td><td>{channels}</td><td>{count:,}</td></tr>"
+    lines = [
+        (f"{rate_hz:,} Hz", f"{channels}", f"{count:,}")
         for (rate_hz, channels), count in counts.most_common()
-    )
-    return (
-        "<section><h2>Sample rates and channels</h2><table><tr><th>rate</th><th>channels</th>"
-        f"<th>recordings</th></tr>{lines}</table></section>"
-    )
+    ]
+    listed = table(("rate", "channels", "recordings"), lines)
+    return f"<section><h2>Sample rates and channels</h2>{listed}</section>"

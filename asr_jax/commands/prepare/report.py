@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import html
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,25 +20,24 @@ from asr_jax.data.sources.prepared import read_prepared
 from asr_jax.experiment.corpus import limits_of, training_corpus, usable_utterances
 from asr_jax.experiment.tasks import task_of
 from asr_jax.experiment.training_buckets import buckets_for, describe_buckets, training_lengths
-from asr_jax.pages.histogram import histogram, round_step
+from asr_jax.pages.histogram import histogram, histogram_picture
 from asr_jax.survey.page import render_data_page
 from asr_jax.survey.rows import Row
 from asr_jax.text import Tokenizer
-from asr_jax.text_files import escaped
+from asr_jax.text_files import escaped, one_line
 from asr_jax.types import Skipped, Utterance
 
-BAR_WIDTH, PRINTED_BARS, DRAWN_BARS = 50, 15, 40
+BAR_WIDTH, PRINTED_BARS = 50, 15
 DEFAULT_CONFIG = "own_data"
 SNIPPET_HZ, SNIPPET_SECONDS = 16_000, 15
-# Size of the picture and positions of its axes, in pixels.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 70, 700, 50, 270
 
 
 def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> str:
     """Write dropped.jsonl and durations.svg into `out`; return the text to print."""
     reasons = _list(out / "dropped.jsonl", dropped)
     hours = f"{len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"
-    picture = escaped(_picture(f"{out.name}: {hours}", seconds))
+    spread = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
+    picture = histogram_picture(seconds, one_line(f"{out.name}: {hours}"), spread, "s")
     (out / "durations.svg").write_text(picture, encoding="utf-8")
     counts, edges = histogram(seconds, PRINTED_BARS)
     lines = [f"{out}: {hours} (histogram in durations.svg)"]
@@ -144,37 +142,3 @@ def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:
     return [
         f"{number} recordings, {kind} (listed in {path})" for kind, number in kinds.most_common()
     ]
-
-
-def _picture(title: str, seconds: np.ndarray) -> str:
-    """Return the histogram as SVG."""
-    counts, edges = histogram(seconds, DRAWN_BARS)
-    step = max(1.0, round_step(float(counts.max()), 5))
-    top = step * np.ceil(counts.max() / step)
-    x = lambda value: LEFT + (RIGHT - LEFT) * value / edges[-1]
-    y = lambda count: BOTTOM - (BOTTOM - TOP) * count / top
-    median = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
-    elements = [
-        f'<text x="{LEFT}" y="20" font-weight="bold">{html.escape(title)}</text>',
-        f'<text x="{LEFT}" y="38">{median}</text>',
-        f'<text x="{(LEFT + RIGHT) / 2:g}" y="{HEIGHT - 8}" text-anchor="middle">seconds</text>',
-    ]
-    for count in np.arange(0, top + step / 2, step):
-        elements += [
-            f'<path d="M{LEFT} {y(count):.1f}H{RIGHT}" stroke="#ddd"/>',
-            f'<text x="{LEFT - 8}" y="{y(count) + 4:.1f}" text-anchor="end">{count:,.5g}</text>',
-        ]
-    for value in np.arange(0, edges[-1] * 1.001, round_step(float(edges[-1]), 10)):
-        elements.append(
-            f'<text x="{x(value):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{value:.5g}</text>'
-        )
-    for count, low, high in zip(counts, edges, edges[1:]):
-        elements.append(
-            f'<path d="M{x(low) + 0.5:.1f} {BOTTOM}V{y(count):.1f}H{x(high) - 0.5:.1f}V{BOTTOM}z" '
-            f'fill="#36c"><title>{low:.5g} to {high:.5g} s: {count}</title></path>'
-        )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="sans-serif" font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT}" '
-        'fill="#fff"/>\n' + "\n".join(elements) + "\n</svg>\n"
-    )

@@ -5,7 +5,7 @@ K kernel, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +79,12 @@ class Skipped:
 
     id: str
     reason: str
+    recording: Utterance | None = field(default=None, compare=False, repr=False)
+    """What can be heard of it, if it lacks only a transcript."""
+
+    def listed(self) -> dict[str, str]:
+        """Return the fields that lists of skipped utterances have."""
+        return {"id": self.id, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)

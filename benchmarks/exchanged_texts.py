@@ -8,39 +8,43 @@ The texts of 20 recordings are exchanged in pairs, with three seeds.
 import random
 import sys
 
+import numpy as np
+
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.recording_checks import checked_entry
-from asr_jax.survey.rows import Row, unlikely_texts
+from asr_jax.data.recording_checks import checked_recording
+from asr_jax.survey.findings import UNLIKELY
+from asr_jax.survey.gathered import Survey
+from asr_jax.survey.rows import rate_deviations
 from asr_jax.types import Skipped
 
 EXCHANGED = 20
 
 
-def rows_of(data: str) -> list[Row]:
-    """Return the facts on each recording that can be stored."""
-    rows = []
+def surveyed(data: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the figures of each usable recording, and the length of its text."""
+    survey, lengths = Survey(), []
     for utterance in read_manifest(data)[0]:
-        checked = checked_entry(utterance, min_seconds=0.1, max_seconds=float("inf"))
+        checked = checked_recording(utterance, min_seconds=0.1, max_seconds=float("inf"))
         if not isinstance(checked, Skipped):
-            entry, levels = checked
-            seconds = entry.duration_seconds
-            rows.append(Row(entry.id, entry.text, entry.speaker, seconds, levels))
-    return rows
+            usable, levels = checked
+            survey.add(usable.duration_seconds, levels)
+            lengths.append(len(usable.text))
+    return survey.rows, np.array(lengths, float)
 
 
 def main() -> None:
     for data in sys.argv[1:]:
-        rows = rows_of(data)
-        print(f"{data}: {len(rows)} recordings, {len(unlikely_texts(rows))} listed as they are")
+        rows, lengths = surveyed(data)
+        unlikely = lambda lengths: np.abs(rate_deviations(rows, lengths)) > UNLIKELY
+        print(f"{data}: {len(rows)} recordings, {unlikely(lengths).sum()} listed as they are")
         for seed in range(3):
             picked = random.Random(seed).sample(range(len(rows)), EXCHANGED)
-            changed = list(rows)
-            for one, other in zip(picked[::2], picked[1::2]):
-                changed[one] = rows[one]._replace(text=rows[other].text)
-                changed[other] = rows[other]._replace(text=rows[one].text)
-            listed = {row.id for row, _ in unlikely_texts(changed)}
-            found = sum(rows[n].id in listed for n in picked)
-            print(f"seed {seed}: {found} of {EXCHANGED} listed, {len(listed) - found} others")
+            partners = [n for pair in zip(picked[1::2], picked[::2]) for n in pair]
+            changed = lengths.copy()
+            changed[picked] = lengths[partners]
+            listed = unlikely(changed)
+            found = listed[picked].sum()
+            print(f"seed {seed}: {found} of {EXCHANGED} listed, {listed.sum() - found} others")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 
-from asr_jax.audio.samples import AudioError, as_flac, as_wav, audio_duration_seconds, read_audio
+from asr_jax.audio.samples import (
+    AudioError,
+    as_flac,
+    as_wav,
+    audio_duration_seconds,
+    read_audio,
+    read_channels,
+)
 from asr_jax.data.sources.file_names import bucket_url
 from asr_jax.data.sources.lines import first_line
 from asr_jax.data.sources.prepared import read_record
@@ -60,17 +67,36 @@ def stored_gain(utterance: Utterance) -> float:
     return utterance.within.gain if isinstance(utterance.within, Record) else 1.0
 
 
+def read_recording_channels(utterance: Utterance) -> tuple[Float32[np.ndarray, "S C"], int]:
+    """Read all channels of the utterance's segment as stored, without gain, and their rate in Hz.
+
+    A duration of NaN is all after the offset. Raises AudioError.
+    """
+    with _contents(utterance) as contents:
+        return read_channels(
+            utterance.audio,
+            offset_seconds=utterance.offset_seconds,
+            duration_seconds=_seconds_to_read(utterance),
+            channel=utterance.channel,
+            contents=contents,
+        )
+
+
+def _seconds_to_read(utterance: Utterance) -> float | None:
+    seconds = utterance.duration_seconds
+    return None if math.isnan(seconds) else seconds
+
+
 def recording_as_flac(utterance: Utterance) -> tuple[bytes, float]:
     """Read the utterance's segment, alone, as FLAC; NaN is all after its offset.
 
     Returns also the gain that restores its samples. Raises AudioError.
     """
-    seconds = utterance.duration_seconds
     with _contents(utterance) as contents:
         flac, gain = as_flac(
             utterance.audio,
             offset_seconds=utterance.offset_seconds,
-            duration_seconds=None if math.isnan(seconds) else seconds,
+            duration_seconds=_seconds_to_read(utterance),
             channel=utterance.channel,
             contents=contents,
         )

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -103,4 +102,4 @@ def _listed(path: Path) -> list[Skipped]:
 
 
 def _json_lines(skipped: Sequence[Skipped]) -> str:
-    return "".join(json.dumps(dataclasses.asdict(utterance)) + "\n" for utterance in skipped)
+    return "".join(json.dumps(utterance.listed()) + "\n" for utterance in skipped)

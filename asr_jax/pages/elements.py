@@ -28,8 +28,16 @@ def stated(count: int, noun: str, predicate: str) -> str:
 
 
 def audio_amount(seconds: float) -> str:
-    """Return an amount of audio in hours, or in minutes if it is less than one hour."""
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
+    """Return an amount of audio in hours, minutes or seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def section(heading: str, body: str, *, id: str = "") -> str:
+    """Return a part of a page under a heading, both HTML."""
+    start = f'<section id="{id}">' if id else "<section>"
+    return f"{start}<h2>{heading}</h2>{body}</section>"
 
 
 def tiles(figures: Iterable[tuple[str, str, str]]) -> str:

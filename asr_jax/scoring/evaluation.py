@@ -4,7 +4,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from asr_jax.scoring import wer
@@ -279,7 +279,7 @@ def wer_figures(evaluation: Evaluation, scores: Scores) -> Figures:
         "wer_by_duration": _rates(words.by_duration),
         "wer_by_confidence": _rates(words.by_confidence),
         **optional,
-        "not_recognised": [asdict(skipped) for skipped in evaluation.not_recognized],
+        "not_recognised": [skipped.listed() for skipped in evaluation.not_recognized],
         "facts": dict(evaluation.facts),
     }
 

@@ -1,68 +1,95 @@
-"""Facts on each recording of a dataset, and recordings that repeat each other."""
+"""Figures of every recording in 50 bytes, and the recordings that stand out by them."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+import struct
 from typing import NamedTuple
 
 import numpy as np
 
 from asr_jax.audio.levels import Levels
 
+ROW = np.dtype(
+    [
+        ("seconds", "<f8"),
+        ("rms", "<f4"),
+        ("peak", "<f4"),
+        ("clipped", "<f4"),
+        ("leading_seconds", "<f4"),
+        ("trailing_seconds", "<f4"),
+        ("rate_hz", "<u4"),
+        ("channels", "<u2"),
+        ("digest", "<u8", 2),
+    ]
+)
 # Text lengths are judged among at least this many recordings of similar length.
 FEWEST_ALIKE = 30
-# Robust standard deviations from the usual duration of a text of that length.
-UNLIKELY = 4.0
 LEAST_DEVIATION = 0.05
 
 
-class Row(NamedTuple):
-    """One recording, without its samples."""
+class Groups(NamedTuple):
+    """Recordings in groups, which are in the order of their first recordings."""
 
-    id: str
-    text: str
-    speaker: str
-    seconds: float
-    levels: Levels
+    numbers: np.ndarray
+    groups: np.ndarray
+    """The group of each, from 1."""
 
 
-def sound_seconds(row: Row) -> float:
-    """Return the duration without the silence at both ends."""
-    ends = row.levels.leading_seconds + row.levels.trailing_seconds
-    return max(row.seconds - ends, 0.02)
+def row_bytes(seconds: float, levels: Levels) -> bytes:
+    """Return a recording's figures as an element of ROW; `np.frombuffer` reads many of them."""
+    return struct.pack(
+        "<d5fIH16s",
+        seconds,
+        levels.rms,
+        levels.peak,
+        levels.clipped,
+        levels.leading_seconds,
+        levels.trailing_seconds,
+        levels.rate_hz,
+        levels.channels,
+        levels.digest,
+    )
 
 
-def rate_deviations(rows: Sequence[Row]) -> np.ndarray:
+def sound_seconds(rows: np.ndarray) -> np.ndarray:
+    """Return the durations without the silence at both ends."""
+    return np.maximum(rows["seconds"] - rows["leading_seconds"] - rows["trailing_seconds"], 0.02)
+
+
+def rate_deviations(rows: np.ndarray, characters: np.ndarray) -> np.ndarray:
     """Return how far each recording's characters per second are from those that are usual.
 
     The unit is the robust standard deviation, 1.4826 times the median absolute deviation (MAD) of
     the logarithm, among the recordings with texts of similar length. Positive values have too much
     text for their sound. All are 0 for fewer than FEWEST_ALIKE recordings.
     """
-    lengths = np.array([len(row.text) for row in rows], float)
-    rates = np.log(lengths / np.array([sound_seconds(row) for row in rows]))
+    rates = np.log(characters / sound_seconds(rows))
     deviations = np.zeros(len(rows))
     if len(rows) < FEWEST_ALIKE:
         return deviations
     parts = max(1, min(20, len(rows) // FEWEST_ALIKE))
-    for part in np.array_split(np.argsort(lengths, kind="stable"), parts):
+    for part in np.array_split(np.argsort(characters, kind="stable"), parts):
         distance = rates[part] - np.median(rates[part])
         spread = max(1.4826 * float(np.median(np.abs(distance))), LEAST_DEVIATION)
         deviations[part] = distance / spread
     return deviations
 
 
-def unlikely_texts(rows: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Return the recordings whose text is likely wrong, the least likely first."""
-    deviations = rate_deviations(rows)
-    order = np.argsort(-np.abs(deviations), kind="stable")
-    return [(rows[n], float(deviations[n])) for n in order if abs(deviations[n]) > UNLIKELY]
+def repeated_audio(rows: np.ndarray, texts: np.ndarray) -> tuple[Groups, Groups]:
+    """Return the recordings with the samples of another: in groups of several texts, and of one.
 
+    `texts` are hashes of their texts.
+    """
+    digests = rows["digest"]
+    order = np.lexsort(digests.T)  # stable: a group begins with its first recording
+    is_start = np.append(True, (digests[order[1:]] != digests[order[:-1]]).any(axis=1))
+    starts = np.flatnonzero(is_start)
+    sizes = np.diff(np.append(starts, len(order)))
+    hashes = texts[order]
+    differ = np.minimum.reduceat(hashes, starts) != np.maximum.reduceat(hashes, starts)
 
-def same_audio(rows: Sequence[Row]) -> tuple[list[list[Row]], list[list[Row]]]:
-    """Return groups of recordings with the same samples: those of different texts, and of one."""
-    groups: dict[bytes, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.levels.digest].append(row)
-    repeated = [group for group in groups.values() if len(group) > 1]
-    different = [group for group in repeated if len({row.text for row in group}) > 1]
-    return different, [group for group in repeated if len({row.text for row in group}) == 1]
+    def groups(wanted: np.ndarray) -> Groups:
+        numbers = order[np.repeat(wanted, sizes)]
+        first = np.repeat(order[starts[wanted]], sizes[wanted])
+        by_first = np.argsort(first, kind="stable")
+        return Groups(numbers[by_first], np.unique(first, return_inverse=True)[1][by_first] + 1)
+
+    return groups((sizes > 1) & differ), groups((sizes > 1) & ~differ)

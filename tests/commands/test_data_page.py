@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny import write_manifest, write_tone
 
 from asr_jax.data.manifest import read_manifest
+from asr_jax.text_files import escaped
 
 SECONDS = 1.5
 HOSTILE = '<script>alert(1)</script> "&'
@@ -132,6 +134,81 @@ def test_the_page_of_a_prepared_dataset_is_that_of_its_source(planted, command, 
         pages[name] = html.replace(str(folder / name), "NAME")
     assert pages["m.jsonl"] == pages["out"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.jsonl.html", "out.html"]
+
+
+def test_the_page_alone_encodes_and_writes_nothing_else(command, tmp_path, monkeypatch):
+    """Segments, one channel of two, and another rate would become FLAC when they are stored."""
+    random = np.random.default_rng(0)
+    soundfile.write(tmp_path / "pair.wav", 0.1 * random.normal(size=(30_000, 2)).clip(-3, 3), 8_000)
+    manifest = tmp_path / "pair.jsonl"
+    parts = [{"offset": 0.5, "duration": 1.0}, {"offset": 2.0}, {"duration": 3.749}, {"text": ""}]
+    manifest.write_text(
+        "\n".join(
+            json.dumps({"audio_filepath": "pair.wav", "text": "a b c", "id": f"part{n}"} | part)
+            for n, part in enumerate(parts)
+        )
+    )
+    assert command("prepare", manifest, tmp_path / "out").status == 0
+    files = set(tmp_path.rglob("*"))
+    monkeypatch.setattr(soundfile, "write", refused_but_mp3(soundfile.write))
+    outcome = command("prepare", manifest, "--page", tmp_path / "pages/page.html")
+    assert outcome.status == 0, outcome.err
+    assert set(tmp_path.rglob("*")) - files == {tmp_path / "pages", tmp_path / "pages/page.html"}
+    alone, stored = Page(tmp_path / "pages/page.html"), Page(tmp_path / "out/data.html")
+    assert alone.html.replace(str(manifest), "NAME") == stored.html.replace(
+        str(tmp_path / "out"), "NAME"
+    )
+    assert "1 recording is left out" in alone.html and "1 recordings" not in alone.html
+    assert "empty transcript" in alone.section("left-out")
+    assert "<audio" in alone.section("left-out")
+
+
+def refused_but_mp3(write):
+    def write_mp3(*arguments, **options):
+        assert options["format"] == "MP3", options
+        write(*arguments, **options)
+
+    return write_mp3
+
+
+def test_names_are_no_markup_and_need_not_be_utf_8(command, tmp_path):
+    names = ["a\"b'c", "<i>x&amp;", "two  spaces", "new\nline", "caf\udce9", "\u202eabc", "\u05d0"]
+    lines = []
+    for name in names:
+        path = write_tone(tmp_path / "tone.wav", 0.5)
+        path.rename(tmp_path / f"{name}.wav")
+        lines.append({"audio_filepath": f"{name}.wav", "text": "a b", "speaker": name})
+        lines.append({"audio_filepath": f"{name}.lost.wav", "text": "a b"})
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    outcome = command("prepare", tmp_path / "m.jsonl", "--page", tmp_path / "caf\udce9.html")
+    assert outcome.status == 0, outcome.err
+    page = Page(tmp_path / "caf\udce9.html")
+    assert "i" not in page.tags
+    for name in (escaped(name) for name in names):
+        assert name in page.words, "a speaker"
+        assert f"{name}.wav" in page.words, "one of recordings with the same audio and text"
+        assert f"{name}.lost.wav" in page.words, "what is left out"
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_a_dataset_of_one_recording(sound, command, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound * np.sin(np.arange(8_000)), 16_000)
+    write_manifest(tmp_path / "m.jsonl", {"a.wav": "one"})
+    outcome = command("prepare", tmp_path / "m.jsonl", "--page", tmp_path / "page.html")
+    assert outcome.status == 0, outcome.err
+    page = Page(tmp_path / "page.html")
+    assert ("1 recording is left out" in page.html) == (not sound)
+    assert ("<p>1 recording " in page.html) == bool(sound) and "1 recordings" not in page.html
+
+
+def test_recordings_without_a_line_of_text_are_played(command, tmp_path):
+    for name in ("1-1-1", "1-1-2"):
+        write_tone(tmp_path / f"1/1/{name}.flac", 0.5)
+    (tmp_path / "1/1/1-1.trans.txt").write_text("1-1-1 ONE\n")
+    outcome = command("prepare", tmp_path, "--page", tmp_path / "page.html")
+    assert outcome.status == 0, outcome.err
+    left_out = Page(tmp_path / "page.html").section("left-out")
+    assert "no line in a *.trans.txt" in left_out and "<audio" in left_out
 
 
 def test_without_out_a_page_is_required(error, tmp_path):

@@ -2,11 +2,11 @@
 
 import collections
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import tyro
@@ -19,13 +19,18 @@ from asr_jax.commands.prepare.download import download
 from asr_jax.commands.prepare.report import write_data_page, write_report, write_unfit
 from asr_jax.config_file import load_config
 from asr_jax.data.manifest import read_manifest
-from asr_jax.data.recording_checks import checked_entry
+from asr_jax.data.recording_checks import checked_entry, checked_recording
 from asr_jax.data.recordings import FAR_BEYOND_FULL_SCALE
 from asr_jax.data.sources.librispeech_archives import ADDRESS, ARCHIVES, read_archive
 from asr_jax.data.sources.prepared import Entry, is_prepared, read_prepared, write_prepared
 from asr_jax.errors import UsageError, name_full_disk
-from asr_jax.survey.rows import Row
+from asr_jax.pages.elements import counted
+from asr_jax.survey.gathered import Survey
 from asr_jax.types import Skipped, Utterance
+
+Kept = TypeVar("Kept", Entry, Utterance)
+Check = Callable[..., tuple[Kept, Levels] | Skipped]
+"""Returns what is kept of an utterance and its levels, or why it is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,61 +146,49 @@ def _prepare(
     out: Path | None, utterances: Iterable[Utterance | Skipped], options: Options, console: Console
 ) -> None:
     """Write the prepared dataset `out` and its reports; without `out`, only the page."""
-    name = str(out or options.source)
-    dropped: list[Skipped] = []
-    rows: list[Row] = []
-    places: dict[str, Utterance] = {}
-    beyond: list[str] = []
-
-    def noted() -> Iterator[Utterance | Skipped]:
-        for utterance in utterances:
-            if out is None and isinstance(utterance, Utterance):
-                places[utterance.id] = utterance
-            yield utterance
-
-    with Progress(
-        TextColumn("{task.description}"), console=console, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(name)
-
-        def entries() -> Iterator[Entry]:
-            for result in _checked(noted(), options):
-                if isinstance(result, Skipped):
-                    dropped.append(result)
-                    continue
-                entry, levels = result
-                seconds = entry.duration_seconds
-                rows.append(Row(entry.id, entry.text, entry.speaker, seconds, levels))
-                if entry.gain > FAR_BEYOND_FULL_SCALE:
-                    beyond.append(entry.id)
-                progress.update(task, description=f"{name}: {len(rows)} recordings")
-                yield entry
-            if not rows:
-                first = f", the first is {dropped[0].id}: {dropped[0].reason}" if dropped else ""
-                raise ValueError(f"{name}: none of {len(dropped)} recordings can be stored{first}")
-
+    name, survey = str(out or options.source), Survey()
+    column = TextColumn("{task.description}: {task.completed:.0f} recordings", markup=False)
+    with Progress(column, console=console, disable=not console.is_terminal) as progress:
+        tracked = progress.track(utterances, description=name)
         if out is None:
-            collections.deque(entries(), maxlen=0)
+            kept = list(_noted(_checked(tracked, checked_recording, options), survey))
         else:
+            entries = _noted(_checked(tracked, checked_entry, options), survey)
             with name_full_disk(out):
                 out.parent.mkdir(parents=True, exist_ok=True)
-                write_prepared(out, entries())
+                write_prepared(out, _at_least_one(entries, survey, name))
+            kept = read_prepared(out)
     if out is not None:
         with name_full_disk(out):
-            print(write_report(out, np.array([row.seconds for row in rows]), dropped))
-        places = {utterance.id: utterance for utterance in read_prepared(out)}
+            print(write_report(out, survey.rows["seconds"], survey.left_out))
     page = options.page or (out or Path()) / "data.html"
     with name_full_disk(page.parent):
-        write_data_page(page, name, rows, dropped, places, options.config)
+        write_data_page(page, name, kept, survey, options.config)
     print(f"what is in the data: {page}")
-    if beyond:
-        print(
-            f"{len(beyond)} recordings, the first is {beyond[0]}, have samples beyond "
-            f"{FAR_BEYOND_FULL_SCALE:g} times full scale, and are stored so; if they are 16-bit "
-            "samples in a float file, divide them by 32768 and prepare them again"
-        )
     if out is not None:
+        _print_beyond(kept, survey)
         _print_unfit(out, options)
+
+
+def _print_beyond(kept: Sequence[Utterance], survey: Survey) -> None:
+    """Print how many recordings have samples of the size of integers."""
+    beyond = np.flatnonzero(survey.rows["peak"] > FAR_BEYOND_FULL_SCALE)
+    if len(beyond):
+        have = "has" if len(beyond) == 1 else "have"
+        print(
+            f"{counted(len(beyond), 'recording')}, the first is {kept[beyond[0]].id}, {have} "
+            f"samples beyond {FAR_BEYOND_FULL_SCALE:g} times full scale, and are stored so; if "
+            "they are 16-bit samples in a float file, divide them by 32768 and prepare them again"
+        )
+
+
+def _at_least_one(entries: Iterable[Entry], survey: Survey, name: str) -> Iterator[Entry]:
+    """Yield the entries. Raises ValueError if there are none."""
+    yield from entries
+    if len(survey.rows) == 0:
+        left_out = survey.left_out
+        first = f", the first is {left_out[0].id}: {left_out[0].reason}" if left_out else ""
+        raise ValueError(f"{name}: none of {len(left_out)} recordings can be stored{first}")
 
 
 def _print_unfit(out: Path, options: Options) -> None:
@@ -208,22 +201,37 @@ def _print_unfit(out: Path, options: Options) -> None:
 
 
 def _checked(
-    utterances: Iterable[Utterance | Skipped], options: Options
-) -> Iterator[tuple[Entry, Levels] | Skipped]:
+    utterances: Iterable[Utterance | Skipped], check: Check[Kept], options: Options
+) -> Iterator[tuple[Utterance | Skipped, tuple[Kept, Levels] | Skipped]]:
     """Yield the utterances in order, checked by threads that work a few utterances ahead."""
 
-    def check(utterance: Utterance | Skipped) -> tuple[Entry, Levels] | Skipped:
+    def checked(utterance: Utterance | Skipped) -> tuple[Kept, Levels] | Skipped:
         if isinstance(utterance, Skipped):
             return utterance
-        return checked_entry(
-            utterance, min_seconds=options.min_seconds, max_seconds=options.max_seconds
-        )
+        return check(utterance, min_seconds=options.min_seconds, max_seconds=options.max_seconds)
 
     with ThreadPoolExecutor(options.threads) as pool:
-        ahead: collections.deque[Future[tuple[Entry, Levels] | Skipped]] = collections.deque()
+        ahead: collections.deque[
+            tuple[Utterance | Skipped, Future[tuple[Kept, Levels] | Skipped]]
+        ] = collections.deque()
         for utterance in utterances:
-            ahead.append(pool.submit(check, utterance))
+            ahead.append((utterance, pool.submit(checked, utterance)))
             if len(ahead) > 4 * options.threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+                read, future = ahead.popleft()
+                yield read, future.result()
+        for read, future in ahead:
+            yield read, future.result()
+
+
+def _noted(
+    checked: Iterable[tuple[Utterance | Skipped, tuple[Kept, Levels] | Skipped]], survey: Survey
+) -> Iterator[Kept]:
+    """Yield what is kept, and note everything in the survey."""
+    for utterance, result in checked:
+        if isinstance(result, Skipped):
+            is_read = isinstance(utterance, Utterance)
+            survey.leave_out(result, utterance if is_read else result.recording)
+        else:
+            kept, levels = result
+            survey.add(kept.duration_seconds, levels)
+            yield kept

@@ -1,41 +1,41 @@
 """Reports on a prepared dataset: durations, dropped recordings, and what a config leaves out."""
 
 import collections
-import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from asr_jax.audio.samples import AudioError, as_mp3
+from asr_jax.audio.samples import AudioError, as_mp3, mean_at_rate
 from asr_jax.config import Config
 from asr_jax.config_file import load_config
 from asr_jax.data.buckets import Buckets
-from asr_jax.data.recordings import read_recording
+from asr_jax.data.recordings import read_recording_channels, stored_gain
 from asr_jax.data.selection import WITHOUT_CTC
 from asr_jax.data.sources.prepared import read_prepared
 from asr_jax.experiment.corpus import limits_of, training_corpus, usable_utterances
 from asr_jax.experiment.tasks import task_of
 from asr_jax.experiment.training_buckets import buckets_for, describe_buckets, training_lengths
+from asr_jax.pages.elements import counted
 from asr_jax.pages.histogram import histogram, histogram_picture
+from asr_jax.survey.gathered import Survey
 from asr_jax.survey.page import render_data_page
-from asr_jax.survey.rows import Row
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import escaped, one_line
 from asr_jax.types import Skipped, Utterance
 
 BAR_WIDTH, PRINTED_BARS = 50, 15
 DEFAULT_CONFIG = "own_data"
-SNIPPET_HZ, SNIPPET_SECONDS = 16_000, 15
+SNIPPET_HZ, SNIPPET_SECONDS = 16_000, 15.0
 
 
 def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> str:
     """Write dropped.jsonl and durations.svg into `out`; return the text to print."""
     reasons = _list(out / "dropped.jsonl", dropped)
-    hours = f"{len(seconds)} recordings, {seconds.sum() / 3600:.2f} hours"
+    hours = f"{counted(len(seconds), 'recording')}, {seconds.sum() / 3600:.2f} hours"
     spread = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
     picture = histogram_picture(seconds, one_line(f"{out.name}: {hours}"), spread, "s")
     (out / "durations.svg").write_text(picture, encoding="utf-8")
@@ -50,24 +50,36 @@ def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> 
 def write_data_page(
     page: Path,
     name: str,
-    rows: Sequence[Row],
-    dropped: Sequence[Skipped],
-    places: Mapping[str, Utterance],
+    utterances: list[Utterance],
+    survey: Survey,
     config: Path | None,
 ) -> None:
-    """Write the page that shows what is in the data; `places` has each id's recording to play."""
-
-    def snippet(id: str) -> bytes | None:
-        try:
-            samples = read_recording(places[id], sample_rate_hz=SNIPPET_HZ)
-        except AudioError:
-            return None
-        return as_mp3(samples[: SNIPPET_SECONDS * SNIPPET_HZ], SNIPPET_HZ)
-
-    known = [Utterance(row.id, page, row.text, row.seconds, row.speaker) for row in rows]
-    html = render_data_page(name, rows, dropped, _shapes(known, config), snippet)
+    """Write the page that shows what is in the data; `utterances` are the usable ones."""
+    html = render_data_page(
+        name,
+        utterances,
+        survey,
+        _shapes(utterances, config),
+        _snippet,
+    )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(escaped(html), encoding="utf-8")
+
+
+def _snippet(utterance: Utterance) -> bytes | None:
+    """Return the beginning of a recording to listen to, even if it is not all of the utterance."""
+    seconds = min(SNIPPET_SECONDS, utterance.duration_seconds)  # 15 for NaN
+    try:
+        channels, rate_hz = read_recording_channels(utterance._replace(duration_seconds=seconds))
+        channels = np.nan_to_num(channels) * np.float32(stored_gain(utterance))
+        try:
+            samples = mean_at_rate(utterance.audio, channels, rate_hz, sample_rate_hz=SNIPPET_HZ)
+        except AudioError:  # the channels cancel each other
+            first = channels[:, :1]
+            samples = mean_at_rate(utterance.audio, first, rate_hz, sample_rate_hz=SNIPPET_HZ)
+    except AudioError:
+        return None
+    return as_mp3(samples, SNIPPET_HZ)
 
 
 def _shapes(utterances: list[Utterance], path: Path | None) -> str:
@@ -136,7 +148,7 @@ def write_unfit(out: Path, config: Config, name: str, *, tokenizer: Path | None)
 
 def _list(path: Path, skipped: Sequence[Skipped]) -> list[str]:
     """Write the skipped utterances to a file; return a summary line for each kind of reason."""
-    lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in skipped)
+    lines = (json.dumps(item.listed()) + "\n" for item in skipped)
     path.write_text("".join(lines), encoding="utf-8")
     kinds = collections.Counter(item.reason.partition(":")[0] for item in skipped)
     return [

@@ -49,20 +49,22 @@ def kaldi_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
             for id in recordings
         }
     for id, segment in segments.items():
-        if id not in texts:
-            yield Skipped(id, f"no line in text: {folder / 'text'}")
-        elif segment.recording not in recordings:
-            yield Skipped(id, f"its recording has no line in wav.scp: {segment.recording}")
-        else:
-            yield Utterance(
+        recording = None
+        if segment.recording in recordings:
+            recording = Utterance(
                 id=id,
                 audio=recordings[segment.recording],
-                text=transcript(texts[id][1]),
+                text=transcript(texts[id][1]) if id in texts else "",
                 duration_seconds=segment.duration_seconds,
                 speaker=speakers[id][1] if id in speakers else "",
                 offset_seconds=segment.start_seconds,
                 channel=segment.channel,
             )
+        if id not in texts:
+            yield Skipped(id, f"no line in text: {folder / 'text'}", recording)
+        else:
+            missing = f"its recording has no line in wav.scp: {segment.recording}"
+            yield recording or Skipped(id, missing)
     listing = "segments" if has_segments else "wav.scp"
     for id in texts:
         if id not in segments:

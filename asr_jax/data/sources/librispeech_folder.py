@@ -33,7 +33,9 @@ def folder_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
                 listed_ids.add(file_id(utterance.id))
                 yield utterance
         for id in sorted(recordings.keys() - listed_ids):
-            yield Skipped(recordings[id].stem, f"no line in a *.trans.txt: {recordings[id]}")
+            audio = recordings[id]
+            unlisted = Utterance(audio.stem, audio, "", math.nan)
+            yield Skipped(audio.stem, f"no line in a *.trans.txt: {audio}", unlisted)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

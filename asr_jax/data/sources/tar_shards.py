@@ -1,6 +1,7 @@
 """Tar shards of recordings with their transcripts, read in place."""
 
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,8 @@ def tar_utterances(shards: Iterable[Path]) -> Iterator[Utterance | Skipped]:
                     yield listed
                 elif audio is not None or has_text:
                     missing = "recording" if audio is None else "transcript"
-                    yield Skipped(id, f"no {missing} next to it: in {shard}")
+                    heard = audio and Utterance(id, shard, "", math.nan, within=audio)
+                    yield Skipped(id, f"no {missing} next to it: in {shard}", heard)
 
 
 def _utterance(

@@ -38,7 +38,7 @@ class ContainerError(ValueError):
 
 
 class Mended(NamedTuple):
-    """A copy of a file that libsndfile reads completely."""
+    """A copy of a file, or of its readable start, that libsndfile reads completely."""
 
     contents: bytes
     skipped_frames: int = 0
@@ -47,10 +47,20 @@ class Mended(NamedTuple):
     """Samples per channel of the recording, if libsndfile does not count them."""
 
 
+class TruncatedError(ContainerError):
+    """The reason why a file's recording ends early, and what reads the part that is there."""
+
+    def __init__(self, reason: str, start: Mended | None = None):
+        super().__init__(reason)
+        self.start = start
+        """A copy that libsndfile reads up to there; None if it reads the file itself."""
+
+
 def mended(file: ByteFile, size: int) -> Mended | None:
     """Check the structure of a file of `size` bytes, and return a copy if only that can be read.
 
-    Raises ContainerError for a truncated file, and for one with data that libsndfile would ignore.
+    Raises TruncatedError for a truncated file, and ContainerError for one with data that libsndfile
+    would ignore.
     FLAC and the chains of Ogg are left to `follows_flac` and `is_chained`.
     """
     head = _at(file, 0, 64)
@@ -114,10 +124,11 @@ def _check_chunks(file: ByteFile, size: int, head: bytes) -> Mended | None:
             if length == 2**32 - 1 and data_bytes_64 >= 0:
                 length = data_bytes_64
             if not _is_unknown(length):
-                _check_samples(file, size, body, length)
                 if is_mp3:
+                    _check_mp3_samples(file, size, body, length)
                     mp3 = _at(file, body, length)
                     return _mended_mp3(io.BytesIO(mp3), len(mp3)) or Mended(mp3)
+                _check_samples(file, size, body, length)
             elif length == 0 and head[:4] == b"RIFF":
                 samples = _at(file, body, size)
                 if any(samples) and not _is_chunk(samples.lstrip(b"\0")):
@@ -137,11 +148,19 @@ def _is_unknown(length: int) -> bool:
     return length <= 0 or any(abs(length - full) <= 4096 for full in (2**31, 2**32, 2**63))
 
 
+def _check_mp3_samples(file: ByteFile, size: int, start: int, length: int) -> None:
+    """Check samples like `_check_samples`. The start of truncated ones cannot be read."""
+    try:
+        _check_samples(file, size, start, length)
+    except TruncatedError as error:
+        raise ContainerError(str(error)) from error
+
+
 def _check_samples(file: ByteFile, size: int, start: int, length: int) -> None:
     """Raise ContainerError unless `length` bytes of samples and known data follow `start`."""
     # Some writers state the size of the whole file, or of all that follows its first 8 bytes.
     if length > size - start and length not in (size, size - 8):
-        raise ContainerError(f"truncated: {size - start} of {length} bytes of samples")
+        raise TruncatedError(f"truncated: {size - start} of {length} bytes of samples")
     if (rest := size - start - length) <= 0:
         return
     after = _at(file, start + length, 9)
@@ -183,9 +202,10 @@ def _check_ogg(file: ByteFile, size: int, head: bytes) -> None:
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
     length = 27 + len(segments) + sum(segments)
     if len(page) < 27 or len(segments) < page[26] or len(page) < length:
-        raise ContainerError("truncated: its last page is incomplete")
+        start = Mended(_at(file, 0, size - len(page)))
+        raise TruncatedError("truncated: its last page is incomplete", start)
     if not page[5] & 4:
-        raise ContainerError(
+        raise TruncatedError(
             "truncated: its last page does not end the stream; if nothing is missing, decode it "
             "and encode it again"
         )
@@ -321,10 +341,20 @@ def _mended_mp3(file: ByteFile, size: int) -> Mended | None:
         if size == end or (size == end + 128 and _at(file, end, 3) == b"TAG"):
             return Mended(_at(file, start, size)) if junk else None
     contents = _at(file, start, size)
-    frames, stated, parts = _frames(contents)
-    if frames < stated - 1:
-        raise ContainerError(f"truncated: {frames} of {stated} frames")
-    if info and frames == info[0] == stated and len(parts) == 1 and b"VBRI" not in head[:first]:
+    frames, stated, parts, problem = _frames(contents)
+    if not problem and frames < stated - 1:
+        problem = f"truncated: {frames} of {stated} frames"
+    if problem and info and all(info) and len(parts) == 1 and b"VBRI" not in head[:first]:
+        raise TruncatedError(problem, Mended(_with_info(contents[: parts[0][1]], frames)))
+    if problem and not frames:
+        raise ContainerError(problem)
+    if (
+        not problem
+        and info
+        and frames == info[0] == stated
+        and len(parts) == 1
+        and b"VBRI" not in head[:first]
+    ):
         return None
     # The first frame, whose bit rate is the lowest, makes libsndfile's estimate of the length too
     # long. It is silent, and its length is known.
@@ -332,7 +362,21 @@ def _mended_mp3(file: ByteFile, size: int) -> Mended | None:
     lead = lead.ljust(_frame_bytes(lead, 0), b"\0")
     samples = _frame_samples(lead)
     audio = b"".join(contents[a:b] for a, b in parts)
-    return Mended(lead + audio + PADDING, samples, frames * samples)
+    copy = Mended(lead + audio + PADDING, samples, frames * samples)
+    if problem:
+        raise TruncatedError(problem, copy)
+    return copy
+
+
+def _with_info(contents: bytes, frames: int) -> bytes:
+    """Return an MP3 file whose Info frame, the first one, states its true frames and bytes.
+
+    The frame also says how many samples at the start are the encoder's padding.
+    """
+    changed = bytearray(contents)
+    at = min(place for name in (b"Xing", b"Info") if (place := contents.find(name)) >= 0)
+    struct.pack_into(">II", changed, at + 8, frames, len(contents))
+    return bytes(changed)
 
 
 def _after_tags(file: ByteFile) -> int:
@@ -358,20 +402,22 @@ def _tag_bytes(tag: bytes) -> int:
     return 128 if tag[:3] == b"TAG" else 0
 
 
-def _frames(contents: bytes) -> tuple[int, int, list[tuple[int, int]]]:
-    """Return the number of audio frames, the number that Info frames state, and the audio's ranges.
+def _frames(contents: bytes) -> tuple[int, int, list[tuple[int, int]], str]:
+    """Return the number of audio frames, the number that Info frames state, the audio's ranges, and
+    the reason if they end early: with an incomplete frame, or before bytes that are no audio.
 
-    Raises ContainerError for an incomplete last frame, and for bytes between frames.
+    Raises ContainerError if other frames follow.
     """
-    frames, stated, at = 0, 0, 0
+    frames, stated, at, problem = 0, 0, 0, ""
     parts: list[tuple[int, int]] = []
     while at < len(contents):
         if not (length := _frame_bytes(contents, at)) or not _is_alike(contents, at):
             if not (length := _tag_bytes(contents[at : at + 2**16])):
-                _check_rest(contents, at)
+                problem = _problem_of_rest(contents, at)
                 break
         elif at + length > len(contents):
-            raise ContainerError("truncated: its last frame is incomplete")
+            problem = "truncated: its last frame is incomplete"
+            break
         elif info := _info(contents[at : at + length]):
             stated += info[0]
         else:
@@ -379,7 +425,7 @@ def _frames(contents: bytes) -> tuple[int, int, list[tuple[int, int]]]:
             start = parts.pop()[0] if parts and parts[-1][1] == at else at
             parts.append((start, at + length))
         at += length
-    return frames, stated, parts
+    return frames, stated, parts, problem
 
 
 def _is_alike(contents: bytes, at: int) -> bool:
@@ -388,14 +434,16 @@ def _is_alike(contents: bytes, at: int) -> bool:
     return not version_and_layer & 0xFE and not (contents[at + 2] ^ contents[2]) & 0x0C
 
 
-def _check_rest(contents: bytes, at: int) -> None:
-    """Raise ContainerError if other frames, or frames after other bytes, follow the last one."""
+def _problem_of_rest(contents: bytes, at: int) -> str:
+    """Return the reason if the bytes after a frame are part of one, or other bytes before frames.
+
+    Raises ContainerError if other frames follow.
+    """
     if contents[at] == 0xFF and len(contents) - at < 4:
-        raise ContainerError("truncated: its last frame is incomplete")
+        return "truncated: its last frame is incomplete"
     if (following := _next_frame(contents, at)) == at:
         raise ContainerError(SECOND)
-    if following > at:
-        raise ContainerError(f"damaged: {following - at} bytes between its frames are no audio")
+    return f"damaged: {following - at} bytes between its frames are no audio" * (following > at)
 
 
 def _next_frame(contents: bytes, start: int) -> int:

@@ -1,10 +1,10 @@
 """Reading of recordings as mono float32 samples, and changes of rate, speed and format."""
 
+import contextlib
 import functools
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -17,6 +17,8 @@ from asr_jax.audio.containers import (
     SECOND,
     ByteFile,
     ContainerError,
+    Mended,
+    TruncatedError,
     follows_flac,
     is_chained,
     is_flac,
@@ -54,18 +56,29 @@ class _Recording(NamedTuple):
     """The number of samples per channel before the recording's first one."""
     frames: int
     """The number of its samples per channel."""
+    truncated: str
+    """The reason why it ends early, if it does."""
 
 
-@contextmanager
+class Unread(NamedTuple):
+    """A part of a recording that cannot be read."""
+
+    start_seconds: float
+    end_seconds: float
+    """As far as the recording's header states it."""
+    reason: str
+
+
+@contextlib.contextmanager
 def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Recording]:
     """Open a recording, and raise AudioError for whatever is wrong with it in this context."""
-    path = Path(path)
+    path, truncated = Path(path), ""
     try:
         with _file(path, contents) as file:
             size = file.seek(0, io.SEEK_END)
             if size == 0:
                 raise AudioError(path, "the file is empty")
-            mend = mended(file, size)
+            mend, truncated = _readable(file, size)
             whole = path if contents is None else None
             if is_ogg(file) and (_is_chained_file(path, size) if whole else is_chained(file)):
                 raise ContainerError(SECOND)
@@ -73,19 +86,34 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Re
             with _sound(path, source) as sound:
                 frames = sound.frames if mend is None or mend.frames is None else mend.frames
                 first = mend.skipped_frames if mend else 0
+                if frames == 0:
+                    raise AudioError(path, truncated or "no samples")
                 _check_frames(path, frames, sound.frames - first)
-                yield _Recording(path, file, sound, first, frames)
+                yield _Recording(path, file, sound, first, frames, truncated)
     except ContainerError as error:
         raise AudioError(path, str(error)) from error
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
+        reason = _of_library(error)
         convert = "if another program plays it, convert it to FLAC or WAV"
-        raise AudioError(path, f"{reason}; {convert}") from error
+        raise AudioError(path, truncated or f"{reason}; {convert}") from error
     except OSError as error:
         raise AudioError(path, error.strerror or "cannot be read") from error
 
 
-@contextmanager
+def _readable(file: ByteFile, size: int) -> tuple[Mended | None, str]:
+    """Return what libsndfile reads instead of the file, and the reason if it ends early."""
+    try:
+        return mended(file, size), ""
+    except TruncatedError as error:
+        return error.start, str(error)
+
+
+def _require_whole(recording: _Recording) -> None:
+    if recording.truncated:
+        raise AudioError(recording.path, recording.truncated)
+
+
+@contextlib.contextmanager
 def _file(path: Path, contents: bytes | BinaryIO | None) -> Iterator[ByteFile]:
     """Open the bytes of a recording; without a buffer, so that libsndfile shares the position."""
     if isinstance(contents, bytes):
@@ -133,9 +161,7 @@ def _search_for_chain(path: Path, size: int, time_ns: int) -> bool:
 
 
 def _check_frames(path: Path, frames: int, available: int) -> None:
-    """Raise AudioError for a recording that is empty, or whose length is not known."""
-    if frames == 0:
-        raise AudioError(path, "no samples")
+    """Raise AudioError for a recording whose length is not known."""
     if frames > UNKNOWN_FRAMES:
         decode = "decode it and encode it again"
         raise AudioError(path, f"the header does not state the length; {decode}")
@@ -164,17 +190,34 @@ def _read(recording: _Recording, start: int, end: int, *, preroll: int, of: int)
     those that are wanted. `of` is the number of samples that are wanted in all, for the message.
     Raises AudioError if some are missing, and if a second recording follows the last one.
     """
+    channels = _decoded(recording, start, end, preroll=preroll, of=of)
+    if end == recording.frames:
+        _require_last(recording)
+    return channels
+
+
+def _decoded(recording: _Recording, start: int, end: int, *, preroll: int, of: int) -> np.ndarray:
+    """Return the samples of `_read`, without a look at what follows them."""
     path, sound = recording.path, recording.sound
     try:
         channels = sound.read(preroll + end - start, dtype="float32", always_2d=True)[preroll:]
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
-        raise AudioError(path, f"truncated or damaged: {reason}") from error
+        raise AudioError(path, f"truncated or damaged: {_of_library(error)}") from error
     if len(channels) < end - start:
         raise AudioError(path, f"truncated: {of - (end - start) + len(channels)} of {of} samples")
-    if end == recording.frames and sound.format == "FLAC" and follows_flac(recording.file):
-        raise AudioError(path, SECOND)
     return channels
+
+
+def _require_last(recording: _Recording) -> None:
+    """Raise AudioError if a second recording follows the one that was read to its end."""
+    if recording.sound.format == "FLAC" and follows_flac(recording.file):
+        raise AudioError(recording.path, SECOND)
+
+
+def _of_library(error: soundfile.LibsndfileError) -> str:
+    reason = error.error_string.removeprefix("Error : ").rstrip(".") or "corrupt"
+    # It says so of files that begin like MP3 too.
+    return "no audio" if reason.startswith("File does not exist") else reason
 
 
 def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | None = None) -> float:
@@ -183,6 +226,16 @@ def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | Non
     `contents` are the recording's bytes, or a file of them, if it is not the whole file `path`.
     """
     with _opened(path, contents) as recording:
+        _require_whole(recording)
+        return recording.frames / recording.sound.samplerate
+
+
+def readable_seconds(path: str | Path) -> float:
+    """Return the duration of a recording, or of the start that is there of a truncated one.
+
+    Raises AudioError.
+    """
+    with _opened(path, None) as recording:
         return recording.frames / recording.sound.samplerate
 
 
@@ -205,9 +258,10 @@ def read_audio(
 
     Returns samples in -1..1 (loud recordings of lossy or float formats exceed this, and resampling
     may overshoot slightly).
-    Raises AudioError for a file that is missing, empty, corrupt or truncated, that contains several
-    recordings or does not state its length, for a segment without samples, for a missing channel,
-    for channels that cancel in their mean and for samples that are not finite.
+    Raises AudioError for a file that is missing, empty, corrupt or truncated (unless the segment
+    ends before), that contains several recordings or does not state its length, for a segment
+    without samples, for a missing channel, for channels that cancel in their mean and for samples
+    that are not finite.
     """
     channels, rate_hz = read_channels(
         path,
@@ -261,6 +315,7 @@ def read_audio_blocks(
     Raises the errors of read_audio, but only when reading reaches the problem.
     """
     with _opened(path, None) as recording:
+        _require_whole(recording)
         rate_hz, frames = recording.sound.samplerate, recording.frames
         resampler = soxr.ResampleStream(rate_hz / sample_rate_hz, 1.0, 1, dtype="float32")
         powers = np.zeros(2)
@@ -276,6 +331,55 @@ def read_audio_blocks(
             if rate_hz != sample_rate_hz:
                 samples = resampler.resample_chunk(samples, last=end == frames)
             yield samples
+
+
+def read_readable_blocks(
+    path: str | Path, *, sample_rate_hz: int, unread: list[Unread]
+) -> Iterator[Float32[np.ndarray, " S"]]:
+    """Read a recording like read_audio_blocks, but read on after a second that cannot be decoded.
+
+    Its samples are zeros, so that all others keep their times, and it is appended to `unread`. The
+    last of these ends with the recording if the decoder finds nothing more, or if the file is
+    truncated. Raises AudioError for what is no recording, or holds several.
+    """
+    powers = np.zeros(2)
+    with contextlib.ExitStack() as opened:
+        recording = opened.enter_context(_opened(path, None))
+        rate_hz, frames, kind = recording.sound.samplerate, recording.frames, recording.sound.format
+        resampler = soxr.ResampleStream(rate_hz / sample_rate_hz, 1.0, 1, dtype="float32")
+        was_read = False
+        for start in range(0, frames, rate_hz):
+            end = min(start + rate_hz, frames)
+            try:
+                # Decoders of Ogg pass over what is missing without a word.
+                is_sought = not was_read or kind in ("MP3", "OGG")
+                preroll = _seek(recording, start) if is_sought else 0
+                channels = _decoded(recording, start, end, preroll=preroll, of=end - start)
+                samples = _mixed(path, channels, None)
+                powers += channel_powers(channels, samples)
+                was_read = True
+            except (AudioError, soundfile.LibsndfileError) as error:
+                reason = error.reason if isinstance(error, AudioError) else _of_library(error)
+                _add_unread(unread, Unread(start / rate_hz, end / rate_hz, reason))
+                samples = np.zeros(end - start, np.float32)
+                opened.close()  # A decoder that failed may read nothing more.
+                recording, was_read = opened.enter_context(_opened(path, None)), False
+            if end == frames:
+                _require_last(recording)
+                require_audible_mean(path, powers)
+            if rate_hz != sample_rate_hz:
+                samples = resampler.resample_chunk(samples, last=end == frames)
+            yield samples
+        if recording.truncated:
+            unread.append(Unread(frames / rate_hz, frames / rate_hz, recording.truncated))
+
+
+def _add_unread(unread: list[Unread], part: Unread) -> None:
+    """Append a part to the ones before it, or to the last one if this ends where it starts."""
+    if unread and unread[-1].end_seconds == part.start_seconds:
+        part = part._replace(start_seconds=unread[-1].start_seconds, reason=unread[-1].reason)
+        unread.pop()
+    unread.append(part)
 
 
 def _mixed(path: str | Path, channels: np.ndarray, channel: int | None) -> np.ndarray:
@@ -316,7 +420,10 @@ def _segment_bounds(
     path, rate_hz, end = recording.path, recording.sound.samplerate, recording.frames
     start = round(offset_seconds * rate_hz)
     if duration_seconds is not None:
-        end = min(end, start + round(duration_seconds * rate_hz))
+        end = start + round(duration_seconds * rate_hz)
+    if duration_seconds is None or end > recording.frames:
+        _require_whole(recording)
+        end = recording.frames
     if not 0 <= start < end:
         raise AudioError(
             path,

@@ -15,7 +15,7 @@ from asr_jax.decoding.utterance_cuts import PAUSE_SECONDS
 from asr_jax.distributed.compile_notices import logged_compile_notices
 from asr_jax.distributed.devices import prepare_devices
 from asr_jax.errors import UsageError
-from asr_jax.inference.inputs import file_utterance, is_pipe
+from asr_jax.inference.inputs import is_pipe, readable_utterance
 from asr_jax.inference.recognizer import open_run
 from asr_jax.inference.segmentation import (
     Segmentation,
@@ -24,7 +24,7 @@ from asr_jax.inference.segmentation import (
     segment_recording,
     with_alignable_search,
 )
-from asr_jax.text_files import numbered_lines, transcript
+from asr_jax.text_files import numbered_lines, one_line, transcript
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -58,11 +58,14 @@ class Options:
 
 @logged_compile_notices()
 def run(arguments: list[str]) -> int:
-    """Write the manifest, and print how much of the recording and of the text it holds."""
+    """Write the manifest, and print how much of the recording and of the text it holds.
+
+    Return 1 if the recording could not be read to its end.
+    """
     options = parse(Options, arguments, program="asr-jax segment")
     _check(options)
     text = transcript(" ".join(line for _, line in numbered_lines(options.text)))
-    audio = file_utterance("0", options.audio)
+    audio = readable_utterance("0", options.audio)
     prepare_devices(MeshConfig())
     recognizer = with_alignable_search(open_run(options.run, options.checkpoint))
     words = read_words(text, options.text, recognizer.tokenizer)
@@ -80,7 +83,9 @@ def run(arguments: list[str]) -> int:
     entries = (ManifestEntry(options.audio, *utterance) for utterance in kept)
     write_manifest_file(options.output, entries)
     print(_summary(options, found, kept))
-    return 0
+    if problem := _unread(found):
+        print(one_line(f"asr-jax segment: {options.audio}: {problem}"), file=sys.stderr)
+    return int(_ends_early(found))
 
 
 def _check(options: Options) -> None:
@@ -109,6 +114,27 @@ def _summary(options: Options, found: Segmentation, kept: list[SegmentedUtteranc
     return (
         f"{options.output}: {len(kept)} utterances{below}; {_clock(seconds)} of "
         f"{_clock(found.recording_seconds)}, {words} of {found.words} words"
+    )
+
+
+def _ends_early(found: Segmentation) -> bool:
+    """Return whether the last second could not be read."""
+    return bool(found.unread) and found.unread[-1].end_seconds > found.recording_seconds - 1
+
+
+def _unread(found: Segmentation) -> str:
+    """Return what could not be read of the recording, and why."""
+    if not found.unread:
+        return ""
+    first, last = found.unread[0], found.unread[-1]
+    if len(found.unread) == 1 and _ends_early(found):
+        return f"read up to {_clock(last.start_seconds)}: {last.reason}"
+    others = f", and {len(found.unread) - 1} other parts" if last is not first else ""
+    seconds = sum(part.end_seconds - part.start_seconds for part in found.unread)
+    end = f"; read up to {_clock(last.start_seconds)}" if _ends_early(found) else ""
+    return (
+        f"{seconds:.0f} s not read, {_clock(first.start_seconds)} to {_clock(first.end_seconds)}"
+        f"{others}: {first.reason}{end}"
     )
 
 

@@ -31,7 +31,7 @@ class Pause(NamedTuple):
     start_seconds: float
     end_seconds: float
     quiet_seconds: float
-    """The longest quiet within."""
+    """The longest quiet within; infinite if a part of the recording cannot be read."""
 
 
 def sound_levels(blocks: Iterable[np.ndarray], *, sample_rate_hz: int) -> Levels:

@@ -1,5 +1,6 @@
 """Cuts of a long recording into utterances, and the words of its text in each utterance."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -85,8 +86,8 @@ def cut_spans(
 
     `pauses` has one before each recognized word, and one after the last. Cuts are at pauses of at
     least `pause_seconds`, around long speech that is not in the text, and, in what is longer than
-    `max_seconds`, at the longest pauses. No cut divides a word of the text. Speech without text is
-    in no utterance, nor is text that is not spoken.
+    `max_seconds`, at the longest pauses. Only an infinite pause divides a word of the text. Speech
+    without text is in no utterance, nor is text that is not spoken.
     """
     home = {word: Counter(others).most_common(1)[0][0] for word, others in links.spoken_of.items()}
     cuts = [n for n in range(1, len(spoken)) if pauses[n].quiet_seconds >= pause_seconds]
@@ -94,7 +95,8 @@ def cut_spans(
     divided = {
         n for others in links.spoken_of.values() for n in range(min(others) + 1, max(others) + 1)
     }
-    ends = sorted({0, len(spoken), *(set(cuts) - divided)})
+    missing = {n for n in cuts if math.isinf(pauses[n].quiet_seconds)}
+    ends = sorted({0, len(spoken), *(set(cuts) - divided), *missing})
     groups = [
         part
         for start, end in zip(ends, ends[1:])

@@ -12,7 +12,12 @@ from typing import BinaryIO
 import jax
 import numpy as np
 
-from asr_jax.audio.samples import AudioError, as_wav, audio_duration_seconds
+from asr_jax.audio.samples import (
+    AudioError,
+    as_wav,
+    audio_duration_seconds,
+    readable_seconds,
+)
 from asr_jax.data.sources.file_names import AUDIO_SUFFIXES, is_recording
 from asr_jax.data.sources.librispeech_folder import files_below
 from asr_jax.types import InMemory, Utterance
@@ -69,15 +74,29 @@ def file_utterance(id: str, path: Path) -> Utterance:
     Raises AudioError for what is no recording.
     """
     if not is_pipe(path):
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            kind = "folder" if path.is_dir() else "device or socket"
-            raise AudioError(path, f"a {kind}, not a recording")
+        _require_regular(path)
         return Utterance(id, path, "", audio_duration_seconds(path))
     try:
         contents = sys.stdin.buffer.read() if path in STDIN_PATHS else path.read_bytes()
         return _bytes_utterance(id, path, contents)
     except OSError as error:
         raise AudioError(path, error.strerror or "cannot be read") from error
+
+
+def readable_utterance(id: str, path: Path) -> Utterance:
+    """Return an utterance that is a whole recording, or what is there of a truncated one.
+
+    Raises AudioError for what is no recording.
+    """
+    _require_regular(path)
+    return Utterance(id, path, "", readable_seconds(path))
+
+
+def _require_regular(path: Path) -> None:
+    """Raise AudioError for a path that exists and is no file."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        kind = "folder" if path.is_dir() else "device or socket"
+        raise AudioError(path, f"a {kind}, not a recording")
 
 
 def utterances_of(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asr_jax.audio.samples import read_audio_blocks
+from asr_jax.audio.samples import AudioError, Unread, read_readable_blocks
 from asr_jax.config import Config
 from asr_jax.decoding.pauses import (
     FRAMES_PER_SECOND,
@@ -20,7 +20,7 @@ from asr_jax.decoding.pauses import (
     pieces,
     sound_levels,
 )
-from asr_jax.decoding.utterance_cuts import Span, cut_spans, link_words
+from asr_jax.decoding.utterance_cuts import MARGIN_SECONDS, Span, cut_spans, link_words
 from asr_jax.decoding.written_text import WrittenWord, unspelled_letters, written_words
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances
 from asr_jax.inference.text_likelihood import text_log_likelihoods
@@ -37,6 +37,10 @@ TEXTS = 500
 LEAST_SPELLED = 0.5
 # Of the text or of the recognized characters, whichever are fewer: part that utterances must hold.
 LEAST_FOUND = 0.3
+# As many characters, if fewer are recognized: of a long text, any few are found somewhere.
+FEW_CHARACTERS = 20
+# Levels of samples that are rounded to 16 bits: what is softer is silence.
+SILENCE_DB = -85.0
 
 Scores = dict[tuple[int, str], float]
 """log P(text | audio) of the number of a span and a text."""
@@ -63,6 +67,8 @@ class Segmentation(NamedTuple):
     """Words of the text."""
     words_used: int
     recording_seconds: float
+    unread: list[Unread]
+    """Parts of the recording that cannot be read, in order."""
 
 
 def with_alignable_search(recognizer: Recognizer) -> Recognizer:
@@ -113,51 +119,81 @@ def segment_recording(
 
     The recording is read twice as a stream: once for its levels, and once in pieces of at most
     PIECE_SECONDS, which are recognized. Memory grows with the number of hundredths of a second and
-    of words, by a few bytes each.
+    of words, by a few bytes each. What cannot be read is in no utterance.
 
-    Raises ValueError if the text is not of this recording, and AudioError.
+    Raises ValueError if the text is not of this recording, and AudioError if none of it is read.
     """
-    levels = _levels(recognizer.config, audio, report)
-    spoken = _recognized(recognizer, audio, levels, report)
+    levels, unread = _levels(recognizer.config, audio, report)
+    spoken = _recognized(recognizer, audio, levels, unread, report)
     links = link_words(words, [word.text for word in spoken])
-    pauses = _pauses(levels, spoken)
+    pauses = _pauses(levels, spoken, unread)
     texts = [word.text for word in spoken]
     spans = cut_spans(
         words, texts, links, pauses, max_seconds=max_seconds, pause_seconds=pause_seconds
     )
     _require_same(audio, words, texts, spans)
     found = _scored(recognizer, audio, words, texts, spans, report)
-    used = sum(len(utterance.text.split()) for utterance in found)
-    return Segmentation(found, len(words), used, len(levels) / FRAMES_PER_SECOND)
+    unread += [_unread(span) for span, utterance in zip(spans, found) if utterance is None]
+    kept = [utterance for utterance in found if utterance]
+    used = sum(len(utterance.text.split()) for utterance in kept)
+    seconds = len(levels) / FRAMES_PER_SECOND
+    return Segmentation(kept, len(words), used, seconds, sorted(unread))
 
 
-def _levels(config: Config, audio: Utterance, report: Report) -> Levels:
+def _levels(config: Config, audio: Utterance, report: Report) -> tuple[Levels, list[Unread]]:
+    """Return the levels of a recording, and what cannot be read of it; this has those of quiet.
+
+    Raises AudioError if all of it is silent, or cannot be read.
+    """
     rate_hz = config.features.sample_rate_hz
+    unread: list[Unread] = []
 
     def blocks() -> Iterator[np.ndarray]:
         done = 0
-        for block in read_audio_blocks(audio.audio, sample_rate_hz=rate_hz):
+        read = read_readable_blocks(audio.audio, sample_rate_hz=rate_hz, unread=unread)
+        for block in read:
             done += len(block)
             report("listening", min(1.0, done / rate_hz / audio.duration_seconds))
             yield block
 
-    return sound_levels(blocks(), sample_rate_hz=rate_hz)
+    levels = sound_levels(blocks(), sample_rate_hz=rate_hz)
+    is_read = np.ones(len(levels), bool)
+    for part in unread:
+        first, end = (round(t * FRAMES_PER_SECOND) for t in (part.start_seconds, part.end_seconds))
+        is_read[first:end] = False
+    if unread and not is_read.any():
+        raise AudioError(audio.audio, unread[0].reason)
+    if len(levels) and levels.max() < SILENCE_DB:
+        raise AudioError(audio.audio, "silent")
+    if unread:
+        levels[~is_read] = np.percentile(levels[is_read], 10)
+    return levels, unread
 
 
 def _recognized(
-    recognizer: Recognizer, audio: Utterance, levels: Levels, report: Report
+    recognizer: Recognizer,
+    audio: Utterance,
+    levels: Levels,
+    unread: list[Unread],
+    report: Report,
 ) -> list[Word]:
-    """Return the words of the recording with times from its start. Raises AudioError."""
+    """Return the words of the recording with times from its start.
+
+    What cannot be read of it after all is appended to `unread`.
+    """
     parts = [
         audio._replace(id=str(n), offset_seconds=start, duration_seconds=end - start)
-        for n, (start, end) in enumerate(pieces(levels, longest_seconds=PIECE_SECONDS))
+        for n, (start, end) in enumerate(_readable_pieces(levels, unread))
     ]
     found = []
     for first in range(0, len(parts), PIECES):
         batch = parts[first : first + PIECES]
         recognition = recognize_utterances(recognizer, batch)
-        for skipped in recognition.failed:
-            raise ValueError(skipped.reason)
+        unread += [
+            Unread(part.offset_seconds, part.offset_seconds + part.duration_seconds, skipped.reason)
+            for skipped in recognition.failed
+            for part in [parts[int(skipped.id)]]
+        ]
         for part, transcript in zip(batch, recognition.best):
             for word in transcript.words if transcript else ():
                 start = part.offset_seconds + word.start_seconds
@@ -167,14 +203,38 @@ def _recognized(
     return found
 
 
-def _pauses(levels: Levels, spoken: Sequence[Word]) -> list[Pause]:
-    """Return the pauses before the words, between them, and after the last one."""
+def _readable_pieces(levels: Levels, unread: Sequence[Unread]) -> Iterator[tuple[float, float]]:
+    """Yield (start, end) in seconds of pieces that make up what can be read of a recording."""
+    ends = [0.0, *(t for part in unread for t in part[:2]), len(levels) / FRAMES_PER_SECOND]
+    for start, end in zip(ends[::2], ends[1::2]):
+        part = levels[round(start * FRAMES_PER_SECOND) : round(end * FRAMES_PER_SECOND)]
+        for first, last in pieces(part, longest_seconds=PIECE_SECONDS) if len(part) else ():
+            yield start + first, start + last
+
+
+def _unread(span: Span) -> Unread:
+    return Unread(span.start_seconds, span.end_seconds, "cannot be read from there on")
+
+
+def _pauses(levels: Levels, spoken: Sequence[Word], unread: Sequence[Unread]) -> list[Pause]:
+    """Return the pauses before the words, between them, and after the last one.
+
+    A pause with a part that cannot be read ends any utterance; none may extend into it.
+    """
     starts = np.array([word.start_seconds for word in spoken])
     ends = np.array([word.end_seconds for word in spoken])
     delay = label_delay(levels, np.concatenate([starts, ends]))
     end_of_all = len(levels) / FRAMES_PER_SECOND
     edges = zip([0.0, *(ends - delay).tolist()], [*(starts - delay).tolist(), end_of_all])
-    return [pause_between(levels, end, start) for end, start in edges]
+    pauses = [pause_between(levels, end, start) for end, start in edges]
+    apart = MARGIN_SECONDS + 1 / FRAMES_PER_SECOND
+    for part in unread:
+        middle = (part.start_seconds + part.end_seconds) / 2
+        n = int(np.searchsorted((starts + ends) / 2 - delay, middle))
+        start = min(pauses[n].start_seconds, part.start_seconds - apart)
+        end = max(pauses[n].end_seconds, part.end_seconds + apart)
+        pauses[n] = Pause(start, end, math.inf)
+    return pauses
 
 
 def _require_same(
@@ -183,8 +243,14 @@ def _require_same(
     """Raise ValueError unless the utterances hold a part of the text or of what is spoken."""
     of_text = sum(len(word.spelled) for word in words)
     of_speech = sum(map(len, spoken))
+    if not of_speech:
+        raise ValueError(
+            f"{audio.audio}: the model recognizes no words in it; check with asr-jax transcribe "
+            "that it holds speech, and that the model recognizes this kind of speech"
+        )
     held = sum(len(words[n].spelled) * span.agreement for span in spans for n in span.heard)
-    if not of_speech or held < LEAST_FOUND * min(of_text, of_speech):
+    needed = LEAST_FOUND * min(of_text, max(of_speech, FEW_CHARACTERS))
+    if held < needed:
         raise ValueError(
             f"{audio.audio}: the text is not of this recording, as far as the model recognizes it: "
             f"they share {held:.0f} of {of_text} characters of the text and {of_speech} recognized "
@@ -199,8 +265,11 @@ def _scored(
     spoken: Sequence[str],
     spans: Sequence[Span],
     report: Report,
-) -> list[SegmentedUtterance]:
-    """Decide which doubtful words are spoken, and compare each text with the recognized one."""
+) -> list[SegmentedUtterance | None]:
+    """Decide which doubtful words are spoken, and compare each text with the recognized one.
+
+    None stands for a span that cannot be read.
+    """
     scores: Scores = {}
     spelled = functools.partial(_spelled, words)
     tried = [
@@ -223,6 +292,8 @@ def _scored(
             " ".join(words[n].written for n in used[k]),
             _confidence(scores, k, spelled(used[k]), recognized[k]),
         )
+        if math.isfinite(scores[k, recognized[k]])
+        else None
         for k, span in enumerate(spans)
     ]
 

@@ -100,6 +100,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
     (folder / "empty.wav").write_bytes(b"")
     (folder / "samples.raw").write_bytes(bytes(3200))
     (folder / "text.wav").write_bytes(b"this is no recording" * 50)
+    (folder / "text.mp3").write_bytes(b"not audio")
 
     soundfile.write(folder / "whole.ogg", noise, 16_000, format="OGG", subtype="OPUS")
     ogg = bytearray((folder / "whole.ogg").read_bytes())
@@ -119,6 +120,7 @@ def unusable(folder: Path) -> list[tuple[str, Path]]:
         ("the file is empty", folder / "empty.wav"),
         ("raw samples, without a header", folder / "samples.raw"),
         ("not recognised", folder / "text.wav"),
+        ("no audio; if another program plays it", folder / "text.mp3"),
         ("no samples", folder / "none.wav"),
         ("not finite", folder / "nan.wav"),
         ("not finite", folder / "infinite.wav"),

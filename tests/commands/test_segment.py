@@ -6,10 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny import TINY
 
+from asr_jax.audio.samples import Unread
+from asr_jax.commands import segment
 from asr_jax.data.manifest import read_transcribed
+from asr_jax.inference.segmentation import Segmentation, SegmentedUtterance
 
 RATE_HZ = 16_000
+
+
+class Opened:
+    """A recognizer of which only these are read."""
+
+    tokenizer = None
+    config = TINY
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +61,35 @@ def test_manifest_is_read_by_training(trained, command, long_recording, text, tm
     assert len(utterances) == len(lines) and not skipped
     assert [path.name for path in out.parent.iterdir()] == ["long.jsonl"]
     assert f"{len(lines)} utterances" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "unread, status, message",
+    [
+        ([], 0, ""),
+        ([(2, 3)], 0, "1 s not read, 0:00:02 to 0:00:03: damaged"),
+        ([(2, 3), (5, 7)], 0, "3 s not read, 0:00:02 to 0:00:03, and 1 other parts: damaged"),
+        ([(8, 9)], 1, "read up to 0:00:08: damaged"),
+        ([(9, 9)], 1, "read up to 0:00:09: damaged"),
+        ([(2, 3), (5, 9)], 1, "5 s not read, 0:00:02 to 0:00:03, and 1 other parts: damaged; read"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(
+    trained, command, long_recording, tmp_path, monkeypatch, unread, status, message
+):
+    parts = [Unread(float(start), float(end), "damaged") for start, end in unread]
+    found = Segmentation([SegmentedUtterance(0.5, 1.0, "one", 1.0)], 1, 1, 9.0, parts)
+    monkeypatch.setattr(segment, "segment_recording", lambda *_, **__: found)
+    monkeypatch.setattr(segment, "open_run", lambda *_: None)
+    monkeypatch.setattr(segment, "with_alignable_search", lambda _: Opened())
+    monkeypatch.setattr(segment, "read_words", lambda *_: [])
+    text, out = tmp_path / "text.txt", tmp_path / "out.jsonl"
+    text.write_text("one", encoding="utf-8")
+    outcome = command("segment", trained.run, long_recording, "--text", text, "--output", out)
+    assert outcome.status == status and "1 utterances" in outcome.out
+    assert outcome.err.startswith(f"asr-jax segment: {long_recording}: {message}" * bool(message))
+    assert outcome.err.count("\n") == bool(message)
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 1
 
 
 BAD_TEXTS = {

@@ -41,7 +41,7 @@ from asr_jax.scoring.report import FILES, write_evaluation
 from asr_jax.scoring.report_page import comparison_lines
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import one_line
-from asr_jax.types import Utterance
+from asr_jax.types import Skipped, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +189,19 @@ def evaluate_run(run: Path, data: str) -> None:
     evaluate(Job(Options(run=run), data))
 
 
+def evaluate_held_out(run: Path, train: str, utterances: Sequence[Utterance]) -> None:
+    """Evaluate a run on the utterances that it held out of data.train, which is `train`."""
+    options = Options(run=run, output=run / "evaluation" / "held-out")
+    _evaluate(Job(options, f"the held-out part of {train}"), utterances, [])
+
+
 def evaluate(job: Job) -> None:
     """Recognize a dataset, write its evaluation, and print a summary and unreadable recordings."""
+    _evaluate(job, *read_transcribed(job.data, "--data"))
+
+
+def _evaluate(job: Job, utterances: Sequence[Utterance], unreadable: Sequence[Skipped]) -> None:
     options = job.options
-    utterances, unreadable = read_transcribed(job.data, "--data")
     recognizer = _open_recognizer(options)
     normalize = _normalizer(options.normalize, recognizer.tokenizer)
     baseline = None
@@ -206,7 +215,7 @@ def evaluate(job: Job) -> None:
     recognition = recognize_utterances(recognizer, utterances)
     if not is_first():
         return
-    not_recognized = unreadable + recognition.failed
+    not_recognized = [*unreadable, *recognition.failed]
     for skipped in not_recognized:
         print(one_line(f"{skipped.id}: not recognized: {skipped.reason}"), file=sys.stderr)
     recognized = [(u, t) for u, t in zip(utterances, recognition.best) if t is not None]

@@ -1,10 +1,10 @@
-"""`asr-jax train CONFIG`: train with checkpoints, and at the end measure the WER on data.test."""
+"""`asr-jax train CONFIG`: train with checkpoints, and measure the WER at the end."""
 
 import dataclasses
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from asr_jax.commands.arguments import parse_after_config, require_unicode
-from asr_jax.commands.evaluate import evaluate_run
+from asr_jax.commands.evaluate import evaluate_held_out, evaluate_run
 from asr_jax.config import Config
 from asr_jax.distributed.compilation_cache import persistent_compilation
 from asr_jax.distributed.compile_notices import logged_compile_notices
@@ -32,6 +32,7 @@ from asr_jax.training import checkpoint
 from asr_jax.training.loop import DevEvaluation, Session, TrainingDiverged, compile_steps, train
 from asr_jax.training.progress import ProgressDisplay
 from asr_jax.training.state import TrainState
+from asr_jax.types import Utterance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,11 @@ def run(arguments: list[str]) -> int:
             _check_options(options)
             mesh = suitable_mesh(config)
             with held_run(directory, config) as require_held:
-                stopping_signal = _train(config, directory, mesh, options, require_held)
+                stopping_signal, held_out = _train(config, directory, mesh, options, require_held)
                 if stopping_signal is None and config.data.test:
                     evaluate_run(directory, config.data.test)
+                elif stopping_signal is None and held_out:
+                    evaluate_held_out(directory, config.data.train, held_out)
     finally:
         restore_signal_handlers()
     if stopping_signal is not None:
@@ -80,11 +83,15 @@ def run(arguments: list[str]) -> int:
 
 def _train(
     config: Config, run: Path, mesh: Mesh, options: Options, require_held: Callable[[], None]
-) -> str | None:
-    """Train; return None at the end, or the name of the signal that stopped training."""
+) -> tuple[str | None, Sequence[Utterance]]:
+    """Train; return the signal that stopped training, if any, and recordings that are held out.
+
+    Texts that are held out from the training of a language model are not among them.
+    """
     stopped_by = listen_for_preemption()
     setup = set_up(config, run, mesh, init_from=options.init_from)
     config = setup.config
+    held_out = () if config.objective.is_language_model else setup.corpus.held_out
     with (
         persistent_compilation(run / "compiled") as mark_complete,
         checkpoint.open_checkpoints(run, config.checkpoint) as checkpointer,
@@ -94,7 +101,7 @@ def _train(
         with ProgressDisplay(steps=config.train.steps, start=start) as progress:
             describe(setup, state, warnings, note=progress.note)
             if start >= config.train.steps:
-                return stopped_by(start)
+                return stopped_by(start), held_out
             steps = compile_steps(
                 config,
                 setup.graphdef,
@@ -122,7 +129,7 @@ def _train(
                 profile=options.profile,
                 resumed_with=setup.schedule.figures,
             )
-            return _train_with_rollbacks(setup, session, state)
+            return _train_with_rollbacks(setup, session, state), held_out
 
 
 def _check_options(options: Options) -> None:

@@ -188,7 +188,9 @@ def describe(
         f"{setup.run}: {len(corpus.utterances)} utterances, {setup.task.amount(corpus)}; "
         f"{count / 1e6:.2f} million parameters; {setup.mesh.size} {jax.default_backend()} device(s)"
     )
-    if folding := setup.tokenizer.folding:
+    tokenizer = setup.tokenizer
+    note(f"{setup.run / 'tokenizer.model'}: {tokenizer.vocabulary_size} labels ({tokenizer.kind})")
+    if folding := tokenizer.folding:
         note(
             f"{setup.run / 'tokenizer.model'}: folds text ({folding}); transcripts are trained on, "
             "and references scored, in this form"
@@ -197,8 +199,14 @@ def describe(
     if corpus.held_out:
         note(describe_held_out(corpus))
     is_language_model = setup.config.objective.is_language_model
-    for line in describe_buckets(setup.plan, is_language_model=is_language_model):
+    optimizer, steps = setup.config.optimizer, setup.config.train.steps
+    for line in describe_buckets(setup.plan, is_language_model=is_language_model, steps=steps):
         note(line)
+    if optimizer.warmup_steps >= (optimizer.decay_steps or steps):
+        note(
+            f"optimizer.warmup_steps = {optimizer.warmup_steps}: the learning rate rises in all of "
+            f"the {optimizer.decay_steps or steps} steps"
+        )
     if state is not None:
         note(f"resuming from step {int(state.step)} of {setup.config.train.steps}")
         if setup.schedule.note:

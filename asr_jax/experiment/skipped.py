@@ -39,6 +39,8 @@ def list_skipped(corpus: Corpus, run: Path, *, resumed: bool, note: Callable[[st
     for kind, number in kinds.most_common():
         prefix = "" if kind == WITHOUT_CTC else "left out: "
         note(f"{prefix}{number} utterances, {kind} (listed in {listed})")
+    if not earlier and not set(kinds) - {WITHOUT_CTC}:
+        note(f"left out: none of {len(corpus.utterances) + len(corpus.held_out)} utterances")
 
 
 def describe_held_out(corpus: Corpus) -> str:

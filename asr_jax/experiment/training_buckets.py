@@ -114,8 +114,13 @@ def check_buckets(buckets: Buckets, config: Config, mesh: Mesh, run: Path) -> No
         )
 
 
-def describe_buckets(plan: TrainingPlan, *, is_language_model: bool) -> list[str]:
-    """Return a table of a plan's buckets, with their batches in an epoch and their padding."""
+def describe_buckets(
+    plan: TrainingPlan, *, is_language_model: bool, steps: int | None = None
+) -> list[str]:
+    """Return a table of a plan's buckets, with their batches in an epoch and their padding.
+
+    Given the `steps` of a run, the last line says how many epochs they are.
+    """
     # An epoch of small weights may have no batches.
     batches = next(filter(None, map(plan.batches, itertools.count())))
     lines, real, padded = ["up to    labels  utterances  batches  padding"], 0.0, 0.0
@@ -133,7 +138,15 @@ def describe_buckets(plan: TrainingPlan, *, is_language_model: bool) -> list[str
             f"{len(planned):>7}  {1 - filled / whole if whole else 0:>7.0%}"
         )
     shapes = f"{len(lines) - 1} shape{'s' * (len(lines) > 2)}"
-    return [f"batches of {shapes}, {1 - real / padded:.1%} padding:", *lines]
+    table = [f"batches of {shapes}, {1 - real / padded:.1%} padding:", *lines]
+    return table if steps is None else [*table, _describe_epoch(len(batches), steps)]
+
+
+def _describe_epoch(batches: int, steps: int) -> str:
+    epoch = f"an epoch is {batches} batch{'es' * (batches > 1)}, and train.steps = {steps}"
+    if steps < batches:
+        return f"warning: {epoch}: some utterances will not be trained on"
+    return f"{epoch} is about {steps / batches:.0f} epoch{'s' * (steps >= 1.5 * batches)}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -17,6 +17,16 @@ def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, t
     [line] = [line for line in outcome.err.splitlines() if line.startswith("held out")]
     assert line == "held out to measure the WER, as data.dev is empty: 2 recordings, 0.0 minutes"
     assert f"{run}: 4 utterances" in outcome.err
+    assert f"{run / 'tokenizer.model'}: " in outcome.err and " labels (char)" in outcome.err
+    assert "left out: none of 6 utterances" in outcome.err.splitlines()
+    assert "an epoch is 1 batch, and train.steps = 4 is about 4 epochs" in outcome.err
+    assert "optimizer.warmup_steps = 1000: the learning rate rises in all of the 4 steps" in (
+        outcome.err
+    )
+    # Without data.test, the report is on the held-out part.
+    report = run / "evaluation/held-out/report.html"
+    assert f"WER on the held-out part of {trained.data}: " in outcome.out
+    assert outcome.out.endswith(f"in 2 recordings; {report}\n") and report.exists()
     assert "step 4: WER on dev" in outcome.err
     assert load_config(run / "config.json").tokenizer.kind == "char"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -27,6 +37,7 @@ def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, t
         outcome = command(*again)
         assert outcome.status == 0 and "resuming from step" in outcome.err, outcome.err
         assert line in outcome.err and "warning" not in outcome.err
+        assert str(report) in outcome.out
 
 
 def test_data_dev_is_used_if_there_is_one(trained, tmp_path):

@@ -53,6 +53,7 @@ def parse_after_config(
     config = Config() if wants_help else load_config(Path(first))
     default = schema(config=config)
     rest = ["--help"] if wants_help else arguments[1:]
+    _require_one_dataset(rest)
     return Path(first), parse(type(default), rest, program=f"{program} CONFIG", default=default)
 
 
@@ -103,8 +104,22 @@ def require_writable(folder: Path, names: Sequence[str] = ()) -> None:
             path.rmdir()
 
 
-def _require_each_once(arguments: Sequence[str]) -> None:
-    """Raise UsageError for an option that is given twice, in any of its spellings."""
+def _require_one_dataset(arguments: Sequence[str]) -> None:
+    """Raise UsageError if data.train is given several datasets."""
+    datasets = []
+    for option, *values in _given(arguments).get("--data.train", []):
+        _, equals, value = option.partition("=")
+        datasets += [value] * bool(equals) + values
+    if len(datasets) > 1:
+        first, *others = datasets
+        raise UsageError(
+            f"--data.train: takes one dataset, {first}; add the others with --data.more-train "
+            f"{' '.join(others)}"
+        )
+
+
+def _given(arguments: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Return each option's words, once for each time that it is given in any of its spellings."""
     given: dict[str, list[list[str]]] = {}
     words: list[str] = []
     for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
@@ -115,7 +130,12 @@ def _require_each_once(arguments: Sequence[str]) -> None:
             words = []
             given.setdefault(name, []).append(words)
         words.append(argument)
-    for name, times in given.items():
+    return given
+
+
+def _require_each_once(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an option that is given twice."""
+    for name, times in _given(arguments).items():
         if len(times) > 1:
             each = " and ".join(" ".join(words) for words in times)
             raise UsageError(

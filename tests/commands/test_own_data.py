@@ -40,6 +40,17 @@ def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, t
         assert str(report) in outcome.out
 
 
+def test_a_second_dataset_has_its_own_option(command, trained):
+    start = ("train", trained.config, "--run", "unused", "--data.train")
+    for rest in (("a=", "b=c"), ("a=", "--data.train=b=c")):
+        outcome = command(*start, *rest)
+        assert outcome.status == 2
+        assert outcome.err == (
+            "asr-jax train: --data.train: takes one dataset, a=; add the others with "
+            "--data.more-train b=c\n"
+        )
+
+
 def test_data_dev_is_used_if_there_is_one(trained, tmp_path):
     options = [f"--data.train={trained.data}", "--data.held-out-fraction=0.3"]
     config = override(load_config(trained.config), options)

@@ -2,10 +2,11 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from asr_jax.audio.samples import AudioError
@@ -21,6 +22,7 @@ from asr_jax.data.sources.prepared import is_prepared, read_prepared
 from asr_jax.data.sources.shar import is_shar, shar_utterances
 from asr_jax.data.sources.tables import is_table_name, table_utterances
 from asr_jax.data.sources.tar_shards import is_shard_name, shard_paths, tar_utterances
+from asr_jax.data.sources.texts_beside import paired_utterances
 from asr_jax.data.sources.tfds import is_tfds, tfds_utterances
 from asr_jax.text_files import escaped
 from asr_jax.types import Skipped, Utterance
@@ -28,18 +30,19 @@ from asr_jax.types import Skipped, Utterance
 HEADER_THREADS = 8
 # Enough to notice that a manifest's paths are all wrong.
 FILES_LOOKED_FOR = 100
+MANIFEST = re.compile(r"\.jsonl?(\.gz)?$")
 
 
 def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
     """Read a dataset: its utterances, sorted by id, and those left out, with reasons.
 
-    A dataset is a folder in LibriSpeech layout, a JSONL manifest (NeMo), a manifest of cuts
-    (Lhotse), a table (CSV, TSV), a Kaldi data directory, a Lhotse Shar, tar shards, Parquet or
-    Arrow files (Hugging Face), or a prepared dataset: see docs/data.md and the modules of
-    data/sources. White space in transcripts is collapsed. A duration that the listing does not give
-    is read from the recording's header, and
-    the utterance is left out if that fails. For the others, only the first few recordings are
-    checked to exist: any other missing recording is noticed when it is read.
+    A dataset is a folder in LibriSpeech layout or with a text file beside each recording, a JSONL
+    manifest (NeMo), a manifest of cuts (Lhotse), a table (CSV, TSV), a Kaldi data directory, a
+    Lhotse Shar, tar shards, Parquet or Arrow files (Hugging Face), or a prepared dataset: see
+    docs/data.md and the modules of data/sources. White space in transcripts is collapsed.
+    A duration that the listing does not give is read from the recording's header, and the utterance
+    is left out if that fails. For the others, only the first few recordings are checked to exist:
+    any other missing recording is noticed when it is read.
 
     Raises ValueError, naming file and line, for an error in the listing itself, for duplicate ids,
     and if no utterance remains.
@@ -48,8 +51,8 @@ def read_manifest(data: str | Path) -> tuple[list[Utterance], list[Skipped]]:
         listed = list(map(_with_unicode_id, _listed(data)))
     if not listed:
         raise ValueError(
-            f"{data}: no transcripts in it (*.trans.txt, wav.scp, *.tar or *.parquet in a folder, "
-            f"JSON lines, a table){_tables_in(Path(data))}"
+            f"{data}: no transcripts in it (*.trans.txt, NAME.txt beside NAME.wav, wav.scp, *.tar "
+            f"or *.parquet in a folder, JSON lines, a table){_listings_in(Path(data))}"
         )
     skipped = [item for item in listed if isinstance(item, Skipped)]
     utterances = [item for item in listed if isinstance(item, Utterance)]
@@ -109,7 +112,11 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
         is_sharded = any(shard.suffix == ".tar" for shard in shards)
         if is_sharded:
             return tar_utterances(shards)
-        return huggingface_utterances(path) if is_huggingface(path) else folder_utterances(path)
+        if is_huggingface(path):
+            return huggingface_utterances(path)
+        listed = folder_utterances(path)
+        first = next(listed, None)
+        return chain([first], listed) if first else paired_utterances(path)
     if is_huggingface(path):
         return huggingface_utterances(path)
     if is_shard_name(path.name):
@@ -120,11 +127,15 @@ def _listed(data: str | Path) -> Iterator[Utterance | Skipped]:
     return lhotse_utterances(path) if is_lhotse(first) else jsonl_utterances(path)
 
 
-def _tables_in(path: Path) -> str:
-    """Return the tables of a folder as the end of a message; empty if there are none."""
+def _listings_in(path: Path) -> str:
+    """Return the tables and manifests of a folder as the end of a message; empty without them."""
     names = [child.name for child in path.iterdir()] if path.is_dir() else []
     tables = ", ".join(sorted(name for name in names if is_table_name(name)))
-    return f"; it has tables, pass one of them: {tables}" if tables else ""
+    manifests = ", ".join(sorted(name for name in names if MANIFEST.search(name.lower())))
+    found = {"tables": tables, "manifests": manifests}
+    return "".join(
+        f"; it has {kind}, pass one of them: {found[kind]}" for kind in found if found[kind]
+    )
 
 
 def _with_unicode_id(listed: Utterance | Skipped) -> Utterance | Skipped:

@@ -390,6 +390,8 @@ class JointConfig(Section):
     """Width that both sides are projected to."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation between the sum and the output layer."""
+    dropout: Annotated[float, DROPOUT] = 0.0
+    """Dropout probability between the activation and the output layer; no mask is stored."""
     chunk_frames: Annotated[int | None, POSITIVE] = None
     """Frames whose logits joint and loss hold at a time; None: chosen automatically."""
 

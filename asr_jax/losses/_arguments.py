@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 from jaxtyping import Array, Float, Integer
 
+from asr_jax.losses._dropout import CellHashes
 from asr_jax.losses._joint import Activation
 
 Named = Literal["reference", "xla", "mosaic_gpu"]
@@ -11,7 +12,10 @@ Implementation = Named | None
 
 
 class JointArguments(NamedTuple):
-    """The arrays that every loss of a joint network takes; U1 = U + 1."""
+    """The arrays that every loss of a joint network takes; U1 = U + 1.
+
+    hashes: the random part of dropout, see `Computation.dropout`.
+    """
 
     encoded: Float[Array, "B T D"]
     predicted: Float[Array, "B U1 D"]
@@ -20,6 +24,7 @@ class JointArguments(NamedTuple):
     labels: Integer[Array, "B U"]
     encoded_lengths: Integer[Array, " B"]
     label_lengths: Integer[Array, " B"]
+    hashes: CellHashes = CellHashes()
 
 
 class Computation(NamedTuple):
@@ -35,6 +40,7 @@ class Computation(NamedTuple):
         most of the backward pass of a trained model.
     implementation: "xla" (or None), in tiles; "reference", the plain 4-D form; "mosaic_gpu",
         kernels for bfloat16 on Hopper GPUs, on one device or under shard_map with check_vma=False.
+    dropout: fraction of hidden states between activation and output layer that is set to zero.
     """
 
     activation: Activation
@@ -42,3 +48,4 @@ class Computation(NamedTuple):
     utterances_per_group: int | None = None
     negligible_gradient: float = 0.0
     implementation: Implementation = None
+    dropout: float = 0.0

@@ -15,6 +15,7 @@ from asr_jax.losses._lattice import Topology
 from asr_jax.losses._mosaic_gpu_support import obstacle
 
 FLOATS = ("float16", "bfloat16", "float32")
+MOST_DROPOUT = 0.99  # it is rounded to 1/256, and must leave something
 
 
 def check_float(name, array, *shape) -> None:
@@ -76,7 +77,7 @@ def check_joint(
     joint: JointArguments, computation: Computation, *, blank_id, durations: tuple[int, ...] = ()
 ) -> None:
     """Check what every loss of a joint takes. The kernel's last columns are for the durations."""
-    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
+    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths, _ = joint
     check_float("encoded", encoded, None, None, None)
     batch, _, width = encoded.shape
     check_integer("labels", labels, batch, None)
@@ -86,7 +87,7 @@ def check_joint(
         check_float("bias", bias, kernel.shape[1])
     check_integer("encoded_lengths", encoded_lengths, batch)
     check_integer("label_lengths", label_lengths, batch)
-    for name, array in zip(JointArguments._fields, joint):
+    for name, array in zip(JointArguments._fields, joint[:7]):
         _check_axes(name, array)
     symbols = kernel.shape[1] - len(durations)
     if symbols < 1:
@@ -96,7 +97,8 @@ def check_joint(
     _check_computation(computation)
     if computation.implementation == "mosaic_gpu":
         dtypes = encoded.dtype, predicted.dtype, kernel.dtype
-        reason = "it does not support durations" if durations else None
+        reason = "it does not support dropout" if computation.dropout else None
+        reason = "it does not support durations" if durations else reason
         if reason := reason or obstacle(dtypes, width, jax.devices()[0]):
             raise ValueError(f"implementation = 'mosaic_gpu': {reason}; 'xla' runs everywhere")
 
@@ -111,6 +113,9 @@ def _check_computation(computation: Computation) -> None:
     _check_finite("negligible_gradient", negligible_gradient)
     if not negligible_gradient >= 0:
         raise ValueError(f"{negligible_gradient = }: must not be negative")
+    _check_finite("dropout", computation.dropout)
+    if not 0 <= computation.dropout <= MOST_DROPOUT:
+        raise ValueError(f"dropout = {computation.dropout}: must lie in 0..{MOST_DROPOUT}")
     if computation.implementation is not None:
         _check_choice("implementation", computation.implementation, get_args(Named))
 

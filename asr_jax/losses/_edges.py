@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Key
 
 from asr_jax.losses._arguments import Computation, Implementation, JointArguments
 from asr_jax.losses._cells import Planes, VocabularyLayout, edges, labels_of_cells, select_planes
 from asr_jax.losses._checks import as_int32
+from asr_jax.losses._dropout import cell_hashes, dropout_scales
 from asr_jax.losses._groups import Grouping, choose_size, loss_in_groups
 from asr_jax.losses._joint import ACTIVATIONS, TilePlan, joint_planes
 from asr_jax.losses._sharding import batch_shards, vary_alike
@@ -43,19 +44,20 @@ def joint_edges(joint: JointArguments, computation: Computation, layout: Vocabul
 
 
 def _planes_in_4d(joint, computation, layout, real) -> Planes:
-    encoded, predicted, kernel, bias, labels, *_ = joint
+    encoded, predicted, kernel, bias, labels = joint[:5]
     hidden = encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
     hidden = ACTIVATIONS[computation.activation](hidden)
+    hidden *= dropout_scales(joint.hashes, hidden.shape[-1], computation.dropout)
     logits = hidden @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)
     return select_planes(logits, labels, real, layout)
 
 
 def _planes_in_tiles(joint, computation, layout) -> Planes:
-    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths = joint
+    encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths, hashes = joint
     (batch, frames, width), cells, vocabulary = encoded.shape, predicted.shape[1], len(bias)
     possible = (encoded_lengths > 0) & (encoded_lengths <= frames)
     possible &= (label_lengths >= 0) & (label_lengths < cells)
-    lengths = (jnp.where(possible, x, 0) for x in (encoded_lengths, label_lengths + 1))
+    lengths = jnp.where(possible, encoded_lengths, 0), jnp.where(possible, label_lengths + 1, 0)
     shards, chunk_frames = batch_shards(joint, computation), computation.chunk_frames
     implementation = "mosaic_gpu" if computation.implementation == "mosaic_gpu" else "xla"
     if implementation == "mosaic_gpu":
@@ -74,8 +76,9 @@ def _planes_in_tiles(joint, computation, layout) -> Planes:
         shards,
         implementation,
         computation.negligible_gradient,
+        computation.dropout,
     )
-    return joint_planes(encoded, predicted, kernel, bias, labels, *lengths, plan)
+    return joint_planes(encoded, predicted, kernel, bias, labels, lengths, hashes, plan)
 
 
 def joint_loss(
@@ -83,21 +86,25 @@ def joint_loss(
     joint: JointArguments,
     computation: Computation,
     layout: VocabularyLayout,
+    key: Key[Array, ""] | None,
 ) -> Float32[Array, " B"]:
     """Return -log_likelihood(edges, encoded_lengths, label_lengths), large batches in groups."""
     joint = as_one_kind(joint)
+    (batch, frames, _), cells = joint.encoded.shape, joint.predicted.shape[1]
+    hashes = cell_hashes(key, batch, frames, cells, dropout=computation.dropout)
+    joint = vary_alike(joint._replace(hashes=hashes))
     floats, weights, integers = joint[:2], joint[2:4], joint[4:]
 
     def loss(floats, weights, integers):
-        edges = joint_edges(JointArguments(*floats, *weights, *integers), computation, layout)
-        return -log_likelihood(edges, *integers[1:])
+        part = JointArguments(*floats, *weights, *integers)
+        edges = joint_edges(part, computation, layout)
+        return -log_likelihood(edges, part.encoded_lengths, part.label_lengths)
 
     if not _in_tiles(joint, computation):
         return loss(floats, weights, integers)
-    batch, frames, _ = joint.encoded.shape
     shards, at_most = batch_shards(joint, computation), computation.utterances_per_group
     at_most = None if at_most is None else at_most // shards
-    size = choose_size(batch // shards, frames, joint.predicted.shape[1], at_most)
+    size = choose_size(batch // shards, frames, cells, at_most)
     if size * shards == batch:
         return loss(floats, weights, integers)
     return loss_in_groups(floats, weights, integers, Grouping(loss, shards, size))
@@ -106,8 +113,9 @@ def joint_loss(
 def as_one_kind(joint: JointArguments) -> JointArguments:
     """Return int32 labels and lengths, one frame or more, all varying over the same devices."""
     encoded, encoded_lengths = at_least_one_frame(joint.encoded, joint.encoded_lengths)
-    integers = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
-    return vary_alike(JointArguments(encoded, *joint[1:4], *integers))
+    labels, *lengths = as_int32(joint.labels, encoded_lengths, joint.label_lengths)
+    joint = joint._replace(encoded=encoded, labels=labels)
+    return vary_alike(joint._replace(encoded_lengths=lengths[0], label_lengths=lengths[1]))
 
 
 def at_least_one_frame(frames, lengths):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from asr_jax.losses._cells import Planes, VocabularyLayout, select_logits, select_logits_vjp
+from asr_jax.losses._dropout import CellHashes, dropout_scales
 from asr_jax.losses._first_order import first_order_only
 from asr_jax.losses._tiles import (
     Tile,
@@ -46,14 +47,16 @@ class TilePlan(NamedTuple):
     shards: int
     implementation: Literal["xla", "mosaic_gpu"]
     negligible_gradient: float
+    dropout: float
 
 
 class Blocks(NamedTuple):
-    """Frames, label positions and their labels, in blocks of a tile's size."""
+    """Frames, label positions, their labels and hashes, in blocks of a tile's size."""
 
     encoded: Float[Array, "S N frames D"]
     predicted: Float[Array, "S N cells D"]
     labels: Int[Array, "S N cells"]
+    hashes: CellHashes
 
 
 class StepTiles(NamedTuple):
@@ -89,22 +92,21 @@ def joint_planes(
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"],
     labels: Int[Array, "B U1"],
-    frame_lengths: Int[Array, " B"],
-    cell_lengths: Int[Array, " B"],
+    lengths: tuple[Int[Array, " B"], Int[Array, " B"]],
+    hashes: CellHashes,
     plan: TilePlan,
 ) -> Planes:
-    """Return the planes of activation(encoded + predicted) @ kernel + bias.
+    """Return the planes of dropout(activation(encoded + predicted)) @ kernel + bias.
 
-    Lengths must fit the axes, and padding must be finite. Matrix products take the inputs' dtype
-    and accumulate in float32.
+    The lengths in frames and in cells must fit the axes, and padding must be finite. Matrix
+    products take the inputs' dtype and accumulate in float32.
     """
-    arrays = encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths
-    return _fwd(*arrays, plan)[0]
+    return _fwd(encoded, predicted, kernel, bias, labels, lengths, hashes, plan)[0]
 
 
-def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, plan):
-    blocks = _cut_blocks(encoded, predicted, labels, plan)
-    tiles = _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan)
+def _fwd(encoded, predicted, kernel, bias, labels, lengths, hashes, plan):
+    blocks = _cut_blocks(encoded, predicted, labels, hashes, plan)
+    tiles = _list_shard_tiles(encoded, predicted, lengths, plan)
     planes_of = tile_planes
     if plan.implementation == "mosaic_gpu":
         from asr_jax.losses import _joint_kernel  # imports Pallas
@@ -115,14 +117,14 @@ def _fwd(encoded, predicted, kernel, bias, labels, frame_lengths, cell_lengths, 
     unpacked = jax.vmap(partial(unpack, tile=plan.tile, batch=batch, frames=frames, cells=cells))
     planes = jax.tree.map(lambda x: _merge_shards(unpacked(x, tiles)), packed)
     arrays = encoded, predicted, kernel, bias
-    return planes, (arrays, labels, frame_lengths, cell_lengths, packed.normalizer)
+    return planes, (arrays, labels, lengths, hashes, packed.normalizer)
 
 
 def _bwd(plan, residuals, cotangents):
-    arrays, labels, frame_lengths, cell_lengths, normalizer = residuals
+    arrays, labels, lengths, hashes, normalizer = residuals
     encoded, predicted, kernel, bias = arrays
-    blocks = _cut_blocks(encoded, predicted, labels, plan)
-    tiles = _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan)
+    blocks = _cut_blocks(encoded, predicted, labels, hashes, plan)
+    tiles = _list_shard_tiles(encoded, predicted, lengths, plan)
     pack_shards = jax.vmap(partial(pack, tile=plan.tile))
     packed = jax.tree.map(lambda x: pack_shards(_split_shards(x, plan.shards), tiles), cotangents)
     limits = _negligible_cotangents(cotangents, tiles, encoded.shape[1], plan)
@@ -210,7 +212,7 @@ def add_tiles(
     d_bias = sums.bias + rows.d_logits.sum(0, dtype=jnp.float32)
     d_logits = rows.d_logits.astype(rows.hidden.dtype)
     d_kernel = sums.kernel + _dot("nd,nv->dv", rows.hidden, d_logits)
-    slope = _slope(tiles.blocks, plan)
+    slope = _slope(tiles.blocks, plan) * _scales(tiles.blocks, plan)
     d_sum = _dot("nv,dv->nd", d_logits, kernel).reshape(slope.shape) * slope
     d_encoded = _add_blocks(sums.encoded, tiles.encoded_block, d_sum.sum(2))
     d_predicted = _add_blocks(sums.predicted, tiles.predicted_block, d_sum.sum(1))
@@ -228,18 +230,22 @@ def _whole_gradients(sums, arrays):
     )
 
 
-def _cut_blocks(encoded, predicted, labels, plan):
+def _cut_blocks(encoded, predicted, labels, hashes, plan):
     frames, cells, _ = plan.tile
-    sizes = zip((encoded, predicted, labels), (frames, cells, cells))
-    return Blocks(
-        *(jax.vmap(partial(to_blocks, size=n))(_split_shards(x, plan.shards)) for x, n in sizes)
-    )
+
+    def cut(arrays, size):
+        cut_shards = jax.vmap(partial(to_blocks, size=size))
+        return jax.tree.map(lambda x: cut_shards(_split_shards(x, plan.shards)), arrays)
+
+    encoded, frame_hashes = cut((encoded, hashes.frames), frames)
+    predicted, labels, cell_hashes = cut((predicted, labels, hashes.cells), cells)
+    return Blocks(encoded, predicted, labels, CellHashes(frame_hashes, cell_hashes))
 
 
-def _list_shard_tiles(encoded, predicted, frame_lengths, cell_lengths, plan):
+def _list_shard_tiles(encoded, predicted, lengths, plan):
     """Return the tiles of each shard."""
     padded = partial(list_tiles, frames=encoded.shape[1], cells=predicted.shape[1], tile=plan.tile)
-    return jax.vmap(padded)(*(_split_shards(x, plan.shards) for x in (frame_lengths, cell_lengths)))
+    return jax.vmap(padded)(*(_split_shards(x, plan.shards) for x in lengths))
 
 
 def _steps(counts, plan):
@@ -273,8 +279,10 @@ def _merge_shards(x):
 
 def _take_blocks(blocks, encoded_block, predicted_block):
     """Return the blocks [S, G, ...] whose numbers are [S, G]."""
-    predicted_and_labels = _take(blocks[1:], predicted_block)
-    return Blocks(_take(blocks.encoded, encoded_block), *predicted_and_labels)
+    encoded, predicted, labels, hashes = blocks
+    encoded, frame_hashes = _take((encoded, hashes.frames), encoded_block)
+    predicted, labels, cell_hashes = _take((predicted, labels, hashes.cells), predicted_block)
+    return Blocks(encoded, predicted, labels, CellHashes(frame_hashes, cell_hashes))
 
 
 def _take(arrays, index):
@@ -290,14 +298,19 @@ def _slice_step(arrays, step, plan):
 
 def _sum(blocks):
     """Return encoded + predicted, [G, frames, cells, D]."""
-    encoded, predicted, _ = blocks
+    encoded, predicted = blocks[:2]
     return encoded[:, :, None].astype(jnp.float32) + predicted[:, None].astype(jnp.float32)
 
 
 def _hidden(blocks, kernel, plan):
     dtype = jnp.result_type(blocks.encoded, blocks.predicted, kernel)
-    hidden = ACTIVATIONS[plan.activation](_sum(blocks)).astype(dtype)
-    return hidden.reshape(-1, hidden.shape[-1])
+    hidden = ACTIVATIONS[plan.activation](_sum(blocks)) * _scales(blocks, plan)
+    return hidden.astype(dtype).reshape(-1, hidden.shape[-1])
+
+
+def _scales(blocks, plan):
+    """Return dropout's factors of hidden states, [G, frames, cells, D], or 1 without dropout."""
+    return dropout_scales(blocks.hashes, blocks.encoded.shape[-1], plan.dropout)
 
 
 def _slope(blocks, plan):

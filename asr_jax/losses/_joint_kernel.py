@@ -62,7 +62,7 @@ def _run(function, plan, *arrays):
 
 
 def _as_one_utterance(blocks, kernel, bias):
-    encoded, predicted, labels = blocks
+    encoded, predicted, labels = blocks[:3]
     width = encoded.shape[-1]
     return _mosaic_gpu.JointOperands(
         encoded.reshape(1, -1, width),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-from jaxtyping import Array, Float, Float32, Integer
+from jaxtyping import Array, Float, Float32, Integer, Key
 
 from asr_jax.losses._arguments import Computation, Implementation, JointArguments
 from asr_jax.losses._cells import VocabularyLayout
@@ -31,6 +31,8 @@ def tdt_loss(
     utterances_per_group: int | None = None,
     negligible_gradient: float = 0.0,
     implementation: Implementation = None,
+    dropout: float = 0.0,
+    key: Key[Array, ""] | None = None,
 ) -> Float32[Array, " B"]:
     """Return -log P(labels | encoded) in nats, of a transducer whose symbols have durations.
 
@@ -58,11 +60,11 @@ def tdt_loss(
     check_sigma(sigma)
     joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(
-        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
+        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation, dropout
     )
     check_joint(joint, computation, blank_id=blank_id, durations=durations)
     layout = VocabularyLayout(blank_id, kernel.shape[1] - len(durations))
-    return joint_loss(partial(_score, durations, sigma), joint, computation, layout)
+    return joint_loss(partial(_score, durations, sigma), joint, computation, layout, key)
 
 
 def _score(durations, sigma, edges, frame_lengths, label_lengths):

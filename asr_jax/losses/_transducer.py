@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from jaxtyping import Array, Float, Float32, Integer
+from jaxtyping import Array, Float, Float32, Integer, Key
 
 from asr_jax.losses._arguments import Computation, Implementation, JointArguments
 from asr_jax.losses._cells import Factorization, VocabularyLayout
@@ -30,6 +30,8 @@ def transducer_loss(
     utterances_per_group: int | None = None,
     negligible_gradient: float = 0.0,
     implementation: Implementation = None,
+    dropout: float = 0.0,
+    key: Key[Array, ""] | None = None,
 ) -> Float32[Array, " B"]:
     """Return -log P(labels | encoded) of each utterance, in nats, without a 4-D tensor of logits.
 
@@ -40,25 +42,23 @@ def transducer_loss(
     Args:
         encoded: encoder frames, projected to the joint's width.
         predicted: predictor outputs after 0..U labels, projected likewise; U1 = U + 1.
-        kernel: output layer. The product runs in the inputs' dtype and accumulates in float32, as
-            does everything after it.
+        kernel: output layer. The product takes the inputs' dtype; all sums are float32.
         bias: bias of the output layer; may be None.
         labels: label ids without blanks.
         encoded_lengths: frames of each utterance. Zero frames: loss inf, gradient zero.
         label_lengths: labels of each utterance; zero, or more than frames, are fine.
         blank_id: index of the blank in the vocabulary.
         activation: applied to encoded + predicted.
-        topology: "rnnt" allows any number of labels per frame, "one_symbol_per_frame" one label or
-            blank (Tripathi et al. 2019; k2's "modified"; more labels than frames: loss inf).
+        topology: "rnnt", or "one_symbol_per_frame" (k2's "modified"): one label or blank per frame.
         factorization: "softmax" over all symbols; "hat": a sigmoid of the blank's logit, and a
             softmax over the labels' logits (Variani et al. 2020, arXiv 2003.07705).
-        fastemit_lambda: the gradient of label edges is multiplied by 1 + fastemit_lambda, for early
-            labels (Yu et al. 2020, arXiv 2010.11148, equation 14). The loss stays -log P.
+        fastemit_lambda: adds this share to gradients of label edges (arXiv 2010.11148, eq. 14).
         chunk_frames: cells per step, in frames of the padded batch; None: chosen by device.
         utterances_per_group: utterances per pass; None: all, but few of a very large batch.
         negligible_gradient: tiles without a larger occupancy are left out of the backward pass.
-        implementation: "xla" (None), "reference" (4-D) or "mosaic_gpu" (Hopper); `Computation`
-            explains these four options.
+        implementation: "xla" (None), "reference" (4-D), "mosaic_gpu" (Hopper); see `Computation`.
+        dropout: fraction of hidden states set to zero, by a hash of key, utterance and cell.
+        key: seed of dropout; None: no dropout. Under shard_map each device needs its own.
 
     Padding beyond the lengths may hold anything, even NaN. A length beyond its axis gives inf, a
     label outside the vocabulary NaN. Devices that share the batch exchange gradients of kernel and
@@ -69,18 +69,19 @@ def transducer_loss(
     """
     joint = JointArguments(encoded, predicted, kernel, bias, labels, encoded_lengths, label_lengths)
     computation = Computation(
-        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation
+        activation, chunk_frames, utterances_per_group, negligible_gradient, implementation, dropout
     )
-    return _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda)
+    return _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda, key)
 
 
-def _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda):
+def _loss(joint, computation, blank_id, topology, factorization, fastemit_lambda, key):
     check_joint(joint, computation, blank_id=blank_id)
     check_objective(topology, factorization, fastemit_lambda)
-    objective = topology, fastemit_lambda, lattice_walker(computation.implementation)
+    score = partial(_score, topology, fastemit_lambda, lattice_walker(computation.implementation))
     layout = VocabularyLayout(blank_id, joint.kernel.shape[1], factorization)
-    return joint_loss(partial(_score, objective), joint, computation, layout)
+    return joint_loss(score, joint, computation, layout, key)
 
 
-def _score(objective, edges, *lengths) -> Float32[Array, " B"]:
-    return log_likelihood(edges.blank, edges.label, *lengths, *objective)  # pyright: ignore[reportReturnType]
+def _score(topology, fastemit_lambda, walk, edges, *lengths) -> Float32[Array, " B"]:
+    losses = log_likelihood(edges.blank, edges.label, *lengths, topology, fastemit_lambda, walk)
+    return losses  # pyright: ignore[reportReturnType]

@@ -127,6 +127,9 @@ def transducer_losses(
     options = {
         "activation": config.joint.activation,
         "chunk_frames": config.joint.chunk_frames,
+        "dropout": config.joint.dropout,
+        # Another key than the predictor's, which existing runs have drawn their masks with.
+        "key": None if key is None else jax.random.fold_in(key, 1),
     }
     if objective.kind == "tdt":
         return tdt_loss(*arguments, durations=objective.durations, sigma=objective.sigma, **options)

@@ -8,10 +8,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asr_jax.config import AugmentConfig, Config, EncoderConfig, MeshConfig, ObjectiveConfig
+from asr_jax.config import (
+    AugmentConfig,
+    Config,
+    EncoderConfig,
+    JointConfig,
+    MeshConfig,
+    ObjectiveConfig,
+)
 from asr_jax.distributed.mesh import make_mesh
 from asr_jax.models.composition import make_model
-from asr_jax.training.objective import consistency_losses, ctc_losses, utterance_losses
+from asr_jax.models.transducer import Transducer
+from asr_jax.training.objective import (
+    consistency_losses,
+    ctc_losses,
+    transducer_losses,
+    utterance_losses,
+)
 from asr_jax.training.step import augmented_features
 from asr_jax.types import Batch
 
@@ -112,3 +125,21 @@ def test_each_view_is_masked_as_a_batch_of_one_view(normalization):
         np.testing.assert_array_equal(views[:, view], alone)
         np.testing.assert_array_equal(lengths, alone_lengths)
     assert np.any(views[:, 0] != views[:, 1])
+
+
+@pytest.mark.parametrize("kind", ["transducer", "tdt", "hat"])
+def test_dropout_in_the_joint_is_active_in_training_only(kind):
+    config = replace(CONFIG, objective=ObjectiveConfig(kind=kind), joint=JointConfig(width=8))
+    config = replace(config, predictor=replace(config.predictor, width=8, dropout=0.0))
+    dropping = replace(config, joint=replace(config.joint, dropout=0.5))
+    model = make_model(config, VOCABULARY, rngs=nnx.Rngs(0))
+    assert isinstance(model, Transducer)
+    encoded, labels = jax.random.normal(jax.random.key(1), (2, 6, 8)), jnp.array([[1, 2], [3, 0]])
+    lengths = jnp.array([6, 4]), labels, jnp.array([2, 1])
+
+    def losses(config, key=None):
+        return transducer_losses(model, encoded, *lengths, config=config, key=key)
+
+    np.testing.assert_array_equal(losses(dropping), losses(config))
+    one, other = (losses(dropping, jax.random.key(n)) for n in (0, 1))
+    assert np.all(one != losses(config, jax.random.key(0))) and np.all(one != other)

@@ -475,6 +475,8 @@ class OptimizerConfig(Section):
     It learns the small corpora in half the steps."""
     peak_learning_rate: Annotated[float, POSITIVE_AND_FINITE] = 1e-3
     """Learning rate at the end of the warm-up."""
+    encoder_learning_rate_ratio: Annotated[float, POSITIVE_AND_FINITE] = 1.0
+    """Factor of the encoder's learning rate; below 1 to fine-tune a trained encoder slowly."""
     warmup_steps: Annotated[int, NOT_NEGATIVE] = 1000
     """Steps over which the learning rate rises linearly."""
     decay_steps: Annotated[int, NOT_NEGATIVE] = 0

@@ -58,7 +58,26 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
     if config.frozen:
         # Parameters that never change need no moments.
         rule = optax.masked(rule, lambda params: not_wholly_frozen(params, config.frozen))
+    if config.encoder_learning_rate_ratio != 1:
+        rule = _with_encoder_ratio(rule, config.encoder_learning_rate_ratio)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _with_encoder_ratio(
+    rule: optax.GradientTransformation, ratio: float
+) -> optax.GradientTransformation:
+    """Return the rule with the encoder's updates scaled, weight decay included; its state stays."""
+
+    def scale(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+        return ratio * update if path[0].key == "encoder" else update
+
+    def update(
+        gradients: PyTree, state: optax.OptState, params: PyTree
+    ) -> tuple[PyTree, optax.OptState]:
+        updates, state = rule.update(gradients, state, params)
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def _decays(params: PyTree) -> PyTree:

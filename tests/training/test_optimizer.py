@@ -41,6 +41,20 @@ def test_run_shorter_than_its_warmup_still_warms_up():
     assert learning_rate_schedule(OptimizerConfig(warmup_steps=0), steps=1)(0) > 0
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_encoder_has_a_learning_rate_of_its_own(kind):
+    params = {"encoder": {"kernel": jnp.eye(3), "bias": jnp.ones(3)}, "ctc_head": jnp.ones((3, 2))}
+    updates = {}
+    for ratio in (1.0, 0.25):
+        config = OptimizerConfig(kind=kind, warmup_steps=0, encoder_learning_rate_ratio=ratio)
+        optimizer = make_optimizer(config, steps=10)
+        gradients = jax.tree.map(lambda x: 0.5 * x, params)
+        updates[ratio], _ = optimizer.update(gradients, optimizer.init(params), params)
+    of_encoder = {name: 0.25 * update for name, update in updates[1.0]["encoder"].items()}
+    expected = updates[1.0] | {"encoder": of_encoder}
+    jax.tree.map(np.testing.assert_array_equal, updates[0.25], expected)
+
+
 def test_biases_norms_and_embeddings_do_not_decay():
     encoder = EncoderConfig(
         layers=2, shared_layers=2, residual_rank=2, width=8, heads=2, subsampling_channels=2

@@ -467,6 +467,18 @@ class ObjectiveConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig(Section):
+    """Low-rank adapters of a model that --init-from names (LoRA, arXiv 2106.09685): matrices A B
+    that are added to frozen ones. An export adds them up (docs/finetuning.md)."""
+
+    rank: Annotated[int, NOT_NEGATIVE] = 0
+    """Rank of the adapters; 0: none. With adapters, no other parameters are trained, except those
+    of optimizer.trained."""
+    pattern: tuple[str, ...] = ("encoder.blocks.*",)
+    """Name patterns of the linear layers that get an adapter, such as *.query or joint.out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
     """Optimizer, linear warm-up, cosine decay, clipping and averaging."""
 
@@ -500,6 +512,9 @@ class OptimizerConfig(Section):
     frozen: tuple[str, ...] = ()
     """Name patterns of parameters that do not change (docs/finetuning.md).
     encoder.* is the encoder, encoder.blocks.[0-3].* its first four blocks."""
+    trained: tuple[str, ...] = ()
+    """Name patterns of the only parameters that change, apart from adapters and unless frozen.
+    Empty: all, or with adapters none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -592,6 +607,7 @@ class Config:
     joint: JointConfig = field(default_factory=JointConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

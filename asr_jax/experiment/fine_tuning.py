@@ -16,6 +16,7 @@ from asr_jax.config import Config
 from asr_jax.distributed.processes import first_process
 from asr_jax.errors import UsageError
 from asr_jax.inference.recognizer import STARTED_FROM, Recognizer, open_any_run
+from asr_jax.layers.adapter import merged
 from asr_jax.text import Tokenizer
 from asr_jax.text_files import escaped
 from asr_jax.training.checkpoint import has_checkpoints
@@ -58,10 +59,15 @@ def read_source(
     """Return the averaged parameters of a run's best checkpoint, or those of an exported model.
 
     Returns None without a source, and if the run resumes from a checkpoint of its own. Raises
-    UsageError if that run started from another source, or if the parameters do not fit the config's
-    architecture; the message lists the differences.
+    UsageError if that run started from another source, if adapters have no source, or if the
+    parameters do not fit the config's architecture; the message lists the differences.
     """
     if source is None:
+        if config.adapter.rank and not has_checkpoints(run, config.checkpoint):
+            raise UsageError(
+                f"adapter.rank = {config.adapter.rank}: adapters are added to a trained model; "
+                "name it with --init-from"
+            )
         return None
     if has_checkpoints(run, config.checkpoint):
         _require_started_from(run, source)
@@ -93,7 +99,8 @@ def _require_fitting(
             f"--init-from {source}: objective.kind is {old.kind!r} in the source, {new.kind!r} in "
             "the config"
         )
-    wrong = shape_mismatches(abstract_params, opened.params, axes)
+    wanted = jax.eval_shape(merged, abstract_params)  # a source has no adapters of the config's
+    wrong = shape_mismatches(wanted, opened.params, axes)
     if wrong or any(name in differences for name in _MUST_AGREE):
         wrong = [*differences.values(), *wrong]
         more = f"; and {len(wrong) - _MOST_LISTED} more" if len(wrong) > _MOST_LISTED else ""

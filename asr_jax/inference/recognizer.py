@@ -32,7 +32,7 @@ from asr_jax.inference.decode_batch import (
     transcripts,
 )
 from asr_jax.inference.windows import merge_windows, window_starts
-from asr_jax.models.composition import split_model
+from asr_jax.models.composition import merge_adapters, split_model
 from asr_jax.text import Tokenizer
 from asr_jax.training.checkpoint import load_averaged
 from asr_jax.types import Skipped, Transcript, Utterance
@@ -113,7 +113,7 @@ def require_run(run: Path) -> None:
 
 
 def open_any_run(run: Path, which: str) -> Recognizer:
-    """Load a run or export like `open_run`, or a language model."""
+    """Load a run or export like `open_run`, or a language model. Adapters are merged."""
     require_run(run)
     if (run / EXPORTED).is_file():
         _require_readable(run / EXPORTED)
@@ -132,6 +132,9 @@ def open_any_run(run: Path, which: str) -> Recognizer:
     else:
         params, steps = load_averaged(run, which, abstract, config.checkpoint)
         origin = _origin_of_run(run)
+    if config.adapter.rank:
+        config, params = merge_adapters(config, params)
+        graphdef, _ = split_model(config, tokenizer.vocabulary_size)
     return Recognizer(config, tokenizer, graphdef, params, mesh, steps, origin=origin)
 
 

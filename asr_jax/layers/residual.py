@@ -31,6 +31,16 @@ def _scaled_bwd(residuals, gradient):
 scaled.defvjp(_scaled_fwd, _scaled_bwd)
 
 
+def low_rank_sum(
+    x: Float[Array, "*B D"],
+    kernel: Float[Array, "D E"],
+    down: Float[Array, "D R"],
+    up: Float[Array, "R E"],
+) -> Float[Array, "*B E"]:
+    """Return x (kernel + down up) without forming the sum, as x kernel + (x down) up."""
+    return product(x, kernel) + product(product(x, down), up)
+
+
 class ResidualLinear(nnx.Module):
     """x (W + A B + D) + b (equation 3 of the paper).
 
@@ -52,9 +62,10 @@ class ResidualLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
         diagonal = self.diagonal[...]
-        y = product(x, self.kernel[...])
         if self.down is not None and self.up is not None:
-            y = y + product(product(x, self.down[...]), self.up[...])
+            y = low_rank_sum(x, self.kernel[...], self.down[...], self.up[...])
+        else:
+            y = product(x, self.kernel[...])
         own = scaled(x[..., : len(diagonal)], diagonal)
         y = y + jnp.pad(own, [(0, 0)] * (x.ndim - 1) + [(0, y.shape[-1] - len(diagonal))])
         return y if self.bias is None else y + self.bias[...]

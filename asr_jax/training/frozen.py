@@ -1,4 +1,4 @@
-"""Frozen parameters (optimizer.frozen), which patterns of names select and no step changes.
+"""Frozen parameters, which patterns of names select and no step changes.
 
 A name is the parameter's path with dots, such as `predictor.embedding.embedding`. The parameters of
 blocks are stacked along their first axis, and their names contain the block's number:
@@ -15,19 +15,30 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from asr_jax.config import OptimizerConfig
+
 _STACK = "blocks"
 
 
-def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
+def frozen_mask(params: PyTree, config: OptimizerConfig) -> PyTree:
     """Return a tree of bool arrays that broadcast with `params`, true where frozen.
 
-    Patterns are shell patterns: `*` matches anything, `?` one character, `[0-3]` one of a set.
-    Raises ValueError for a pattern that matches no name, and if every parameter would be frozen.
+    Frozen is what config.frozen matches; if there are adapters, or patterns in config.trained, also
+    what is no adapter and no pattern in config.trained matches. Patterns are shell patterns: `*`
+    matches anything, `?` one character, `[0-3]` one of a set. Raises ValueError for a pattern that
+    matches no name, and if every parameter would be frozen.
     """
-    depths = _depths(params)
+    depths, adapters = _depths(params), _adapters(params)
+
+    def is_frozen(name: str, *, adapter: bool) -> bool:
+        if _matches(name, config.frozen):
+            return True
+        few = bool(adapters or config.trained)
+        return few and not adapter and not _matches(name, config.trained)
 
     def choose(path: jax.tree_util.KeyPath, leaf: jax.Array | np.ndarray) -> np.ndarray:
-        matched = np.array([_matches(name, patterns) for name in _names(path, depths)])
+        adapter = tuple(_parts(path)) in adapters
+        matched = np.array([is_frozen(name, adapter=adapter) for name in _names(path, depths)])
         if _STACK not in _parts(path):
             return matched.reshape(())
         # Row i of a shared parameter belongs to several blocks in sequence.
@@ -39,21 +50,27 @@ def frozen_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
         for name in _names(path, depths)
     ]
-    unused = [p for p in patterns if not any(_matches(name, [p]) for name in names)]
-    if unused:
-        raise ValueError(
-            f"optimizer.frozen = {min(unused)!r}: matches no parameter; names are like "
-            f"{', '.join(_examples(names))}"
-        )
+    for field, patterns in (("frozen", config.frozen), ("trained", config.trained)):
+        unused = [p for p in patterns if not any(_matches(name, [p]) for name in names)]
+        if unused:
+            raise ValueError(
+                f"optimizer.{field} = {min(unused)!r}: matches no parameter; names are like "
+                f"{', '.join(_examples(names))}"
+            )
     chosen = jax.tree_util.tree_map_with_path(choose, params)
-    if patterns and all(mask.all() for mask in jax.tree.leaves(chosen)):
-        raise ValueError(f"optimizer.frozen = {tuple(patterns)}: leaves no parameter to train")
+    if config.frozen and all(mask.all() for mask in jax.tree.leaves(chosen)):
+        raise ValueError(f"optimizer.frozen = {config.frozen}: leaves no parameter to train")
     return chosen
 
 
-def not_wholly_frozen(params: PyTree, patterns: Sequence[str]) -> PyTree:
+def any_frozen(params: PyTree, config: OptimizerConfig) -> bool:
+    """Return whether there are rules that freeze parameters."""
+    return bool(config.frozen or config.trained or _adapters(params))
+
+
+def not_wholly_frozen(params: PyTree, config: OptimizerConfig) -> PyTree:
     """Return a tree of bools: true for parameters of which any part is trained."""
-    return jax.tree.map(lambda mask: not mask.all(), frozen_mask(params, patterns))
+    return jax.tree.map(lambda mask: not mask.all(), frozen_mask(params, config))
 
 
 def without_gradients(params: PyTree, frozen: PyTree) -> PyTree:
@@ -82,6 +99,16 @@ def keep_frozen(new: PyTree, old: PyTree, frozen: PyTree) -> PyTree:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _adapters(params: PyTree) -> set[tuple[str, ...]]:
+    """Return the paths of the adapters' parameters: low-rank matrices without a diagonal."""
+    paths = {tuple(_parts(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        (*layer, name)
+        for *layer, name in paths
+        if name in ("down", "up") and (*layer, "diagonal") not in paths
+    }
 
 
 def _parts(path: jax.tree_util.KeyPath) -> list[str]:

@@ -6,7 +6,7 @@ import optax.contrib
 from jaxtyping import PyTree
 
 from asr_jax.config import OptimizerConfig
-from asr_jax.training.frozen import not_wholly_frozen
+from asr_jax.training.frozen import any_frozen, not_wholly_frozen
 
 # Decay of the momentum that Muon orthogonalizes, and root mean square of its updates, as published.
 _MUON_BETA, _MUON_RMS = 0.95, 0.2
@@ -31,8 +31,8 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
     """Return the optimizer that config.kind names, with clipping by global norm and the schedule.
 
-    Its `init` raises ValueError if a pattern of config.frozen matches no parameter, or if the
-    patterns match all parameters.
+    Its `init` raises ValueError if a pattern of config.frozen or config.trained matches no
+    parameter, or if all parameters are frozen.
     """
     rate = learning_rate_schedule(config, steps=steps)
     if config.kind == "adamw":
@@ -55,12 +55,27 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
             muon_weight_dimension_numbers=_orthogonalized,
             consistent_rms=_MUON_RMS,
         )
-    if config.frozen:
-        # Parameters that never change need no moments.
-        rule = optax.masked(rule, lambda params: not_wholly_frozen(params, config.frozen))
+    rule = _without_frozen(rule, config)
     if config.encoder_learning_rate_ratio != 1:
         rule = _with_encoder_ratio(rule, config.encoder_learning_rate_ratio)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _without_frozen(
+    rule: optax.GradientTransformation, config: OptimizerConfig
+) -> optax.GradientTransformation:
+    """Return the rule without moments for parameters that never change."""
+    masked = optax.masked(rule, lambda params: not_wholly_frozen(params, config))
+
+    def init(params: PyTree) -> optax.OptState:
+        return (masked if any_frozen(params, config) else rule).init(params)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        return (masked if any_frozen(params, config) else rule).update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _with_encoder_ratio(
@@ -72,9 +87,9 @@ def _with_encoder_ratio(
         return ratio * update if path[0].key == "encoder" else update
 
     def update(
-        gradients: PyTree, state: optax.OptState, params: PyTree
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
-        updates, state = rule.update(gradients, state, params)
+        updates, state = rule.update(updates, state, params)
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformation(rule.init, update)

@@ -150,7 +150,7 @@ def batch_gradients(
     augment_key, dropout_key = jax.random.split(key)
     features, lengths = augmented_features(batch, augment_key, config=config, mesh=mesh)
     dtype, weights = config.train.compute_dtype, loss_weights(config)
-    frozen = frozen_mask(params, config.optimizer.frozen)
+    frozen = frozen_mask(params, config.optimizer)
 
     # Gathered once per step, also when the batch is split into micro-batches.
     gathered = gather_fsdp(cast(params, dtype), mesh)
@@ -290,7 +290,7 @@ def _updated(
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.optimizer.ema_decay, _largest_decay(taken))
     averaged = optax.incremental_update(params, state.averaged, 1 - decay)
-    frozen = frozen_mask(params, config.optimizer.frozen)
+    frozen = frozen_mask(params, config.optimizer)
     return state._replace(
         params=keep_frozen(params, state.params, frozen),
         averaged=keep_frozen(averaged, state.averaged, frozen),

@@ -79,7 +79,7 @@ def compiled_once(make: Callable) -> Callable:
     def make_once(*arguments, **options):
         config = next(a for a in arguments if hasattr(a, "encoder"))
         parts = ("augment", "features", "encoder", "predictor", "joint", "objective", "optimizer")
-        parts += ("decoding",)
+        parts += ("decoding", "adapter")
         model = [config.train.steps, *(getattr(config, part) for part in parts)]
         graphdef = next(a for a in arguments if type(a).__name__ == "GraphDef")
         rest = [a for a in arguments if isinstance(a, list | jax.sharding.Mesh)]

@@ -20,7 +20,7 @@ PARAMS = {
 
 
 def chosen(*patterns):
-    mask = frozen_mask(PARAMS, patterns)
+    mask = frozen_mask(PARAMS, OptimizerConfig(frozen=patterns))
     blocks = mask["encoder"]["blocks"]
     return [blocks["own"]["kernel"].ravel().tolist(), blocks["shared"]["kernel"].ravel().tolist()]
 
@@ -32,20 +32,68 @@ def test_shared_parameters_are_frozen_only_if_all_their_blocks_are():
         [False, False, True, False],
         [False, True],
     ]
-    mask = frozen_mask(PARAMS, ["*.bias"])
+    mask = frozen_mask(PARAMS, OptimizerConfig(frozen=("*.bias",)))
     assert [bool(leaf.all()) for leaf in jax.tree.leaves(mask)] == [True, False, False, False, True]
 
 
 def test_pattern_that_matches_nothing_or_everything_is_an_error():
     named = r"'encodr.\*': matches no parameter.*encoder.blocks.0.own"
     with pytest.raises(ValueError, match=named):
-        frozen_mask(PARAMS, ["encoder.*", "encodr.*"])
+        frozen_mask(
+            PARAMS,
+            OptimizerConfig(
+                frozen=(
+                    "encoder.*",
+                    "encodr.*",
+                )
+            ),
+        )
     with pytest.raises(ValueError, match="leaves no parameter to train"):
-        frozen_mask(PARAMS, ["encoder.*", "ctc_head.*"])
+        frozen_mask(
+            PARAMS,
+            OptimizerConfig(
+                frozen=(
+                    "encoder.*",
+                    "ctc_head.*",
+                )
+            ),
+        )
+
+
+def trainable(params, **patterns):
+    """Return the names of the parameters of which any part is trained."""
+    mask = frozen_mask(params, OptimizerConfig(**patterns))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, frozen in jax.tree_util.tree_leaves_with_path(mask)
+        if not frozen.all()
+    }
+
+
+def test_only_trained_patterns_and_adapters_change():
+    assert trainable(PARAMS, trained=("ctc_head.*",)) == {"ctc_head.kernel", "ctc_head.bias"}
+    own = {"own": PARAMS["encoder"]["blocks"]["own"] | {"down": np.ones((4, 2, 1))}}
+    adapted = PARAMS | {"encoder": {"blocks": own, "norm": PARAMS["encoder"]["norm"]}}
+    assert trainable(adapted) == {"encoder.blocks.own.down"}
+    both = {"encoder.blocks.own.down", "ctc_head.bias"}
+    assert trainable(adapted, trained=("*_head.*",), frozen=("*.kernel",)) == both
+    # The low-rank matrices of a layer with a diagonal are no adapter (layers/residual.py).
+    residual = {"a": {"down": np.ones(2), "diagonal": np.ones(2)}, "b": {"kernel": np.ones(2)}}
+    assert len(trainable(residual)) == 3
+    with pytest.raises(ValueError, match="optimizer.trained = 'x': matches no parameter"):
+        trainable(PARAMS, trained=("x",))
 
 
 def test_frozen_parameters_get_no_gradient_and_keep_their_bits():
-    mask = frozen_mask(PARAMS, ["encoder.blocks.[01].*", "ctc_head.bias"])
+    mask = frozen_mask(
+        PARAMS,
+        OptimizerConfig(
+            frozen=(
+                "encoder.blocks.[01].*",
+                "ctc_head.bias",
+            )
+        ),
+    )
     gradients = jax.grad(
         lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(without_gradients(p, mask)))
     )(jax.tree.map(jnp.asarray, PARAMS))
@@ -71,7 +119,7 @@ def test_entirely_frozen_parameters_have_no_moments(kind):
     def stepped(*patterns):
         optimizer = make_optimizer(OptimizerConfig(**options, frozen=patterns), steps=10)
         state = optimizer.init(params)
-        zeros = frozen_mask(params, patterns)
+        zeros = frozen_mask(params, OptimizerConfig(frozen=patterns))
         gradients = jax.tree.map(lambda p, m: jnp.where(m, 0, p), params, zeros)
         return size(state), optimizer.update(gradients, state, params)[0]
 

@@ -221,6 +221,8 @@ def first_state(setup: Setup, checkpointer: ocp.training.Checkpointer) -> TrainS
     state = initial_state(config, tokenizer.vocabulary_size, setup.optimizer, setup.mesh)
     if setup.source:
         state = initialize_from(setup.source, setup.run, state, config, tokenizer)
+    checkpoint.keep_frozen(checkpointer, state, config.optimizer)
+    if setup.source:
         # Resuming must not need the source.
         checkpoint.save(checkpointer, state, dev_metric=None, metadata=setup.metadata)
     else:

@@ -1,5 +1,7 @@
 """A run's checkpoints, which Orbax writes to RUN/checkpoints/STEP in the background.
 
+Parameters that never change are not among them (frozen_storage.py).
+
 With `checkpoint.directory`, they are stored in that folder or bucket instead of RUN.
 
 A checkpoint gets its name only when all of it is on disk, so a process that is killed at any
@@ -20,14 +22,23 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from etils.epath.gpath import PosixGPath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from asr_jax.config import CheckpointConfig
+from asr_jax.config import CheckpointConfig, OptimizerConfig
 from asr_jax.distributed.processes import first_process
+from asr_jax.training.frozen import not_wholly_frozen
+from asr_jax.training.frozen_storage import (
+    frozen_paths,
+    joined,
+    keep_frozen_parameters,
+    read_frozen_parameters,
+    without,
+)
 from asr_jax.training.state import TrainState
 
 # A checkpoint is good if its mean loss is at most this many times the lowest mean loss.
@@ -147,6 +158,18 @@ def require_room(run: Path, config: CheckpointConfig, abstract: PyTree) -> None:
         )
 
 
+def keep_frozen(
+    checkpointer: ocp.training.Checkpointer, state: TrainState, config: OptimizerConfig
+) -> None:
+    """Store a new run's parameters that no step changes, before its first checkpoint."""
+    try:
+        keep_frozen_parameters(
+            _folder(checkpointer), state.params, not_wholly_frozen(state.params, config)
+        )
+    except Exception as error:
+        raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
+
+
 def has_checkpoints(run: Path, config: CheckpointConfig) -> bool:
     """Return whether a run has any checkpoint, readable or not."""
     return bool(_steps_on_disk(_directory(run, config)))
@@ -191,10 +214,40 @@ def save(
         _require_readable(checkpointer)
     try:
         checkpointer.save_async(
-            step, state._asdict(), metrics=measured, custom_metadata=saved, force=True
+            step,
+            _saved_part(checkpointer, state),
+            metrics=measured,
+            custom_metadata=saved,
+            force=True,
         )
     except Exception as error:
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
+
+
+def _saved_part(checkpointer: ocp.training.Checkpointer, state: TrainState) -> dict[str, PyTree]:
+    """Return the state, abstract or not, without the parameters that RUN/frozen holds."""
+    stored = frozen_paths(_folder(checkpointer))
+    part = state._asdict()
+    if stored:
+        part |= {name: without(part[name], stored) for name in ("params", "averaged")}
+    return part
+
+
+def _load_state(
+    checkpointer: ocp.training.Checkpointer, step: int, abstract: TrainState
+) -> TrainState:
+    loaded = checkpointer.load(step, _saved_part(checkpointer, abstract))
+    frozen = read_frozen_parameters(_folder(checkpointer), abstract.params)
+    if frozen:
+        loaded["params"] = joined(loaded["params"], frozen)
+        # A step donates both trees, which must not share memory.
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(frozen)
+        loaded["averaged"] = joined(loaded["averaged"], copied)
+    return TrainState(**loaded)
+
+
+def _folder(checkpointer: ocp.training.Checkpointer) -> epath.Path:
+    return epath.Path(checkpointer.directory).parent
 
 
 def finish(checkpointer: ocp.training.Checkpointer) -> None:
@@ -261,7 +314,7 @@ def restore(
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
         _require_match(checkpointer, step, abstract.params, "params")
         try:
-            state = TrainState(**checkpointer.load(step, abstract._asdict()))
+            state = _load_state(checkpointer, step, abstract)
         except Exception as error:
             unreadable[step] = _first_line(error)
             continue
@@ -292,7 +345,7 @@ def roll_back(
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
         metadata = saved_metadata(checkpointer, step)
         if metadata["smoothed_loss"] <= GOOD_FACTOR * metadata["lowest_loss"]:
-            state = TrainState(**checkpointer.load(step, abstract._asdict()))
+            state = _load_state(checkpointer, step, abstract)
             aside = _set_aside(checkpointer, newer, "diverged")
             moved = f"; checkpoints {newer} were moved to {aside}" if newer else ""
             return state, f"going back to step {step}{moved}"
@@ -426,8 +479,10 @@ def _load_averaged(
             name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name])
             for name in TrainState._fields
         }
-        abstract["averaged"] = abstract_params
-        return checkpointer.load(step, abstract)["averaged"]
+        folder = _folder(checkpointer)
+        abstract["averaged"] = without(abstract_params, frozen_paths(folder))
+        averaged = checkpointer.load(step, abstract)["averaged"]
+        return joined(averaged, read_frozen_parameters(folder, abstract_params))
     except Exception as error:
         path = epath.Path(checkpointer.directory) / str(step)
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
@@ -444,7 +499,8 @@ def _require_match(
         saved = checkpointer.metadata(step).metadata[name]
     except Exception:
         return  # a damaged checkpoint: loading it raises the error
-    saved, expected = _shapes(saved), _shapes(abstract_params)
+    expected = _shapes(without(abstract_params, frozen_paths(_folder(checkpointer))))
+    saved = _shapes(saved)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):
             checkpoint = epath.Path(checkpointer.directory) / str(step)

@@ -15,6 +15,7 @@ from asr_jax.config_file import load_config
 from asr_jax.experiment.corpus import keep_tokenizer, training_corpus
 from asr_jax.inference.recognizer import open_run
 from asr_jax.text import Tokenizer
+from asr_jax.training.frozen_storage import joined
 
 TRANSCRIPTS = ("null", "wie sonne", "three", "two")
 
@@ -22,11 +23,15 @@ TRANSCRIPTS = ("null", "wie sonne", "three", "two")
 def state_at(run, step):
     with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
         saved = checkpointer.metadata(step).metadata
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return checkpointer.load(
-            step,
-            jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), saved),
-        )
+        state = checkpointer.load(step, on_one_device(saved))
+    frozen = run / "frozen"
+    once = ocp.load(frozen, on_one_device(ocp.metadata(frozen).metadata))
+    return state | {name: joined(state[name], once) for name in ("params", "averaged")}
+
+
+def on_one_device(saved):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), saved)
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +148,41 @@ def test_the_source_tokenizer_may_be_used(trained, tmp_path):
     _, tokenizer = training_corpus(override(load_config(trained.config), options), tmp_path)
     keep_tokenizer(tmp_path)
     assert tokenizer.model == (tmp_path / "tokenizer.model").read_bytes() == model.read_bytes()
+
+
+@pytest.mark.slow
+def test_adapters_train_a_small_part_and_merge_wherever_the_run_is_read(
+    trained, command, error, tmp_path
+):
+    alone = ("train", trained.config, "--run", tmp_path / "x", f"--data.train={trained.data}")
+    assert "adapters are added to a trained model" in error(*alone, "--adapter.rank=2")
+    run, given = tmp_path / "run", open_run(trained.run, "best")
+    options = ("--init-from", trained.run, "--adapter.rank=2", "--optimizer.trained", "ctc_head.*")
+    options += ("--optimizer.peak-learning-rate=0.01", "--train.steps=4", "--checkpoint.keep=9")
+    start = ("train", trained.config, "--run", run, *trained.arguments[4:], *options)
+    with signalled(signal.SIGTERM, after_step=1):
+        assert command(*start).status == 128 + signal.SIGTERM
+    assert command(*start).status == 0
+    first, last = (state_at(run, step)["params"] for step in (0, 4))
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(last)
+    ):
+        trains = path[-1].key in ("down", "up") or path[0].key == "ctc_head"
+        assert np.array_equal(before, after) != trains, path
+    size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    whole = size(next(trained.run.glob("checkpoints/[0-9]*")))
+    assert size(run / "checkpoints/4") < 0.6 * whole
+
+    merged = open_run(run, "last")
+    assert merged.config.adapter.rank == 0
+    query = lambda params: params["encoder"]["blocks"]["attention"]["query"]
+    adapted = query(state_at(run, 4)["averaged"])
+    expected = adapted["kernel"] + adapted["down"] @ adapted["up"]
+    np.testing.assert_allclose(query(merged.params)["kernel"], expected, rtol=1e-5, atol=1e-6)
+    assert query(merged.params).keys() == query(given.params).keys()
+    assert not np.array_equal(query(merged.params)["kernel"], query(given.params)["kernel"])
+    exported = command("export", run, tmp_path / "out", "--format", "params")
+    assert exported.status == 0 and "6 of 6 transcripts are the run's" in exported.out
+    assert load_config(tmp_path / "out/config.json").adapter.rank == 0
+    again = ("train", trained.config, "--run", tmp_path / "again", *trained.arguments[4:])
+    assert command(*again, "--init-from", run).status == 0

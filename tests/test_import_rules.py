@@ -75,7 +75,7 @@ READS_CALL = "__main__ commands distributed"
 OPENS_FILES = (
     "audio commands config_file data decoding.hotwords decoding.ngram distributed experiment "
     "export inference pages.document pretrained scoring.comparison scoring.report "
-    "text text_files training.checkpoint training.metrics_log"
+    "text text_files training.checkpoint training.frozen_storage training.metrics_log"
 )
 # The methods of pathlib.Path that no other object in the package has.
 FILE_METHODS = set(

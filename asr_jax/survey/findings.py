@@ -1,4 +1,4 @@
-"""What a person should look at first in a dataset."""
+"""The recordings of a dataset that deserve a look first: likely errors, loudest, quietest."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What is noted of each recording while a dataset is read once."""
+"""The notes on each recording that are taken while a dataset is read once."""
 
 from collections import Counter
 

@@ -303,6 +303,9 @@ class EncoderConfig(Section):
     separable: conv2d, depthwise separable after the first convolution, as in FastConformer."""
     subsampling_factor: Literal[4, 8] = 4
     """Feature frames per encoder frame: two strided convolutions for 4, three for 8."""
+    subsampling_padding: Literal["centered", "causal"] = "centered"
+    """causal: the strided convolutions see no later feature, as in NeMo's cache-aware encoders.
+    It saves streams a latency of factor - 1 features."""
     subsampling_channels: Annotated[int, POSITIVE] = 144
     """Channels of the strided convolutions."""
     context_frames: Annotated[tuple[int, ...], CONTEXT] = ()
@@ -355,6 +358,11 @@ class EncoderConfig(Section):
             )
         if self.left_context_frames is not None and not self.chunk_ms:
             raise self._invalid("left_context_frames", "needs encoder.chunk_ms, its chunks")
+
+    @property
+    def subsampling_lead(self) -> int:
+        """Frames of padding that subsampling puts before the first feature."""
+        return self.subsampling_factor - 1 if self.subsampling_padding == "causal" else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,9 @@ def behind_encoder(config, point, params, batch, key, mesh):
         return jnp.sum(losses["loss"])
 
     frames = subsampled(
-        step.bucket_frames(batch.samples.shape[1], config), config.encoder.subsampling_factor
+        step.bucket_frames(batch.samples.shape[1], config),
+        config.encoder.subsampling_factor,
+        lead=config.encoder.subsampling_lead,
     )
     shape = point.utterances, frames, config.encoder.width
     arguments = (

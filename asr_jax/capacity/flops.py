@@ -7,7 +7,7 @@ import numpy as np
 
 from asr_jax.config import Config, EncoderConfig, chunk_frames
 from asr_jax.features.frames import frame_count
-from asr_jax.layers.length import halved, subsampled
+from asr_jax.layers.length import subsampled
 from asr_jax.models.encoder import left_chunks
 
 
@@ -116,7 +116,9 @@ def _sizes(
     if config.objective.consistency_weight:  # two views of every utterance
         samples, cells = np.repeat(samples, 2), np.repeat(cells, 2)
     feature_frames = frame_count(samples, config.features)
-    frames = subsampled(feature_frames, config.encoder.subsampling_factor)
+    encoder = config.encoder
+    lead = encoder.subsampling_lead
+    frames = subsampled(feature_frames, encoder.subsampling_factor, lead=lead)
     pair_sum = sum(_pairs(int(n), config) for n in frames)
     sums = int(frames.sum()), int(cells.sum()), pair_sum
     return Sizes(feature_frames, frames, cells, *sums)
@@ -130,16 +132,20 @@ def _subsampling(config: Config, sizes: Sizes) -> int:
     encoder, bins = config.encoder, config.features.mel_bins
     channels, factor = encoder.subsampling_channels, encoder.subsampling_factor
     is_1d = encoder.subsampling == "conv1d"
-    first_taps = 3 * bins if is_1d else 9 * halved(bins)
-    first = int(halved(sizes.feature_frames).sum()) * first_taps * channels
-    others = sizes.frame_sum * (1 if is_1d else subsampled(bins, factor)) * channels * encoder.width
+
+    def after(length, stride: int):
+        return subsampled(length, stride, lead=stride - 1 if encoder.subsampling_lead else 0)
+
+    first_taps = 3 * bins if is_1d else 9 * after(bins, 2)
+    first = int(after(sizes.feature_frames, 2).sum()) * first_taps * channels
+    others = sizes.frame_sum * (1 if is_1d else after(bins, factor)) * channels * encoder.width
     for stride in (4, 8)[: factor // 4]:
-        frames = int(subsampled(sizes.feature_frames, stride).sum())
+        frames = int(after(sizes.feature_frames, stride).sum())
         if is_1d:
             others += frames * 3 * channels * channels
         else:
             of_channel = 9 + channels if encoder.subsampling == "separable" else 9 * channels
-            others += frames * subsampled(bins, stride) * of_channel * channels
+            others += frames * after(bins, stride) * of_channel * channels
     return WITHOUT_INPUT_GRADIENT * first + TRAINED * others
 
 

@@ -153,7 +153,8 @@ def usable_utterances(
             return np.ones(len(seconds), np.int64)
         samples = np.round(seconds * config.features.sample_rate_hz).astype(np.int64)
         frames = frame_count(samples, config.features)
-        return subsampled(frames, config.encoder.subsampling_factor)
+        encoder = config.encoder
+        return subsampled(frames, encoder.subsampling_factor, lead=encoder.subsampling_lead)
 
     return select_utterances(
         utterances,

@@ -21,6 +21,11 @@ def cannot_stream(config: Config) -> str:
     """Return why the layout cannot hold the config's streaming encoder; empty if it can."""
     if config.encoder.kind != "conformer":
         return f"encoder.kind = {config.encoder.kind!r}: must be 'conformer' for streams"
+    if config.encoder.subsampling_lead:
+        return (
+            f"encoder.subsampling_padding = {config.encoder.subsampling_padding!r}: must be "
+            "'centered' for streams"
+        )
     if not layers.Chunks.of(config).cache_frames:
         if config.encoder.left_context_frames is None:
             return "encoder.left_chunks = 0: must be positive for streams"

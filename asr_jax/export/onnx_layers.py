@@ -131,7 +131,7 @@ def subsampling(
     x = g("Transpose", x, perm=[0, 2, 1]) if is_1d else g("Unsqueeze", x, [1])
     for stride, name in zip((2, 4, 8), ("first", "second", "third")):
         if name in p:
-            x = (_taps if is_1d else _convolution_2d)(g, p[name], x)
+            x = _taps(g, p[name], x) if is_1d else _convolution_2d(g, config, p[name], x)
             x = masked(g("Relu", x), stride, 2)
     if is_1d:
         x = g("Transpose", x, perm=[0, 2, 1])
@@ -147,9 +147,10 @@ def _taps(g: Graph, p: Params, x: Value) -> Value:
     return g("Conv", x, kernel, p["bias"], strides=[2], pads=[1, 1])
 
 
-def _convolution_2d(g: Graph, p: Params, x: Value) -> Value:
+def _convolution_2d(g: Graph, config: Config, p: Params, x: Value) -> Value:
     """Apply a layer of layers.subsampling.Subsampling2D to [B, C, T, F]."""
-    halving = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+    bins_before = 2 if config.encoder.subsampling_padding == "causal" else 1
+    halving = {"strides": [2, 2], "pads": [1, bins_before, 1, 1]}
     if "depthwise" not in p:
         return g("Conv", x, p["kernel"].transpose(3, 2, 0, 1), p["bias"], **halving)
     depthwise = p["depthwise"].transpose(2, 0, 1)[:, None]
@@ -348,12 +349,17 @@ def encoder(g: Graph, config: Config, p: Params, x: Value, lengths: Value) -> tu
 
     Recordings shorter than half a hop have no frame, but onnxruntime's convolutions need one.
     """
-    sizes = config.encoder
+    sizes, lead = config.encoder, config.encoder.subsampling_lead
     missing = g("Max", g("Sub", [1], size(g, x, 1)), [0])
-    x = g("Pad", x, g("Concat", [0, 0, 0, 0], missing, [0], axis=0))
+    x = g("Pad", x, g("Concat", [0, lead, 0, 0], missing, [0], axis=0))
+    if lead:
+        lengths = g("Add", lengths, g("Mul", g("Min", lengths, np.array(1)), np.array(lead)))
 
     def real(stride: int, frames: Value) -> Value:
-        return frame_mask(g, subsampled(g, lengths, stride), frames)
+        mask = frame_mask(g, subsampled(g, lengths, stride), frames)
+        if not lead:
+            return mask
+        return g("And", mask, g("GreaterOrEqual", count(g, 0, frames), np.array(lead // stride)))
 
     x = subsampling(g, config, p["subsampling"], x, real)
     encoded_lengths = subsampled(g, lengths, sizes.subsampling_factor)
@@ -475,12 +481,13 @@ def lstm_step(
     if "upper" in p:
         number = len(p["upper"]["recurrent"]["kernel"])
         layers += [jax.tree.map(lambda a: a[n], p["upper"]) for n in range(number)]
-    after = []
+    hiddens, cells = [], []
     for n, layer in enumerate(layers):
         before = (g("Gather", state, np.array(n), axis=0) for state in (hidden, cell))
-        after.append(_lstm_cell(g, layer, x, *before))
-        x = after[-1][0]
-    return x, *(_stacked(g, states) for states in zip(*after))
+        x, after = _lstm_cell(g, layer, x, *before)
+        hiddens.append(x)
+        cells.append(after)
+    return x, _stacked(g, hiddens), _stacked(g, cells)
 
 
 def _lstm_cell(g: Graph, p: Params, x: Value, hidden: Value, cell: Value) -> tuple[Value, Value]:

@@ -14,11 +14,14 @@ def halved(length):
     return (length + 1) // 2
 
 
-def subsampled(length, factor: int):
+def subsampled(length, factor: int, *, lead: int = 0):
     """Return the length after subsampling by `factor`, a power of two: ceil(length / factor).
 
-    Halving repeatedly and rounding up each time equals rounding up once.
+    Halving repeatedly and rounding up each time equals rounding up once. With `lead` frames of
+    padding before the first, it is ceil((length + lead) / factor), or 0 without a frame.
     """
+    if lead:
+        length = length + lead * (length > 0)
     return -(-length // factor)
 
 

@@ -2,6 +2,11 @@
 
 Frame t of the result sees the features factor * (t - 1) + 1 to factor * (t + 1) - 1: its own
 `factor` features and those of the frame before. So features may come in pieces (`following`).
+
+Causal convolutions have padding of 2 frames before the first and none after the last that they
+need, in place of 1 and 1: frame t sees the features factor * (t - 2) + 2 to factor * t. The strides
+make that the same as the other convolutions of features that come after `lead` = factor - 1 frames
+of padding, and so it is computed.
 """
 
 import functools
@@ -49,19 +54,25 @@ def _real(
     return real if starts is None else real & ~frame_mask(starts // stride, frames)
 
 
+def _mel_padding(*, causal: bool) -> tuple[int, int]:
+    """Return the zeros before and after the bins: what causal convolutions do to both axes."""
+    return (2, 1) if causal else (1, 1)
+
+
 class SeparableConvolution(nnx.Module):
     """A depthwise 3x3 convolution of stride 2, then a pointwise product over channels."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, causal: bool = False, rngs: nnx.Rngs):
         initializer = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=(0, 1)
         )
         self.depthwise = nnx.Param(initializer(rngs.params(), (3, 3, channels)))
         self.pointwise = Linear(channels, channels, rngs=rngs)
+        self.mel_padding = _mel_padding(causal=causal)
 
     def __call__(self, x: Float[Array, "B T F C"]) -> Float[Array, "B T2 F2 C"]:
-        frames, bins = halved(x.shape[1]), halved(x.shape[2])
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        frames, bins = halved(x.shape[1]), halved(x.shape[2] + sum(self.mel_padding) - 2)
+        x = jnp.pad(x, ((0, 0), (1, 1), self.mel_padding, (0, 0)))
         taps = self.depthwise[...].astype(x.dtype)
         # A sum of shifted copies, as in layers/convolution.py, of every second frame and bin.
         copies = [
@@ -78,6 +89,7 @@ class Subsampling2D(nnx.Module):
 
     Implementations of arXiv 2005.08100 use it; its gradient is slow on a CPU. With `separable`, all
     but the first convolution are separable, as in FastConformer (arXiv 2305.05084, section 2.1).
+    Causal convolutions have their padding along the mel bins too, as NeMo's CausalConv2D.
     """
 
     def __init__(
@@ -88,21 +100,25 @@ class Subsampling2D(nnx.Module):
         channels: int,
         factor: int = 4,
         separable: bool = False,
+        causal: bool = False,
         rngs: nnx.Rngs,
     ):
+        padding = ((1, 1), _mel_padding(causal=causal))
         convolution = functools.partial(
-            nnx.Conv, kernel_size=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), rngs=rngs
+            nnx.Conv, kernel_size=(3, 3), strides=(2, 2), padding=padding, rngs=rngs
         )
 
         def inner():
             if separable:
-                return SeparableConvolution(channels, rngs=rngs)
+                return SeparableConvolution(channels, causal=causal, rngs=rngs)
             return convolution(channels, channels)
 
         self.first = convolution(1, channels)
         self.second = inner()
         self.third = inner() if factor == 8 else None
-        self.project = Linear(subsampled(mel_bins, factor) * channels, width, rngs=rngs)
+        self.lead = factor - 1 if causal else 0
+        bins = subsampled(mel_bins, factor, lead=self.lead)
+        self.project = Linear(bins * channels, width, rngs=rngs)
         self.factor = factor
 
     def __call__(
@@ -115,7 +131,8 @@ class Subsampling2D(nnx.Module):
         """Return frames and their lengths, ceil(length / factor). Padding may hold anything.
 
         Args:
-            starts: multiples of the factor; features before them are padding too.
+            starts: features before these are padding too: a multiple of the factor, and the
+                `lead` in addition where a recording begins. None: 0.
         """
         real = functools.partial(_real, starts, lengths)
         features = jnp.where(real(1, features.shape[1])[..., None], features, 0)
@@ -144,13 +161,21 @@ class Subsampling1D(nnx.Module):
     """
 
     def __init__(
-        self, mel_bins: int, width: int, *, channels: int, factor: int = 4, rngs: nnx.Rngs
+        self,
+        mel_bins: int,
+        width: int,
+        *,
+        channels: int,
+        factor: int = 4,
+        causal: bool = False,
+        rngs: nnx.Rngs,
     ):
         self.first = Linear(3 * mel_bins, channels, rngs=rngs)
         self.second = Linear(3 * channels, channels, rngs=rngs)
         self.third = Linear(3 * channels, channels, rngs=rngs) if factor == 8 else None
         self.project = Linear(channels, width, rngs=rngs)
         self.factor = factor
+        self.lead = factor - 1 if causal else 0
 
     def __call__(
         self,
@@ -187,20 +212,21 @@ def following(
     features: Float[Array, "B T F"],
     lengths: Int[Array, " B"],
     *,
-    begins: Bool[Array, " B"],
+    seen: Int[Array, " B"],
 ) -> tuple[Float[Array, "B factor F"], Float[Array, "B T2 D"], Int[Array, " B"]]:
     """Subsample the next features of a stream; return the next tail, the frames and their lengths.
 
     Args:
-        tail: the last `factor` features before these; ignored where `begins`.
-        features: T, a multiple of the factor, features.
-        lengths: real features: T, except at the end of the stream.
-        begins: rows that start with these features.
+        tail: the last `factor` features before these; ignored where nothing was seen.
+        features: T, a multiple of the factor, features. A stream begins with the `lead`, features
+            that may hold anything.
+        lengths: features up to the last real one: T, except at the end of the stream.
+        seen: frames returned before.
     """
     factor = subsampling.factor
     features = jnp.where(frame_mask(lengths, features.shape[1])[..., None], features, 0)
     combined = jnp.concatenate([tail, features], axis=1)
-    starts = jnp.where(begins, factor, 0)
+    starts = jnp.maximum(factor + subsampling.lead - factor * seen, 0)
     x, combined_lengths = subsampling(combined, factor + lengths, starts=starts)
     # The first frame, of the tail without its predecessors, was returned before.
     return combined[:, -factor:], x[:, 1:], combined_lengths - 1
@@ -209,10 +235,17 @@ def following(
 def subsample(
     subsampling: Subsampling, features: Float[Array, "B T F"], lengths: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T2 D"], Int[Array, " B"]]:
-    """Return subsampling(features, lengths), computed in pieces for long features."""
+    """Subsample whole recordings, after their `lead`; long features are computed in pieces.
+
+    Lengths become `subsampled(lengths, factor, lead=lead)`.
+    """
+    lead, starts = subsampling.lead, None
+    if lead:
+        features = jnp.pad(features, ((0, 0), (lead, 0), (0, 0)))
+        lengths, starts = jnp.where(lengths > 0, lengths + lead, 0), jnp.full_like(lengths, lead)
     batch, frames, bins = features.shape
     if not exceeds(frames, PIECE_FRAMES):
-        return subsampling(features, lengths)
+        return subsampling(features, lengths, starts=starts)
     pieces = -(-frames // PIECE_FRAMES)
     padded = jnp.pad(features, ((0, 0), (0, pieces * PIECE_FRAMES - frames), (0, 0)))
     split = jnp.moveaxis(padded.reshape(batch, pieces, PIECE_FRAMES, bins), 1, 0)
@@ -221,8 +254,8 @@ def subsample(
     def run(tail, piece):
         features, first = piece
         real = jnp.clip(lengths - first, 0, PIECE_FRAMES)
-        begins = jnp.broadcast_to(first == 0, real.shape)
-        tail, x, _ = following(subsampling, tail, features, real, begins=begins)
+        seen = jnp.broadcast_to(first // subsampling.factor, real.shape)
+        tail, x, _ = following(subsampling, tail, features, real, seen=seen)
         return tail, x
 
     tail = jnp.zeros((batch, subsampling.factor, bins), features.dtype)

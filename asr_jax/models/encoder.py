@@ -200,15 +200,17 @@ class Encoder(nnx.Module):
 
         Args:
             state: the state after the previous chunk, or of `start`.
-            features: T = C times the subsampling factor, with C the chunk_frames of `start`.
-            lengths: real features: T, or fewer at the end of the stream, and 0 after it.
+            features: T = C times the subsampling factor, with C the chunk_frames of `start`. With
+                causal subsampling, a stream begins with factor - 1 features that may hold anything.
+            lengths: features up to the last real one: T, or fewer at the end of the stream, and 0
+                after it.
         """
         tail, x, lengths = following(
-            self.subsampling, state.features, features, lengths, begins=state.seen == 0
+            self.subsampling, state.features, features, lengths, seen=state.seen
         )
         # Positions of the cached frames and the chunk.
         chunk = x.shape[1]
-        positions = self._positions((left_chunks(self, chunk) + 1) * chunk, x)
+        positions = self._positions((int(left_chunks(self, chunk)) + 1) * chunk, x)
 
         def run(x, block_and_state):
             block, before = block_and_state
@@ -258,6 +260,7 @@ def _make_subsampling(config: Config, *, rngs: nnx.Rngs) -> Subsampling:
         encoder.width,
         channels=encoder.subsampling_channels,
         factor=encoder.subsampling_factor,
+        causal=encoder.subsampling_padding == "causal",
         rngs=rngs,
     )
 

@@ -39,7 +39,8 @@ def counted_utterances(
 
     An utterance that CTC cannot align has no CTC loss, and no loss at all if the objective is CTC.
     """
-    lengths = subsampled(feature_lengths, config.encoder.subsampling_factor)
+    encoder = config.encoder
+    lengths = subsampled(feature_lengths, encoder.subsampling_factor, lead=encoder.subsampling_lead)
     aligned, every = has_ctc_path(lengths, labels, label_lengths), jnp.ones(len(lengths), bool)
     of_ctc = ("ctc_loss", "intermediate_ctc_loss")
     is_ctc = config.objective.kind == "ctc"

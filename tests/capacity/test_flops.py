@@ -184,6 +184,21 @@ def test_operations_of_subsampling_are_those_that_are_traced(kind, factor):
     assert counted(config)["subsampling"] == traced
 
 
+def test_operations_of_causal_subsampling_are_those_of_its_longer_outputs():
+    sizes = dict(subsampling="separable", subsampling_factor=8, subsampling_padding="causal")
+    encoder = dataclasses.replace(CONFIG.encoder, **sizes)
+    features = dataclasses.replace(CONFIG.features, mel_bins=80)
+    config = dataclasses.replace(CONFIG, encoder=encoder, features=features)
+    channels, width = encoder.subsampling_channels, encoder.width
+    # Each length L, of features and of the 80 bins, becomes L // 2 + 1.
+    for frames, lengths in {81: (41, 21, 11), 78: (40, 21, 11), 64: (33, 17, 9)}.items():
+        first, second, third = lengths
+        inner = (second * 21 + third * 11) * (9 + channels) * channels
+        expected = 4 * first * 41 * 9 * channels + 6 * (inner + third * 11 * channels * width)
+        flops = model_flops(config, VOCABULARY, rows=1, seconds=frames / 100, labels=1)
+        assert flops["subsampling"] == expected
+
+
 def test_operations_of_a_batch_are_the_sum_of_its_rows():
     of = lambda rows, seconds, labels: model_flops(
         CONFIG, VOCABULARY, rows=rows, seconds=seconds, labels=labels

@@ -41,6 +41,7 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
         (dict(shared_layers=2, residual_rank=3, norm_epsilon=0.1), 0.0),
         (
             dict(kind="transformer", shared_layers=4, context_frames=(3, 2))
+            | dict(subsampling_padding="causal")
             | dict(subsampling="separable", subsampling_factor=8),
             0.0,
         ),
@@ -51,6 +52,7 @@ def run(g: Graph, path, *arrays) -> list[np.ndarray]:
         ),
         (
             dict(convolution_norm="affine", bias=False, left_context_frames=3)
+            | dict(subsampling_padding="causal")
             | dict(subsampling="conv1d", chunk_ms=(0.0, 80.0)),
             80.0,
         ),

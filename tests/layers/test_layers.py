@@ -187,9 +187,9 @@ def test_subsampling_returns_the_number_of_its_frames(kind, factor):
         assert shape[1] == subsampled(frames, factor) == math.ceil(frames / factor)
 
 
-def with_biases(kind, factor):
+def with_biases(kind, factor, **options):
     """Make a layer whose biases turn zeros into other values."""
-    layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0))
+    layer = kind(8, 4, channels=2, factor=factor, rngs=nnx.Rngs(0), **options)
     for part in (layer.first, layer.second, layer.third):
         if part is not None:
             getattr(part, "pointwise", part).bias[...] = jnp.ones(2)
@@ -219,6 +219,61 @@ def test_subsampling_in_pieces_equals_all_at_once(kind, factor, monkeypatch):
     assert got.shape == expected.shape
     for row, length in enumerate(expected_lengths):
         np.testing.assert_allclose(got[row, :length], expected[row, :length], atol=1e-6)
+
+
+def causal_convolutions(layer, x):
+    """Apply the layer's convolutions with 2 zeros before and 1 after both axes, to one recording.
+
+    The last zero of an axis only completes the last stride.
+    """
+    pad = lambda x, axes: jnp.pad(x, [(2, 1) if axis in axes else (0, 0) for axis in range(x.ndim)])
+    convolve = functools.partial(jax.lax.conv_general_dilated, padding="VALID")
+    if isinstance(layer, Subsampling1D):
+        for part in (layer.first, layer.second):
+            kernel = part.kernel[...].reshape(3, -1, 2)
+            names = ("NWC", "WIO", "NWC")
+            x = convolve(pad(x, [1]), kernel, (2,), dimension_numbers=names)
+            x = jax.nn.relu(x + part.bias[...])
+        return layer.project(x)
+    convolve = functools.partial(convolve, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = x[..., None]
+    for part in (layer.first, layer.second, layer.third):
+        x = pad(x, [1, 2])
+        if isinstance(part, SeparableConvolution):
+            kernel = part.depthwise[...][:, :, None]
+            x = part.pointwise(convolve(x, kernel, (2, 2), feature_group_count=2))
+        elif part is not None:
+            x = convolve(x, part.kernel[...], (2, 2)) + part.bias[...]
+        x = jax.nn.relu(x) if part is not None else x[:, 2:-1, 2:-1]
+    return layer.project(x.reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize("kind, factor", [(KINDS[0], 4), (KINDS[1], 4), (KINDS[2], 8)])
+def test_causal_subsampling_equals_its_convolutions(kind, factor, monkeypatch):
+    layer, lengths = with_biases(kind, factor, causal=True), (1, 10, 0, 41)
+    x = normal(0, 4, 41, 8)
+    padded = jnp.where(jnp.arange(41)[:, None] < jnp.array(lengths)[:, None, None], x, jnp.nan)
+    got, got_lengths = subsample(layer, padded, jnp.array(lengths))
+    monkeypatch.setattr(subsampling, "PIECE_FRAMES", 16)
+    in_pieces, _ = subsample(layer, padded, jnp.array(lengths))
+    assert in_pieces.shape == got.shape
+    for row, length in enumerate(lengths):
+        frames = length
+        for _ in range(int(math.log2(factor)) if length else 0):
+            frames = frames // 2 + 1
+        assert got_lengths[row] == frames == subsampled(length, factor, lead=factor - 1)
+        if length:
+            expected = causal_convolutions(layer, x[row : row + 1, :length])[0]
+            assert len(expected) == frames
+            np.testing.assert_allclose(got[row, :frames], expected, atol=1e-5)
+            np.testing.assert_allclose(in_pieces[row, :frames], expected, atol=1e-5)
+
+
+def test_causal_subsampling_leaves_17_of_128_bins():
+    make = lambda: Subsampling2D(
+        128, 4, channels=2, factor=8, separable=True, causal=True, rngs=nnx.Rngs(0)
+    )
+    assert nnx.eval_shape(make).project.kernel.shape == (17 * 2, 4)
 
 
 def test_convolution_module_treats_padding_as_zeros():

@@ -111,7 +111,10 @@ def perturbed(attention, subsampling, factor, **options):
     "attention, subsampling, factor, chunk, left, options",
     [
         ("relative", "conv2d", 4, 3, 2, {}),
-        ("rotary", "conv1d", 4, 1, 3, dict(kind="transformer", shared_layers=2)),
+        (
+            *("rotary", "conv1d", 4, 1, 3),
+            dict(kind="transformer", shared_layers=2, subsampling_padding="causal"),
+        ),
         ("relative", "separable", 8, 2, 0, dict(shared_layers=2, residual_rank=1)),
         (
             "rotary",
@@ -119,13 +122,15 @@ def perturbed(attention, subsampling, factor, **options):
             8,
             5,
             1,
-            dict(left_context_frames=12) | dict(convolution_norm="affine", bias=False),
+            dict(left_context_frames=12, subsampling_padding="causal")
+            | dict(convolution_norm="affine", bias=False),
         ),
     ],
 )
 def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
     attention, subsampling, factor, chunk, left, options
 ):
+    """A stream begins, if subsampling is causal, with factor - 1 features of anything."""
     streaming = dict(chunk_ms=(10.0 * factor * chunk,), left_chunks=left)
     model = perturbed(attention, subsampling, factor, **streaming, **options)
     x, lengths = features(frames=90), jnp.array([90, 51, 3])
@@ -133,8 +138,11 @@ def test_stream_encoded_by_chunks_equals_the_whole_under_the_same_mask(
     whole, whole_lengths = jax.jit(lambda *given: model(*given, chunk_frames=chunk))(x, lengths)
     step, size = jax.jit(model.step), chunk * factor
     state = model.start(3, chunk_frames=chunk)
-    chunks, total = [], 0
-    for start in range(0, 90, size):
+    lead, chunks, total = model.subsampling.lead, [], 0
+    assert lead == (factor - 1 if "subsampling_padding" in options else 0)
+    x = jnp.pad(x, ((0, 0), (lead, 0), (0, 0)), constant_values=jnp.nan)
+    lengths += lead
+    for start in range(0, 90 + lead, size):
         piece = x[:, start : start + size]
         piece = jnp.pad(piece, ((0, 0), (0, size - piece.shape[1]), (0, 0)))
         state, encoded, made = step(state, piece, jnp.clip(lengths - start, 0, size))

@@ -684,9 +684,6 @@ class Config:
         if sizes_ms and self.features.normalization != "none":
             rule = "needs features.normalization = 'none': a stream has no statistics in advance"
             raise _invalid("encoder.chunk_ms", sizes_ms, rule)
-        if sizes_ms and self.features.layout != "kaldi":
-            rule = "needs features.layout = 'kaldi', the only layout of streams"
-            raise _invalid("encoder.chunk_ms", sizes_ms, rule)
 
 
 def chunk_frames(chunk_ms: float, config: Config) -> int:

@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from asr_jax.config import Config, chunk_frames
 from asr_jax.decoding.greedy import GreedyState, greedy_start, greedy_step
 from asr_jax.decoding.hypotheses import Hypotheses
-from asr_jax.features.frames import hop_samples
+from asr_jax.features.frames import hop_samples, reach_hops
 from asr_jax.features.logmel import log_mel
 from asr_jax.models.encoder import EncoderState
 from asr_jax.models.transducer import Transducer
@@ -27,8 +28,16 @@ def chunk_features(config: Config) -> int:
 
 
 def chunk_samples(config: Config) -> int:
-    """Return S of `stream_step`: the samples of a chunk, and one hop on either side."""
-    return (chunk_features(config) + 2) * hop_samples(config.features)
+    """Return S of `stream_step`: the samples of a chunk, and `reach_hops` on either side."""
+    return (chunk_features(config) + sum(reach_hops(config.features))) * hop_samples(
+        config.features
+    )
+
+
+def start_samples(config: Config) -> int:
+    """Return the samples of the first chunk that stand before the recording."""
+    before, _ = reach_hops(config.features)
+    return (before + config.encoder.subsampling_lead) * hop_samples(config.features)
 
 
 def cannot_stream(config: Config) -> str:
@@ -59,20 +68,25 @@ def encode_chunk(
     """Encode the next chunk of every stream; return its C frames and how many of them are real.
 
     Args:
-        samples: S = `chunk_samples`: the chunk and one hop on either side, into which its first and
-            last frame of log-mel reach. Samples before the start of the stream may be anything.
-        sample_lengths: real samples, including the hop before the chunk. Fewer than S end the
-            stream.
+        samples: S = `chunk_samples`: the chunk, and on either side the `reach_hops` of its frames
+            of log-mel. The first chunk begins with `start_samples` samples before the recording,
+            which may be anything: the reach, and the features before the first of the recording
+            that causal subsampling needs.
+        sample_lengths: real samples, including those before the chunk. Fewer than S end the stream.
     """
-    hop, number = hop_samples(config.features), chunk_features(config)
-    begins = state.seen == 0
-    # Log-mel reflects a recording at its start, so that must be the first sample.
-    samples = jnp.where(begins[:, None], jnp.roll(samples, -hop, axis=1), samples)
-    sample_lengths = jnp.maximum(sample_lengths - jnp.where(begins, hop, 0), 0)
-    mel, lengths = log_mel(samples, sample_lengths, config.features)
-    features = jnp.where(begins[:, None, None], mel[:, :number], mel[:, 1 : number + 1])
-    lengths = jnp.clip(lengths - jnp.where(begins, 0, 1), 0, number)
-    return model.encoder.step(state, features, lengths)
+    number, lead = chunk_features(config), config.encoder.subsampling_lead
+    before, _ = reach_hops(config.features)
+    seen = state.seen * config.encoder.subsampling_factor
+    # Log-mel treats a recording's start in its own way, so that must be the first sample.
+    ahead = jnp.maximum(start_samples(config) - seen * hop_samples(config.features), 0)
+    samples = jax.vmap(jnp.roll)(samples, -ahead)
+    mel, lengths = log_mel(samples, jnp.maximum(sample_lengths - ahead, 0), config.features)
+    # The chunk's first feature, in `mel`. Before the recording there are `lead` others.
+    first = jnp.where(ahead > 0, seen - lead, before)
+    lengths = jnp.where(lengths > 0, jnp.clip(lengths - first, 0, number), 0)
+    mel = jnp.pad(mel, ((0, 0), (lead, 0), (0, 0)))
+    cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, number))
+    return model.encoder.step(state, cut(mel, lead + first), lengths)
 
 
 def stream_step(

@@ -26,7 +26,7 @@ With decoding.chunk_ms, models that recognize streams also have
     encode_chunk(params, state, samples [B, S], sample_lengths [B]) -> state, encoded [B, C, D],
         lengths [B]
 
-where S samples are a chunk with a hop before and a hop after it (decoding.stream.encode_chunk).
+where S samples are a chunk and samples before and after it (decoding.stream.encode_chunk).
 about.json has the sizes in samples, config.json in milliseconds.
 """
 
@@ -49,12 +49,13 @@ from asr_jax.decoding.stream import (
     cannot_stream,
     chunk_samples,
     encode_chunk,
+    start_samples,
     start_stream,
     stream_step,
 )
 from asr_jax.export.format_version import ABOUT, ArtifactError, require_readable
 from asr_jax.export.params import leaves_by_path
-from asr_jax.features.frames import hop_samples
+from asr_jax.features.frames import hop_samples, reach_hops
 from asr_jax.features.logmel import log_mel
 from asr_jax.models.transducer import Transducer
 
@@ -88,12 +89,17 @@ def flat(params: PyTree) -> Params:
 
 def write(folder: Path, programs: dict[str, Program], params: Params, config: Config) -> None:
     """Write NAME.stablehlo of every program, params.npz, and about.json: format, version, and the
-    samples in an encoded frame, a hop and, for streams, a chunk."""
+    samples in an encoded frame and a hop. For streams, these are followed by those in a chunk,
+    before and after every chunk, and before the recording in the first one."""
+    before, after = reach_hops(config.features)
     sizes = {
         "sample_rate_hz": config.features.sample_rate_hz,
         "frame_samples": frame_samples(config),
         "hop_samples": hop_samples(config.features),
         "chunk_samples": chunk_frames(config.decoding.chunk_ms, config) * frame_samples(config),
+        "before_samples": before * hop_samples(config.features),
+        "after_samples": after * hop_samples(config.features),
+        "start_samples": start_samples(config),
     }
     about = json.dumps({**ABOUT, "jax": jax.__version__, **sizes})
     (folder / ABOUT_FILE).write_text(about, encoding="utf-8")

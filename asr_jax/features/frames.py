@@ -37,3 +37,18 @@ def frame_count(num_samples: Count, config: FeaturesConfig) -> Count:
     """
     hop = hop_samples(config)
     return (num_samples + (hop // 2 if config.layout == "kaldi" else 0)) // hop
+
+
+def reach_hops(config: FeaturesConfig) -> tuple[int, int]:
+    """Return the hops before and after some frames whose samples these frames depend on too.
+
+    Frame t is counted as the samples hop * t to hop * (t + 1). The numbers are at least 1.
+    """
+    window, hop = window_samples(config), hop_samples(config)
+    if config.layout == "kaldi":
+        before = window // 2 - hop // 2
+        after = window - before - hop
+    else:
+        # Pre-emphasis looks one sample further back.
+        before, after = window - window // 2 + 1, window // 2 - hop
+    return max(1, -(-before // hop)), max(1, -(-after // hop))

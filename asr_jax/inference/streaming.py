@@ -16,10 +16,11 @@ from asr_jax.decoding.stream import (
     StreamState,
     chunk_features,
     chunk_samples,
+    start_samples,
     start_stream,
     stream_step,
 )
-from asr_jax.features.frames import frame_count, hop_samples
+from asr_jax.features.frames import frame_count, hop_samples, reach_hops
 from asr_jax.inference.decode_batch import encoded_frame_seconds, transcripts
 from asr_jax.inference.recognizer import Recognizer
 from asr_jax.models.transducer import Transducer
@@ -102,21 +103,24 @@ class _Chunk(NamedTuple):
 def _chunks(pieces: Iterable[np.ndarray], config: Config) -> Iterator[_Chunk]:
     """Yield a stream's chunks, each as soon as its samples have arrived."""
     hop, size = hop_samples(config.features), chunk_samples(config)
-    step = chunk_features(config) * hop
-    # Samples from one hop before the next chunk, and the stream's sample at which that begins.
-    buffer, begin = np.zeros(hop, np.float32), 0
+    step, before = chunk_features(config) * hop, reach_hops(config.features)[0] * hop
+    # Samples of the next chunk and before it, and the stream's sample at which that chunk begins.
+    buffer = np.zeros(start_samples(config), np.float32)
+    begin = before - len(buffer)
     for piece in pieces:
         buffer = np.concatenate([buffer, piece])
         # A full chunk's samples reach into the first frame of the next, so that one exists too.
         while len(buffer) >= size:
             yield _Chunk(buffer[:size], np.int32(size), begin + step, is_last=False)
             buffer, begin = buffer[step:], begin + step
-    total = begin + len(buffer) - hop
-    while frame_count(total - begin, config.features) > 0:
+    total = begin + len(buffer) - before
+    features = frame_count(total, config.features)
+    while features > max(0, begin // hop):
         real = buffer[:size]
         samples = np.pad(real, (0, size - len(real)))
-        is_last = frame_count(total - begin - step, config.features) <= 0
-        yield _Chunk(samples, np.int32(len(real)), min(begin + step, total), is_last)
+        is_last = features <= (begin + step) // hop
+        end = total if is_last else min(begin + step, total)
+        yield _Chunk(samples, np.int32(len(real)), end, is_last)
         buffer, begin = buffer[step:], begin + step
 
 

@@ -119,7 +119,11 @@ def test_a_program_runs_on_every_platform(make, tmp_path):
 @pytest.mark.parametrize(
     "objective, predictor, encoder",
     [
-        ("transducer", PredictorConfig(width=7, embedding_width=5), dict(attention="rotary")),
+        (
+            "transducer",
+            PredictorConfig(width=7, embedding_width=5),
+            dict(attention="rotary", subsampling_padding="causal"),
+        ),
         ("tdt", PredictorConfig(kind="lstm", layers=3, width=7, embedding_width=5), {}),
         ("hat", PredictorConfig(width=7, embedding_width=5), dict(subsampling_factor=8)),
     ],
@@ -138,6 +142,9 @@ def test_chunks_give_the_labels_of_whole_recordings(objective, predictor, encode
     about = json.loads((tmp_path / "about.json").read_text())
     frame = about["frame_samples"]
     assert about["chunk_samples"] == 2560 and about["hop_samples"] == 160
+    lead = 480 if "subsampling_padding" in encoder else 0
+    assert about["before_samples"] == about["after_samples"] == 160
+    assert about["start_samples"] == 160 + lead
     recordings = [
         0.1 * RANDOM.normal(size=n).astype(np.float32)
         for n in (9_000, 2560, 5120 + 90, 700, 50, 1, 0)
@@ -155,7 +162,7 @@ def test_chunks_give_the_labels_of_whole_recordings(objective, predictor, encode
         for number, (chunk, chunk_lengths) in enumerate(chunks(batch, config)):
             # Samples before a stream and after its end may have any values.
             chunk = np.where(np.arange(chunk.shape[1]) < chunk_lengths[:, None], chunk, 9)
-            chunk[:, : about["hop_samples"]] += 9 * (number == 0)
+            chunk[:, : about["start_samples"]] += 9 * (number == 0)
             _, encoded, frames = written["encode_chunk"](flat, state, chunk, chunk_lengths)
             state, labels, counts, at = written["recognize_chunk"](
                 flat, state, chunk, chunk_lengths

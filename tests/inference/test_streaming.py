@@ -1,5 +1,6 @@
 """A stream gives the same words as the whole recording with the same chunks."""
 
+import dataclasses
 import io
 import types
 from pathlib import Path
@@ -24,9 +25,12 @@ from asr_jax.config import (
     PredictorConfig,
 )
 from asr_jax.decoding.greedy import greedy_search, greedy_start, greedy_step
+from asr_jax.decoding.stream import encode_chunk, start_samples
 from asr_jax.distributed.mesh import make_mesh
+from asr_jax.features.logmel import log_mel
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances
-from asr_jax.inference.streaming import recognize_stream
+from asr_jax.inference.streaming import _chunks, recognize_stream
+from asr_jax.models.encoder import Encoder
 from asr_jax.models.transducer import Transducer
 from asr_jax.text import Tokenizer
 from asr_jax.types import InMemory, Utterance
@@ -34,13 +38,13 @@ from asr_jax.types import InMemory, Utterance
 RATE_HZ = 16_000
 
 
-def config_of(objective: str, predictor: str = "stateless") -> Config:
+def config_of(
+    objective: str, predictor: str = "stateless", layout: str = "kaldi", **encoder: object
+) -> Config:
+    sizes = dict(layers=1, width=8, heads=2, kernel_frames=3, subsampling_channels=2)
     return Config(
-        features=FeaturesConfig(normalization="none", mel_bins=16),
-        encoder=EncoderConfig(
-            **dict(layers=1, width=8, heads=2, kernel_frames=3, subsampling_channels=2),
-            **dict(chunk_ms=(320.0,), left_chunks=2),
-        ),
+        features=FeaturesConfig(layout=layout, normalization="none", mel_bins=16),
+        encoder=EncoderConfig(**sizes | dict(chunk_ms=(320.0,), left_chunks=2) | encoder),
         predictor=PredictorConfig(kind=predictor, embedding_width=6, width=7),
         joint=JointConfig(width=9),
         objective=ObjectiveConfig(kind=objective, durations=(0, 1, 3)),
@@ -84,11 +88,62 @@ def test_greedy_search_by_chunks_equals_the_search_of_the_whole(objective, predi
     np.testing.assert_allclose(scores, whole.scores[:, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "features, encoder",
+    [
+        (dict(layout="nemo"), dict(subsampling_factor=8, subsampling_padding="causal")),
+        (dict(window_ms=40.0), dict(subsampling_padding="causal")),
+        (dict(layout="nemo", window_ms=10.0), {}),
+    ],
+)
+def test_chunks_have_the_features_of_the_whole_recording(features, encoder, monkeypatch):
+    encoder = EncoderConfig(layers=1, width=4, heads=1, subsampling_channels=1, **encoder)
+    factor, lead = encoder.subsampling_factor, encoder.subsampling_lead
+    features = FeaturesConfig(normalization="none", mel_bins=8, **features)
+    config = Config(
+        features=features,
+        encoder=dataclasses.replace(encoder, chunk_ms=(10.0 * factor,)),
+        decoding=DecodingConfig(chunk_ms=10.0 * factor),
+    )
+    model = Transducer(config, 3, rngs=nnx.Rngs(0))
+
+    def pass_on(self, state, mel, lengths):
+        return state._replace(seen=state.seen + -(-lengths // factor)), mel, lengths
+
+    monkeypatch.setattr(Encoder, "step", pass_on)
+    step = jax.jit(lambda *given: encode_chunk(model, *given, config=config))
+    lengths = (160 * 2 * factor, 160 * 2 * factor - 1, 160 * (2 * factor - lead) + 79, 2000, 400, 3)
+    random = np.random.default_rng(0).normal(size=(len(lengths), max(lengths)))
+    samples = 0.1 * random.astype(np.float32)
+    whole, frames = jax.jit(log_mel, static_argnums=2)(samples, np.array(lengths), features)
+    for row, length in enumerate(lengths):
+        state, found, total = model.encoder.start(1, chunk_frames=1), [], 0
+        pieces = np.split(samples[row, :length], range(97, length, 97))
+        for chunk in _chunks(pieces, config):
+            given = np.where(np.arange(len(chunk.samples)) < chunk.length, chunk.samples, 9)
+            # Samples before the recording may be anything.
+            ahead = start_samples(config) - len(found) * 160 * factor
+            given[: max(0, ahead)] = 9
+            state, mel, real = step(state, np.float32(given)[None], chunk.length[None])
+            assert real > 0
+            found.append(mel[0])
+            total += int(real[0])
+        assert (bool(found) and chunk.is_last) == (frames[row] > 0)
+        assert total == (frames[row] + lead if found else 0)
+        if found:
+            mel = np.concatenate(found)[lead:total]
+            np.testing.assert_allclose(mel, whole[row, : frames[row]], atol=1e-4)
+            assert chunk.end_sample == length
+
+
 @pytest.fixture(scope="module")
 def recognizer(tmp_path_factory) -> Recognizer:
+    return make_recognizer(tmp_path_factory, config_of("transducer"))
+
+
+def make_recognizer(tmp_path_factory, config: Config) -> Recognizer:
     path = tmp_path_factory.mktemp("tokenizer") / "model"
     tokenizer = Tokenizer.train(["ab", "a b", "ba b"], kind="char", vocabulary_size=5, path=path)
-    config = config_of("transducer")
     graphdef, params = nnx.split(transducer(config, tokenizer.vocabulary_size))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return Recognizer(config, tokenizer, graphdef, params, mesh, "random")
@@ -105,8 +160,23 @@ def tones(seconds: float) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_streamed_words_equal_those_of_the_whole_recording(recognizer):
+@pytest.mark.parametrize(
+    "layout, encoder",
+    [
+        ("kaldi", {}),
+        ("kaldi", dict(subsampling_padding="causal", subsampling="conv1d")),
+        (
+            "nemo",
+            dict(subsampling="separable", subsampling_factor=8, subsampling_padding="causal")
+            | dict(left_context_frames=9),
+        ),
+    ],
+)
+def test_streamed_words_equal_those_of_the_whole_recording(layout, encoder, tmp_path_factory):
     """Recordings have lengths around a chunk's, pieces have any size, and one is silent."""
+    recognizer = make_recognizer(
+        tmp_path_factory, config_of("transducer", layout=layout, **encoder)
+    )
     recordings = [tones(seconds) for seconds in (2.0, 1.28, 1.285, 1.275, 0.33, 0.32, 0.05)]
     recordings.append(np.zeros(RATE_HZ, np.float32))
     utterances = [

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from asr_jax.commands.export.check import ReferenceTranscripts, require_equal
 from asr_jax.config import Config
 from asr_jax.config_file import write_config
-from asr_jax.decoding.stream import chunk_samples
+from asr_jax.decoding.stream import chunk_features, chunk_samples, start_samples
 from asr_jax.errors import UsageError
 from asr_jax.export import stablehlo
 from asr_jax.export.difference import relative_difference
@@ -191,11 +191,12 @@ def chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield successive arguments of `recognize_chunk`: samples [B, S] and their lengths."""
     size, hop = chunk_samples(config), hop_samples(config.features)
+    step, first = chunk_features(config) * hop, start_samples(config)
     samples, lengths = padded(recordings, config)
-    # A hop before the stream, and the rest of its last chunk.
-    samples = np.pad(samples, ((0, 0), (hop, size)))
-    for start in range(0, lengths.max(), size - 2 * hop):
-        yield samples[:, start : start + size], np.clip(lengths + hop - start, 0, size)
+    # What stands before the stream, and the rest of its last chunk.
+    samples = np.pad(samples, ((0, 0), (first, size)))
+    for start in range(0, lengths.max() + config.encoder.subsampling_lead * hop, step):
+        yield samples[:, start : start + size], np.clip(lengths + first - start, 0, size)
 
 
 def padded(recordings: Sequence[np.ndarray], config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,9 @@
 import collections
 import functools
 import io
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, SupportsInt, get_args
 
@@ -99,6 +100,7 @@ class Tokenizer:
             else self._processor.id_to_piece(id).replace(SPACE_PIECE, " ")
             for id in range(2, self.vocabulary_size)
         ]
+        self._bytes = {id for id in range(self.vocabulary_size) if self._processor.is_byte(id)}
         first = self._processor.encode("x", out_type=str)[0]
         space = self._processor.piece_to_id(SPACE_PIECE)
         self.separator: list[int] = [] if first.startswith(SPACE_PIECE) else [space]
@@ -240,12 +242,29 @@ class Tokenizer:
 
         A label that only separates words belongs to no word.
         """
-        surfaces = [self._surfaces[int(id)] for id in ids]
-        spelled_by = [index for index, surface in enumerate(surfaces) for _ in surface]
+        labels = [int(id) for id in ids]
+        text, spelled_by = "", list[list[int]]()
+        for run in self._runs(labels):
+            # Bytes spell their characters together.
+            is_bytes = labels[run[0]] in self._bytes
+            surface = (
+                self._processor.decode([labels[index] for index in run])
+                if is_bytes
+                else self._surfaces[labels[run[0]]]
+            )
+            text += surface
+            spelled_by += [run] * len(surface)
         return [
-            (word[0], list(dict.fromkeys(spelled_by[word.start() : word.end()])))
-            for word in re.finditer(r"\S+", "".join(surfaces))
+            (word[0], list(dict.fromkeys(itertools.chain(*spelled_by[word.start() : word.end()]))))
+            for word in re.finditer(r"\S+", text)
         ]
+
+    def _runs(self, labels: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the index of every label; those of adjacent bytes together."""
+        indices = range(len(labels))
+        for is_bytes, run in itertools.groupby(indices, lambda n: labels[n] in self._bytes):
+            places = [*run]
+            yield from [places] if is_bytes else ([place] for place in places)
 
     def unknown_characters(self, text: str) -> str:
         """Return the characters of `text` that no label stands for, each once, sorted.
@@ -359,32 +378,28 @@ def _with_pieces(model: bytes, pieces: Sequence[tuple[str, float, int]]) -> byte
 def _relabeled(model: bytes) -> bytes:
     """Return a model whose ids are blank, unknown, then the pieces, without control symbols.
 
-    A model that has these ids is returned as it is, with its control symbols. Raises ValueError as
-    `_require_invertible`.
+    A model of this package, also an imported one, is returned as it is, with control symbols and
+    bytes. Raises ValueError as `_require_invertible`.
     """
-    _require_invertible(model)
     proto = _Model.FromString(model)
+    first = [(piece.piece, piece.type) for piece in proto.pieces[:2]]
+    spec = proto.trainer_spec
+    is_own = (
+        first == [(BLANK_PIECE, _CONTROL), (UNKNOWN_PIECE, _UNKNOWN)]
+        and (spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id) == (BLANK_ID, UNKNOWN_ID, -1, -1)
+        and proto.normalizer_spec.remove_extra_whitespaces
+    )
+    _require_invertible(model, has_bytes=is_own)
     kept = [
         (piece.piece, piece.score, piece.type)
         for piece in proto.pieces
         # icefall's models hold the blank as a user-defined symbol.
         if piece.type not in (_UNKNOWN, _CONTROL) and piece.piece != BLANK_PIECE
     ]
-    first = [(piece.piece, piece.type) for piece in proto.pieces[:2]]
-    spec = proto.trainer_spec
-    # Control symbols of models that asr-jax import wrote are labels, too.
-    ids = (spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id)
-    has_own_ids = ids == (BLANK_ID, UNKNOWN_ID, -1, -1)
-    if (
-        first == [(BLANK_PIECE, _CONTROL), (UNKNOWN_PIECE, _UNKNOWN)]
-        and (len(kept) == len(proto.pieces) - 2 or has_own_ids)
-        and proto.normalizer_spec.remove_extra_whitespaces
-    ):
-        return model
-    return _with_pieces(model, kept)
+    return model if is_own else _with_pieces(model, kept)
 
 
-def _require_invertible(model: bytes) -> None:
+def _require_invertible(model: bytes, *, has_bytes: bool) -> None:
     """Raise ValueError for a model with which the laws of `Tokenizer` do not hold."""
     proto = _Model.FromString(model)
     pieces = [piece.piece for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL)]
@@ -394,7 +409,7 @@ def _require_invertible(model: bytes) -> None:
     wrong = ""
     if proto.trainer_spec.treat_whitespace_as_suffix:
         wrong = "treat_whitespace_as_suffix = true: must have the space before the word"
-    elif proto.trainer_spec.byte_fallback or any(piece.type == _BYTE for piece in proto.pieces):
+    elif not has_bytes and any(piece.type == _BYTE for piece in proto.pieces):
         wrong = "byte_fallback = true: pieces that are bytes are not supported"
     elif proto.trainer_spec.model_type == proto.trainer_spec.WORD:
         wrong = "model_type = word: must be unigram, bpe or char"

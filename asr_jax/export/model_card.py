@@ -68,6 +68,7 @@ def model_card(
         evaluations: contents of the run's wer.json files.
         use: how to run the model, as Markdown.
     """
+    made = "imported into" if trained.checkpoint == IMPORTED else "trained with"
     trained_on = ", ".join((config.data.train, *config.data.more_train)) or "not stated"
     about = {
         "parameters": f"{trained.number / 1e6:.2f} million",
@@ -78,7 +79,7 @@ def model_card(
         "format": form,
     }
     parts = [
-        f"# {name}\n\nA speech recognition model trained with asr_jax.\n",
+        f"# {name}\n\nA speech recognition model {made} asr_jax.\n",
         _table(["", ""], [[key, value] for key, value in about.items()]),
         "## Word error rate\n",
         _evaluations(evaluations),
@@ -120,7 +121,7 @@ def imported_model_card(
         "imported from": origin.source,
     }
     parts = [
-        f"# {name}\n\nA pretrained speech recognition model in the form of asr_jax.\n",
+        f"# {name}\n\nA speech recognition model imported into asr_jax.\n",
         _table(["", ""], [[key, value] for key, value in about.items()]),
         f"## Use\n\n{use}",
         "## License\n\n" + license_lines(origin),

@@ -67,17 +67,18 @@ def model_of_json(fields: Mapping[str, object], location: str) -> bytes:
     `location`, for a tokenizer of another kind.
     """
     try:
-        model = cast(Mapping[str, dict], fields)["model"]
+        parts = cast(Mapping[str, dict], fields)
+        model = parts["model"]
         if model["type"] != "BPE":
             raise ValueError(f"{location}: model.type = {model['type']!r}: must be 'BPE'")
         pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
         if [model["vocab"][piece] for piece in pieces] != list(range(len(pieces))):
             raise ValueError(f"{location}: model.vocab: must number its pieces from 0")
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        special = {token["content"]: token["special"] for token in fields.get("added_tokens") or []}
+        special = {token["content"]: token["special"] for token in parts.get("added_tokens") or []}
         normalizer = _normalizer(fields.get("normalizer"), location)
         unknown = model["unk_token"]
-        scheme = (fields.get("pre_tokenizer") or {}).get("prepend_scheme")
+        scheme = (parts.get("pre_tokenizer") or {}).get("prepend_scheme")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{location}: not a tokenizer of transformers: {error!r}") from error
     rank: dict[str, int] = {}

@@ -8,12 +8,23 @@ from asr_jax.pretrained.fields import Fields
 from asr_jax.pretrained.sizes import Sizes
 
 _STREAMING = "nemotron_asr_streaming"
-_KINDS: dict[object, Literal["ctc", "transducer", "tdt"]] = {
+_KINDS: dict[str, Literal["ctc", "transducer", "tdt"]] = {
     "parakeet_ctc": "ctc",
     "parakeet_rnnt": "transducer",
     "parakeet_tdt": "tdt",
     _STREAMING: "transducer",
 }
+# Fields that are checked, read from the weights, or without effect in recognition. The last line
+# has those that transformers writes into any config.
+_KNOWN = (
+    "hidden_act subsampling_conv_kernel_size subsampling_conv_stride subsampling_factor "
+    "scale_input "
+    "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
+    "conv_kernel_size subsampling_conv_channels attention_bias convolution_bias num_mel_bins "
+    "sliding_window default_num_lookahead_tokens max_position_embeddings initializer_range "
+    "activation_dropout attention_dropout dropout dropout_positions layerdrop "
+    "model_type architectures dtype torch_dtype transformers_version return_dict use_cache"
+)
 
 
 def require_class(config: Fields) -> None:
@@ -85,6 +96,7 @@ def _require_encoder(encoder: Fields, sizes: Sizes) -> None:
         encoder.require(name, size)
     encoder.require("attention_bias", sizes.has_attention_bias)
     encoder.require("convolution_bias", sizes.has_convolution_bias)
+    encoder.require_known(*_KNOWN.split())
 
 
 def _context(encoder: Fields) -> tuple[tuple[int, int], ...]:

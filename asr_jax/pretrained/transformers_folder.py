@@ -67,7 +67,7 @@ def _shard(path: Path) -> dict[str, Weight]:
             return {
                 name: Weight(
                     tuple(tensor.get_shape()),
-                    _DTYPES.get(tensor.get_dtype(), tensor.get_dtype()),
+                    _DTYPES.get(str(tensor.get_dtype()), str(tensor.get_dtype())),
                     functools.partial(_read, path, name),
                 )
                 for name, tensor in described.items()

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from asr_jax.commands import import_model
+from asr_jax.commands import export, import_model, train
 from asr_jax.config_file import load_config
 from asr_jax.errors import user_message
 from asr_jax.experiment.fine_tuning import read_source
@@ -16,6 +17,7 @@ from asr_jax.export.origin import Origin
 from asr_jax.export.params import leaves_by_path
 from asr_jax.inference.recognizer import open_run
 from asr_jax.models.composition import split_model
+from asr_jax.pretrained.read_source import read_source as pretrained
 from asr_jax.text import Tokenizer
 from tests.pretrained.nemo_files import contents, write_archive
 from tests.pretrained.references import MODELS
@@ -152,6 +154,7 @@ def test_fields_that_make_another_model_are_refused(tmp_path, name, value, suppo
         ("encoder_config.subsampling_conv_stride", 3, "2"),
         ("encoder_config.num_key_value_heads", 1, "4"),
         ("encoder_config.num_mel_bins", 80, "mel bins"),
+        ("encoder_config.something_new", "x", "does not know"),
     ],
 )
 def test_fields_of_transformers_are_refused_as_well(tmp_path, name, value, supported):
@@ -235,7 +238,7 @@ def test_too_little_disk_or_memory_is_one_line(tmp_path, monkeypatch):
     assert "not enough memory" in run(MODELS / "ctc", tmp_path / "out")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_weights_of_sixteen_bits_become_float32(tmp_path, dtype):
     config, tensors, files = contents("ctc")
     rounded = {
@@ -290,10 +293,53 @@ def test_a_license_in_the_archive_or_beside_it_is_found(tmp_path):
     assert run(path, tmp_path / "one") == ""
     assert open_run(tmp_path / "one", "best").origin == Origin("a.nemo", "mit", "")
     write_archive(path, config, tensors, {**files, "README.md": CARD.encode()})
-    assert run(path, tmp_path / "two") == ""
+    inside = pretrained(path).origin
     write_archive(path, config, tensors, files)
     (tmp_path / "README.md").write_text(CARD)
-    assert run(path, tmp_path / "three") == ""
-    origins = [open_run(tmp_path / name, "best").origin for name in ("two", "three")]
-    assert origins[0] == origins[1] and origins[0] is not None
-    assert origins[0].license == "cc-by-4.0"
+    assert pretrained(path).origin == inside
+    assert inside.license == "cc-by-4.0"
+    # A card beside several archives may be that of another one.
+    shutil.copy(path, tmp_path / "b.nemo")
+    assert pretrained(path).origin == Origin("a.nemo", "", "")
+
+
+def test_an_output_layer_without_a_dropout_before_it_is_found(tmp_path):
+    config, tensors, files = contents("rnnt")
+    moved = {name.replace("joint_net.2", "joint_net.1"): x for name, x in tensors.items()}
+    assert moved.keys() != tensors.keys()
+    path = write_archive(tmp_path / "a.nemo", config, moved, files)
+    kernel = pretrained(path).parameters["joint.out.kernel"]()
+    assert np.array_equal(np.roll(kernel.T, -1, axis=0), tensors["joint.joint_net.2.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sizes_may_be_symbols")
+def test_every_export_of_a_fine_tuned_model_states_the_license(tmp_path, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    monkeypatch.chdir(Path(__file__).parents[2])
+    source = shutil.copytree(MODELS / "tdt", tmp_path / "published")
+    (source / "README.md").write_text(CARD)
+    out, trained = tmp_path / "out", tmp_path / "run"
+    assert run(source, out) == ""
+    data = "samples/an4/test"
+    options = ["--run", trained, "--init-from", out, "--data.train", data, "--data.dev", data]
+    options += ["--tokenizer.model", out / "tokenizer.model", "--train.steps", 2]
+    options += [
+        "--data.batch-seconds",
+        20,
+        "--augment.speeds",
+        1.0,
+        "--train.evaluate-every-steps",
+        2,
+    ]
+    assert train.run([str(out / "config.json"), *map(str, options)]) == 0
+    labels = open_run(trained, "last").tokenizer.pieces
+    assert labels == open_run(out, "best").tokenizer.pieces
+    forms = [(trained, "params"), (trained, "stablehlo"), (out, "params")]
+    # An export of an export states it, too.
+    for number, (model, form) in enumerate([*forms, (tmp_path / "export0", "params")]):
+        written = tmp_path / f"export{number}"
+        arguments = [model, written, "--format", form, "--data", data, "--recordings", 1]
+        assert export.run([*map(str, arguments)]) == 0
+        card = (written / "README.md").read_text()
+        assert "cc-by-4.0" in card and "Developed by Some Publisher" in card

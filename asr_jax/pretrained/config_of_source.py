@@ -106,8 +106,10 @@ def _encoder(source: Source, sizes: Sizes) -> EncoderConfig:
         subsampling="separable",
         subsampling_factor=sizes.factor,
         subsampling_channels=sizes.channels,
+        subsampling_padding="causal" if source.is_chunked else "centered",
         context_frames=source.context[0] if is_limited else (),
         chunk_ms=_chunks_ms(source, sizes) if source.is_chunked else (),
+        left_context_frames=source.context[0][0] if source.is_chunked else None,
         dropout=source.encoder_dropout,
     )
 

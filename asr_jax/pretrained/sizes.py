@@ -4,7 +4,7 @@ Configs state some of them, and leave out others or state them wrongly; the weig
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from asr_jax.pretrained.weights import Weights
 
@@ -19,7 +19,7 @@ class Sizes(NamedTuple):
     kernel_frames: int
     channels: int
     """Channels of the subsampling."""
-    factor: int
+    factor: Literal[4, 8]
     """Feature frames per encoder frame."""
     bins: int
     """Mel bins that the subsampling leaves."""

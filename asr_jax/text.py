@@ -402,6 +402,9 @@ def _relabeled(model: bytes) -> bytes:
 def _require_invertible(model: bytes, *, has_bytes: bool) -> None:
     """Raise ValueError for a model with which the laws of `Tokenizer` do not hold."""
     proto = _Model.FromString(model)
+    # Protocol buffers return bytes for what is not UTF-8.
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):
+        raise ValueError("a SentencePiece model with a piece that is not UTF-8")
     pieces = [piece.piece for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL)]
     words = [piece for piece in pieces if piece.strip(SPACE_PIECE)]
     spaced = [piece for piece in pieces if any(map(str.isspace, piece))]

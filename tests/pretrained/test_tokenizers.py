@@ -154,3 +154,9 @@ def test_models_without_an_unknown_piece_first_are_refused():
     model = trained(unk_id=1, bos_id=0)
     with pytest.raises(ValueError, match="its first piece must be <unk>"):
         read_tokenizer(model, "tokenizer.model")
+
+
+def test_a_damaged_piece_is_refused():
+    model = trained().replace("\N{LOWER ONE EIGHTH BLOCK}o".encode(), b"\xe2\x96\xffo", 1)
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_tokenizer(model, "tokenizer.model")

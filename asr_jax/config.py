@@ -259,9 +259,16 @@ class TokenizerConfig(Section):
     With tokenizer.model, that model's own is kept here; other: one without a name."""
     model: str = ""
     """SentencePiece model to use, of another run or program; empty: one is trained."""
+    added_pieces: tuple[str, ...] = ()
+    """Pieces that tokenizer.model gets after its own, such as [noise] or letters that it lacks.
+    A text with such a piece is always spelled with it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.added_pieces and not self.model:
+            raise self._invalid(
+                "added_pieces", "needs tokenizer.model, after whose pieces they come"
+            )
         if self.normalization == "other" and not self.model:
             raise self._invalid("normalization", "needs tokenizer.model, whose own it names")
 

@@ -189,6 +189,25 @@ class Tokenizer:
         Path(path).write_bytes(model)
         return cls(model)
 
+    def with_pieces(self, added: Sequence[str]) -> "Tokenizer":
+        """Return a tokenizer with further labels, which spell their text wherever it occurs.
+
+        All other labels keep their ids. Raises ValueError for a piece that exists, is empty, or has
+        white space or a character of RESERVED.
+        """
+        known = set(self.pieces)
+        for n, piece in enumerate(added):
+            rule = ""
+            if not piece or piece != "".join(piece.split()) or holds_reserved(piece):
+                rule = "must be text without white space, U+0000 and U+2581"
+            elif piece in known or piece in added[:n]:
+                rule = "is a piece already"
+            if rule:
+                raise ValueError(f"tokenizer.added_pieces = {piece!r}: {rule}")
+        pieces = [_Model.SentencePiece(piece=piece, type="USER_DEFINED") for piece in added]
+        # Protocol buffers merge what stands twice.
+        return Tokenizer(self.model + _Model(pieces=pieces).SerializeToString())
+
     @property
     def kind(self) -> Literal["unigram", "bpe", "char"]:
         """Kind of pieces, as in TokenizerConfig."""

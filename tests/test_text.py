@@ -389,3 +389,38 @@ def test_a_model_knows_its_kind(tmp_path, kind):
     path = tmp_path / "tokenizer.model"
     Tokenizer.train(TRANSCRIPTS, kind=kind, vocabulary_size=KINDS[kind], path=path)
     assert Tokenizer.load(path).kind == kind
+
+
+def test_added_pieces_spell_their_text_and_move_no_label(tokenizer, tmp_path):
+    added = tokenizer.with_pieces(["[noise]", "Ж", "日本"])
+    assert added.pieces == [*tokenizer.pieces, "[noise]", "Ж", "日本"]
+    for text in ("SEVEN FIFTY FIVE", "größer als"):
+        assert added.encode(text) == tokenizer.encode(text)
+    for text in ("[noise] YES", "YES[noise] NO", "日本 語", "Ж [noise]"):
+        assert added.decode(added.encode(text)) == text
+        assert not added.unknown_characters(text)
+        last = {
+            len(tokenizer.pieces) + n for n, piece in enumerate(added.pieces[-3:]) if piece in text
+        }
+        assert last <= set(added.encode(text))
+    joined = added.encode("[noise]") + added.separator + added.encode("YES")
+    assert added.encode("[noise] YES") == joined
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(added.model)
+    assert Tokenizer.load(path).model == added.model
+    for piece, rule in [("", "white space"), ("a b", "white space"), ("YES\u2581", "U\\+2581")]:
+        with pytest.raises(ValueError, match=rule):
+            tokenizer.with_pieces([piece])
+    for pieces in (["Y"], ["[x]", "[x]"]):
+        with pytest.raises(ValueError, match="is a piece already"):
+            tokenizer.with_pieces(pieces)
+
+
+def test_added_pieces_are_not_normalized(tmp_path):
+    path = tmp_path / "lower.model"
+    model = Tokenizer.train(
+        TRANSCRIPTS, kind="char", vocabulary_size=0, path=path, normalization="lowercase"
+    )
+    added = model.with_pieces(["[NOISE]"])
+    assert added.decode(added.encode("YES [NOISE]")) == added.normalize("YES [NOISE]")
+    assert added.normalize("YES [NOISE]") == "yes [NOISE]"

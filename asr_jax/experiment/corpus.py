@@ -180,7 +180,8 @@ def _new_tokenizer(config: TokenizerConfig, transcripts: list[str], path: Path) 
         Tokenizer.train, transcripts, path=path, normalization=config.normalization
     )
     if config.model:
-        path.write_bytes(Tokenizer.load(config.model).model)
+        given = Tokenizer.load(config.model)
+        path.write_bytes(given.with_pieces(config.added_pieces).model)
     elif config.kind == "auto":
         kind, size = chosen_kind(folded(transcripts, config.normalization))
         try:

@@ -18,11 +18,11 @@ Read = Callable[[str], np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 # PyTorch's default, which all of these models have.
-_BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_EPSILON = 1e-5
 # Gates are in the same order in torch and here: input, forget, cell, output.
-_FORGET_GATE = 1
+FORGET_GATE = 1
 # Linear layers of a block: asr_jax's names and transformers'. The second may have a bias.
-_LINEAR = {
+LINEAR = {
     "first_feedforward.expand": "feed_forward1.linear1",
     "first_feedforward.project": "feed_forward1.linear2",
     "second_feedforward.expand": "feed_forward2.linear1",
@@ -32,12 +32,12 @@ _LINEAR = {
     "convolution.gated": "conv.pointwise_conv1",
     "convolution.pointwise": "conv.pointwise_conv2",
 }
-_WITHOUT_BIAS = {
+WITHOUT_BIAS = {
     "attention.query": "self_attn.q_proj",
     "attention.key": "self_attn.k_proj",
     "attention.position": "self_attn.relative_k_proj",
 }
-_NORMS = {
+NORMS = {
     "first_feedforward.norm": "norm_feed_forward1",
     "attention.norm": "norm_self_att",
     "convolution.norm": "norm_conv",
@@ -113,7 +113,7 @@ def _block_shapes(sizes: Sizes, block: str) -> tuple[Shapes, Shapes]:
     }
     required = {f"{block}{name}.weight": shape for name, shape in kernels.items()}
     required |= {f"{block}self_attn.bias_{name}": biases for name in ("u", "v")}
-    for norm in (*_NORMS.values(), "conv.norm"):
+    for norm in (*NORMS.values(), "conv.norm"):
         required |= {f"{block}{norm}.{name}": (width,) for name in ("weight", "bias")}
     if sizes.has_statistics:
         statistics = ("running_mean", "running_var")
@@ -225,11 +225,11 @@ def _blocks(weights: Weights, sizes: Sizes) -> Iterator[tuple[str, Callable[[], 
 
         return compute
 
-    for ours, theirs in {**_LINEAR, **_WITHOUT_BIAS}.items():
+    for ours, theirs in {**LINEAR, **WITHOUT_BIAS}.items():
         yield f"{ours}.kernel", stacked(lambda read, name=theirs: _kernel(read(f"{name}.weight")))
-        if sizes.has_bias and ours in _LINEAR:
+        if sizes.has_bias and ours in LINEAR:
             yield f"{ours}.bias", stacked(lambda read, name=theirs: read(f"{name}.bias"))
-    for ours, theirs in _NORMS.items():
+    for ours, theirs in NORMS.items():
         yield f"{ours}.scale", stacked(lambda read, name=theirs: read(f"{name}.weight"))
         yield f"{ours}.bias", stacked(lambda read, name=theirs: read(f"{name}.bias"))
     for ours, theirs in {"content_bias": "bias_u", "position_bias": "bias_v"}.items():
@@ -270,7 +270,7 @@ def _query_bias(read: Read, name: str) -> np.ndarray:
 def _batch_norm(read: Read) -> tuple[np.ndarray, np.ndarray]:
     """Return scale and bias of a BatchNorm with fixed statistics, after a convolution's bias."""
     variance = read("conv.norm.running_var").astype(np.float64)
-    scale = read("conv.norm.weight") / np.sqrt(variance + _BATCH_NORM_EPSILON)
+    scale = read("conv.norm.weight") / np.sqrt(variance + BATCH_NORM_EPSILON)
     centered = read("conv.depthwise_conv.bias") - read("conv.norm.running_mean")
     return scale, read("conv.norm.bias") + scale * centered
 
@@ -296,7 +296,7 @@ def _lstm_layer(read: Read, layer: int) -> Parameters:
         gates = np.split(
             read(f"decoder.lstm.bias_ih_l{layer}") + read(f"decoder.lstm.bias_hh_l{layer}"), 4
         )
-        gates[_FORGET_GATE] -= 1  # the cell adds it
+        gates[FORGET_GATE] -= 1  # the cell adds it
         return np.concatenate(gates)
 
     return {

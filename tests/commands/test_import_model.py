@@ -343,3 +343,25 @@ def test_every_export_of_a_fine_tuned_model_states_the_license(tmp_path, monkeyp
         assert export.run([*map(str, arguments)]) == 0
         card = (written / "README.md").read_text()
         assert "cc-by-4.0" in card and "Developed by Some Publisher" in card
+    assert run(path, tmp_path / "three") == ""
+    origins = [open_run(tmp_path / name, "best").origin for name in ("two", "three")]
+    assert origins[0] == origins[1] and origins[0] is not None
+    assert origins[0].license == "cc-by-4.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["transformers", "nemo"])
+def test_an_imported_model_is_written_back(command, tmp_path, form):
+    assert run(MODELS / "tdt", tmp_path / "in") == ""
+    options = ("--format", form, "--data", "samples/an4/test", "--recordings", 3)
+    outcome = command("export", tmp_path / "in", tmp_path / "out", *options)
+    assert outcome.status == 0, outcome.err
+    assert "3 of 3 transcripts are the run's" in outcome.out
+    source = tmp_path / "out" / ("model.nemo" if form == "nemo" else "")
+    assert command("import", source, tmp_path / "again").status == 0
+    first, second = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("in", "again")
+    )
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)

@@ -34,10 +34,11 @@ class Options:
     """Run directory."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; must be new or empty."""
-    format: Literal["params", "stablehlo", "sherpa-onnx"]
+    format: Literal["params", "stablehlo", "sherpa-onnx", "transformers", "nemo"]
     """params: for asr_jax itself.
     stablehlo: programs that need only JAX.
-    sherpa-onnx: ONNX files for sherpa-onnx (docs/export.md)."""
+    sherpa-onnx: ONNX files for sherpa-onnx (docs/export.md).
+    transformers, nemo: for these libraries, if they can express the model (docs/pretrained.md)."""
     checkpoint: str = "best"
     """best (on dev), last, a step, or average:N (mean of the newest N)."""
     quantize: Literal["none", "int8"] = "none"
@@ -67,6 +68,11 @@ def run(arguments: list[str]) -> int:
     elif options.format == "stablehlo":
         require_packages("flatbuffers", extra="export")
         from asr_jax.commands.export import write_stablehlo as form
+    elif options.format == "transformers":
+        require_packages("safetensors")
+        from asr_jax.commands.export import write_transformers as form
+    elif options.format == "nemo":
+        from asr_jax.commands.export import write_nemo as form
     else:
         require_packages("onnx", "onnxruntime", extra="export")
         from asr_jax.commands.export import write_sherpa_onnx as form

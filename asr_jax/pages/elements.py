@@ -46,11 +46,14 @@ def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="tiles">{"".join(items)}</dl>'
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, attributes: str = "") -> str:
-    """Return a table of cells that are HTML."""
+def table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], *, more: int = 0, attributes: str = ""
+) -> str:
+    """Return a table of cells that are HTML; `more` lines are counted below it."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table{attributes}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    shown = f"<table{attributes}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f"{shown}<p>and {more:,} more</p>" if more else shown
 
 
 def name(text: str) -> str:

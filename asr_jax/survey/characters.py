@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 # Alphabets with letters that look alike.
 ALIKE = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE")
 # Characters for one purpose, of which a dataset should have one.
@@ -17,6 +19,7 @@ KINDS = (
 JOINERS = "\u200c\u200d"
 # A letter is rare in at most this many recordings, among at least MANY.
 RARE, MANY = 2, 100
+TEXTS_AT_ONCE = 1024
 
 
 class Character(NamedTuple):
@@ -30,14 +33,8 @@ class Character(NamedTuple):
 
 def count_characters(texts: Sequence[str]) -> list[Character]:
     """Return all characters of the texts, the most frequent first."""
-    counts: Counter[str] = Counter()
-    recordings: Counter[str] = Counter()
-    mixed: set[str] = set()
-    for text in texts:
-        counts.update(text)
-        recordings.update(set(text))
-        if not text.isascii():
-            mixed |= _look_alikes(text)
+    counts, recordings = _occurrences(texts)
+    mixed = {c for text in texts if not text.isascii() for c in _look_alikes(text)}
     kinds = [[c for c in kind if c in counts] for kind in KINDS]
     several = {c: " ".join(sorted(kind)) for kind in kinds if len(kind) > 1 for c in kind}
     scripts: Counter[str] = Counter()
@@ -49,6 +46,28 @@ def count_characters(texts: Sequence[str]) -> list[Character]:
         Character(c, n, recordings[c], _mark(c, recordings[c], len(texts), mixed, several, strange))
         for c, n in counts.most_common()
     ]
+
+
+def _occurrences(texts: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """Return the number of occurrences of each character, and of texts with it.
+
+    Counting by arrays takes a third of the time of counting each text.
+    """
+    counts: Counter[str] = Counter()
+    recordings: Counter[str] = Counter()
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = texts[start : start + TEXTS_AT_ONCE]
+        codes = np.frombuffer("".join(part).encode("utf-32-le", "surrogatepass"), "<u4")
+        occurrences = np.bincount(codes)
+        present = np.flatnonzero(occurrences)
+        columns = np.zeros(len(occurrences), int)
+        columns[present] = np.arange(len(present))
+        is_in_text = np.zeros((len(part), len(present)), bool)
+        is_in_text[np.repeat(np.arange(len(part)), list(map(len, part))), columns[codes]] = True
+        characters = list(map(chr, present.tolist()))
+        counts.update(dict(zip(characters, occurrences[present].tolist())))
+        recordings.update(dict(zip(characters, is_in_text.sum(axis=0).tolist())))
+    return counts, recordings
 
 
 def _mark(

@@ -1,4 +1,4 @@
-"""The recordings of a dataset that deserve a look first: likely errors, loudest, quietest."""
+"""The recordings that a person should look at first."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ EXPLAINED = {
     ),
     "texts": (
         "has a text that is likely wrong",
-        "Their characters per second, without silence at the ends, are more than 4 robust standard "
+        "The characters per second, without silence at the ends, are more than 4 robust standard "
         "deviations (1.4826 times the median absolute deviation of the logarithm, MAD) from the "
         "median of texts of similar length. A wrong text of the right length is not found.",
     ),

@@ -1,4 +1,4 @@
-"""The notes on each recording that are taken while a dataset is read once."""
+"""Notes on each recording, taken while a dataset is read once."""
 
 from collections import Counter
 

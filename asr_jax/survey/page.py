@@ -25,7 +25,7 @@ from asr_jax.survey.gathered import MOST_LISTED, Survey
 from asr_jax.survey.rows import sound_seconds
 from asr_jax.types import Skipped, Utterance
 
-MOST_PLAYERS, MOST_CHARACTERS, MOST_SPEAKERS, MOST_TEXTS = 10, 300, 50, 10
+MOST_PLAYERS, MOST_CHARACTERS, MOST_SPEAKERS, MOST_TEXTS = 10, 300, 20, 10
 
 Snippet = Callable[[Utterance], bytes | None]
 """Returns the beginning of a recording as MP3; None if there is nothing to play."""
@@ -140,12 +140,12 @@ def _finding(finding: Finding, utterances: Sequence[Utterance], snippet: Snippet
         )
         for utterance, (_, note) in zip(listed, finding.listed)
     ]
-    more = finding.count - len(lines)
     return section(
         stated(finding.count, "recording", finding.predicate),
         f'<p class="soft">{finding.explanation}</p>'
-        f"{table(('recording', 'text', 'duration', 'note', ''), lines)}"
-        f"{f'<p>and {more:,} more</p>' if more else ''}",
+        + table(
+            ("recording", "text", "duration", "note", ""), lines, more=finding.count - len(lines)
+        ),
         id=finding.anchor,
     )
 
@@ -181,7 +181,7 @@ def _left_out(survey: Survey, snippet: Snippet) -> str:
     known = [recordings[skipped.id] for _, skipped in listed if skipped.id in recordings]
     players = _players(known, snippet)
     lines = [
-        (f"{alike:,}", escape(skipped.reason), name(skipped.id), players.get(skipped.id, ""))
+        (f"{alike:,}", _text(skipped.reason), name(skipped.id), players.get(skipped.id, ""))
         for alike, skipped in listed
     ]
     shown = table(("of this kind", "reason", "recording", ""), lines)
@@ -219,7 +219,8 @@ def _speakers(utterances: Sequence[Utterance]) -> str:
         (name(speaker) if speaker else "unknown", audio_amount(total)) for speaker, total in longest
     ]
     known = len(seconds) - ("" in seconds)
-    return section(counted(known, "speaker"), table(("speaker", "audio"), lines))
+    shown = table(("speaker", "audio"), lines, more=len(seconds) - len(lines))
+    return section(counted(known, "speaker"), shown)
 
 
 def _texts(utterances: Sequence[Utterance], hashes: np.ndarray) -> str:
@@ -231,7 +232,7 @@ def _texts(utterances: Sequence[Utterance], hashes: np.ndarray) -> str:
         return ""
     repeated = int((counts > 1).sum())
     words = stated(repeated, "text", "is of several recordings")
-    return section(words, table(("recordings", "text"), lines))
+    return section(words, table(("recordings", "text"), lines, more=repeated - len(lines)))
 
 
 def _characters(odd: Sequence[Character], plain: Sequence[Character]) -> str:

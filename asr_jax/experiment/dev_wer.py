@@ -26,7 +26,7 @@ from asr_jax.inference.decode_batch import (
 )
 from asr_jax.scoring.evaluation import unwritable
 from asr_jax.scoring.scripts import is_without_spaces
-from asr_jax.scoring.wer import count_character_errors, total, word_error_rate
+from asr_jax.scoring.wer import character_error_rate, word_error_rate
 from asr_jax.text import Tokenizer
 from asr_jax.training.loop import DevEvaluation
 from asr_jax.types import Skipped, Utterance
@@ -111,8 +111,7 @@ class _DevWer:
         figures = {"dev_wer": 100 * word_error_rate(*zip(*scored))}
         if self.in_words:
             return figures
-        errors = total(count_character_errors(*pair, spaces=False) for pair in scored)
-        return {"dev_cer": 100 * errors.rate, **figures}
+        return {"dev_cer": 100 * character_error_rate(*zip(*scored)), **figures}
 
     def _note_new(self, failed: Sequence[Skipped], note: Callable[[str], None]) -> None:
         for skipped in failed:

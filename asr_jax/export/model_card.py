@@ -22,6 +22,16 @@ class ExportCheck(NamedTuple):
     """WER of the exported model, in percent."""
     equal: int
     """Number of transcripts that equal the run's exactly."""
+    cer_before: float | None = None
+    """CER of the run, in percent, for scripts without spaces between words; else None."""
+    cer_after: float | None = None
+
+    @property
+    def rates(self) -> tuple[str, float, float]:
+        """The name of the rate that counts for the script, the run's, and the exported model's."""
+        if self.cer_before is None or self.cer_after is None:
+            return "WER", self.wer_before, self.wer_after
+        return "CER", self.cer_before, self.cer_after
 
 
 class Trained(NamedTuple):
@@ -78,18 +88,22 @@ def model_card(
         "checkpoint": _checkpoint(trained.checkpoint, config),
         "format": form,
     }
+    (metric,) = {check.rates[0] for check in checks.values()}
     parts = [
         f"# {name}\n\nA speech recognition model {made} asr_jax.\n",
         _table(["", ""], [[key, value] for key, value in about.items()]),
-        "## Word error rate\n",
+        f"## {'Word' if metric == 'WER' else 'Character'} error rate\n",
         _evaluations(evaluations),
         "## Effect of the export\n",
         _table(
-            ["variant", "recordings", "WER % (run)", "WER % (export)", "equal transcripts"],
+            [
+                *("variant", "recordings", f"{metric} % (run)", f"{metric} % (export)"),
+                "equal transcripts",
+            ],
             [
                 [
                     *(variant, f"{check.recordings} of {check.data}"),
-                    *(f"{check.wer_before:.2f}", f"{check.wer_after:.2f}"),
+                    *(f"{rate:.2f}" for rate in check.rates[1:]),
                     f"{check.equal} of {check.recordings}",
                 ]
                 for variant, check in checks.items()

@@ -109,6 +109,12 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     return total(map(count_word_errors, references, hypotheses)).rate
 
 
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return the CER of a corpus, without spaces, as a fraction; nan without characters."""
+    pairs = zip(references, hypotheses, strict=True)
+    return total(count_character_errors(*pair, spaces=False) for pair in pairs).rate
+
+
 def sentence_error_rate(counts: Sequence[ErrorCounts]) -> float:
     """Return the fraction of utterances with at least one error; nan without utterances."""
     return float(np.mean([c.errors > 0 for c in counts])) if counts else float("nan")

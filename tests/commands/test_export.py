@@ -280,6 +280,19 @@ def test_the_card_has_the_evaluation_and_open_licenses(trained, exported):
     assert "not evaluated" in model_card._evaluations([])
 
 
+@pytest.mark.parametrize(
+    "references, texts, rates",
+    [
+        (["\u4e00 \u4e8c", "\u4e09"], ["\u4e00\u4e8c", "\u56db"], ("CER", 0.0, 100 / 3)),
+        (["one two", "three"], ["one", "three"], ("WER", 0.0, 100 / 3)),
+    ],
+)
+def test_the_check_counts_what_the_evaluation_of_the_script_counts(references, texts, rates):
+    utterances = [Utterance("u", Path("u"), text, 1.0) for text in references]
+    compared = check.ReferenceTranscripts("data", utterances, references).compare(texts)
+    assert compared.rates[0] == rates[0] and compared.rates[1:] == pytest.approx(rates[1:])
+
+
 def loaded_by(code: str) -> set[str]:
     """Return the names of the packages that a new interpreter has loaded after running `code`."""
     command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]

@@ -77,7 +77,10 @@ def test_characters_count_first_in_a_script_without_spaces(trained, command, tmp
     assert figures["cer"] == pytest.approx(measured[best])
     card = command("export", run, tmp_path / "out", "--format", "params")
     assert card.status == 0, card.err
-    assert "(CER)" in (tmp_path / "out" / "README.md").read_text()
+    written_card = (tmp_path / "out" / "README.md").read_text()
+    assert "(CER)" in written_card and "CER % (export)" in written_card
+    rates = re.search(r"transcripts are the run's; CER ([\d.]+) %, the run's ([\d.]+) %", card.out)
+    assert rates and float(rates[1]) == float(rates[2]) == pytest.approx(figures["cer"], abs=0.005)
 
 
 DIGITS = {

@@ -10,7 +10,8 @@ from asr_jax.data.recordings import read_recording
 from asr_jax.errors import UsageError
 from asr_jax.export.model_card import ExportCheck
 from asr_jax.inference.recognizer import Recognizer, recognize_utterances
-from asr_jax.scoring.wer import word_error_rate
+from asr_jax.scoring.scripts import is_without_spaces
+from asr_jax.scoring.wer import character_error_rate, word_error_rate
 from asr_jax.types import Utterance
 
 
@@ -24,12 +25,19 @@ class ReferenceTranscripts(NamedTuple):
     def compare(self, texts: Sequence[str]) -> ExportCheck:
         """Compare the exported model's transcripts with the run's."""
         references = [utterance.text for utterance in self.utterances]
+        characters = {}
+        if is_without_spaces(references):
+            characters = {
+                "cer_before": 100 * character_error_rate(references, self.texts),
+                "cer_after": 100 * character_error_rate(references, texts),
+            }
         return ExportCheck(
             data=self.data,
             recordings=len(texts),
             wer_before=100 * word_error_rate(references, self.texts),
             wer_after=100 * word_error_rate(references, texts),
             equal=sum(a == b for a, b in zip(self.texts, texts, strict=True)),
+            **characters,
         )
 
     def recordings(self, *, sample_rate_hz: int) -> list[np.ndarray]:

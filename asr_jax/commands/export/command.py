@@ -104,9 +104,10 @@ def run(arguments: list[str]) -> int:
         (partial / "README.md").write_text(escaped(card), encoding="utf-8")
         os.replace(partial, options.out)
     for variant, check in checks.items():
+        metric, before, after = check.rates
         print(
             f"{options.out}: {variant}: {check.equal} of {check.recordings} transcripts are the "
-            f"run's; WER {check.wer_after:.2f} %, the run's {check.wer_before:.2f} %"
+            f"run's; {metric} {after:.2f} %, the run's {before:.2f} %"
         )
     return 0
 

@@ -6,6 +6,7 @@ import numpy as np
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 560, 200, 48, 12, 172
 MOST_BARS = 40
+FAR = 2.0
 
 
 def round_step(largest: float, most_steps: int) -> float:
@@ -17,12 +18,17 @@ def round_step(largest: float, most_steps: int) -> float:
 def histogram(values: np.ndarray, most_bars: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the counts of the bars from the least to the largest value, and their edges.
 
-    Values are not negative, and one of them is positive.
+    Values are not negative, and one of them is positive. Values beyond FAR times the 99th
+    percentile would leave little room for the others: the last bar, which is wider, has them all.
     """
-    step = round_step(float(values.max()), most_bars)
-    bars = np.floor(values / step + 1e-9).astype(int)  # 2.4 / 0.2 is less than 12
+    largest = float(values.max())
+    shown = np.minimum(values, FAR * max(float(np.quantile(values, 0.99)), largest / most_bars**2))
+    step = round_step(float(shown.max()), most_bars)
+    bars = np.floor(shown / step + 1e-9).astype(int)  # 2.4 / 0.2 is less than 12
     counts = np.bincount(bars)[bars.min() :]
-    return counts, step * np.arange(bars.min(), bars.max() + 2)
+    edges = step * np.arange(bars.min(), bars.max() + 2)
+    edges[-1] = max(edges[-1], step * np.ceil(largest / step + 1e-9))
+    return counts, edges
 
 
 def histogram_svg(values: np.ndarray, name: str, unit: str) -> str:
@@ -30,7 +36,9 @@ def histogram_svg(values: np.ndarray, name: str, unit: str) -> str:
     counts, edges = histogram(values, MOST_BARS)
     step = max(1.0, round_step(float(counts.max()), 4))
     top = step * np.ceil(counts.max() / step)
-    x = lambda value: LEFT + (WIDTH - LEFT) * value / edges[-1]
+    width = edges[1] - edges[0] if len(counts) > 1 else edges[-1] - edges[0]
+    right = edges[-2] + width
+    x = lambda value: LEFT + (WIDTH - LEFT) * min(value, right) / right
     y = lambda count: BOTTOM - (BOTTOM - TOP) * count / top
     marks = [
         f'<path class="line" d="M{LEFT} {y(count):.1f}H{WIDTH}"/>'
@@ -39,8 +47,13 @@ def histogram_svg(values: np.ndarray, name: str, unit: str) -> str:
     ]
     marks += [
         f'<text x="{x(value):.1f}" y="{BOTTOM + 20}" text-anchor="middle">{value:.5g}</text>'
-        for value in np.arange(0, edges[-1] * 1.001, round_step(float(edges[-1]), 8))
+        for value in np.arange(0, right * 1.001, round_step(float(right), 8))
+        if right == edges[-1] or x(value) < WIDTH - 80
     ]
+    if right < edges[-1]:
+        marks.append(
+            f'<text x="{WIDTH}" y="{BOTTOM + 20}" text-anchor="end">{edges[-2]:.5g} and more</text>'
+        )
     bars = [
         f'<rect class="ins" x="{x(low):.1f}" y="{y(count):.1f}" '
         f'width="{max(1.0, x(high) - x(low) - 1):.1f}" height="{BOTTOM - y(count):.1f}">'

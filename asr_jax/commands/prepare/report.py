@@ -37,7 +37,7 @@ def write_report(out: Path, seconds: np.ndarray, dropped: Sequence[Skipped]) -> 
     reasons = _list(out / "dropped.jsonl", dropped)
     hours = f"{counted(len(seconds), 'recording')}, {seconds.sum() / 3600:.2f} hours"
     spread = f"median {np.median(seconds):.3g} s, {seconds.min():.3g} to {seconds.max():.3g} s"
-    picture = histogram_picture(seconds, one_line(f"{out.name}: {hours}"), spread, "s")
+    picture = histogram_picture(seconds, one_line(f"{out.name}: {hours}"), spread, "seconds")
     (out / "durations.svg").write_text(picture, encoding="utf-8")
     counts, edges = histogram(seconds, PRINTED_BARS)
     lines = [f"{out}: {hours} (histogram in durations.svg)"]

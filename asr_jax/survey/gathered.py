@@ -38,4 +38,5 @@ class Survey:
     @property
     def rows(self) -> np.ndarray:
         """The figures as an array of ROW."""
+        # A copy: bytes that an array shares cannot grow.
         return np.frombuffer(bytes(self._packed), ROW)

@@ -55,13 +55,7 @@ def write_data_page(
     config: Path | None,
 ) -> None:
     """Write the page that shows what is in the data; `utterances` are the usable ones."""
-    html = render_data_page(
-        name,
-        utterances,
-        survey,
-        _shapes(utterances, config),
-        _snippet,
-    )
+    html = render_data_page(name, utterances, survey, _shapes(utterances, config), _snippet)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(escaped(html), encoding="utf-8")
 

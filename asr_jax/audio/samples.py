@@ -33,6 +33,8 @@ UNKNOWN_FRAMES = 2**40
 # Decoding an MP3 frame needs bits of the frames before it, at low bit rates of up to 22.
 MP3_PREROLL = 32 * 1152
 SKIPPED_AT_ONCE = 2**16
+# Of files of this size, many segments are read one after another.
+LARGE_BYTES = 2**22
 # Channels cancel if the power of their mean is this small, relative to the mean of their powers:
 # when Vorbis has coded them, a two-hundredth remains, which is noise.
 CANCELLED_POWER = 1e-2
@@ -78,8 +80,9 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Re
             size = file.seek(0, io.SEEK_END)
             if size == 0:
                 raise AudioError(path, "the file is empty")
-            mend, truncated = _readable(file, size)
             whole = path if contents is None else None
+            is_large = whole is not None and size >= LARGE_BYTES
+            mend, truncated = _readable_large(path, size) if is_large else _readable(file, size)
             if is_ogg(file) and (_is_chained_file(path, size) if whole else is_chained(file)):
                 raise ContainerError(SECOND)
             source = io.BytesIO(mend.contents) if mend else _source(file, whole)
@@ -98,6 +101,17 @@ def _opened(path: str | Path, contents: bytes | BinaryIO | None) -> Iterator[_Re
         raise AudioError(path, truncated or f"{reason}; {convert}") from error
     except OSError as error:
         raise AudioError(path, error.strerror or "cannot be read") from error
+
+
+def _readable_large(path: Path, size: int) -> tuple[Mended | None, str]:
+    """Return `_readable` of a file. An unchanged one is copied once for its segments in a row."""
+    return _last_readable(path, size, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _last_readable(path: Path, size: int, time_ns: int) -> tuple[Mended | None, str]:
+    with path.open("rb", buffering=0) as file:
+        return _readable(file, size)
 
 
 def _readable(file: ByteFile, size: int) -> tuple[Mended | None, str]:
@@ -230,12 +244,12 @@ def audio_duration_seconds(path: str | Path, *, contents: bytes | BinaryIO | Non
         return recording.frames / recording.sound.samplerate
 
 
-def readable_seconds(path: str | Path) -> float:
+def readable_seconds(path: str | Path, *, contents: bytes | BinaryIO | None = None) -> float:
     """Return the duration of a recording, or of the start that is there of a truncated one.
 
-    Raises AudioError.
+    Arguments and errors are otherwise as in audio_duration_seconds.
     """
-    with _opened(path, None) as recording:
+    with _opened(path, contents) as recording:
         return recording.frames / recording.sound.samplerate
 
 

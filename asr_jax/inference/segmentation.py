@@ -145,7 +145,8 @@ def _levels(config: Config, audio: Utterance, report: Report) -> tuple[Levels, l
 
     Raises AudioError if all of it is silent, or cannot be read.
     """
-    rate_hz = config.features.sample_rate_hz
+    # A rate at which a frame is a whole number of samples, so that frames do not drift.
+    rate_hz = config.features.sample_rate_hz // FRAMES_PER_SECOND * FRAMES_PER_SECOND
     unread: list[Unread] = []
 
     def blocks() -> Iterator[np.ndarray]:

@@ -63,6 +63,38 @@ def test_manifest_is_read_by_training(trained, command, long_recording, text, tm
     assert f"{len(lines)} utterances" in outcome.out
 
 
+NO_WORDS = "the model recognizes no words in it"
+ANOTHER = "the text is not of this recording"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, refusal",
+    [
+        (("--objective.kind=tdt",), ""),
+        (("--objective.kind=ctc", "--objective.ctc-weight=1"), ""),
+        (("--features.normalization=none", "--encoder.chunk-ms", "0", "160"), ""),
+        (("--features.sample-rate-hz=8000",), ""),
+        # Untrained, half of its probability is that of the blank.
+        (("--objective.kind=hat",), NO_WORDS),
+        # transcribe prints what the decoder says, and segment compares what the CTC head does.
+        (("--objective.kind=attention",), ANOTHER),
+    ],
+)
+def test_models_of_every_kind_cut_recordings(
+    trained, command, long_recording, tmp_path, options, refusal
+):
+    run, text, out = tmp_path / "run", tmp_path / "text.txt", tmp_path / "out.jsonl"
+    data = [f"--data.{part}={trained.data}" for part in ("train", "dev", "test")]
+    outcome = command("train", trained.config, "--run", run, *data, *options)
+    assert outcome.status == 0, outcome.err
+    spoken = command("transcribe", run, long_recording).out.split("\t")[1]
+    text.write_text("one two three" if refusal else spoken, encoding="utf-8")
+    outcome = command("segment", run, long_recording, "--text", text, "--output", out)
+    assert outcome.status == (2 if refusal else 0) and refusal in outcome.err, outcome.err
+    assert out.exists() == (not refusal)
+
+
 @pytest.mark.parametrize(
     "unread, status, message",
     [

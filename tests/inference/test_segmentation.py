@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny import TINY
+from tiny import TINY, tiny_config
 
 from asr_jax.audio.samples import AudioError
+from asr_jax.config import Config
 from asr_jax.data.recordings import read_recording
 from asr_jax.decoding.fusion import NO_FUSION
 from asr_jax.decoding.written_text import WrittenWord
@@ -80,11 +81,11 @@ def segmented(monkeypatch, tmp_path):
     monkeypatch.setattr(segmentation, "recognize_utterances", recognize)
     monkeypatch.setattr(segmentation, "text_log_likelihoods", score)
 
-    def run(contents: bytes) -> Segmentation:
+    def run(contents: bytes, config: Config = TINY) -> Segmentation:
         path = Path(tmp_path / "a")
         path.write_bytes(contents)
         return segment_recording(
-            Recognizer._make([TINY, *[None] * 5, NO_FUSION]),
+            Recognizer._make([config, *[None] * 5, NO_FUSION]),
             readable_utterance("0", path),
             [WrittenWord(name, name) for name in NAMES],
             max_seconds=20.0,
@@ -110,6 +111,14 @@ def texts(found: Segmentation) -> list[str]:
 def test_whole_recordings_are_cut_into_words(segmented, format):
     found = segmented(encoded(format=format))
     assert texts(found) == NAMES and found.unread == []
+
+
+def test_frames_of_levels_do_not_drift_at_odd_rates(segmented):
+    """At 11,025 Hz a hundredth of a second is no whole number of samples."""
+    odd = tiny_config(features={"sample_rate_hz": 11_025})
+    found = segmented(encoded(format="WAV"), odd)
+    assert texts(found) == NAMES
+    assert found.recording_seconds == pytest.approx(len(NAMES), abs=0.02)
 
 
 def test_words_around_damage_are_found(segmented):

@@ -10,9 +10,9 @@ from asr_jax.audio.levels import Levels, measure
 from asr_jax.audio.samples import AudioError, mean_at_rate
 from asr_jax.data.recordings import (
     read_recording_channels,
+    readable_recording_seconds,
     recording_as_flac,
     recording_contents,
-    recording_seconds,
     stored_gain,
     too_short,
 )
@@ -96,7 +96,7 @@ def _segment(utterance: Utterance) -> Utterance:
 
     Manifests round the durations of whole recordings.
     """
-    recording = recording_seconds(utterance)
+    recording = readable_recording_seconds(utterance)
     end = utterance.offset_seconds + utterance.duration_seconds
     is_whole = utterance.offset_seconds == 0 and not end < recording - ROUNDING_SECONDS
     return utterance._replace(duration_seconds=math.nan) if is_whole else utterance

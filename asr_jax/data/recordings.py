@@ -17,6 +17,7 @@ from asr_jax.audio.samples import (
     audio_duration_seconds,
     read_audio,
     read_channels,
+    readable_seconds,
 )
 from asr_jax.data.sources.file_names import bucket_url
 from asr_jax.data.sources.lines import first_line
@@ -107,6 +108,12 @@ def recording_seconds(utterance: Utterance) -> float:
     """Read the duration of the recording that the utterance is a segment of. Raises AudioError."""
     with _contents(utterance) as contents:
         return audio_duration_seconds(utterance.audio, contents=contents)
+
+
+def readable_recording_seconds(utterance: Utterance) -> float:
+    """Return `recording_seconds`, or of a truncated recording the duration of what is there."""
+    with _contents(utterance) as contents:
+        return readable_seconds(utterance.audio, contents=contents)
 
 
 def recording_bytes(utterance: Utterance, at_most_bytes: int) -> bytes | None:

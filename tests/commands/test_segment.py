@@ -11,6 +11,7 @@ from tiny import TINY
 from asr_jax.audio.samples import Unread
 from asr_jax.commands import segment
 from asr_jax.data.manifest import read_transcribed
+from asr_jax.data.recordings import read_recording
 from asr_jax.inference.segmentation import Segmentation, SegmentedUtterance
 
 RATE_HZ = 16_000
@@ -59,6 +60,12 @@ def test_manifest_is_read_by_training(trained, command, long_recording, text, tm
     assert end <= 9.0
     utterances, skipped = read_transcribed(str(out), "--data")
     assert len(utterances) == len(lines) and not skipped
+    source, _ = soundfile.read(long_recording, dtype="float32")
+    for utterance in utterances:
+        first = round(utterance.offset_seconds * RATE_HZ)
+        samples = read_recording(utterance, sample_rate_hz=RATE_HZ)
+        np.testing.assert_array_equal(samples, source[first : first + len(samples)])
+        assert abs(len(samples) - utterance.duration_seconds * RATE_HZ) <= 1
     assert [path.name for path in out.parent.iterdir()] == ["long.jsonl"]
     assert f"{len(lines)} utterances" in outcome.out
 

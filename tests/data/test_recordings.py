@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_jax.audio.samples import AudioError
+from asr_jax.audio.samples import AudioError, read_audio
+from asr_jax.data.recording_checks import checked_entry
 from asr_jax.data.recordings import read_recording, recording_bytes, recording_seconds
-from asr_jax.types import Member, Utterance
+from asr_jax.types import Member, Skipped, Utterance
 
 DEV = Path(__file__).parents[2] / "samples/an4/dev"
 RATE_HZ = 16_000
@@ -95,3 +96,29 @@ def test_a_long_recording_may_be_half_a_second_shorter_than_its_manifest_says(tm
     assert len(read_recording(utterance, sample_rate_hz=8000)) == 160_000
     with pytest.raises(AudioError, match="shorter than its manifest says"):
         read_recording(utterance._replace(duration_seconds=20.6), sample_rate_hz=8000)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
+def test_segments_before_the_place_where_a_file_is_truncated_are_read(form, tmp_path):
+    """Also those that prepare stores; those beyond are refused."""
+    samples = np.random.default_rng(0).normal(0, 0.1, 6 * RATE_HZ)
+    path = tmp_path / "long"
+    soundfile.write(path, samples, RATE_HZ, format=form)
+    whole = read_recording(Utterance("a", path, "a", 6.0), sample_rate_hz=RATE_HZ)
+    contents = path.read_bytes()
+    path.write_bytes(contents[: len(contents) * 2 // 3])
+    for offset in (0.0, 1.5):
+        part = Utterance("a", path, "a", 1.25, offset_seconds=offset)
+        first = round(offset * RATE_HZ)
+        expected = whole[first : first + round(1.25 * RATE_HZ)]
+        found = read_recording(part, sample_rate_hz=RATE_HZ)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        stored = checked_entry(part, min_seconds=0.1, max_seconds=9.0)
+        assert not isinstance(stored, Skipped), stored
+        samples = read_audio(path, sample_rate_hz=RATE_HZ, contents=stored[0].audio)
+        np.testing.assert_allclose(samples, expected, atol=1e-4)
+    for offset, seconds in ((3.0, 2.0), (0.0, 6.0), (4.5, 1.0)):
+        part = Utterance("a", path, "a", seconds, offset_seconds=offset)
+        with pytest.raises(AudioError, match="truncated|damaged|no samples|seek"):
+            read_recording(part, sample_rate_hz=RATE_HZ)
+        assert isinstance(checked_entry(part, min_seconds=0.1, max_seconds=9.0), Skipped)

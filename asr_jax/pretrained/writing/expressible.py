@@ -37,7 +37,7 @@ def require_expressible(config: Config, form: Format) -> None:
     streams = bool(config.encoder.chunk_ms)
     normalization = "none" if streams else "utterance"
     _require(config, form, "features.normalization", normalization)
-    # SP _require(config, form, "encoder.subsampling_padding", "causal" if streams else "centered")
+    _require(config, form, "encoder.subsampling_padding", "causal" if streams else "centered")
     if form == "transformers":
         _require(config, form, "encoder.context_frames", ())
         # Its class of streams has a LayerNorm, the others a BatchNorm.

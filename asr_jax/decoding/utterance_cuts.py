@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from asr_jax.decoding.pauses import Pause
 from asr_jax.decoding.text_alignment import align_characters
+from asr_jax.decoding.word_groups import short_parts
 from asr_jax.decoding.written_text import WrittenWord
 
 # A pause this long ends an utterance.
@@ -97,10 +98,16 @@ def cut_spans(
     }
     missing = {n for n in cuts if math.isinf(pauses[n].quiet_seconds)}
     ends = sorted({0, len(spoken), *(set(cuts) - divided), *missing})
+    quiet_seconds = [pause.quiet_seconds for pause in pauses]
+
+    def fits(group: range) -> bool:
+        start, end = _edges(group, pauses)
+        return end - start <= max_seconds
+
     groups = [
         part
         for start, end in zip(ends, ends[1:])
-        for part in _short(range(start, end), pauses, divided, max_seconds)
+        for part in short_parts(range(start, end), quiet_seconds, fits, together=divided)
     ]
     texts: dict[int, list[int]] = {}
     group_of = {n: k for k, group in enumerate(groups) for n in group}
@@ -127,19 +134,6 @@ def _around_foreign(links: Links, pauses: Sequence[Pause], number: int) -> list[
             if seconds >= FOREIGN_SECONDS:
                 cuts += [n for n in (before + 1, after) if 0 < n < number]
     return cuts
-
-
-def _short(
-    group: range, pauses: Sequence[Pause], divided: set[int], max_seconds: float
-) -> list[range]:
-    """Return the parts of a group, cut at its longest pauses until all are short enough."""
-    start, end = _edges(group, pauses)
-    places = [n for n in group[1:] if n not in divided]
-    if end - start <= max_seconds or not places:
-        return [group]
-    place = max(places, key=lambda n: (pauses[n].quiet_seconds, min(n - group[0], group[-1] - n)))
-    halves = range(group[0], place), range(place, group[-1] + 1)
-    return [part for half in halves for part in _short(half, pauses, divided, max_seconds)]
 
 
 def _edges(group: range, pauses: Sequence[Pause]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Groups of words between pauses: how the transcript of a long recording becomes utterances."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -46,22 +46,43 @@ def word_groups(
     ends = list(accumulate((word.end_seconds for word in words), max))
     starts = [max(word.start_seconds, end) for word, end in zip(words[1:], ends)]
     bounds = [0.0, *((end + start) / 2 for start, end in zip(starts, ends)), duration_seconds]
-    pauses = [start - end for start, end in zip(starts, ends)]
+    pauses = [0.0, *(start - end for start, end in zip(starts, ends))]
 
-    def group(first: int, stop: int) -> WordGroup:
+    def group(part: range) -> WordGroup:
+        first, stop = part.start, part.stop
         start = max(bounds[first], words[first].start_seconds - MARGIN_SECONDS)
         end = min(bounds[stop], ends[stop - 1] + MARGIN_SECONDS)
         return WordGroup(round(start, 3), round(end, 3), words[first:stop])
 
-    found: list[WordGroup] = []
-    waiting = [(0, len(words))]
+    def fits(part: range) -> bool:
+        whole = group(part)
+        return whole.end_seconds - whole.start_seconds <= max_seconds
+
+    return [group(part) for part in short_parts(range(len(words)), pauses, fits)]
+
+
+def short_parts(
+    words: range,
+    pauses: Sequence[float],
+    fits: Callable[[range], bool],
+    *,
+    together: Collection[int] = (),
+) -> list[range]:
+    """Return consecutive words, cut at the longest pause, and the parts again, until each fits.
+
+    pauses[n] is the pause before word n. There is no cut before the words of `together`: a part may
+    remain that does not fit.
+    """
+    found: list[range] = []
+    waiting = [words]
     while waiting:
-        first, stop = waiting.pop()
-        whole = group(first, stop)
-        if whole.end_seconds - whole.start_seconds <= max_seconds or stop - first == 1:
-            found.append(whole)
+        part = waiting.pop()
+        places = [n for n in part[1:] if n not in together]
+        if not places or fits(part):
+            found.append(part)
             continue
         # Of equal pauses, the one nearest to the middle, which leaves the fewest parts.
-        cut = max(range(first + 1, stop), key=lambda n: (pauses[n - 1], -abs(2 * n - first - stop)))
-        waiting += [(cut, stop), (first, cut)]
+        middle = (part.start + part.stop) / 2
+        cut = max(places, key=lambda n: (pauses[n], -abs(n - middle)))
+        waiting += [range(cut, part.stop), range(part.start, cut)]
     return found

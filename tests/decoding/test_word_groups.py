@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asr_jax.decoding.word_groups import MARGIN_SECONDS, word_groups
+from asr_jax.decoding.word_groups import MARGIN_SECONDS, short_parts, word_groups
 from asr_jax.types import Word
 
 
@@ -55,3 +55,20 @@ def test_words_of_overlapping_windows_may_end_late():
     groups = word_groups(words, duration_seconds=20.0, max_seconds=10.0)
     assert [group.text for group in groups] == ["W0 W1", "W2"]
     assert groups[0].end_seconds >= 9.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_fit_unless_their_words_belong_together(seed):
+    rng = np.random.default_rng(seed)
+    pauses = rng.exponential(1.0, 60).round(1).tolist()
+    together = {*rng.choice(60, 15, replace=False).tolist()}
+    parts = short_parts(range(60), pauses, lambda part: len(part) <= 5, together=together)
+    assert [n for part in parts for n in part] == list(range(60))
+    for part in parts:
+        assert part.start not in together or part.start == 0
+        assert len(part) <= 5 or together.issuperset(part[1:])
+
+
+def test_pauses_that_grow_steadily_are_cut_one_by_one():
+    pauses = [float(n) for n in range(1200)]
+    assert len(short_parts(range(1200), pauses, lambda part: len(part) == 1)) == 1200

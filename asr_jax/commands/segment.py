@@ -1,7 +1,6 @@
 """`asr-jax segment RUN AUDIO --text FILE --output OUT.jsonl`: cut a recording into utterances."""
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 
 from asr_jax.commands.arguments import parse, require_writable
 from asr_jax.commands.manifest_file import ManifestEntry, write_manifest_file
+from asr_jax.commands.progress import ProgressLine
 from asr_jax.config import MeshConfig
 from asr_jax.decoding.utterance_cuts import PAUSE_SECONDS
 from asr_jax.distributed.compile_notices import logged_compile_notices
@@ -25,8 +25,6 @@ from asr_jax.inference.segmentation import (
     with_alignable_search,
 )
 from asr_jax.text_files import numbered_lines, one_line, transcript
-
-SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ def run(arguments: list[str]) -> int:
     recognizer = with_alignable_search(open_run(options.run, options.checkpoint))
     words = read_words(text, options.text, recognizer.tokenizer)
     longest = options.max_seconds or recognizer.config.data.max_seconds
-    with _Progress() as progress:
+    with ProgressLine() as progress:
         found = segment_recording(
             recognizer,
             audio,
@@ -141,28 +139,3 @@ def _unread(found: Segmentation) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-class _Progress:
-    """A line on stderr: replaced on a terminal, repeated every 15 s elsewhere."""
-
-    def __init__(self):
-        self._is_terminal = sys.stderr.isatty()
-        self._last = time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def report(self, part: str, done: float) -> None:
-        """Display that a part of the work is done to this fraction."""
-        now = time.monotonic()
-        if now - self._last < (0.1 if self._is_terminal else SECONDS_BETWEEN_LINES):
-            return
-        self._last = now
-        line = f"{part}: {100 * done:.0f} %"
-        text = f"\r\x1b[K{line}" if self._is_terminal else f"{line}\n"
-        print(text, end="", file=sys.stderr, flush=True)

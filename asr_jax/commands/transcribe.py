@@ -11,6 +11,7 @@ import tyro
 
 from asr_jax.audio.samples import AudioError
 from asr_jax.commands.arguments import parse, require_folder, require_writable
+from asr_jax.commands.progress import ProgressLine
 from asr_jax.commands.transcribe_manifest import write_manifest
 from asr_jax.commands.transcribe_stream import (
     MICROPHONE,
@@ -106,16 +107,21 @@ def _transcribe_stream(options: Options) -> int:
 
 def _transcribe_files(options: Options) -> int:
     utterances, problems = [], []
-    for number, path in enumerate(options.audio):
-        try:
-            utterances.append(file_utterance(str(number), path))
-        except AudioError as error:
-            problems.append(str(error))
+    with ProgressLine() as progress:
+        for number, path in enumerate(options.audio):
+            try:
+                utterances.append(file_utterance(str(number), path))
+            except AudioError as error:
+                problems.append(str(error))
+            progress.report("opening", (number + 1) / len(options.audio))
     if utterances:
         prepare_devices(MeshConfig())
         recognizer = with_fusion(_open_recognizer(options), options.fusing)
         _check_nbest(options.nbest, utterances, recognizer.config)
-        recognition = recognize_utterances(recognizer, utterances)
+        with ProgressLine() as progress:
+            recognition = recognize_utterances(
+                recognizer, utterances, report=lambda done: progress.report("recognizing", done)
+            )
         recognized = [
             (utterance, hypotheses)
             for utterance, hypotheses in zip(utterances, recognition.hypotheses)

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,10 +185,16 @@ def _load_exported(
     return jax.device_put(params, shardings), about["checkpoint"], origin_of(about)
 
 
-def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]) -> Recognition:
+def recognize_utterances(
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    *,
+    report: Callable[[float], None] = lambda _: None,
+) -> Recognition:
     """Recognize utterances; recordings that cannot be read are listed as failed.
 
     With several processes, each reads its share of the recordings, and all receive all results.
+    `report` receives the fraction of the audio that is done, after each batch.
     """
     config, params, fusion = recognizer.config, recognizer.params, recognizer.fusion
     windows = [windows_of(utterance, config) for utterance in utterances]
@@ -196,12 +202,15 @@ def recognize_utterances(recognizer: Recognizer, utterances: Sequence[Utterance]
     decode = jitted_decoding(recognizer.graphdef, config, recognizer.mesh)
     batches = _segment_batches(recognizer, segments)
     found: list[Hypotheses | None] = [None] * len(segments)
+    all_seconds, done_seconds = sum(segment.duration_seconds for segment in segments), 0.0
     began, compile_seconds = time.monotonic(), 0.0
     for batch in batches:
         before = time.monotonic()
         decode.compile(params, batch, fusion)
         compile_seconds += time.monotonic() - before
         store_rows(found, *decode(params, batch, fusion))
+        done_seconds += sum(segments[n].duration_seconds for n in batch.utterances if n >= 0)
+        report(done_seconds / all_seconds)
     results = iter(found)
     hypotheses = [
         _merged(recognizer, parts, list(itertools.islice(results, len(parts)))) for parts in windows

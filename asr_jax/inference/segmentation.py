@@ -189,7 +189,10 @@ def _recognized(
     found = []
     for first in range(0, len(parts), PIECES):
         batch = parts[first : first + PIECES]
-        recognition = recognize_utterances(recognizer, batch)
+        done, share = first / len(parts), len(batch) / len(parts)
+        recognition = recognize_utterances(
+            recognizer, batch, report=lambda part: report("recognizing", done + share * part)
+        )
         unread += [
             Unread(part.offset_seconds, part.offset_seconds + part.duration_seconds, skipped.reason)
             for skipped in recognition.failed
@@ -200,7 +203,6 @@ def _recognized(
                 start = part.offset_seconds + word.start_seconds
                 end = part.offset_seconds + word.end_seconds
                 found.append(replace(word, start_seconds=start, end_seconds=end))
-        report("recognizing", (first + len(batch)) / len(parts))
     return found
 
 

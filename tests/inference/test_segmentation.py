@@ -55,7 +55,7 @@ def segmented(monkeypatch, tmp_path):
     def samples(utterance):
         return read_recording(utterance, sample_rate_hz=RATE_HZ)
 
-    def recognize(_, utterances):
+    def recognize(_, utterances, report):
         best, failed = [], []
         for part in utterances:
             start = part.offset_seconds

@@ -1,7 +1,7 @@
 """The likelihood of given texts of recordings."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -46,14 +46,18 @@ def text_log_likelihoods(
         data=config.data,
         sample_rate_hz=config.features.sample_rate_hz,
     )
-    compiled = jax.jit(
-        functools.partial(_batch_likelihoods, graphdef=recognizer.graphdef, config=config)
-    )
+    compiled = _jitted_likelihoods(recognizer.graphdef, config)
     params = jax.device_get(recognizer.params)  # Spread over devices, they would stay so.
     for batch in batches:
         real = batch.utterances >= 0
         found[batch.utterances[real]] = jax.device_get(compiled(params, batch))[real]
     return found
+
+
+@functools.cache
+def _jitted_likelihoods(graphdef: nnx.GraphDef, config: Config) -> Callable[..., jax.Array]:
+    """Return the one compiled `_batch_likelihoods` of a model structure and config."""
+    return jax.jit(functools.partial(_batch_likelihoods, graphdef=graphdef, config=config))
 
 
 def _batch_likelihoods(

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import sentencepiece
 import soundfile
-import torch
-import transformers
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
 
 TEXTS = ("ERASE X B M N T FOUR ONE OH NINE", "one two three", "Hello, it's 5 o'clock.", "a  b")
 

@@ -93,7 +93,7 @@ def test_greedy_search_by_chunks_equals_the_search_of_the_whole(objective, predi
     [
         (dict(layout="nemo"), dict(subsampling_factor=8, subsampling_padding="causal")),
         (dict(window_ms=40.0), dict(subsampling_padding="causal")),
-        (dict(layout="nemo", window_ms=10.0), {}),
+        pytest.param(dict(layout="nemo", window_ms=10.0), {}, marks=pytest.mark.slow),
     ],
 )
 def test_chunks_have_the_features_of_the_whole_recording(features, encoder, monkeypatch):

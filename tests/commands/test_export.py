@@ -270,7 +270,7 @@ def test_the_card_has_the_evaluation_and_open_licenses(trained, exported):
     wer = json.loads(next(trained.run.glob("evaluation/*/wer.json")).read_text())["wer"]
     assert f"| {trained.data} | {wer:.2f} |" in text
     assert text.count("TO BE FILLED IN") == 2
-    assert "| predictor | stateless, 2 labels, 8 wide |" in text
+    assert "| predictor | stateless, 2 labels, 16 wide |" in text
     tdt = Config(
         predictor=PredictorConfig(kind="lstm", layers=2, width=640),
         objective=ObjectiveConfig(kind="tdt"),

@@ -26,12 +26,14 @@ Levels = Float32[np.ndarray, " T"]
 
 
 class Pause(NamedTuple):
-    """The time between the end of a word and the start of the next one."""
+    """The longest quiet between a recognized word and the next one."""
 
     start_seconds: float
     end_seconds: float
     quiet_seconds: float
-    """The longest quiet within; infinite if a part of the recording cannot be read."""
+    """From the start of the first quiet between the words to the end of the last one.
+
+    Infinite if a part of the recording in between cannot be read."""
 
 
 def sound_levels(blocks: Iterable[np.ndarray], *, sample_rate_hz: int) -> Levels:
@@ -96,8 +98,8 @@ def pause_between(levels: Levels, end_seconds: float, start_seconds: float) -> P
     """Return the pause between a word whose labels end, and one whose labels start, at these times.
 
     What is quieter than a level between that of the pause and that of loud speech around is quiet.
-    Sounds that are no words may divide the pause: it extends from the start of the first quiet to
-    the end of the last quiet of at least CLOSURE_SECONDS.
+    Sounds may divide it, if each quiet takes at least CLOSURE_SECONDS: breath, or speech that was
+    not recognized. They count as part of the words beside, since speech must not be cut off.
     """
     rate = FRAMES_PER_SECOND
     first = max(0, round((end_seconds - LATE_SECONDS) * rate))
@@ -128,8 +130,8 @@ def pause_between(levels: Levels, end_seconds: float, start_seconds: float) -> P
         for run in runs
         if run[1] - run[0] >= closure and run[1] >= ended + closure and run[0] <= starting - closure
     ] or [longest]
-    start, end = (first + quiet[0][0]) / rate, (first + quiet[-1][1]) / rate
-    return Pause(start, end, (longest[1] - longest[0]) / rate)
+    start, end = max(quiet, key=lambda run: run[1] - run[0])
+    return Pause((first + start) / rate, (first + end) / rate, (quiet[-1][1] - quiet[0][0]) / rate)
 
 
 def _runs(holds: Bool[np.ndarray, " T"]) -> Iterator[tuple[int, int]]:

@@ -44,6 +44,14 @@ def test_pause_ends_where_speech_starts_whatever_the_labels_say(noise):
         assert pause.quiet_seconds > 0.9
 
 
+def test_sound_in_a_pause_belongs_to_the_word_beside():
+    """A click, or an unrecognized word: the pause is as long as with quiet in its place."""
+    samples = speech((0.5, 1.5), (1.8, 2.0), (2.6, 3.5), seconds=4.0)
+    levels = sound_levels([samples], sample_rate_hz=RATE_HZ)
+    pause = pause_between(levels, 1.4, 2.7)
+    np.testing.assert_allclose(pause, (2.0, 2.6, 1.1), atol=0.05)
+
+
 def test_pieces_make_up_the_recording_and_end_in_quiet():
     samples = speech(*[(k, k + 0.6) for k in range(30)], seconds=30.0)
     levels = sound_levels([samples], sample_rate_hz=RATE_HZ)

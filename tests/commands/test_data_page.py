@@ -201,14 +201,21 @@ def test_a_dataset_of_one_recording(sound, command, tmp_path):
     assert ("<p>1 recording " in page.html) == bool(sound) and "1 recordings" not in page.html
 
 
-def test_recordings_without_a_line_of_text_are_played(command, tmp_path):
+@pytest.mark.parametrize(
+    "listing, text, reason",
+    [
+        ("1-1.trans.txt", "1-1-1 ONE\n", "no line in a *.trans.txt"),
+        ("1-1-1.txt", "ONE", "no text file beside it"),
+    ],
+)
+def test_recordings_without_text_are_played(listing, text, reason, command, tmp_path):
     for name in ("1-1-1", "1-1-2"):
         write_tone(tmp_path / f"1/1/{name}.flac", 0.5)
-    (tmp_path / "1/1/1-1.trans.txt").write_text("1-1-1 ONE\n")
+    (tmp_path / "1/1" / listing).write_text(text)
     outcome = command("prepare", tmp_path, "--page", tmp_path / "page.html")
     assert outcome.status == 0, outcome.err
     left_out = Page(tmp_path / "page.html").section("left-out")
-    assert "no line in a *.trans.txt" in left_out and "<audio" in left_out
+    assert reason in left_out and "<audio" in left_out
 
 
 def test_without_out_a_page_is_required(error, tmp_path):

@@ -31,11 +31,13 @@ def paired_utterances(folder: Path) -> Iterator[Utterance | Skipped]:
 
 
 def _paired(id: str, recording: Path | None, text: Path | None) -> Utterance | Skipped:
-    if recording is None or text is None:
-        missing = "recording" if recording is None else "text file"
-        return Skipped(id, f"no {missing} beside it: {recording or text}")
+    if recording is None:
+        return Skipped(id, f"no recording beside it: {text}")
+    untranscribed = Utterance(id, recording, "", math.nan)
+    if text is None:
+        return Skipped(id, f"no text file beside it: {recording}", untranscribed)
     try:
         words = transcript(decoded(text.read_bytes(), str(text)))
     except (OSError, ValueError) as error:
-        return Skipped(id, f"transcript cannot be read: {error}")
-    return Utterance(id, recording, words, math.nan)
+        return Skipped(id, f"transcript cannot be read: {error}", untranscribed)
+    return untranscribed._replace(text=words)

@@ -150,16 +150,6 @@ def test_text_that_the_model_cannot_spell_is_rejected(
     assert not out.exists()
 
 
-def test_text_of_another_recording_is_rejected(trained, error, long_recording, text, tmp_path):
-    spoken = text.read_text(encoding="utf-8")
-    unspoken = next(character for character in "zwxvfou" if character not in spoken)
-    other = tmp_path / "other.txt"
-    other.write_text(f"{unspoken * 5} " * 30, encoding="utf-8")
-    given = ("--text", other, "--output", tmp_path / "out.jsonl")
-    message = error("segment", trained.run, long_recording, *given)
-    assert message.startswith(f"{long_recording}: the text is not of this recording")
-
-
 @pytest.mark.parametrize(
     "options, reason",
     [

@@ -1,7 +1,9 @@
 """Recordings that cannot be read as a whole are cut where they can."""
 
 import io
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tiny import TINY, tiny_config
 
 from asr_jax.audio.samples import AudioError
 from asr_jax.config import Config
+from asr_jax.data.manifest import read_transcribed
 from asr_jax.data.recordings import read_recording
 from asr_jax.decoding.fusion import NO_FUSION
 from asr_jax.decoding.written_text import WrittenWord
@@ -19,10 +22,13 @@ from asr_jax.inference.recognizer import Recognition, Recognizer
 from asr_jax.inference.segmentation import Segmentation, segment_recording
 from asr_jax.types import Skipped, Transcript, Word
 
+ROOT = Path(__file__).parents[2]
 RATE_HZ = 16_000
 NAMES = [a + b for a in "abcdefgh" for b in "klmno"]
 # Words of half a second, one each second.
 WORDS = [Word(name, n + 0.3, n + 0.8, 1.0) for n, name in enumerate(NAMES)]
+# What the model of `segmented` recognizes.
+MODEL = {"words": WORDS}
 
 
 def speech() -> np.ndarray:
@@ -67,7 +73,7 @@ def segmented(monkeypatch, tmp_path):
                 continue
             words = tuple(
                 Word(word.text, word.start_seconds - start, word.end_seconds - start, 1.0)
-                for word in WORDS
+                for word in MODEL["words"]
                 if start <= word.start_seconds and word.end_seconds <= end
             )
             best.append([Transcript("", words, 0.0)])
@@ -81,15 +87,17 @@ def segmented(monkeypatch, tmp_path):
     monkeypatch.setattr(segmentation, "recognize_utterances", recognize)
     monkeypatch.setattr(segmentation, "text_log_likelihoods", score)
 
-    def run(contents: bytes, config: Config = TINY) -> Segmentation:
+    def run(
+        contents: bytes, config: Config = TINY, words=tuple(NAMES), pause_seconds=0.3
+    ) -> Segmentation:
         path = Path(tmp_path / "a")
         path.write_bytes(contents)
         return segment_recording(
             Recognizer._make([config, *[None] * 5, NO_FUSION]),
             readable_utterance("0", path),
-            [WrittenWord(name, name) for name in NAMES],
+            [WrittenWord(word, word) for word in words],
             max_seconds=20.0,
-            pause_seconds=0.3,
+            pause_seconds=pause_seconds,
             report=lambda part, done: None,
         )
 
@@ -161,6 +169,24 @@ def test_truncated_recordings_are_read_up_to_their_end(segmented, format):
     assert len(found.utterances) <= number + 1
 
 
+def test_text_of_another_recording_is_refused(segmented):
+    with pytest.raises(ValueError, match="a: the text is not of this recording.* 0 of 150 charac"):
+        segmented(encoded(format="WAV"), words=("zyxwv",) * 30)
+
+
+def test_a_long_text_has_any_few_characters(segmented, monkeypatch):
+    """Two of them, which a model takes noise for, do not make the text that of a recording."""
+    monkeypatch.setitem(MODEL, "words", WORDS[3:4])
+    with pytest.raises(ValueError, match="they share . of 80 characters of the text and 2 recog"):
+        segmented(encoded(format="WAV"))
+
+
+def test_a_recording_without_words_is_refused(segmented, monkeypatch):
+    monkeypatch.setitem(MODEL, "words", [])
+    with pytest.raises(ValueError, match="a: the model recognizes no words in it"):
+        segmented(encoded(format="WAV"))
+
+
 @pytest.mark.parametrize("level", [0.0, 1 / 32_768])
 def test_silence_is_refused(segmented, level):
     file = io.BytesIO()
@@ -175,3 +201,45 @@ def test_a_recording_of_which_nothing_can_be_read_is_refused(segmented):
     soundfile.write(file, samples, RATE_HZ, format="WAV", subtype="FLOAT")
     with pytest.raises(AudioError, match="samples that are not finite"):
         segmented(file.getvalue())
+
+
+def simulated(joined, *, seed: int) -> list[Word]:
+    """Return what a model of 10 % character errors recognizes, with labels up to 0.1 s off."""
+    chance = np.random.default_rng(seed)
+    words = []
+    for text, (start, end) in zip(joined.texts, joined.speech):
+        seconds = (end - start) / len(text)
+        place = 0
+        for word in text.split():
+            heard = [str(chance.choice([*"EAIOU"])) if chance.random() < 0.1 else c for c in word]
+            times = [start + seconds * (place + k) + chance.uniform(0, 0.1) for k in (0, len(word))]
+            place += len(word) + 1
+            if chance.random() > 0.03:
+                words.append(Word("".join(heard), *times, 1.0))
+    return words
+
+
+def test_joined_recordings_are_cut_where_they_were_joined(segmented, monkeypatch, tmp_path):
+    """Samples of AN4 with a rough text and what a rough model would recognize."""
+    path = ROOT / "benchmarks/segment.py"
+    benchmark = SimpleNamespace(**runpy.run_path(str(path)))
+    utterances = read_transcribed(str(ROOT / "samples/an4/dev"), "--data")[0][::2]
+    recordings = [
+        (u.text, u.speaker, read_recording(u, sample_rate_hz=RATE_HZ)) for u in utterances
+    ]
+    joined = benchmark.join(recordings, tmp_path / "joined.wav", seed=0)
+    words = benchmark.corrupted(joined.texts, 0.1, seed=0)
+    monkeypatch.setitem(MODEL, "words", simulated(joined, seed=1))
+    found = segmented(joined.path.read_bytes(), words=words, pause_seconds=0.7)
+    entries = [
+        {
+            "offset": u.offset_seconds,
+            "duration": u.duration_seconds,
+            "text": u.text,
+            "confidence": 1,
+        }
+        for u in found.utterances
+    ]
+    figures = benchmark.compare(joined, entries)
+    assert figures["start_end_error_ms"][0] < 100, figures
+    assert figures["precision"] > 0.85 and figures["recall"] > 0.85, figures

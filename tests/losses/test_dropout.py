@@ -49,8 +49,9 @@ def assert_equal_within_rounding(got, want):
         np.testing.assert_allclose(mine, theirs, atol=5e-6 * max(1.0, np.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize(
+    "name, activation", [("transducer", "relu"), ("hat", "tanh"), ("tdt", "relu")]
+)
 def test_the_loss_is_that_of_the_masked_4d_form(problem, name, activation):
     objective = OBJECTIVES[name]
     p = problem((6, 4, 2, 5), vocabulary=5 + len(objective.durations), width=7)

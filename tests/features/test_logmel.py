@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asr_jax.audio.samples import read_audio
-from asr_jax.config import Config, EncoderConfig, FeaturesConfig
+from asr_jax.config import FeaturesConfig
 from asr_jax.features.frames import frame_count
 from asr_jax.features.logmel import log_mel
 
@@ -198,9 +198,3 @@ def test_layout_nemo_of_short_recordings_is_finite_and_ignores_padding():
         if len(row):
             alone, _ = features_of([recording], NEMO)
             np.testing.assert_allclose(row, alone[0], atol=2e-5)
-
-
-def test_layout_nemo_has_no_streams():
-    features = replace(NEMO, normalization="none")
-    with pytest.raises(ValueError, match="encoder.chunk_ms = .*needs features.layout = 'kaldi'"):
-        Config(features=features, encoder=EncoderConfig(chunk_ms=(160.0,)))

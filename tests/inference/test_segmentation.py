@@ -93,7 +93,7 @@ def segmented(monkeypatch, tmp_path):
         path = Path(tmp_path / "a")
         path.write_bytes(contents)
         return segment_recording(
-            Recognizer._make([config, *[None] * 5, NO_FUSION]),
+            Recognizer._make([config, *[None] * 5, NO_FUSION, None]),
             readable_utterance("0", path),
             [WrittenWord(word, word) for word in words],
             max_seconds=20.0,

@@ -166,7 +166,10 @@ def restore(
         saved = checkpoint.saved_metadata(checkpointer, int(state.step))
         warnings += changes(saved, setup.metadata, setup.corpus, setup.run)
     if state is None or int(state.step) < setup.config.train.steps:
-        checkpoint.require_room(setup.run, setup.config.checkpoint, setup.abstract)
+        needed = setup.abstract
+        if state is not None:
+            needed = checkpoint.saved_part(checkpointer, needed)
+        checkpoint.require_room(setup.run, setup.config.checkpoint, needed)
     if state is not None:
         keep_config(setup.run, setup.config)
     return state, warnings

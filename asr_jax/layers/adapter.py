@@ -25,6 +25,11 @@ class AdaptedLinear(nnx.Module):
         self.down = nnx.Param(initializer(rngs.params(), (*stack, inputs, rank)))
         self.up = nnx.Param(jnp.zeros((*stack, rank, outputs)))
 
+    @property
+    def matrix(self) -> Float[Array, "*stack D E"]:
+        """W + A B, for callers that need the matrix itself."""
+        return _added(self.kernel[...], self.down[...], self.up[...])
+
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
         y = low_rank_sum(x, self.kernel[...], self.down[...], self.up[...])
         return y if self.bias is None else y + self.bias[...]
@@ -57,12 +62,19 @@ def adapt(model: nnx.Module, patterns: Sequence[str], *, rank: int, rngs: nnx.Rn
         setattr(parent, str(attribute), AdaptedLinear(linear, rank, rngs=rngs))
 
 
+def _added(
+    kernel: Float[Array, "*stack D E"],
+    down: Float[Array, "*stack D R"],
+    up: Float[Array, "*stack R E"],
+) -> Float[Array, "*stack D E"]:
+    return kernel + jnp.einsum("...ir,...ro->...io", down, up, precision="highest")
+
+
 def merged(params: dict[str, PyTree]) -> dict[str, PyTree]:
     """Replace the parameters of every AdaptedLinear by Linear's, with the kernel W + A B."""
     if "down" in params and "diagonal" not in params:
         own = {name: value for name, value in params.items() if name not in ("down", "up")}
-        added = jnp.einsum("...ir,...ro->...io", params["down"], params["up"])
-        return own | {"kernel": params["kernel"] + added}
+        return own | {"kernel": _added(params["kernel"], params["down"], params["up"])}
     return {
         name: merged(inner) if isinstance(inner, dict) else inner for name, inner in params.items()
     }

@@ -2,7 +2,7 @@
 
 A hash of utterance, frame, label position and channel decides which hidden states are zero. A tile
 computes the hash of its own cells only, and computes it again in the backward pass, so that no mask
-is stored and every tiling and every mesh has the same one.
+is stored, and every tiling has the same one, and under jit every mesh.
 """
 
 from typing import NamedTuple

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from asr_jax.config import Config
+from asr_jax.layers.adapter import AdaptedLinear
 from asr_jax.models.ctc import make_ctc_head
 from asr_jax.models.encoder import Encoder
 from asr_jax.models.joint import Joint
@@ -40,6 +41,6 @@ class Transducer(nnx.Module):
         return (
             joint.encoder_projection(encoded),
             joint.predictor_projection(self.predictor(labels, key=key)),
-            joint.out.kernel[...],
+            joint.out.matrix if isinstance(joint.out, AdaptedLinear) else joint.out.kernel[...],
             None if joint.out.bias is None else joint.out.bias[...],
         )

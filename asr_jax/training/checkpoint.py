@@ -33,6 +33,7 @@ from asr_jax.config import CheckpointConfig, OptimizerConfig
 from asr_jax.distributed.processes import first_process
 from asr_jax.training.frozen import not_wholly_frozen
 from asr_jax.training.frozen_storage import (
+    FROZEN,
     frozen_paths,
     joined,
     keep_frozen_parameters,
@@ -215,7 +216,7 @@ def save(
     try:
         checkpointer.save_async(
             step,
-            _saved_part(checkpointer, state),
+            saved_part(checkpointer, state),
             metrics=measured,
             custom_metadata=saved,
             force=True,
@@ -224,7 +225,7 @@ def save(
         raise CheckpointError(_unwritten(checkpointer.directory, error)) from error
 
 
-def _saved_part(checkpointer: ocp.training.Checkpointer, state: TrainState) -> dict[str, PyTree]:
+def saved_part(checkpointer: ocp.training.Checkpointer, state: TrainState) -> dict[str, PyTree]:
     """Return the state, abstract or not, without the parameters that RUN/frozen holds."""
     stored = frozen_paths(_folder(checkpointer))
     part = state._asdict()
@@ -236,7 +237,7 @@ def _saved_part(checkpointer: ocp.training.Checkpointer, state: TrainState) -> d
 def _load_state(
     checkpointer: ocp.training.Checkpointer, step: int, abstract: TrainState
 ) -> TrainState:
-    loaded = checkpointer.load(step, _saved_part(checkpointer, abstract))
+    loaded = checkpointer.load(step, saved_part(checkpointer, abstract))
     frozen = read_frozen_parameters(_folder(checkpointer), abstract.params)
     if frozen:
         loaded["params"] = joined(loaded["params"], frozen)
@@ -405,7 +406,13 @@ def load_averaged(
     with ocp.training.Checkpointer(directory) as checkpointer:
         steps = _choose(checkpointer, which)
         loaded = [_load_averaged(checkpointer, step, abstract_params) for step in steps]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *loaded)
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *loaded)
+        try:
+            frozen = read_frozen_parameters(_folder(checkpointer), abstract_params)
+        except Exception as error:
+            path = _folder(checkpointer) / FROZEN
+            raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+        mean = joined(mean, frozen)
     return mean, f"{which} ({', '.join(map(str, steps))})"
 
 
@@ -472,6 +479,7 @@ def _choose(checkpointer: ocp.training.Checkpointer, which: str) -> list[int]:
 def _load_averaged(
     checkpointer: ocp.training.Checkpointer, step: int, abstract_params: PyTree
 ) -> PyTree:
+    """Return the averaged parameters that the checkpoint itself holds."""
     _require_match(checkpointer, step, abstract_params, "averaged")
     try:
         saved = checkpointer.metadata(step).metadata
@@ -481,8 +489,7 @@ def _load_averaged(
         }
         folder = _folder(checkpointer)
         abstract["averaged"] = without(abstract_params, frozen_paths(folder))
-        averaged = checkpointer.load(step, abstract)["averaged"]
-        return joined(averaged, read_frozen_parameters(folder, abstract_params))
+        return checkpointer.load(step, abstract)["averaged"]
     except Exception as error:
         path = epath.Path(checkpointer.directory) / str(step)
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
@@ -497,9 +504,9 @@ def _require_match(
     """
     try:
         saved = checkpointer.metadata(step).metadata[name]
+        expected = _shapes(without(abstract_params, frozen_paths(_folder(checkpointer))))
     except Exception:
         return  # a damaged checkpoint: loading it raises the error
-    expected = _shapes(without(abstract_params, frozen_paths(_folder(checkpointer))))
     saved = _shapes(saved)
     for path in sorted(saved.keys() | expected.keys()):
         if saved.get(path) != expected.get(path):

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sentencepiece
+import yaml
 from safetensors.numpy import load_file
 
 from asr_jax.config import Config
-from asr_jax.pretrained.nemo_archive import WEIGHTS, Archive
+from asr_jax.pretrained.nemo_archive import CONFIG, WEIGHTS, Archive
 from asr_jax.pretrained.read_source import read_source
 from asr_jax.pretrained.torch_checkpoint import read_checkpoint
 from asr_jax.pretrained.writing.expressible import require_expressible
@@ -94,9 +95,16 @@ def test_an_archive_has_the_names_and_values_of_its_source(name, tmp_path):
         read_checkpoint(Archive(archive).stored(WEIGHTS))
         for archive in (MODELS / f"{name}.nemo", path)
     )
-    kept = {key for key in original if not key.startswith("preprocessor.")}
-    assert again.keys() == kept
-    assert {k: again[k].shape for k in again} == {k: original[k].shape for k in again}
+    features = {f"preprocessor.featurizer.{name}" for name in ("window", "fb")}
+    assert again.keys() == original.keys() | features
+    assert {k: again[k].shape for k in original} == {k: original[k].shape for k in original}
+    filters = again["preprocessor.featurizer.fb"]
+    assert filters.shape == (1, config.features.mel_bins, 257)
+    # The names of the yaml are members of the archive.
+    archive = Archive(path)
+    named = yaml.safe_load(archive.read(CONFIG))["tokenizer"]
+    for field in ("model_path", "vocab_path", "spe_tokenizer_vocab"):
+        assert named[field].removeprefix("nemo:") in archive.names
     assert_same_parameters(path, params)
     assert read_source(path).config == model.config
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from asr_jax.config import (
+    AdapterConfig,
     AugmentConfig,
     Config,
     EncoderConfig,
@@ -17,7 +18,7 @@ from asr_jax.config import (
     ObjectiveConfig,
 )
 from asr_jax.distributed.mesh import make_mesh
-from asr_jax.models.composition import make_model
+from asr_jax.models.composition import make_model, merge_adapters
 from asr_jax.models.transducer import Transducer
 from asr_jax.training.objective import (
     consistency_losses,
@@ -125,6 +126,31 @@ def test_each_view_is_masked_as_a_batch_of_one_view(normalization):
         np.testing.assert_array_equal(views[:, view], alone)
         np.testing.assert_array_equal(lengths, alone_lengths)
     assert np.any(views[:, 0] != views[:, 1])
+
+
+def test_an_adapter_of_the_joint_output_is_part_of_the_loss():
+    config = replace(CONFIG, objective=ObjectiveConfig(kind="tdt"), joint=JointConfig(width=8))
+    config = replace(config, adapter=AdapterConfig(rank=2, pattern=("joint.out",)))
+    model = make_model(config, VOCABULARY, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
+    pure = nnx.to_pure_dict(params)
+    encoded, labels = jax.random.normal(jax.random.key(1), (2, 6, 8)), jnp.array([[1, 2], [3, 0]])
+    lengths = jnp.array([6, 4]), labels, jnp.array([2, 1])
+
+    def total(out, config, graphdef):
+        whole = pure | {"joint": pure["joint"] | {"out": out}}
+        model = nnx.merge(graphdef, whole)
+        return transducer_losses(model, encoded, *lengths, config=config).sum()
+
+    gradient = jax.grad(total)(pure["joint"]["out"], config, graphdef)
+    assert np.any(gradient["up"]) and not np.any(gradient["down"])  # up is zero
+    moved = pure["joint"]["out"] | {"up": jnp.cos(jnp.arange(20.0)).reshape(2, 10)}
+    alone, plain = merge_adapters(config, {"joint": {"out": moved}})
+    base, _ = nnx.split(make_model(alone, VOCABULARY, rngs=nnx.Rngs(0)), nnx.Param)
+    np.testing.assert_allclose(
+        total(moved, config, graphdef), total(plain["joint"]["out"], alone, base), rtol=1e-5
+    )
+    assert total(moved, config, graphdef) != total(pure["joint"]["out"], config, graphdef)
 
 
 @pytest.mark.parametrize("kind", ["transducer", "tdt", "hat"])

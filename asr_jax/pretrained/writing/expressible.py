@@ -30,6 +30,7 @@ _ENCODER = {
 
 def require_expressible(config: Config, form: Format) -> None:
     """Raise ValueError, naming the first field, unless the format can hold the model."""
+    _require(config, form, "encoder.subsampling_factor", 4, 8)
     for section, values in {"features": _FEATURES, "encoder": _ENCODER}.items():
         for name, value in values.items():
             _require(config, form, f"{section}.{name}", value)

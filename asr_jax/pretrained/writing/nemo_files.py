@@ -11,8 +11,11 @@ import numpy as np
 import yaml
 
 from asr_jax.config import Config, chunk_frames
+from asr_jax.features.frames import window_samples
+from asr_jax.features.mel import mel_filters
 from asr_jax.pretrained.nemo_archive import CONFIG, WEIGHTS
 from asr_jax.pretrained.writing.torch_checkpoint import write_checkpoint
+from asr_jax.text import SPACE_PIECE
 
 Json = dict[str, object]
 _TARGET = "nemo.collections.asr.models."
@@ -43,18 +46,49 @@ def write_archive(
         model: SentencePiece model without the blank.
         pieces: its pieces.
     """
-    tokenizer = f"{hashlib.md5(model, usedforsecurity=False).hexdigest()}_tokenizer.model"
-    fields = _fields(config, tokenizer, pieces)
+    tokenizer = _tokenizer_files(model, pieces)
+    fields = _fields(config, list(tokenizer), pieces)
     text = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)
     weights = path.with_name(WEIGHTS)
-    write_checkpoint(weights, {_nemo_name(name, config): x for name, x in tensors.items()})
+    named = {_nemo_name(name, config): x for name, x in tensors.items()}
+    write_checkpoint(weights, _featurizer(config) | named)
     try:
         with tarfile.open(path, "w:") as archive:
             _add(archive, CONFIG, text.encode())
-            _add(archive, tokenizer, model)
+            for name, contents in tokenizer.items():
+                _add(archive, name, contents)
             archive.add(weights, f"./{WEIGHTS}")
     finally:
         weights.unlink()
+
+
+def _tokenizer_files(model: bytes, pieces: list[str]) -> dict[str, bytes]:
+    """Return the model, the pieces and the vocabulary that NeMo restores a tokenizer from.
+
+    Names begin with a hash of the contents, as NeMo's do. A vocabulary lists the pieces as BERT
+    does: without the unknown piece, and with ## before those inside of a word.
+    """
+    listed = "".join(f"{piece}\t0\n" for piece in pieces)
+    inside = [p[1:] if p.startswith(SPACE_PIECE) else f"##{p}" for p in pieces[1:]]
+    contents = {
+        "tokenizer.model": model,
+        "vocab.txt": "".join(f"{piece}\n" for piece in inside).encode(),
+        "tokenizer.vocab": listed.encode(),
+    }
+    return {
+        f"{hashlib.md5(x, usedforsecurity=False).hexdigest()}_{name}": x
+        for name, x in contents.items()
+    }
+
+
+def _featurizer(config: Config) -> dict[str, np.ndarray]:
+    """Return the buffers of NeMo's features, which restoring demands."""
+    samples = window_samples(config.features)
+    window = 0.5 - 0.5 * np.cos(np.linspace(0, 2 * np.pi, samples))
+    return {
+        "preprocessor.featurizer.window": window.astype(np.float32),
+        "preprocessor.featurizer.fb": mel_filters(config.features).T[None],
+    }
 
 
 def _add(archive: tarfile.TarFile, name: str, contents: bytes) -> None:
@@ -78,7 +112,7 @@ def _nemo_name(name: str, config: Config) -> str:
     return name
 
 
-def _fields(config: Config, tokenizer: str, pieces: list[str]) -> Json:
+def _fields(config: Config, tokenizer: list[str], pieces: list[str]) -> Json:
     kind, is_hybrid = config.objective.kind, config.objective.ctc_weight > 0
     classes = {
         True: "ctc_bpe_models.EncDecCTCModelBPE",
@@ -96,7 +130,13 @@ def _fields(config: Config, tokenizer: str, pieces: list[str]) -> Json:
     fields: Json = {
         "target": _TARGET + target,
         "sample_rate": config.features.sample_rate_hz,
-        "tokenizer": {"dir": None, "type": "bpe", "model_path": f"nemo:{tokenizer}"},
+        "tokenizer": {
+            "dir": None,
+            "type": "bpe",
+            "model_path": f"nemo:{tokenizer[0]}",
+            "vocab_path": f"nemo:{tokenizer[1]}",
+            "spe_tokenizer_vocab": f"nemo:{tokenizer[2]}",
+        },
         "preprocessor": _preprocessor(config),
         "encoder": _encoder(config),
     }
@@ -140,8 +180,10 @@ def _encoder(config: Config) -> Json:
     if encoder.context_frames:
         context = list(encoder.context_frames)
     elif streams:
-        left = encoder.left_context_frames
-        context = [[left, chunk_frames(size, config) - 1] for size in encoder.chunk_ms]
+        left, used = encoder.left_context_frames, config.decoding.chunk_ms
+        # The first one is the default.
+        sizes = sorted(encoder.chunk_ms, key=lambda size: size != used)
+        context = [[left, chunk_frames(size, config) - 1] for size in sizes]
     norms = {"affine": "batch_norm", "layer": "layer_norm"}
     return {
         "_target_": f"{_MODULES}ConformerEncoder",

@@ -22,6 +22,7 @@ def rates(run: Path) -> dict[int, float]:
 FINAL_RATE = 1e-6 * 0.01  # optimizer.peak_learning_rate and final_learning_rate_ratio
 
 
+@pytest.mark.slow
 def test_more_steps_continue_at_the_last_rate_and_a_later_resume_knows(command, trained, run):
     first = rates(run)
     arguments = (*trained.arguments[:3], run, *trained.arguments[4:6], "--data.test=")

@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import pytest
+
 from asr_jax.commands.arguments import override
 from asr_jax.config_file import load_config
 from asr_jax.experiment.corpus import training_corpus
 
 
+@pytest.mark.slow
 def test_a_part_is_held_out_and_the_tokenizer_is_chosen_once(command, trained, tmp_path):
     run = tmp_path / "run"
     arguments = ("train", trained.config, "--run", run, "--data.train", trained.data)

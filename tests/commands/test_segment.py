@@ -45,6 +45,7 @@ def text(trained, command, long_recording) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_manifest_is_read_by_training(trained, command, long_recording, text, tmp_path):
     out = tmp_path / "cut" / "long.jsonl"
     outcome = command("segment", trained.run, long_recording, "--text", text, "--output", out)

@@ -80,7 +80,7 @@ class Skipped:
     id: str
     reason: str
     recording: Utterance | None = field(default=None, compare=False, repr=False)
-    """What can be heard of it, if it lacks only a transcript."""
+    """The recording to play, if it lacks only a transcript."""
 
     def listed(self) -> dict[str, str]:
         """Return the fields that lists of skipped utterances have."""

@@ -67,7 +67,7 @@ class Unread(NamedTuple):
 
     start_seconds: float
     end_seconds: float
-    """As far as the recording's header states it."""
+    """The end of the recording is the one that its header states."""
     reason: str
 
 

@@ -41,7 +41,7 @@ class Trained(NamedTuple):
     checkpoint: str
     """Checkpoint that they come from."""
     origin: Origin | None
-    """Where they come from if another publisher trained them first."""
+    """The publisher's model that they derive from; None for a model trained from nothing."""
 
 
 class Evaluation(TypedDict):

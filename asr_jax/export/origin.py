@@ -1,4 +1,4 @@
-"""Where parameters come from that another publisher trained: source, license and attribution.
+"""The origin of parameters that another publisher trained: source, license and attribution.
 
 An imported model has an origin. A run that starts from its parameters takes it over, and every
 export states it, as licenses such as CC BY demand.

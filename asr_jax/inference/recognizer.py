@@ -59,7 +59,7 @@ class Recognizer(NamedTuple):
     fusion: Fusion = NO_FUSION
     """Scorers that a beam search adds to the model."""
     origin: Origin | None = None
-    """Where the parameters come from, if another publisher trained them first."""
+    """The publisher's model that they derive from; None for a model trained from nothing."""
 
 
 class Recognition(NamedTuple):

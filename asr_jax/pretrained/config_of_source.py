@@ -29,12 +29,12 @@ class Source(NamedTuple):
     features: FeaturesConfig
     kind: Literal["ctc", "transducer", "tdt"]
     scale_input: bool
-    """Whether the encoder's input is multiplied by sqrt(width)."""
+    """True if the encoder's input is multiplied by sqrt(width)."""
     context: tuple[tuple[int, int], ...] = ()
     """Pairs of frames before and after its own that a frame attends to, the default pair first;
     empty: all frames."""
     is_chunked: bool = False
-    """Whether attention is by chunks of (after + 1) frames, and convolutions are causal."""
+    """True if attention sees chunks of (after + 1) frames, and convolutions are causal."""
     activation: Literal["tanh", "relu"] = "relu"
     """Activation of the joint network."""
     durations: tuple[int, ...] = ()

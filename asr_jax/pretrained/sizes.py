@@ -24,11 +24,11 @@ class Sizes(NamedTuple):
     bins: int
     """Mel bins that the subsampling leaves."""
     has_attention_bias: bool
-    """Whether attention and feed-forward have biases."""
+    """True if attention and feed-forward have biases."""
     has_convolution_bias: bool
-    """Whether the layers of the convolution module have biases."""
+    """True if the layers of the convolution module have biases."""
     has_statistics: bool
-    """Whether the norm after the depthwise convolution is a BatchNorm."""
+    """True if the norm after the depthwise convolution is a BatchNorm."""
     vocabulary: int
     """Labels, the blank included."""
     has_ctc: bool

@@ -47,7 +47,7 @@ class Finding(NamedTuple):
 
     anchor: str
     predicate: str
-    """What a recording is or has."""
+    """The property that the recordings share, as the rest of a sentence."""
     explanation: str
     count: int
     listed: Sequence[tuple[int, str]]

@@ -1,8 +1,8 @@
 """Parameters that never change are stored once, in RUN/frozen, and not in every checkpoint.
 
 With adapters of rank 8, a checkpoint of a model of 0.6 billion parameters then takes 0.1 GB instead
-of 10 GB. RUN/frozen is
-written before the first checkpoint; with `checkpoint.directory`, it is in that folder or bucket.
+of 10 GB, counted from the shapes. RUN/frozen is written before the first checkpoint; with
+`checkpoint.directory`, it is in that folder or bucket.
 """
 
 from collections.abc import Iterator, Mapping

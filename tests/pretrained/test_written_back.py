@@ -24,7 +24,15 @@ from tests.pretrained.references import MODELS
 # Tensors that take over others, or that others take over (pretrained/parameters.py).
 FOLDED = (
     *("conv.norm.weight", "conv.norm.bias", "conv.norm.running_mean", "conv.norm.running_var"),
-    *("conv.depthwise_conv.bias", "q_proj.bias", "k_proj.bias", "bias_u", "bias_v"),
+    *(
+        "depthwise_conv.bias",
+        "0.pointwise_conv.bias",
+        "1.pointwise_conv.bias",
+        "q_proj.bias",
+        "k_proj.bias",
+        "bias_u",
+        "bias_v",
+    ),
     *("layers.2.bias", "layers.3.bias", "layers.5.bias", "layers.6.bias"),
     *("subsampling.linear.weight", "subsampling.linear.bias", "decoder_projector.bias"),
     *("encoder_projector.bias", "bias_ih_l0", "bias_hh_l0", "bias_ih_l1", "bias_hh_l1"),
@@ -46,7 +54,7 @@ def assert_same_parameters(source, params) -> None:
         np.testing.assert_array_equal(again[key](), value, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["ctc", "rnnt", "tdt"])
+@pytest.mark.parametrize("name", ["ctc", "rnnt", "tdt", "nemotron"])
 def test_a_folder_of_transformers_has_the_tensors_of_its_source(name, tmp_path):
     model, params, written = imported(name)
     write_folder(tmp_path, written, model.config, model.tokenizer)

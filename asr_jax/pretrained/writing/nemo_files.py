@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,26 +13,13 @@ from asr_jax.config import Config, chunk_frames
 from asr_jax.features.frames import window_samples
 from asr_jax.features.mel import mel_filters
 from asr_jax.pretrained.nemo_archive import CONFIG, WEIGHTS
+from asr_jax.pretrained.nemo_names import NEMO, name_in
 from asr_jax.pretrained.writing.torch_checkpoint import write_checkpoint
 from asr_jax.text import SPACE_PIECE
 
 Json = dict[str, object]
 _TARGET = "nemo.collections.asr.models."
 _MODULES = "nemo.collections.asr.modules."
-# The inverse of nemo_names.py.
-_RENAMED = (
-    (r"^encoder\.subsampling\.layers\.", "encoder.pre_encode.conv."),
-    (r"^encoder\.subsampling\.linear\.", "encoder.pre_encode.out."),
-    (r"\.self_attn\.relative_k_proj\.", ".self_attn.linear_pos."),
-    (r"\.self_attn\.o_proj\.", ".self_attn.linear_out."),
-    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.linear_\1."),
-    (r"\.self_attn\.bias_([uv])$", r".self_attn.pos_bias_\1"),
-    (r"\.conv\.norm\.", ".conv.batch_norm."),
-    (r"^decoder\.embedding\.", "decoder.prediction.embed."),
-    (r"^decoder\.lstm\.", "decoder.prediction.dec_rnn.lstm."),
-    (r"^encoder_projector\.", "joint.enc."),
-    (r"^decoder\.decoder_projector\.", "joint.pred."),
-)
 
 
 def write_archive(
@@ -101,15 +87,11 @@ def _nemo_name(name: str, config: Config) -> str:
     is_ctc = config.objective.kind == "ctc"
     # The output layer follows an activation, and a dropout if there is one.
     place = 2 if config.joint.dropout else 1
-    others = (
-        (r"^ctc_head\.", ("" if is_ctc else "ctc_") + "decoder.decoder_layers.0."),
-        (r"^joint\.head\.", f"joint.joint_net.{place}."),
+    heads = (
+        (("" if is_ctc else "ctc_") + "decoder.decoder_layers.0.", "ctc_head."),
+        (f"joint.joint_net.{place}.", "joint.head."),
     )
-    for pattern, replacement in (*_RENAMED, *others):
-        name, found = re.subn(pattern, replacement, name)
-        if found and not pattern.startswith(r"\."):
-            return name
-    return name
+    return name_in((*NEMO, *heads), name)
 
 
 def _fields(config: Config, tokenizer: list[str], pieces: list[str]) -> Json:

@@ -4,7 +4,6 @@ Field by field they are what save_pretrained of transformers 5.24 writes for its
 Nemotron classes.
 """
 
-import re
 from typing import NamedTuple
 
 from asr_jax.config import Config, chunk_frames
@@ -14,14 +13,6 @@ VERSION = "5.24.0"
 Json = dict[str, object]
 _CLASSES = {"ctc": "ParakeetForCTC", "transducer": "ParakeetForRNNT", "tdt": "ParakeetForTDT"}
 _TYPES = {"ctc": "parakeet_ctc", "transducer": "parakeet_rnnt", "tdt": "parakeet_tdt"}
-# Names of the tensors in its class of streams, which numbers the subsampling's layers otherwise.
-_OF_STREAMS = {
-    r"subsampling\.layers\.0\.": "subsampling.conv_in.",
-    r"subsampling\.layers\.2\.": "subsampling.layers.0.depthwise_conv.",
-    r"subsampling\.layers\.3\.": "subsampling.layers.0.pointwise_conv.",
-    r"subsampling\.layers\.5\.": "subsampling.layers.1.depthwise_conv.",
-    r"subsampling\.layers\.6\.": "subsampling.layers.1.pointwise_conv.",
-}
 _PAD = "<pad>"
 
 
@@ -46,14 +37,6 @@ def labels_of(config: Config, tokenizer: Tokenizer) -> Labels:
         return Labels(size, size - 1, (_PAD,))
     pieces = tokenizer.pieces[1:]
     return Labels(size, pieces.index(_PAD) if _PAD in pieces else 0, ("<blank>",))
-
-
-def tensor_name(name: str, config: Config) -> str:
-    """Return the name of a tensor in the class of the config."""
-    for pattern, replacement in _OF_STREAMS.items() if config.encoder.chunk_ms else ():
-        if re.search(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
 
 
 def model_config(config: Config, labels: Labels) -> Json:

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
 
 from asr_jax.config import Config
+from asr_jax.pretrained.nemo_names import STREAMING, name_in
 from asr_jax.pretrained.writing.sentencepiece_model import model_without_blank
 from asr_jax.pretrained.writing.tokenizer_json import tokenizer_json
 from asr_jax.pretrained.writing.transformers_files import (
@@ -15,7 +16,6 @@ from asr_jax.pretrained.writing.transformers_files import (
     labels_of,
     model_config,
     processor_files,
-    tensor_name,
 )
 from asr_jax.text import Tokenizer
 
@@ -26,7 +26,7 @@ def write_folder(
     """Write the files of a model. The CTC head beside a transducer has no place in them."""
     labels = labels_of(config, tokenizer)
     named = {
-        tensor_name(name, config): value
+        name_in(STREAMING, name) if config.encoder.chunk_ms else name: value
         for name, value in tensors.items()
         if config.objective.kind == "ctc" or not name.startswith("ctc_head.")
     }
